@@ -1,0 +1,99 @@
+"""Every failure a user can meet: one class per stage, each naming stage, layer, cause and remedy.
+
+The command line prints exactly ``str(error)`` and exits with code 2; nothing half-written is left behind.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PenjingError(Exception):
+    """Base of all errors raised on purpose.
+
+    Attributes:
+        cause: What is wrong, quoting the user's own value.
+        remedy: What to do about it, as an instruction.
+        layer: The layer, parameter, op or file concerned, if any.
+        completed: Names of the stages that had finished before, oldest first (filled in by the run).
+    """
+
+    stage: ClassVar[str] = "penjing"
+
+    def __init__(self, cause: str, *, remedy: str, layer: str | None = None) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.remedy = remedy
+        self.layer = layer
+        self.completed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        where = f" at {self.layer}" if self.layer else ""
+        done = f" (done before: {', '.join(self.completed)})" if self.completed else ""
+        return f"{self.stage}{where}: {self.cause}. {self.remedy}{done}"
+
+
+class TraceError(PenjingError):
+    """Raised when a model cannot be traced: wrong inputs, NaN weights, or a forward torch.export refuses."""
+
+    stage = "trace"
+
+
+class PruneError(PenjingError):
+    """Raised when a plan cannot be made or applied: bad ratio, unknown name, plan of another model."""
+
+    stage = "prune"
+
+
+class RecoverError(PenjingError):
+    """Raised by training and recovery: non-finite loss, labels out of range, a teacher of another shape."""
+
+    stage = "recover"
+
+
+class DataError(PenjingError):
+    """Raised when data cannot be read or does not fit: empty, wrong shape, NaN, labels outside the classes."""
+
+    stage = "data"
+
+
+class QuantizeError(PenjingError):
+    """Raised when quantization cannot proceed: unusable calibration data, non-finite activations."""
+
+    stage = "quantize"
+
+
+class ExportError(PenjingError):
+    """Raised when a format cannot be written: missing extra, unsupported op, unwritable folder."""
+
+    stage = "export"
+
+
+class VerifyError(PenjingError):
+    """Raised when a written file disagrees with the model it was made from."""
+
+    stage = "verify"
+
+
+class MeasureError(PenjingError):
+    """Raised when something cannot be measured: no samples, a runtime that does not start."""
+
+    stage = "measure"
+
+
+class ArtifactError(PenjingError):
+    """Raised when an artifact folder is missing, damaged, of a newer version, or wants to run code."""
+
+    stage = "load"
+
+
+class RecipeError(PenjingError):
+    """Raised for a recipe or option that is unknown or out of range; suggests the nearest valid name."""
+
+    stage = "recipe"
+
+
+class RunError(PenjingError):
+    """Raised when a run cannot start or go on: locked by another process, recipe changed, unwritable folder."""
+
+    stage = "run"

@@ -1,0 +1,71 @@
+"""Files appear whole or not at all: everything is written aside and renamed into place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from penjing.errors import RunError
+
+
+@contextmanager
+def atomic_write(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success it is flushed to disk and becomes ``path``.
+
+    Raises:
+        RunError: if the folder cannot be written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path} ({error.strerror or error})", remedy="Choose a writable folder with free space"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(path: Path | str) -> Iterator[Path]:
+    """Give a fresh temporary folder beside ``path``; on success it replaces ``path`` as a whole.
+
+    Raises:
+        RunError: if the folder cannot be written.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        if path.is_dir():
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(path, old)
+            os.replace(aside, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(aside, path)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path} ({error.strerror or error})", remedy="Choose a writable folder with free space"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_json(path: Path | str, data: Any) -> None:
+    """Write plain data as indented JSON, atomically; NaN and infinity are refused (they are not JSON)."""
+    with atomic_write(path) as aside:
+        aside.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
