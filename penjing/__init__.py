@@ -1,0 +1,1 @@
+"""Penjing: takes a trained network and gives back a small, fast one, finished."""
