@@ -1,0 +1,8 @@
+"""Data sources and the loader: the embedded glyphs, image folders, Parquet, npz and the user's own loaders."""
+
+from __future__ import annotations
+
+from penjing.data.glyphs import contact_sheet, glyphs
+from penjing.data.split import ArraySplit, DataBundle, Loader, Split
+
+__all__ = ["ArraySplit", "DataBundle", "Loader", "Split", "contact_sheet", "glyphs"]
