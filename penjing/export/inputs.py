@@ -1,0 +1,122 @@
+"""Example inputs: one tensor, a tuple, or a dict of tensors — as call arguments, and as named arrays to feed a file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from penjing.errors import ExportError
+
+Feeds = dict[str, np.ndarray]
+
+
+def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments that call the model on ``example_inputs``.
+
+    Raises:
+        ExportError: if nothing was given, or something that holds no tensor.
+    """
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, np.ndarray):
+        return (torch.from_numpy(example_inputs),), {}
+    if isinstance(example_inputs, Mapping) and example_inputs:
+        return (), {str(name): value for name, value in example_inputs.items()}
+    if isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str) and example_inputs:
+        return tuple(example_inputs), {}
+    raise ExportError(
+        f"example_inputs is {type(example_inputs).__name__!r}, which holds no tensor",
+        remedy="Give a tensor, a non-empty tuple of tensors, or a dict from argument name to tensor",
+    )
+
+
+def tensors_of(example_inputs: Any) -> list[torch.Tensor]:
+    """All tensors of ``example_inputs``, in call order (nested lists and dicts are walked)."""
+    args, kwargs = as_call(example_inputs)
+    leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def input_names(model: nn.Module, example_inputs: Any) -> list[str]:
+    """One name a tensor: ``input`` for a single one, the dict's keys, else the forward's argument names.
+
+    An argument that is itself a list or dict of tensors gives ``name_0``, ``name_1``…
+    """
+    args, kwargs = as_call(example_inputs)
+    if not kwargs and len(args) == 1 and isinstance(args[0], torch.Tensor):
+        return ["input"]
+    parameters = [
+        p.name
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    named = [(parameters[i] if i < len(parameters) else f"input_{i}", arg) for i, arg in enumerate(args)]
+    names: list[str] = []
+    for name, value in [*named, *kwargs.items()]:
+        count = sum(isinstance(leaf, torch.Tensor) for leaf in torch.utils._pytree.tree_leaves(value))
+        names += [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
+    return names
+
+
+def as_feeds(example_inputs: Any, names: Sequence[str]) -> Feeds:
+    """Named arrays for a runner, from example inputs in call order.
+
+    Raises:
+        ExportError: if there are more or fewer tensors than names.
+    """
+    if isinstance(example_inputs, Mapping) and set(example_inputs) == set(names):
+        return {name: to_numpy(example_inputs[name]) for name in names}
+    tensors = tensors_of(example_inputs)
+    if len(tensors) != len(names):
+        raise ExportError(
+            f"{len(tensors)} input tensors were given to a file that takes {len(names)} ({', '.join(names)})",
+            remedy="Give one tensor for each input of the file",
+        )
+    return {name: to_numpy(tensor) for name, tensor in zip(names, tensors, strict=True)}
+
+
+def to_numpy(value: torch.Tensor | np.ndarray) -> np.ndarray:
+    """The tensor as an array on the CPU; bfloat16, which NumPy lacks, becomes float32."""
+    if isinstance(value, np.ndarray):
+        return value
+    value = value.detach().cpu()
+    return np.asarray(value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy())
+
+
+def batch_of(inputs: Any) -> Any:
+    """The model inputs in one batch of a data source: a tensor, a tuple, or a dict (a target is dropped)."""
+    if (
+        isinstance(inputs, tuple | list)
+        and len(inputs) == 2
+        and isinstance(inputs[0], torch.Tensor | Mapping | tuple)
+    ):
+        return inputs[0]
+    return inputs
+
+
+def resized(feeds: Feeds, batch: int, *, seed: int = 0) -> Feeds:
+    """``feeds`` with ``batch`` samples: real rows first, further ones are earlier rows with a little noise.
+
+    Integer inputs (token ids, masks) repeat rows unchanged, since noise would leave their range. Inputs whose first
+    dimension differs from the first input's are not batched and stay as they are.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = [array.shape[0] for array in feeds.values() if array.ndim]
+    given = sizes[0] if sizes else 0
+    out: Feeds = {}
+    for name, array in feeds.items():
+        if not array.ndim or array.shape[0] != given or given == batch:
+            out[name] = array
+            continue
+        rows = array[np.arange(batch) % given]
+        if np.issubdtype(array.dtype, np.floating) and batch > given:
+            scale = 0.1 * float(array.std()) or 0.1
+            rows = rows.copy()
+            rows[given:] += (scale * rng.standard_normal(rows[given:].shape)).astype(array.dtype)
+        out[name] = np.ascontiguousarray(rows)
+    return out

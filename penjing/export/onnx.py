@@ -1,0 +1,392 @@
+"""ONNX: written through ``torch.export``, checked, and run in ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from penjing.errors import ExportError
+from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
+from penjing.export.inputs import Feeds, as_call
+from penjing.export.inputs import input_names as default_input_names
+from penjing.files import atomic_write
+
+DEFAULT_OPSET = 20
+"""Has GELU and every op torch's exporter emits; read by ONNX Runtime ≥ 1.17, OpenVINO and TensorRT 10."""
+
+_EXTERNAL_ABOVE = 2**31 - 2**24
+"""Protocol buffers end at 2 GiB; beyond this many bytes of weights they go to ``<name>.data`` beside the file."""
+
+_KEPT_NODE_METADATA = "pkg.torch.onnx.name_scopes"
+
+
+def export_onnx(
+    model: nn.Module,
+    path: Path | str,
+    example_inputs: Any,
+    *,
+    dynamic_batch: bool | Literal["auto"] = True,
+    opset: int | None = None,
+    input_names: Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write ``model`` in inference mode as one ONNX file (weights beside it when they pass 2 GB).
+
+    Constants are folded and batch norms go into the convolution or linear layer before them. Each node keeps the name
+    of the module it came from (metadata key ``layer``). The model is not copied; its training flags are given back.
+
+    Args:
+        model: Any module ``torch.export`` accepts.
+        path: The file; replaced atomically.
+        example_inputs: A tensor, a tuple or a dict of tensors, as the model is called; dimension 0 is the batch.
+        dynamic_batch: Leave the batch size free. ``"auto"`` fixes it only where the model itself does.
+        opset: ONNX operator set, by default 20.
+        input_names: Names for the inputs; by default ``input``, or the argument names where there are several.
+        metadata: Further entries for the file's metadata.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ExportError: naming the op or the reason when the model cannot be expressed, or the batch cannot be free.
+    """
+    path = Path(path)
+    opset = DEFAULT_OPSET if opset is None else opset
+    args, kwargs = as_call(example_inputs)
+    names = list(input_names) if input_names is not None else default_input_names(model, example_inputs)
+    with inference(model), quiet():
+        program = _to_program(model, args, kwargs, dynamic_batch, names)
+        graph = _to_onnx(program, names, opset)
+        _clean(graph, opset, metadata or {})
+        _save(graph, path)
+    _check(path)
+    return path
+
+
+@contextlib.contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode without gradients; every module's training flag is restored afterwards."""
+    training = [module for module in model.modules() if module.training]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    # The fused attention kernels of nn.TransformerEncoder have no ONNX counterpart; the plain path is the same function.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep exporters from printing or warning: what matters comes back as an error."""
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch")
+    ]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _to_program(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool | str, names: Sequence[str]
+) -> torch.export.ExportedProgram:
+    leaves, spec = torch.utils._pytree.tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if len(tensors) != len(names):
+        raise ExportError(
+            f"{len(names)} input names were given for {len(tensors)} input tensors",
+            remedy="Give one name for each tensor",
+        )
+    batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 0
+    batched = [isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch for leaf in leaves]
+    failure: Exception | None = None
+    if dynamic and batch:
+        # A batch of one would be read as a constant, so the example is doubled.
+        wide = [
+            torch.cat([leaf, leaf]) if is_batched and batch == 1 else leaf
+            for leaf, is_batched in zip(leaves, batched)
+        ]
+        for dim in (torch.export.Dim("batch"), torch.export.Dim.DYNAMIC):
+            shapes = [({0: dim} if is_batched else None) for is_batched in batched]
+            dyn_args, dyn_kwargs = torch.utils._pytree.tree_unflatten(wide, spec)
+            shape_args, shape_kwargs = torch.utils._pytree.tree_unflatten(shapes, spec)
+            try:
+                return torch.export.export(
+                    model,
+                    dyn_args,
+                    dyn_kwargs,
+                    dynamic_shapes=_by_parameter(model, shape_args, shape_kwargs),
+                    strict=False,
+                )
+            except Exception as error:  # torch.export raises many kinds; all are reported below
+                failure = error
+        if dynamic != "auto":
+            raise ExportError(
+                f"the batch size cannot be left free: {_first_line(failure)}",
+                remedy="Pass dynamic_batch=False (or 'auto') to export it for the batch size of example_inputs",
+            ) from failure
+    try:
+        return torch.export.export(model, args, kwargs, strict=False)
+    except Exception as error:
+        raise ExportError(
+            f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}",
+            remedy="Check that example_inputs fit the model's forward and that the forward has no data-dependent branch",
+        ) from error
+
+
+def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``dynamic_shapes`` as torch.export wants it: by argument name, with ``*args`` and ``**kwargs`` gathered."""
+    import inspect
+
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    return dict(bound.arguments)
+
+
+def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset: int) -> Any:
+    try:
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=list(names),
+            output_names=_output_names(program),
+            opset_version=opset,
+            external_data=False,
+            verbose=False,
+            optimize=True,
+        )
+    except Exception as error:
+        raise ExportError(
+            f"torch has no ONNX translation for this model: {_first_line(error)}",
+            remedy="Replace the op named, or export the format 'program' (PT2), which keeps every op",
+        ) from error
+    assert exported is not None
+    graph = exported.model
+    if graph.opset_imports.get("", opset) != opset:
+        raise ExportError(
+            f"the model cannot be written for ONNX opset {opset} (it needs {graph.opset_imports['']})",
+            remedy=f"Leave opset out, or ask for {graph.opset_imports['']}",
+        )
+    return graph
+
+
+def _output_names(program: torch.export.ExportedProgram) -> list[str]:
+    """``output`` for one tensor, dict keys for a dict, else ``output_0``…"""
+    spec = program.call_spec.out_spec
+    count = len(program.graph_signature.user_outputs)
+    if count == 1:
+        return ["output"]
+    assert spec is not None
+    tree = torch.utils._pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    leaves = torch.utils._pytree.tree_flatten_with_path(tree)[0]
+    named = [
+        ".".join(str(getattr(k, "key", getattr(k, "name", None) or getattr(k, "idx", ""))) for k in p)
+        for p, _ in leaves
+    ]
+    if len(named) != count or any(name.replace(".", "").isdigit() or not name for name in named):
+        return [f"output_{i}" for i in range(count)]
+    taken = set(program.graph_signature.user_inputs)
+    return [f"output_{name}" if name in taken else name for name in named]
+
+
+def _clean(graph: Any, opset: int, metadata: Mapping[str, str]) -> None:
+    """Drop stack traces (they hold paths of this machine), keep each node's module as ``layer``."""
+    import penjing
+
+    for node in graph.graph.all_nodes():
+        scopes = node.metadata_props.get(_KEPT_NODE_METADATA, "")
+        node.metadata_props.clear()
+        node.doc_string = None
+        layer = _deepest_scope(scopes)
+        if layer:
+            node.metadata_props["layer"] = layer
+    for value in [*graph.graph.inputs, *graph.graph.outputs, *graph.graph.initializers.values()]:
+        value.metadata_props.clear()
+    for node in graph.graph.all_nodes():
+        for value in node.outputs:
+            value.metadata_props.clear()
+    graph.graph.metadata_props.clear()
+    graph.metadata_props.clear()
+    graph.metadata_props.update({"producer": "penjing", "opset": str(opset), **metadata})
+    graph.producer_name = "penjing"
+    graph.producer_version = getattr(penjing, "__version__", None) or "0"
+    graph.graph.name = "penjing"
+
+
+def _deepest_scope(scopes: str) -> str:
+    """The innermost module of torch's scope list ``['', 'features', 'features.0', 'conv2d']``, whose end is the op."""
+    parts = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
+    return parts[-2] if len(parts) > 1 else ""
+
+
+def _save(graph: Any, path: Path) -> None:
+    import onnx_ir
+
+    size = sum(v.const_value.nbytes for v in graph.graph.initializers.values() if v.const_value is not None)
+    external = size > _EXTERNAL_ABOVE
+    with atomic_write(path) as aside:
+        if not external:
+            onnx_ir.save(graph, aside)
+            return
+        data = path.with_name(path.name + ".data")
+        folder = path.with_name(f".{path.name}.parts")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            onnx_ir.save(graph, folder / path.name, external_data=data.name)
+            os.replace(folder / data.name, data)
+            os.replace(folder / path.name, aside)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise ExportError(
+            f"the ONNX file is not valid: {_first_line(error)}",
+            layer=str(path),
+            remedy="Report the model: the exporter wrote a graph that the ONNX standard refuses",
+        ) from error
+
+
+def _first_line(error: BaseException | None) -> str:
+    """The line of a long exporter error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [
+        line for line in lines if not line.startswith(("#", "Failed to", "Context", "⬆", "<", "- ", "("))
+    ]
+    return (telling or lines or [type(error).__name__])[0][:300]
+
+
+class OnnxRunner(Runner):
+    """An ONNX file in ONNX Runtime on the CPU.
+
+    Args:
+        path: The ``.onnx`` file.
+        threads: Threads within an op; 0 leaves the choice to the runtime.
+    """
+
+    def __init__(self, path: Path | str, *, threads: int = 0) -> None:
+        import onnxruntime as ort
+
+        self.path = Path(path)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        try:
+            self.session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's own exception classes are private
+            raise ExportError(
+                f"ONNX Runtime cannot open the file: {_first_line(error)}",
+                layer=str(self.path),
+                remedy="Check that the file is complete and of an opset this onnxruntime knows",
+            ) from error
+        self.runtime = f"onnxruntime {ort.__version__}"
+        self.inputs = tuple(
+            TensorSpec(i.name, _numpy_type(i.type), tuple(d if isinstance(d, int) else None for d in i.shape))
+            for i in self.session.get_inputs()
+        )
+        self.outputs = tuple(o.name for o in self.session.get_outputs())
+
+    def run(self, feeds: Feeds) -> list[np.ndarray]:
+        """Outputs in the file's order, each an array."""
+        return [np.asarray(value) for value in self.session.run(None, feeds)]
+
+
+_NUMPY_TYPES: dict[str, str] = {
+    "float": "float32",
+    "double": "float64",
+    "float16": "float16",
+    "int64": "int64",
+    "int32": "int32",
+    "int8": "int8",
+    "uint8": "uint8",
+    "bool": "bool",
+}
+
+
+def _numpy_type(onnx_type: str) -> np.dtype[Any]:
+    name = onnx_type.removeprefix("tensor(").removesuffix(")")
+    return np.dtype(_NUMPY_TYPES.get(name, name))
+
+
+@register
+class OnnxExporter(Exporter):
+    """The fp32 ONNX file, from which every other served format is made."""
+
+    name: ClassVar[str] = "onnx"
+    filename: ClassVar[str] = "model.onnx"
+
+    def write(self, source: Source, path: Path) -> None:
+        """Copy the ONNX file all formats come from (external weights included)."""
+        copy_onnx(source.onnx, path)
+
+    def open(self, path: Path) -> Runner:
+        """The file in ONNX Runtime."""
+        return OnnxRunner(path)
+
+
+@register
+class QuantizedOnnxExporter(OnnxExporter):
+    """The quantized (QDQ) ONNX file, given beside the model and copied as it is."""
+
+    name: ClassVar[str] = "onnx_int8"
+    filename: ClassVar[str] = "model.int8.onnx"
+    quantized: ClassVar[bool] = True
+
+    def write(self, source: Source, path: Path) -> None:
+        """Copy the given int8 file.
+
+        Raises:
+            ExportError: if none was given.
+        """
+        if source.int8 is None:
+            raise ExportError(
+                "format 'onnx_int8' was asked for, but there is no quantized model",
+                remedy="Quantize first and pass the file as int8=…",
+            )
+        copy_onnx(source.int8, path)
+
+
+def copy_onnx(source: Path, path: Path) -> None:
+    """Copy an ONNX file and the external data files it names; copying onto itself does nothing."""
+    if source.resolve() == path.resolve():
+        return
+    model = onnx.load(str(source), load_external_data=False)
+    for location in external_files(model):
+        with atomic_write(path.parent / location) as aside:
+            shutil.copyfile(source.parent / location, aside)
+    with atomic_write(path) as aside:
+        shutil.copyfile(source, aside)
+
+
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """Names of the external data files of a model loaded without them."""
+    found = set()
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            found |= {entry.value for entry in tensor.external_data if entry.key == "location"}
+    return found
