@@ -1,0 +1,107 @@
+"""Structured logging: every event of a run as one JSON line, in a file that survives being cut off anywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from penjing.errors import RunError
+from penjing.events import Event, Listener
+
+
+def event_to_dict(event: Event) -> dict[str, Any]:
+    """The event as plain JSON data: empty parts left out, non-finite metrics as strings (JSON has no NaN)."""
+    record: dict[str, Any] = {"stage": event.stage, "kind": event.kind}
+    if event.total:
+        record |= {"step": event.step, "total": event.total, "unit": event.unit}
+    if event.metrics:
+        record["metrics"] = {
+            name: value if math.isfinite(value) else str(value) for name, value in event.metrics.items()
+        }
+    if event.message:
+        record["message"] = event.message
+    return record
+
+
+def tee(*listeners: Listener) -> Listener:
+    """One listener that passes every event to all of these, in order."""
+
+    def listen(event: Event) -> None:
+        for each in listeners:
+            each(event)
+
+    return listen
+
+
+class JsonLog:
+    """Appends events to a JSON-lines file; itself a listener, and a context manager.
+
+    A process killed while writing leaves a last line without its end; opening again drops that fragment, so the
+    file always parses. Each line is handed to the system at once, so a killed process loses no finished line.
+
+    Args:
+        path: The file, made if missing.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_unfinished_line(self.path)
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def __call__(self, event: Event) -> None:
+        record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event_to_dict(event)}
+        try:
+            self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_log(path: Path | str) -> list[dict[str, Any]]:
+    """All finished lines of a JSON-lines log, oldest first."""
+    text = Path(path).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n")[:-1] if line]
+
+
+def _drop_unfinished_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        tail = b""
+        while size > 0:  # walk back to the last newline
+            step = min(4096, size)
+            size -= step
+            file.seek(size)
+            tail = file.read(step)
+            end = tail.rfind(b"\n")
+            if end >= 0:
+                file.truncate(size + end + 1)
+                return
+        file.truncate(0)
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    cause = f"cannot write {path} ({error.strerror or error})"
+    return RunError(cause, remedy="Choose a writable folder with free space")

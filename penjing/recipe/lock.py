@@ -1,0 +1,83 @@
+"""One process per run folder: a lock that names its owner and cannot outlive it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from penjing.errors import RunError
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[str]:
+    """Hold the folder for this process.
+
+    The lock is the kernel's (``flock``), so it ends with its process, however that ends; the file's content only
+    says who holds it. A content left without a lock is the mark of a process that was killed.
+
+    Args:
+        folder: The run folder, made if missing.
+
+    Yields:
+        A sentence about the owner that ended without finishing, or "".
+
+    Raises:
+        RunError: naming the owner, if another process holds the folder, or if the folder cannot be written.
+    """
+    path = folder / "work" / "lock.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        cause = f"cannot write {path} ({error.strerror or error})"
+        raise RunError(cause, remedy="Choose a writable folder") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"{folder} is in use by {_owner(handle) or 'another process'}",
+                remedy="Wait for it, end that process, or choose another folder",
+            ) from error
+        except OSError as error:
+            cause = f"{folder} cannot be locked ({error.strerror or error})"
+            raise RunError(cause, remedy="Choose a folder on a file system with locks") from error
+        stale = _owner(handle)
+        _write(handle, json.dumps(_self(), indent=2) + "\n")
+        try:
+            yield f"taken over from {stale}, which ended without finishing" if stale else ""
+        finally:
+            _write(handle, "")  # the file stays: removing it would let two processes lock two files
+    finally:
+        os.close(handle)
+
+
+def _self() -> dict[str, str | int]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "start": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _owner(handle: int) -> str:
+    text = os.pread(handle, 4096, 0).decode("utf-8", "replace").strip()
+    try:
+        owner = json.loads(text) if text else None
+    except json.JSONDecodeError:
+        return "a process it does not name"  # killed while writing its name
+    if not isinstance(owner, dict):
+        return ""
+    return f"process {owner.get('pid')} on {owner.get('host')} (since {owner.get('start')})"
+
+
+def _write(handle: int, text: str) -> None:
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, text.encode(), 0)
+    os.fsync(handle)

@@ -1,0 +1,236 @@
+"""The recipe: everything a run does, as one object. The YAML file, the run's stored record and Python share it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from penjing.config import Config
+from penjing.errors import RecipeError
+from penjing.files import atomic_write
+from penjing.prune.budget import Budget
+from penjing.prune.reconstruct import ReconstructConfig
+from penjing.quantize.config import QuantizeConfig
+from penjing.recover.config import RecoverConfig
+
+GIVEN = "<given>"
+"""The spec of a model or data set that was handed over as a Python object and has no name."""
+
+
+class DataConfig(Config):
+    """Where the samples come from and how they are fed.
+
+    Attributes:
+        spec: ``glyphs``, an image folder, a Parquet or ``.npz`` file, or ``file.py:factory``.
+        options: Options of that source.
+        batch_size: Samples in a training batch.
+        eval_batch_size: Samples in a batch when nothing is trained.
+        augment: Augmentation of training batches by name (``penjing.recover.augment``), or None.
+        augment_options: Options of the augmentation.
+        layout: Layout of the batches the model is given: ``"nchw"``, ``"nhwc"``, or ``"auto"``, by the model's inputs.
+        normalize: ``"mean_std"`` of the training images, ``"unit"`` ([0, 1] as it is), or ``"auto"``: mean_std where
+            this recipe trains the network, unit where it comes trained from a file.
+        calibration: Most training samples used for statistics (importance, reconstruction, quantization ranges).
+    """
+
+    spec: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    batch_size: int = Field(default=128, ge=1)
+    eval_batch_size: int = Field(default=250, ge=1)
+    augment: str | None = None
+    augment_options: dict[str, Any] = Field(default_factory=dict)
+    layout: Literal["auto", "nchw", "nhwc"] = "auto"
+    normalize: Literal["auto", "mean_std", "unit"] = "auto"
+    calibration: int = Field(default=2048, ge=1)
+
+
+class ModelConfig(Config):
+    """Which network.
+
+    Attributes:
+        spec: ``penjing:NAME``, ``timm:NAME``, ``torchvision:NAME``, ``file.py:factory``, ``model.keras``…
+        options: Options of the factory.
+        weights: A ``.safetensors`` file with trained weights.
+    """
+
+    spec: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    weights: str | None = None
+
+
+class PruneConfig(Config):
+    """How the network is made smaller.
+
+    Attributes:
+        budget: What may be left (parameters, MACs); or use ``ratio``.
+        ratio: Fraction of every group's slots removed, 0 to 1, instead of a budget.
+        ratios: Ratios by parameter-name glob, beside ``ratio``.
+        criterion: Name of the importance criterion.
+        scope: Where scores compete: ``"local"``, ``"global"`` or ``"isomorphic"``.
+        ignore: Parameter-name globs that stay whole.
+        round_to: Widths become multiples of this.
+        min_slots: Fewest slots left in a group.
+        reconstruct: Refit the layers to the original's outputs after removal; false, true, or its options.
+        steps: Rounds of pruning, with ``between`` as recovery after each but the last.
+        between: Recovery between rounds; None takes the recipe's ``recover`` with a quarter of its epochs.
+    """
+
+    budget: Budget | None = None
+    ratio: float | None = Field(default=None, ge=0, lt=1)
+    ratios: dict[str, float] = Field(default_factory=dict)
+    criterion: str = "magnitude"
+    scope: str = "global"
+    ignore: tuple[str, ...] = ()
+    round_to: int = Field(default=1, ge=1)
+    min_slots: int = Field(default=1, ge=1)
+    reconstruct: ReconstructConfig | None = None
+    steps: int = Field(default=1, ge=1)
+    between: RecoverConfig | None = None
+
+    @field_validator("reconstruct", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return ReconstructConfig() if value else None
+        return value
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Self:
+        if (self.budget is None) == (self.ratio is None and not self.ratios):
+            raise ValueError("give either `budget` or `ratio` (or `ratios`)")
+        if self.steps > 1 and self.budget is None:
+            raise ValueError("`steps` needs a `budget` to approach step by step")
+        return self
+
+
+class ExportConfig(Config):
+    """Which files are written.
+
+    Attributes:
+        formats: Names of export formats (``penjing.export``); ``onnx`` is always among them, it is what is measured.
+        opset: ONNX opset; None takes the exporter's default.
+        batch_sizes: Batch sizes at which every file is checked against the network it was made from.
+    """
+
+    formats: tuple[str, ...] = ("onnx", "saved_model")
+    opset: int | None = None
+    batch_sizes: tuple[int, ...] = (1, 3, 8)
+
+    @field_validator("formats", mode="after")
+    @classmethod
+    def _onnx_first(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return ("onnx", *(name for name in value if name != "onnx"))
+
+
+class MeasureConfig(Config):
+    """What the final table measures.
+
+    Attributes:
+        threads: Threads of the runtime while latency is measured.
+        batches: Batch sizes of the latency columns.
+        runs: Timed runs of each file at each batch size, taken in turns.
+        max_train: Most training samples for the train accuracy; the table states n.
+        robustness: Also measure accuracy under noise, blur, contrast and JPEG on the test set.
+    """
+
+    threads: int = Field(default=1, ge=1)
+    batches: tuple[int, ...] = (1, 32)
+    runs: int = Field(default=50, ge=3)
+    max_train: int = Field(default=2000, ge=1)
+    robustness: bool = False
+
+
+class Recipe(Config):
+    """A whole run: train → prune → recover → quantize → export → verify → measure → report.
+
+    Attributes:
+        name: Name of the run; letters, digits, ``-``, ``_`` and ``.``.
+        seed: Seeds everything that draws.
+        data: The samples.
+        model: The network.
+        article: Training the way the article's text does it, for the first row of the table; None leaves the row out.
+        train: Training of the dense network; None where it comes trained.
+        prune: How it is made smaller.
+        recover: Distillation from the dense network.
+        quantize: Post-training quantization; None leaves the network in fp32.
+        export: The files.
+        measure: The table.
+        max_drop: Largest loss of validation accuracy, dense to final file, that counts as holding (a fraction: 0.01
+            is one point); None does not judge.
+        baselines: Also run random pruning with the same recovery, and the small network trained from scratch for the
+            same time.
+    """
+
+    name: str = "run"
+    seed: int = 0
+    data: DataConfig
+    model: ModelConfig
+    article: RecoverConfig | None = None
+    train: RecoverConfig | None = None
+    prune: PruneConfig
+    recover: RecoverConfig = RecoverConfig()
+    quantize: QuantizeConfig | None = QuantizeConfig()
+    export: ExportConfig = ExportConfig()
+    measure: MeasureConfig = MeasureConfig()
+    max_drop: float | None = Field(default=None, ge=0, le=1)
+    baselines: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w.-]+", value):
+            raise ValueError(f"name {value!r} has other signs than letters, digits, '-', '_' and '.'")
+        return value
+
+    @model_validator(mode="after")
+    def _trained_somewhere(self) -> Self:
+        if self.article is not None and self.train is None:
+            raise ValueError("`article` compares with `train`; give `train` as well")
+        return self
+
+    @classmethod
+    def from_file(cls, path: Path | str) -> Recipe:
+        """Read a YAML recipe.
+
+        Raises:
+            RecipeError: if the file is missing, is not YAML, or has an unknown or wrong entry.
+        """
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            cause = f"cannot read the recipe {path} ({error.strerror or error})"
+            raise RecipeError(cause, remedy="Give the path of a YAML recipe") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            cause = f"{path} is not YAML ({' '.join(str(error).split())})"
+            raise RecipeError(cause, remedy="Correct the file at that place") from error
+        if not isinstance(values, dict):
+            raise RecipeError(
+                f"{path} holds {type(values).__name__} instead of a mapping",
+                remedy="Start from `recipes/demo.yaml`",
+            )
+        return cls.parse(values)
+
+    def to_yaml(self, path: Path | str | None = None) -> str:
+        """The recipe as YAML text that `from_file` reads back as an equal object; also written to ``path``."""
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+        if path is not None:
+            with atomic_write(path) as aside:
+                aside.write_text(text, encoding="utf-8")
+        return text
+
+
+def first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any] | None:
+    """The first entry in which two recipes (as plain data) differ: dotted key, old value, new value; or None."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in (*old, *(k for k in new if k not in old)):
+            at = f"{where}.{key}" if where else str(key)
+            found = first_difference(old.get(key), new.get(key), at)
+            if found:
+                return found
+        return None
+    return None if old == new else (where, old, new)

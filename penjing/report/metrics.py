@@ -1,0 +1,193 @@
+"""What ``metrics.json`` holds: every number of a run, each with what is needed to judge it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from penjing.config import Config
+from penjing.errors import ArtifactError
+
+
+class AccuracyCell(Config):
+    """Share of samples answered right: value, how many samples, and the 95% Wilson interval."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+
+class LatencyCell(Config):
+    """Time of one call, in milliseconds: median and 95th percentile, and the conditions."""
+
+    batch: int
+    median_ms: float
+    p95_ms: float
+    threads: int
+    runtime: str
+    device: str = "cpu"
+    num_runs: int = 0
+
+
+class Row(Config):
+    """One line of the table: a network or a file made from it.
+
+    Attributes:
+        key: Short name, e.g. ``"int8"``.
+        label: What people read.
+        note: What has to be said about it, or "".
+        accuracy: By split: ``train``, ``val``, ``test``.
+        num_params: Parameters (for an int8 file, of the network it stores).
+        num_macs: Multiply-accumulates of one sample.
+        file: The file that was measured, relative to the run folder ("" where it was not kept).
+        size_bytes: Its size on disk.
+        latency: Measured on that file.
+        measured_on: What answered: ``"file, ONNX Runtime 1.32"``…
+    """
+
+    key: str
+    label: str
+    note: str = ""
+    accuracy: dict[str, AccuracyCell] = Field(default_factory=dict)
+    num_params: int
+    num_macs: int
+    file: str = ""
+    size_bytes: int
+    latency: tuple[LatencyCell, ...] = ()
+    measured_on: str = ""
+
+    def latency_at(self, batch: int) -> LatencyCell | None:
+        """The latency at a batch size, if it was measured."""
+        return next((cell for cell in self.latency if cell.batch == batch), None)
+
+
+class Width(Config):
+    """Slots of one group of channels, heads or features before and after."""
+
+    name: str
+    before: int
+    after: int
+    kind: str = ""
+
+
+class FrozenAxis(Config):
+    """What could not be pruned, and why."""
+
+    reason: str
+    op: str = ""
+    source: str = ""
+    params: tuple[str, ...] = ()
+
+
+class QuantizedLayer(Config):
+    """Quantization error of one layer's output, in dB of signal to noise (None where it stayed float)."""
+
+    name: str
+    op: str = ""
+    sqnr_db: float | None = None
+    kept_float: str = ""
+
+
+class FileCheck(Config):
+    """One check of an exported file in its own runtime."""
+
+    file: str
+    format: str
+    runtime: str = ""
+    batch: int
+    max_abs_diff: float | None = None
+    rel_diff: float | None = None
+    against: str = ""
+    ok: bool = True
+
+
+class FileRow(Config):
+    """One exported file: size, checks, and the accuracy of the file itself."""
+
+    file: str
+    format: str
+    size_bytes: int
+    accuracy: dict[str, AccuracyCell] = Field(default_factory=dict)
+    runtime: str = ""
+
+
+class ClassChange(Config):
+    """Test accuracy of one class before and after."""
+
+    name: str
+    n: int
+    before: float
+    after: float
+
+
+class Metrics(Config):
+    """Everything a run measured. ``seconds`` and the latencies are timings; the rest repeats exactly.
+
+    Attributes:
+        name: Name of the run.
+        seed: Its seed.
+        rows: The table, from the article's training to the int8 file.
+        before: Key of the row compared from.
+        after: Key of the row delivered.
+        max_drop: The allowed loss of validation accuracy, or None.
+        held: Whether it held, or None where nothing was asked.
+        curves: History of every training, by stage: a dict an epoch.
+        widths: Of every group, before and after.
+        frozen: What was left whole, and why.
+        quantized: Quantization error by layer.
+        checks: Of every exported file.
+        files: Sizes and accuracies of the exported files.
+        classes: The classes whose accuracy changed most.
+        robustness: Accuracy by corruption, of the rows before and after.
+        notes: What a reader should know.
+        recipe: The recipe as YAML.
+        environment: Versions, CPU, threads.
+        seconds: Wall-clock seconds of each stage.
+    """
+
+    name: str
+    seed: int = 0
+    rows: tuple[Row, ...]
+    before: str
+    after: str
+    max_drop: float | None = None
+    held: bool | None = None
+    curves: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
+    widths: tuple[Width, ...] = ()
+    frozen: tuple[FrozenAxis, ...] = ()
+    quantized: tuple[QuantizedLayer, ...] = ()
+    checks: tuple[FileCheck, ...] = ()
+    files: tuple[FileRow, ...] = ()
+    classes: tuple[ClassChange, ...] = ()
+    robustness: dict[str, dict[str, AccuracyCell]] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    recipe: str = ""
+    environment: dict[str, Any] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+
+    def row(self, key: str) -> Row | None:
+        """The row of that key, if there is one."""
+        return next((row for row in self.rows if row.key == key), None)
+
+    @classmethod
+    def read(cls, path: Path | str) -> Metrics:
+        """Read ``metrics.json``, given its path or its folder.
+
+        Raises:
+            ArtifactError: if it is missing or not what a run writes.
+        """
+        path = Path(path)
+        path = path / "metrics.json" if path.is_dir() else path
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            cause = f"cannot read {path} ({error.strerror or error})"
+            raise ArtifactError(cause, remedy="Give the folder of a finished run") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            cause = f"{path} is not what a run writes ({where}: {first['msg']})"
+            raise ArtifactError(cause, remedy="Run again to write it anew") from error

@@ -1,0 +1,139 @@
+"""The table of a run: pandas, CSV, JSON, and for the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penjing.files import atomic_write
+from penjing.report import text
+from penjing.report.metrics import Metrics, Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+SPLITS = ("train", "val", "test")
+
+
+def batches(metrics: Metrics) -> tuple[int, ...]:
+    """The batch sizes at which latency was measured, smallest first."""
+    return tuple(sorted({cell.batch for row in metrics.rows for cell in row.latency}))
+
+
+def records(metrics: Metrics) -> list[dict[str, Any]]:
+    """One flat dict a row, with the same keys in each: what the CSV and JSON files hold."""
+    return [_record(row, batches(metrics)) for row in metrics.rows]
+
+
+def build_table(metrics: Metrics) -> pd.DataFrame:
+    """The table as a data frame, one row a network or file, columns named with their units."""
+    import pandas as pd
+
+    return pd.DataFrame.from_records(records(metrics))
+
+
+def write_table(metrics: Metrics, folder: Path | str) -> tuple[Path, Path]:
+    """Write ``table.csv`` and ``table.json`` into the folder; give their paths."""
+    csv, plain = Path(folder) / "table.csv", Path(folder) / "table.json"
+    frame = build_table(metrics)
+    with atomic_write(csv) as aside:
+        frame.to_csv(aside, index=False, lineterminator="\n")
+    with atomic_write(plain) as aside:
+        aside.write_text(json.dumps(records(metrics), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return csv, plain
+
+
+def terminal_table(metrics: Metrics) -> Table:
+    """The table for `rich`: the same numbers, shortened for reading."""
+    from rich.table import Table
+
+    table = Table(title=None, header_style="bold", pad_edge=False)
+    table.add_column("")
+    for head in headers(metrics)[1:]:
+        table.add_column(head, justify="right")
+    for row in metrics.rows:
+        style = "bold" if row.key == metrics.after else ""
+        table.add_row(*cells(row, metrics), style=style)
+    return table
+
+
+def headers(metrics: Metrics) -> list[str]:
+    """Column heads for people."""
+    return [
+        "",
+        *(f"{name} %" for name in ("train", "val", "test")),
+        "test 95% interval",
+        "params",
+        "MACs",
+        "file",
+        *(f"ms, batch {batch}" for batch in batches(metrics)),
+    ]
+
+
+def cells(row: Row, metrics: Metrics) -> list[str]:
+    """One row of `headers` as text; "–" where nothing was measured."""
+    accuracies = [row.accuracy.get(split) for split in SPLITS]
+    shown = [f"{100 * cell.value:.2f}" if cell else "–" for cell in accuracies]
+    test = accuracies[-1]
+    latency = []
+    for batch in batches(metrics):
+        cell = row.latency_at(batch)
+        latency.append(
+            f"{text.milliseconds(cell.median_ms)} (p95 {text.milliseconds(cell.p95_ms)})" if cell else "–"
+        )
+    return [
+        row.label,
+        *shown,
+        f"{100 * test.low:.1f}–{100 * test.high:.1f}" if test else "–",
+        text.count(row.num_params),
+        text.count(row.num_macs),
+        text.size(row.size_bytes),
+        *latency,
+    ]
+
+
+def conditions(metrics: Metrics) -> str:
+    """The line under the table: sample counts, runtime, threads, device."""
+    parts = []
+    for split in SPLITS:
+        sizes = sorted({row.accuracy[split].n for row in metrics.rows if split in row.accuracy})
+        if sizes:
+            parts.append(f"{split} n={'/'.join(str(n) for n in sizes)}")
+    cell = next((cell for row in metrics.rows for cell in row.latency), None)
+    if cell is not None:
+        threads = f"{cell.threads} thread{'s' if cell.threads != 1 else ''}"
+        parts.append(
+            f"latency: median (95th percentile) of {cell.num_runs} runs, {cell.runtime}, {cell.device}, {threads}"
+        )
+    return "; ".join(parts)
+
+
+def _record(row: Row, all_batches: tuple[int, ...]) -> dict[str, Any]:
+    out: dict[str, Any] = {"row": row.key, "label": row.label}
+    for split in SPLITS:
+        cell = row.accuracy.get(split)
+        out |= {
+            f"{split}_accuracy": cell.value if cell else None,
+            f"{split}_n": cell.n if cell else None,
+            f"{split}_low95": cell.low if cell else None,
+            f"{split}_high95": cell.high if cell else None,
+        }
+    out |= {"num_params": row.num_params, "num_macs": row.num_macs, "size_bytes": row.size_bytes}
+    for batch in all_batches:
+        timed = row.latency_at(batch)
+        out |= {
+            f"latency_batch{batch}_median_ms": timed.median_ms if timed else None,
+            f"latency_batch{batch}_p95_ms": timed.p95_ms if timed else None,
+        }
+    first = row.latency[0] if row.latency else None
+    out |= {
+        "threads": first.threads if first else None,
+        "runtime": first.runtime if first else None,
+        "device": first.device if first else None,
+        "file": row.file,
+        "measured_on": row.measured_on,
+        "note": row.note,
+    }
+    return out

@@ -1,0 +1,91 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from penjing.report.metrics import AccuracyCell, Metrics, Row
+
+
+def count(value: float) -> str:
+    """``102.3M``, ``9.87M``, ``512``: three significant digits."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}" if value / size < 1000 else f"{value / size:.0f}{unit}"
+    return f"{value:g}"
+
+
+def size(num_bytes: float) -> str:
+    """``409 MB``, ``9.87 MB``, ``12 kB`` (powers of ten)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.3g} {unit}"
+    return f"{num_bytes:g} B"
+
+
+def milliseconds(value: float) -> str:
+    """``0.123``, ``1.23``, ``12.3``, ``123``: three significant digits, no exponent."""
+    for limit, digits in ((1, 3), (10, 2), (100, 1)):
+        if value < limit:
+            return f"{value:.{digits}f}"
+    return f"{value:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """``8 s``, ``2 min 05 s``, ``1 h 02 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def percent(value: float, digits: int = 2) -> str:
+    """``95.12%``."""
+    return f"{100 * value:.{digits}f}%"
+
+
+def interval(cell: AccuracyCell) -> str:
+    """``94.1–95.9%, n=5000``."""
+    return f"{100 * cell.low:.1f}–{100 * cell.high:.1f}%, n={cell.n}"
+
+
+def times(before: float, after: float) -> str:
+    """``10.4×``: how many times smaller."""
+    return f"{before / after:.3g}×" if after else "∞×"
+
+
+def headline(metrics: Metrics) -> str:
+    """One sentence: what went in, what came out, what it cost; "" where a row is missing."""
+    before, after = metrics.row(metrics.before), metrics.row(metrics.after)
+    if before is None or after is None:
+        return ""
+    parts = [
+        f"{count(before.num_params)} → {count(after.num_params)} parameters "
+        f"({times(before.num_params, after.num_params)} fewer)",
+        f"{size(before.size_bytes)} → {size(after.size_bytes)} on disk "
+        f"({times(before.size_bytes, after.size_bytes)} smaller)",
+    ]
+    parts += _latency_part(before, after)
+    return ", ".join(parts) + _accuracy_part(before, after) + "."
+
+
+def _latency_part(before: Row, after: Row) -> list[str]:
+    for cell in before.latency:
+        other = after.latency_at(cell.batch)
+        if other is not None:
+            return [
+                f"{milliseconds(cell.median_ms)} → {milliseconds(other.median_ms)} ms at batch {cell.batch} "
+                f"({times(cell.median_ms, other.median_ms)} faster)"
+            ]
+    return []
+
+
+def _accuracy_part(before: Row, after: Row) -> str:
+    for split in ("test", "val"):
+        old, new = before.accuracy.get(split), after.accuracy.get(split)
+        if old and new:
+            points = 100 * (new.value - old.value)
+            name = {"test": "test", "val": "validation"}[split]
+            sign = "±" if abs(points) < 0.005 else "+" if points > 0 else "−"
+            return f"; {name} accuracy {percent(old.value)} → {percent(new.value)} ({sign}{abs(points):.2f} points)"
+    return ""
