@@ -193,7 +193,8 @@ def _per_channel(values: Sequence[float] | None, default: float, channels: int, 
     given = [default] * channels if values is None else list(values)
     if len(given) not in (1, channels):
         raise DataError(
-            f"{what} has {len(given)} values for {channels} channels", remedy=f"Give one {what} for each channel"
+            f"{what} has {len(given)} values for {channels} channels",
+            remedy=f"Give one {what} for each channel",
         )
     return torch.tensor(given, dtype=torch.float32).reshape(-1, 1, 1)
 
@@ -244,7 +245,9 @@ class DataBundle:
         if which not in ("train", "val", "test") or getattr(self, which) is None:
             there = [name for name in ("train", "val", "test") if getattr(self, name) is not None]
             raise DataError(
-                f"there is no split {which!r}", layer=self.source or None, remedy=f"Use one of {', '.join(there)}"
+                f"there is no split {which!r}",
+                layer=self.source or None,
+                remedy=f"Use one of {', '.join(there)}",
             )
         split = getattr(self, which)
         if not isinstance(split, Split):
