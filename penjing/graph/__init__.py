@@ -2,6 +2,7 @@
 
 from penjing.graph.axes import Axis, Leaf, Product, Reason, Sum, View, count, is_kept_whole, leaves, positions
 from penjing.graph.groups import Coupling, Frozen, Group, Member, couple
+from penjing.graph.model import GraphModel
 from penjing.graph.trace import Graph, trace
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Coupling",
     "Frozen",
     "Graph",
+    "GraphModel",
     "Group",
     "Leaf",
     "Member",

@@ -1,0 +1,146 @@
+"""Small rewrites that make an exported graph easier to reason about and free of baked sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Set
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from penjing.graph.shuffle import fuse_shuffles
+
+aten = torch.ops.aten
+
+# Checks of dtype, device and sizes that export leaves behind: true by construction, and sizes change when pruned.
+CHECKS = {
+    "aten._assert_tensor_metadata.default",
+    "aten._assert_scalar.default",
+    "aten._assert_async.msg",
+    "aten.sym_constrain_range.default",
+    "aten.sym_constrain_range_for_size.default",
+}
+VIEWS = {"aten.view.default": 1, "aten.reshape.default": 1, "aten._unsafe_view.default": 1, "aten.unflatten.int": 2}
+WRAPPERS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
+
+
+def tidy(module: fx.GraphModule, aliases: Mapping[str, str], known: Set[str], notes: list[str]) -> dict[str, Tensor]:
+    """Rewrite the graph in place.
+
+    Returns:
+        The constants it reads that are no parameter or buffer of the model, by name.
+    """
+    graph = module.graph
+    inline_wrappers(module, notes)
+    for node in list(graph.nodes):
+        if node.op == "call_module" or str(node.target) in CHECKS or node.name == "_guards_fn":
+            graph.erase_node(node)
+        elif node.op == "get_attr":
+            node.target = aliases.get(str(node.target), str(node.target))
+    free_views(graph)
+    explicit_scale(graph)
+    constants = fuse_shuffles(graph)
+    for node in reversed(list(graph.nodes)):
+        if not node.users and (node.op == "get_attr" or _is_scalar(node)):
+            graph.erase_node(node)
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target not in known and node.target not in constants:
+            constants[str(node.target)] = _attribute(module, str(node.target))
+    graph.lint()
+    return constants
+
+
+def _is_scalar(node: fx.Node) -> bool:
+    """Whether a node computes a size or another Python number, so that it has no side effect."""
+    return node.op == "call_function" and isinstance(
+        node.meta.get("val"), int | float | bool | torch.SymInt | torch.SymFloat | torch.SymBool
+    )
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def inline_wrappers(module: fx.GraphModule, notes: list[str]) -> None:
+    """Replace ``with torch.autocast(...)`` and ``with torch.no_grad()`` blocks by their contents."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+        if name not in WRAPPERS:
+            continue
+        position = WRAPPERS[name]
+        if name == "wrap_with_autocast" and node.args[2]:
+            notes.append("an autocast block inside the forward runs in the precision of its inputs")
+        body: fx.GraphModule = _attribute(module, str(node.args[position].target))
+        inline_wrappers(body, notes)
+        prefix = str(node.args[position].target)
+        results = _inline(graph, node, body, list(node.args[position + 1 :]), prefix, module)
+        if name == "wrap_with_set_grad_enabled" and not node.args[0]:
+            with graph.inserting_before(node):
+                results = [_detached(graph, result) for result in results]
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def _detached(graph: fx.Graph, result: Any) -> Any:
+    if not isinstance(result, fx.Node):
+        return result
+    node = graph.call_function(aten.detach.default, (result,))
+    node.meta = dict(result.meta)
+    return node
+
+
+def _inline(
+    graph: fx.Graph, call: fx.Node, body: fx.GraphModule, args: list[Any], prefix: str, module: fx.GraphModule
+) -> list[Any]:
+    env: dict[fx.Node, Any] = {}
+    inputs = iter(args)
+    with graph.inserting_before(call):
+        for node in body.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = next(inputs)
+            elif node.op == "output":
+                values = node.args[0]
+                values = values if isinstance(values, tuple | list) else [values]
+                return [env[value] if isinstance(value, fx.Node) else value for value in values]
+            else:
+                env[node] = graph.node_copy(node, lambda old: env[old])
+                if node.op == "get_attr":
+                    target = f"{prefix}_{node.target}".replace(".", "_")
+                    setattr(module, target, _attribute(body, str(node.target)))
+                    env[node].target = target
+    raise AssertionError("a traced block without output")
+
+
+def free_views(graph: fx.Graph) -> None:
+    """Write -1 for the one computed size of a view, so that nothing of a product with the batch is baked."""
+    for node in graph.nodes:
+        position = VIEWS.get(str(node.target)) if node.op == "call_function" else None
+        if position is None:
+            continue
+        sizes = list(node.args[position])
+        computed = [place for place, size in enumerate(sizes) if isinstance(size, fx.Node)]
+        if len(computed) != 1 or (-1 in sizes and str(sizes[computed[0]].target) == "aten.sym_size.int"):
+            continue
+        if -1 in sizes:  # a product with the batch and a -1: the -1 moves
+            place = sizes.index(-1)
+            size = node.meta["val"].shape[place - len(sizes)] if position == 1 else None
+            if not isinstance(size, int):
+                continue
+            sizes[place] = size
+        sizes[computed[0]] = -1
+        node.update_arg(position, sizes)
+
+
+def explicit_scale(graph: fx.Graph) -> None:
+    """Write out the 1/sqrt(head_dim) that scaled dot-product attention would take from the (pruned) size."""
+    for node in graph.nodes:
+        if str(node.target) == "aten.scaled_dot_product_attention.default" and node.kwargs.get("scale") is None:
+            size = node.args[0].meta["val"].shape[-1]
+            node.update_kwarg("scale", 1.0 / math.sqrt(int(size)))

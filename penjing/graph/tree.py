@@ -1,0 +1,64 @@
+"""A module tree that only holds named tensors: what a graph reads its parameters from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """One named tensor of a module tree; ``persistent`` says whether it is in the state_dict."""
+
+    name: str
+    tensor: Tensor
+    persistent: bool = True
+
+
+def held_tensors(model: nn.Module) -> Iterator[Held]:
+    """Every parameter and buffer of ``model`` under every one of its names."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        dot = prefix + "." if prefix else ""
+        for name, param in module._parameters.items():
+            if param is not None:
+                yield Held(dot + name, param)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                yield Held(dot + name, buffer, name not in module._non_persistent_buffers_set)
+
+
+def attach(root: nn.Module, held: Held) -> None:
+    """Register a tensor under its dotted name, making empty modules on the way."""
+    *path, name = held.name.split(".")
+    module = root
+    for part in path:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    if isinstance(held.tensor, nn.Parameter):
+        module.register_parameter(name, held.tensor)
+    else:
+        module.register_buffer(name, held.tensor, persistent=held.persistent)
+
+
+def build_tree(tensors: Iterable[Held], *, copy: bool = False) -> nn.Module:
+    """A module with these tensors and nothing else; a tensor held under two names stays one."""
+    root = nn.Module()
+    copies: dict[int, Tensor] = {}
+    for held in tensors:
+        tensor = held.tensor
+        if copy:
+            if id(tensor) not in copies:
+                copies[id(tensor)] = _copy(tensor)
+            tensor = copies[id(tensor)]
+        attach(root, Held(held.name, tensor, held.persistent))
+    return root
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    with torch.no_grad():
+        data = tensor.detach().clone()
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
