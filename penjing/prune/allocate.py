@@ -1,0 +1,241 @@
+"""From scores to kept slots: how many of each group go, and which.
+
+All scopes are one procedure. Groups fall into classes ("local": each group is its own class, "global": one class,
+"isomorphic": one class per topology). The slots of a class go in the order of their scores; a ratio takes that
+fraction of every class, a budget advances all classes at the same pace until the bounds hold.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.errors import PruneError
+from penjing.graph import Group
+from penjing.prune.budget import Budget
+from penjing.prune.ranges import Positions
+
+Scope = Literal["local", "global", "isomorphic"]
+Kept = dict[str, Positions]
+Cost = Callable[[Kept], dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The slots of one group in the order in which they go, cut into steps that are taken whole.
+
+    Attributes:
+        slots: Slots, first to go first, shape (removable,).
+        sizes: Number of slots of each step, shape (steps,).
+        scores: Score of each step, never falling, shape (steps,): a step follows the group's earlier ones.
+    """
+
+    slots: Positions
+    sizes: Positions
+    scores: NDArray[np.float64]
+
+
+def allocate(
+    groups: Sequence[Group],
+    scores: Mapping[str, NDArray[np.float64]],
+    *,
+    ratio: float = 0.5,
+    budget: Budget | None = None,
+    cost: Cost | None = None,
+    scope: Scope = "local",
+    ratios: Mapping[str, float] | None = None,
+    round_to: int = 1,
+    min_slots: int = 1,
+) -> Kept:
+    """Choose the kept slots of every group. Deterministic: of equal scores the later slot goes first.
+
+    Args:
+        groups: The groups.
+        scores: Score of every slot by group id; low scores go first.
+        ratio: Fraction of the slots of each class to remove at most, in [0, 1); unused with a budget.
+        budget: Bounds to meet with as few removals as possible, instead of ``ratio``.
+        cost: Exact cost by name (``{"params": …}``) of kept slots; needed with ``budget``.
+        scope: How groups share a ratio.
+        ratios: Ratios of their own for groups with a parameter matching a glob; the last match wins.
+        round_to: Kept counts are multiples of this (a group that cannot be loses nothing).
+        min_slots: Slots that stay in any group.
+
+    Returns:
+        For each group id the kept slots, strictly increasing.
+
+    Raises:
+        PruneError: for a ratio outside [0, 1), a pattern without a match, or a budget out of reach.
+    """
+    _check(ratio, ratios, round_to, min_slots, scope)
+    own = _own_ratios(groups, ratios or {})
+    queues = [_queue(group, scores[group.id], round_to, min_slots) for group in groups]
+    fixed = np.zeros(len(groups), dtype=np.int64)  # steps taken of each group
+    for i, fraction in own.items():
+        fixed[i] = _within(queues[i].sizes, fraction * groups[i].size)
+    classes: dict[Hashable, list[int]] = {}
+    for i, group in enumerate(groups):
+        if i not in own:
+            classes.setdefault(_CLASS_KEYS[scope](i, group), []).append(i)
+    lines = [_line(members, groups, queues) for members in classes.values()]
+    if budget is None:
+        for (owners, sizes), members in zip(lines, classes.values(), strict=True):
+            count = _within(sizes, ratio * sum(groups[i].size for i in members))
+            fixed += np.bincount(owners[:count], minlength=len(groups))
+        return _kept(groups, queues, fixed)
+    if cost is None:
+        raise ValueError("a budget needs a cost")
+    totals = [sum(groups[i].size for i in members) for members in classes.values()]
+    return _meet(groups, queues, fixed, _interleave(lines, totals), budget, cost)
+
+
+def topology(group: Group) -> Hashable:
+    """What makes groups comparable slot by slot (Fang et al. 2024, "Isomorphic pruning"): kind and members' roles."""
+    roles = sorted((m.tensor.rsplit(".", 1)[-1], m.dim, m.index.shape[1]) for m in group.members)
+    return (group.kind, tuple(roles))
+
+
+_CLASS_KEYS: Mapping[str, Callable[[int, Group], Hashable]] = {
+    "local": lambda i, group: i,
+    "global": lambda i, group: "all",
+    "isomorphic": lambda i, group: topology(group),
+}
+
+
+def _check(
+    ratio: float, ratios: Mapping[str, float] | None, round_to: int, min_slots: int, scope: str
+) -> None:
+    for name, value in {"ratio": ratio, **(ratios or {})}.items():
+        if not 0 <= value < 1:
+            raise PruneError(
+                f"ratio {value!r} of {name!r} is not in [0, 1)", remedy="A ratio is the fraction removed"
+            )
+    if round_to < 1 or min_slots < 1:
+        raise PruneError(
+            f"round_to={round_to} and min_slots={min_slots} must be at least 1", remedy="Correct them"
+        )
+    if scope not in _CLASS_KEYS:
+        raise PruneError(f"unknown scope {scope!r}", remedy=f"Choose one of {', '.join(_CLASS_KEYS)}")
+
+
+def _own_ratios(groups: Sequence[Group], ratios: Mapping[str, float]) -> dict[int, float]:
+    own: dict[int, float] = {}
+    for pattern, value in ratios.items():
+        hits = [
+            i
+            for i, group in enumerate(groups)
+            if any(fnmatch.fnmatchcase(m.tensor, pattern) for m in group.members)
+            or fnmatch.fnmatchcase(group.id, pattern)
+        ]
+        if not hits:
+            raise PruneError(
+                f"pattern {pattern!r} matches no group", remedy="Run inspect to see the names of the groups"
+            )
+        own.update(dict.fromkeys(hits, value))
+    return own
+
+
+def _queue(group: Group, scores: NDArray[np.float64], round_to: int, min_slots: int) -> Queue:
+    """Order the slots and cut them so that the kept count is a multiple after every step."""
+    units = _units(group, scores)  # (units, slots per unit), first to go first
+    count, width = units.shape
+    block = math.lcm(width, round_to) // width
+    least = max(block, math.ceil(min_slots / width))
+    ends = np.arange(count % block or block, count - least + 1, block, dtype=np.int64)
+    sizes = np.diff(ends, prepend=0) * width
+    slots = units.reshape(-1)[: int(sizes.sum())]
+    if not len(ends):
+        return Queue(slots, sizes, np.empty(0))
+    sums = np.add.reduceat(scores[slots], np.cumsum(sizes) - sizes)
+    return Queue(slots, sizes, np.maximum.accumulate(sums / sizes))
+
+
+def _units(group: Group, scores: NDArray[np.float64]) -> Positions:
+    """Slots in the order in which they go; with tied segments one of each a row."""
+    segments = _segments(group)
+    columns = []
+    for members in segments:
+        order = np.lexsort((-members, scores[members]))
+        columns.append(members[order])
+    return np.stack(columns, axis=1)
+
+
+def _segments(group: Group) -> list[Positions]:
+    """Slots of each set from which equally many must go; one set when nothing ties them. Slots in no set stay."""
+    if group.constraint is None:
+        return [np.arange(group.size, dtype=np.int64)]
+    return [np.sort(np.asarray(slots, dtype=np.int64)) for slots in group.constraint]
+
+
+def _within(sizes: Positions, quota: float) -> int:
+    """How many steps from the front fit the quota together."""
+    return int(np.searchsorted(np.cumsum(sizes), quota + 1e-9, side="right"))
+
+
+def _line(
+    members: Sequence[int], groups: Sequence[Group], queues: Sequence[Queue]
+) -> tuple[Positions, Positions]:
+    """The steps of a class in order of score: which group each is of, and its size."""
+    owners = np.concatenate([np.full(len(queues[i].sizes), i, dtype=np.int64) for i in members])
+    sizes = np.concatenate([queues[i].sizes for i in members])
+    order = np.argsort(np.concatenate([queues[i].scores for i in members]), kind="stable")
+    return owners[order], sizes[order]
+
+
+def _interleave(lines: Sequence[tuple[Positions, Positions]], totals: Sequence[int]) -> Positions:
+    """Steps of all classes (as their groups) in the order in which the removed fraction of their class grows."""
+    if not lines:
+        return np.empty(0, dtype=np.int64)
+    fractions = [np.cumsum(sizes) / total for (_, sizes), total in zip(lines, totals, strict=True)]
+    return np.concatenate([owners for owners, _ in lines])[
+        np.argsort(np.concatenate(fractions), kind="stable")
+    ]
+
+
+def _meet(
+    groups: Sequence[Group],
+    queues: Sequence[Queue],
+    fixed: Positions,
+    line: Positions,
+    budget: Budget,
+    cost: Cost,
+) -> Kept:
+    """The shortest prefix of the line that meets the budget, by bisection on the exact cost."""
+    limits = budget.limits(cost(_kept(groups, queues, np.zeros_like(fixed))))
+
+    def kept(count: int) -> Kept:
+        return _kept(groups, queues, fixed + np.bincount(line[:count], minlength=len(groups)))
+
+    def excess(count: int) -> dict[str, int]:
+        spent = cost(kept(count))
+        return {name: spent[name] for name, limit in limits.items() if spent[name] > limit}
+
+    over = excess(len(line))
+    if over:
+        what = ", ".join(f"{name} {count:,} > {limits[name]:,}" for name, count in over.items())
+        raise PruneError(
+            f"the budget is out of reach: with everything removed that may go, {what}",
+            remedy="Allow more, lower min_slots, or ignore fewer layers (inspect shows what is frozen and why)",
+        )
+    low, high = 0, len(line)
+    while low < high:
+        middle = (low + high) // 2
+        if excess(middle):
+            low = middle + 1
+        else:
+            high = middle
+    return kept(high)
+
+
+def _kept(groups: Sequence[Group], queues: Sequence[Queue], taken: Positions) -> Kept:
+    kept = {}
+    for group, queue, count in zip(groups, queues, taken, strict=True):
+        mask = np.ones(group.size, dtype=bool)
+        mask[queue.slots[: int(queue.sizes[:count].sum())]] = False
+        kept[group.id] = np.flatnonzero(mask).astype(np.int64)
+    return kept

@@ -1,0 +1,148 @@
+"""`prune`: trace, couple, score, allocate, plan, apply — each a step of its own, here in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from penjing.errors import PruneError
+from penjing.events import Event, Listener, silent
+from penjing.graph import Coupling, Graph, couple, trace
+from penjing.prune.allocate import Scope, allocate
+from penjing.prune.apply import carry_out
+from penjing.prune.budget import Budget
+from penjing.prune.cost import Cost
+from penjing.prune.criteria import Criterion, Material, make_criterion
+from penjing.prune.follow import follow
+from penjing.prune.plan import Plan, tensor_shapes
+from penjing.prune.ranges import Positions
+from penjing.prune.result import PruneResult, summarise
+from penjing.prune.slots import by_leaf, group_edits, tensor_edits
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    ratio: float = 0.5,
+    criterion: str | Mapping[str, Any] | Criterion = "magnitude",
+    scope: Scope = "local",
+    ignore: Sequence[str] = (),
+    data: Iterable[Any] | None = None,
+    reconstruct: bool = False,
+    *,
+    ratios: Mapping[str, float] | None = None,
+    budget: Budget | None = None,
+    round_to: int = 1,
+    min_slots: int = 1,
+    prune_outputs: bool = False,
+    loss: Any = None,
+    seed: int = 0,
+    listen: Listener = silent,
+) -> PruneResult:
+    """Remove whole structures (channels, heads, widths) from a copy of the model.
+
+    Args:
+        model: The trained network; not changed.
+        example_inputs: A tensor, a tuple or a dict the model can be called with.
+        ratio: Fraction of the slots to remove, in [0, 1): of each group with scope "local", of all slots with
+            "global", of each class of like groups with "isomorphic". Unused when a budget is given.
+        criterion: A name (``"magnitude"``, ``"taylor"``, …), ``{"name": …, option: value}`` or a `Criterion`.
+        scope: How groups share the ratio or budget.
+        ignore: Glob patterns on parameter names; the axes of matching parameters stay whole.
+        data: Batches, for criteria that need them and for reconstruction.
+        reconstruct: Refit what reads the removed slots to the original's outputs on ``data``, before any training.
+        ratios: Ratios of their own for groups with a parameter matching a glob; the last match wins.
+        budget: Bounds to meet with as few removals as possible, to within one slot.
+        round_to: Kept counts are multiples of this.
+        min_slots: Slots that stay in any group.
+        prune_outputs: Whether the model's outputs may lose positions too.
+        loss: ``loss(output, batch) -> scalar`` for criteria that need gradients.
+        seed: For criteria that draw.
+        listen: Hears what happens.
+
+    Returns:
+        The pruned model with its plan.
+
+    Raises:
+        TraceError: if the model cannot be traced.
+        PruneError: for bad options, a budget out of reach, or scores that are not finite.
+    """
+    chosen = make_criterion(criterion)
+    if reconstruct and data is None:
+        raise PruneError("reconstruction needs data", remedy="Pass data=… (batches of the training set)")
+    listen(Event("prune", "start", message="trace and solve the axes"))
+    graph = trace(model, example_inputs)
+    coupling = couple(graph, ignore=ignore, prune_outputs=prune_outputs)
+    material = Material(model, graph, coupling, data, loss, seed, listen)
+    scores = chosen.scores(material)
+    cost = Cost(graph, coupling)
+    kept = allocate(
+        coupling.groups,
+        scores,
+        ratio=ratio,
+        budget=budget,
+        cost=lambda slots: cost(by_leaf(coupling, slots)),
+        scope=scope,
+        ratios=ratios,
+        round_to=round_to,
+        min_slots=min_slots,
+    )
+    made = {
+        "criterion": chosen.name,
+        "scope": scope,
+        **({"budget": budget.to_dict()} if budget else {"ratio": ratio}),
+        "seed": seed,
+    }
+    result = prune_slots(model, example_inputs, graph, coupling, kept, made=made)
+    if reconstruct:
+        from penjing.prune.reconstruct import reconstruct as refit
+
+        refitted = refit(result.model, model, result.plan, data, listen=listen)
+        result = replace(result, model=refitted.model, reconstruction=refitted)
+    done, total = result.after["params"], result.before["params"]
+    listen(
+        Event(
+            "prune",
+            "end",
+            metrics={name: float(n) for name, n in result.after.items()},
+            message=f"{total:,} → {done:,} parameters in {len(result.plan.groups)} groups",
+        )
+    )
+    return result
+
+
+def prune_slots(
+    model: nn.Module,
+    example_inputs: Any,
+    graph: Graph,
+    coupling: Coupling,
+    kept: Mapping[str, Positions],
+    *,
+    made: Mapping[str, Any] | None = None,
+) -> PruneResult:
+    """Prune to chosen slots: for searches that choose by themselves.
+
+    Args:
+        model: The traced model.
+        example_inputs: What it was traced with.
+        graph: ``trace(model, example_inputs)``.
+        coupling: ``couple(graph)``.
+        kept: Kept slots (strictly increasing) by group id; groups that are missing stay whole.
+        made: What to record in the plan about how it was made.
+    """
+    leaves = by_leaf(coupling, kept)
+    attributes = follow(model, graph, coupling, leaves)
+    done = carry_out(model, graph, coupling, leaves, attributes, example_inputs)
+    plan = Plan(
+        shapes=tensor_shapes(model),
+        groups=group_edits(coupling, kept),
+        tensors=tensor_edits(graph, coupling, leaves),
+        attributes=done.attributes,
+        in_place=done.in_place,
+        reason=done.reason,
+        created_by=dict(made or {}),
+    )
+    return summarise(done.model, plan, graph, coupling, leaves, in_place=done.in_place)

@@ -1,0 +1,157 @@
+"""Carrying out a plan: on the user's own class where it can follow, on the traced graph always, and compared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import PruneError
+from penjing.graph import Coupling, Graph, GraphModel, couple, trace
+from penjing.prune.compare import compare
+from penjing.prune.plan import AttributeEdit, Plan
+from penjing.prune.ranges import Positions
+from penjing.prune.result import PruneResult, summarise
+from penjing.prune.slicing.graph import slice_graph, slice_tensor, slice_tensors
+from penjing.prune.slots import slots_of
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A sliced model and which path served."""
+
+    model: nn.Module
+    attributes: tuple[AttributeEdit, ...]
+    in_place: bool
+    reason: str
+
+
+def apply(model: nn.Module, plan: Plan, example_inputs: Any) -> PruneResult:
+    """Original weights + plan → the pruned model, bit for bit the one that `prune` gave.
+
+    Args:
+        model: A model with the names and shapes the plan was made for; it is copied.
+        plan: What to keep.
+        example_inputs: Inputs of the model: a tensor, a tuple or a dict.
+
+    Raises:
+        PruneError: if the plan is for another model.
+    """
+    plan.check(model)
+    graph = trace(model, example_inputs)
+    coupling = couple(graph, prune_outputs=True)
+    kept = slots_of(plan, coupling)
+    done = carry_out(
+        model, graph, coupling, kept, plan.attributes, example_inputs, graph_only=not plan.in_place
+    )
+    if plan.in_place and not done.in_place:
+        raise PruneError(
+            f"the model's class does not follow the plan: {done.reason}",
+            remedy="Make the plan again with this version of the model's code",
+        )
+    return summarise(done.model, plan, graph, coupling, kept, in_place=done.in_place)
+
+
+def apply_(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
+    """As `apply`, changing ``model`` itself; parameters stay the same objects, so an optimizer keeps its references.
+
+    Raises:
+        PruneError: if the plan is for another model, or its class cannot follow (nothing is changed then).
+    """
+    if not plan.in_place:
+        raise PruneError(
+            f"the model's class cannot follow this plan ({plan.reason})",
+            remedy="Use apply, which gives the traced graph as a model",
+        )
+    sliced = apply(model, plan, example_inputs).model
+    sources = dict(sliced.named_parameters()) | dict(sliced.named_buffers())
+    targets = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for name, tensor in targets.items():
+            tensor.data = sources[name].data
+            tensor.grad = None
+    set_attributes(model, plan.attributes)
+    return model
+
+
+def carry_out(
+    model: nn.Module,
+    graph: Graph,
+    coupling: Coupling,
+    kept: Mapping[int, Positions],
+    attributes: tuple[AttributeEdit, ...],
+    example_inputs: Any,
+    *,
+    graph_only: bool = False,
+) -> Applied:
+    """Slice the graph, slice a copy of the module, run both on the example inputs and compare.
+
+    The user's class serves if it agrees; otherwise the graph does, and the reason says why.
+    """
+    tensors = slice_tensors(graph, coupling, kept)
+    as_graph = GraphModel(slice_graph(graph, coupling, kept, tensors))
+    restore_flags(as_graph, model)
+    if graph_only:
+        return Applied(as_graph, (), False, "")
+    try:
+        module = slice_module(model, graph, tensors, attributes)
+        reason = compare(module, as_graph, example_inputs)
+    except PruneError:
+        raise
+    except Exception as error:  # the user's forward may raise anything once its sizes are wrong
+        reason = (
+            f"its forward raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        )
+    if reason:
+        return Applied(as_graph, (), False, reason)
+    return Applied(module, attributes, True, "")
+
+
+def slice_module(
+    model: nn.Module,
+    graph: Graph,
+    tensors: Mapping[str, Tensor],
+    attributes: tuple[AttributeEdit, ...],
+) -> nn.Module:
+    """A deep copy of the user's module that holds sliced tensors; the originals are never copied.
+
+    Shared parameters stay shared, ``requires_grad``, dtype, device and training flags stay.
+    """
+    memo: dict[int, Any] = {}
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    for name, tensor in named:
+        first = graph.aliases.get(name, name)
+        memo[id(tensor)] = tensors[first] if first in tensors else slice_tensor(tensor, {})
+    try:
+        module = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise PruneError(
+            f"the model cannot be copied: {type(error).__name__}: {error}",
+            remedy="Let its modules hold only parameters, buffers and plain values",
+        ) from error
+    set_attributes(module, attributes)
+    return module
+
+
+def set_attributes(model: nn.Module, attributes: tuple[AttributeEdit, ...]) -> None:
+    """Write the integer attributes; a list stays a list."""
+    modules = dict(model.named_modules())
+    for edit in attributes:
+        holder = modules.get(edit.module)
+        if holder is None or not hasattr(holder, edit.name):
+            raise PruneError(
+                f"no attribute {edit.name!r}",
+                layer=edit.module,
+                remedy="Apply the plan to the class it was made for",
+            )
+        old = getattr(holder, edit.name)
+        setattr(holder, edit.name, list(edit.new) if isinstance(old, list) else edit.new)  # type: ignore[arg-type]
+
+
+def restore_flags(target: nn.Module, source: nn.Module) -> None:
+    """Give a graph model the training flag of the model it stands for."""
+    target.train(source.training)

@@ -1,0 +1,56 @@
+"""Running two models on the same inputs and measuring how far apart they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+TOLERANCE = 1e-4
+
+
+def compare(module: nn.Module, reference: nn.Module, example_inputs: Any) -> str:
+    """Run both in eval mode on the same inputs; "" if they agree, else what differs."""
+    ours, theirs = run(module, example_inputs), run(reference, example_inputs)
+    error = relative_error(ours, theirs)
+    if not error <= TOLERANCE:
+        return f"its output differs from the sliced graph's by {error:.1e} (relative)"
+    return ""
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """One forward pass in eval mode without gradients; the training flags are as before afterwards."""
+    flags = [(m, m.training) for m in model.modules()]
+    try:
+        with torch.no_grad():
+            return call(model.eval(), inputs)
+    finally:
+        for m, training in flags:
+            m.training = training
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Call with a tensor, a tuple of positional or a dict of keyword inputs."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def relative_error(found: Any, expected: Any) -> float:
+    """Largest |found − expected| over largest |expected|, the worst of all output tensors; infinite if shapes differ."""
+    a, b = ([t for t in pytree.tree_leaves(x) if isinstance(t, Tensor)] for x in (found, expected))
+    if len(a) != len(b) or any(x.shape != y.shape for x, y in zip(a, b, strict=True)):
+        return float("inf")
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        if x.numel() == 0:
+            continue
+        x64, y64 = x.detach().to(torch.float64), y.detach().to(torch.float64)
+        scale = float(y64.abs().max())
+        difference = float((x64 - y64).abs().max())
+        error = difference / scale if scale > 0 else difference
+        worst = error if not error <= worst else worst  # NaN counts as the worst
+    return worst

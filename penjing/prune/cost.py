@@ -1,0 +1,137 @@
+"""Exact parameters and multiply-accumulates of any choice of kept slots, counted from the axes alone (no tracing)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import fx
+
+from penjing.graph import Axis, Coupling, Graph, count
+from penjing.prune.ranges import Positions
+
+Kept = Mapping[int, Positions]
+Axes = tuple[Axis, ...]
+Counter = Callable[["Call"], int]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One op with the sizes that its axes have under some choice."""
+
+    node: fx.Node
+    coupling: Coupling
+    kept: Kept
+
+    def sizes(self, value: Any, output: int = 0) -> tuple[int, ...]:
+        """Kept sizes of a tensor argument, or of an output of the node itself."""
+        axes: Sequence[Axes] = self.coupling.values.get(value.name, ()) if isinstance(value, fx.Node) else ()
+        return tuple(count(axis, self.kept) for axis in axes[output]) if axes else ()
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        """Sizes of the output."""
+        return self.sizes(self.node)
+
+
+def _conv(call: Call) -> int:
+    return prod(call.out) * prod(call.sizes(call.node.args[1])[1:])
+
+
+def _conv_transpose(call: Call) -> int:
+    return prod(call.sizes(call.node.args[0])) * prod(call.sizes(call.node.args[1])[1:])
+
+
+def _linear(call: Call) -> int:
+    return prod(call.out) * call.sizes(call.node.args[1])[-1]
+
+
+def _matmul(call: Call) -> int:
+    return prod(call.out) * call.sizes(call.node.args[0])[-1]
+
+
+def _addmm(call: Call) -> int:
+    return prod(call.out) * call.sizes(call.node.args[1])[-1]
+
+
+def _attention(call: Call) -> int:
+    q, k, v = (call.sizes(a) for a in call.node.args[:3])
+    return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+def _einsum(call: Call) -> int:
+    """One multiply-accumulate for every combination of labels (pairwise contraction of two operands)."""
+    equation, operands = str(call.node.args[0]).replace(" ", ""), call.node.args[1]
+    terms = equation.split("->")[0].split(",")
+    size: dict[str, int] = {}
+    for term, operand in zip(terms, operands, strict=True):  # type: ignore[arg-type]
+        sizes = call.sizes(operand)
+        head, dots, tail = term.partition("...")
+        extra = [f"…{i}" for i in range(len(sizes) - len(head) - len(tail))] if dots else []
+        size.update(zip((*head, *extra, *tail), sizes, strict=True))
+    return prod(size.values()) if len(terms) > 1 else 0
+
+
+def _lstm(call: Call) -> int:
+    """Every step multiplies the input and the state by the gates' weights."""
+    x = call.sizes(call.node.args[0])
+    weights = [call.sizes(w) for w in call.node.args[2]]  # type: ignore[union-attr]
+    return x[0] * x[1] * sum(prod(w) for w in weights if len(w) == 2)
+
+
+# ops that multiply and accumulate; everything else counts nothing
+COUNTERS: Mapping[str, Counter] = {
+    **dict.fromkeys(
+        (f"aten.conv{d}d.{o}" for d in (1, 2, 3) for o in ("default", "padding")),
+        _conv,
+    ),
+    "aten.conv_transpose1d.default": _conv_transpose,
+    "aten.conv_transpose2d.input": _conv_transpose,
+    "aten.conv_transpose3d.input": _conv_transpose,
+    "aten.linear.default": _linear,
+    "aten.matmul.default": _matmul,
+    "aten.mm.default": _matmul,
+    "aten.bmm.default": _matmul,
+    "aten.addmm.default": _addmm,
+    "aten.baddbmm.default": _addmm,
+    "aten.scaled_dot_product_attention.default": _attention,
+    "aten.einsum.default": _einsum,
+    "aten.lstm.input": _lstm,
+    "aten.gru.input": _lstm,
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts the cost of kept slots of one coupling.
+
+    Attributes:
+        graph: The traced network.
+        coupling: Its axes.
+    """
+
+    graph: Graph
+    coupling: Coupling
+
+    def params(self, kept: Kept) -> int:
+        """Parameters; shared ones count once, buffers do not count."""
+        total = 0
+        for name, tensor in self.graph.params.items():
+            axes = self.coupling.tensors.get(name)
+            total += tensor.numel() if axes is None else prod(count(axis, kept) for axis in axes)
+        return total
+
+    def macs(self, kept: Kept) -> int:
+        """Multiply-accumulates of one forward pass of the example inputs, divided by their batch where it is free."""
+        total = 0
+        for node in self.graph.module.graph.nodes:
+            counter = COUNTERS.get(str(node.target)) if node.op == "call_function" else None
+            if counter is not None and node.name in self.coupling.values:
+                total += counter(Call(node, self.coupling, kept))
+        return total
+
+    def __call__(self, kept: Kept) -> dict[str, int]:
+        """Both, by name."""
+        return {"params": self.params(kept), "macs": self.macs(kept)}

@@ -1,0 +1,21 @@
+"""What decides which slots go. One small class a file; `make_criterion` finds them by name."""
+
+from penjing.prune.criteria.base import (
+    Criterion,
+    Material,
+    MemberCriterion,
+    Scores,
+    criteria,
+    criterion,
+    make_criterion,
+)
+
+__all__ = [
+    "Criterion",
+    "Material",
+    "MemberCriterion",
+    "Scores",
+    "criteria",
+    "criterion",
+    "make_criterion",
+]

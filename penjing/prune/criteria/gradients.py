@@ -1,0 +1,84 @@
+"""Gradients of the loss with respect to the original's parameters, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from penjing.errors import DataError, PruneError
+from penjing.events import Event
+from penjing.prune.criteria.base import Material
+
+
+def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
+    """One dict of gradients (first parameter names) for every batch; parameters the loss does not reach are missing.
+
+    Raises:
+        DataError: without a batch.
+        PruneError: for a loss that is not finite.
+    """
+    model, generator = material.model, torch.Generator().manual_seed(material.seed)
+    names = [n for n, p in material.graph.params.items() if p.is_floating_point()]
+    flags = [(m, m.training) for m in model.modules()]
+    count = 0
+    try:
+        model.eval()
+        for count, batch in enumerate(material.data or (), start=1):
+            params = {n: material.graph.params[n].detach().requires_grad_() for n in names}
+            inputs, target = split_batch(batch)
+            args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
+            if isinstance(inputs, Mapping):
+                args, kwargs = (), dict(inputs)
+            with torch.enable_grad():
+                output = functional_call(model, params, args, kwargs, tie_weights=True)
+                value = (
+                    material.loss(output, batch)
+                    if material.loss is not None
+                    else default_loss(output, target, generator)
+                )
+                if not bool(torch.isfinite(value)):
+                    raise PruneError(
+                        f"the loss is {float(value)} at batch {count}",
+                        remedy="Check the data and the weights for NaN and infinity",
+                    )
+                grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+            yield {n: g for n, g in zip(names, grads, strict=True) if g is not None}
+            material.listen(Event("prune", "progress", step=count, unit="batch", message="gradients"))
+    finally:
+        for module, training in flags:
+            module.training = training
+    if not count:
+        raise DataError("no batches", remedy="Give at least one batch of training data")
+
+
+def split_batch(batch: Any) -> tuple[Any, Any]:
+    """A batch as (inputs, target or None): a tensor, ``(inputs, target)``, or a dict with or without labels."""
+    if isinstance(batch, Mapping):
+        inputs = {k: v for k, v in batch.items() if k not in ("label", "labels", "target")}
+        target = next((batch[k] for k in ("label", "labels", "target") if k in batch), None)
+        return inputs, target
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    return batch, None
+
+
+def default_loss(output: Any, target: Any, generator: torch.Generator) -> Tensor:
+    """Cross-entropy for class scores (N, classes) — with labels drawn from the model's own prediction where there are
+    none, which makes squared gradients the true Fisher information — and the mean of squares for anything else.
+    """
+    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
+    if not tensors:
+        raise PruneError("the model gives no floating-point output", remedy="Pass loss=…")
+    scores = tensors[0]
+    if scores.ndim == 2:
+        if target is None:
+            chances = scores.detach().softmax(dim=1)
+            target = torch.multinomial(chances, 1, generator=generator).squeeze(1)
+        return F.cross_entropy(scores, target)
+    return torch.stack([t.square().mean() for t in tensors]).sum()

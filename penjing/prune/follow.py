@@ -1,0 +1,135 @@
+"""Which integer attributes of the user's modules follow the sizes: found from the axes, never from a class list alone.
+
+An attribute follows when its value is the old size of a pruned axis that the module works with: a dim of a tensor it
+owns, or of a value that a shape-making op in its own forward produced. Where several axes have that size, the ones
+closest to the module and most often met come first. The result is always verified by running the module.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from penjing.graph import Coupling, Graph, count, positions
+from penjing.prune.layers import Own, standard
+from penjing.prune.plan import AttributeEdit, Shape
+from penjing.prune.ranges import Positions
+
+Evidence = dict[int, Counter[int]]  # old size → new sizes, by weight
+
+# ops whose arguments a forward writes from its attributes
+_SHAPE_OPS = (
+    "view", "reshape", "expand", "split", "chunk", "unflatten", "repeat", "tile", "zeros", "full", "norm",
+    "conv", "pad", "slice", "shuffle",
+)  # fmt: skip
+_WEIGHT_OWN_TENSOR, _WEIGHT_SHAPE_OP, _WEIGHT_OTHER = 10_000, 100, 1
+_NEVER = frozenset(
+    {
+        "training",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "output_padding",
+        "num_classes",
+        "img_size",
+        "patch_size",
+    }
+)
+
+
+def follow(
+    model: nn.Module, graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]
+) -> tuple[AttributeEdit, ...]:
+    """The attribute edits that make the user's modules fit the sliced tensors.
+
+    Args:
+        model: The original model.
+        graph: Its traced graph.
+        coupling: Its axes.
+        kept: Kept slots by leaf id.
+    """
+    evidence = _from_values(graph, coupling, kept)
+    edits: list[AttributeEdit] = []
+    for path, module in model.named_modules():
+        own = _from_tensors(path, module, graph, coupling, kept)
+        for name, value in _integers(module):
+            fixed = standard(module, name, value, own)
+            new = fixed if fixed is not None else _choose(value, own, evidence.get(path, {}))
+            if new != value:
+                edits.append(AttributeEdit(path, name, value, new))
+    return tuple(edits)
+
+
+def _integers(module: nn.Module) -> Iterator[tuple[str, int | Shape]]:
+    """Attributes that are integers above 1, or tuples (or lists) with some."""
+    for name, value in vars(module).items():
+        if name.startswith("__") or name in _NEVER or isinstance(value, bool):
+            continue
+        if isinstance(value, int) and value > 1:
+            yield name, value
+        elif isinstance(value, tuple | list) and value and all(type(v) is int for v in value):
+            yield name, tuple(value)
+
+
+def _from_tensors(
+    path: str, module: nn.Module, graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]
+) -> Own:
+    """(axis, kept positions) of each dim of each tensor the module itself holds, by local name; {} if none changes."""
+    own: Own = {}
+    for local in (*module._parameters, *module._buffers):
+        full = f"{path}.{local}" if path else local
+        axes = coupling.tensors.get(graph.aliases.get(full, full))
+        if axes:
+            own[local] = tuple((axis, positions(axis, kept)) for axis in axes)
+    changed = any(axis.size != len(new) for row in own.values() for axis, new in row)
+    return own if changed else {}
+
+
+def _from_values(graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]) -> dict[str, Evidence]:
+    """Sizes that values made inside each module's own forward had and get."""
+    found: dict[str, Evidence] = defaultdict(lambda: defaultdict(Counter))
+    for node in graph.module.graph.nodes:
+        if node.op != "call_function" or node.name not in coupling.values:
+            continue
+        path = _owner(node)
+        weight = _WEIGHT_SHAPE_OP if any(word in str(node.target) for word in _SHAPE_OPS) else _WEIGHT_OTHER
+        for axes in coupling.values[node.name]:
+            for axis in axes:
+                found[path][axis.size][count(axis, kept)] += weight
+    return found
+
+
+def _owner(node: fx.Node) -> str:
+    """Path of the module in whose forward the node was made."""
+    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
+    path = ""
+    for entry in stack.values():
+        path = str(entry[0])
+    return path.split("@")[0]
+
+
+def _choose(value: int | Shape, own: Own, nearby: Evidence) -> int | Shape:
+    """The new value with most evidence; for a tuple entry by entry."""
+    votes: Evidence = defaultdict(Counter)
+    for old, counter in nearby.items():
+        votes[old].update(counter)
+    for row in own.values():
+        for axis, new in row:
+            votes[axis.size][len(new)] += _WEIGHT_OWN_TENSOR
+    if isinstance(value, tuple):
+        return tuple(_winner(v, votes) for v in value)
+    return _winner(value, votes)
+
+
+def _winner(value: int, votes: Evidence) -> int:
+    changed = {new: n for new, n in votes.get(value, {}).items() if new != value}
+    if not changed:
+        return value
+    best = max(changed, key=lambda new: changed[new])
+    # an attribute that some shape op uses unchanged and none changed is left alone
+    unchanged = votes[value].get(value, 0)
+    return best if changed[best] >= unchanged or changed[best] >= _WEIGHT_SHAPE_OP else value

@@ -1,0 +1,185 @@
+"""The interpreter that carries masks over the original graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from penjing.errors import PruneError
+from penjing.graph import Axis, Coupling, Graph, Product, couple, is_kept_whole, positions, trace
+from penjing.prune.compare import relative_error, run
+from penjing.prune.masked.restrict import RULES, Mask, Restricted
+from penjing.prune.plan import Plan
+from penjing.prune.ranges import Positions
+from penjing.prune.result import PruneResult
+
+
+class MaskedInterpreter(fx.Interpreter):
+    """Runs the original graph as if the removed slots were not there, without removing anything.
+
+    Args:
+        graph: The traced original.
+        coupling: Its axes: where the slots are in every value.
+        kept: Kept slots by leaf id.
+
+    Attributes:
+        leaks: Largest relative change across the batch of values that were left out of a statistic. Removed slots
+            have zero parameters, so nothing of the input can reach them; if something does, the axes are wrong.
+    """
+
+    def __init__(self, graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]) -> None:
+        super().__init__(graph.module)
+        self.coupling = coupling
+        self.kept = kept
+        self.leaks = 0.0
+        self.batch = 0
+        self.masked = dict(_masked_tensors(graph, coupling, kept))
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        """Interpret; the batch size is remembered to look for leaks."""
+        first = next((a for a in args if isinstance(a, Tensor) and a.ndim), None)
+        self.batch = 0 if first is None else first.shape[0]
+        return super().run(*args, **options)
+
+    def run_node(self, node: fx.Node) -> Any:
+        """One node: masked parameters, restricted statistics, kept positions of the outputs."""
+        if node.op == "get_attr" and str(node.target) in self.masked:
+            return self.masked[str(node.target)]
+        if node.op == "output":
+            return fx.map_arg(node.args[0], self._kept_output)
+        rule = RULES.get(str(node.target).removeprefix("aten.")) if node.op == "call_function" else None
+        if rule is None or not self._touched(node):
+            result = super().run_node(node)
+        else:
+            args, kwargs = self.fetch_args_kwargs_from_env(node)
+            result = rule(Restricted(node, args, kwargs, self.masks, self._watch))
+        return self._mend(node, result)
+
+    def masks(self, value: Any, output: int = 0) -> tuple[Mask, ...]:
+        """Mask of every dim of a node's value."""
+        if not isinstance(value, fx.Node) or not self.coupling.values.get(value.name):
+            return ()
+        tensor = self.env.get(value)
+        if isinstance(tensor, tuple | list):
+            tensor = tensor[output]
+        axes = self.coupling.values[value.name][output]
+        if not isinstance(tensor, Tensor) or tensor.ndim != len(axes):
+            return (None,) * len(axes)
+        return tuple(self._mask(axis, size) for axis, size in zip(axes, tensor.shape, strict=True))
+
+    def _mask(self, axis: Axis, size: int) -> Mask:
+        """True at the kept positions; a dim led by the batch repeats its pattern for every sample."""
+        if is_kept_whole(axis, self.kept):
+            return None
+        mask = np.zeros(axis.size, dtype=bool)
+        mask[positions(axis, self.kept)] = True
+        if axis.size != size:
+            if not isinstance(axis, Product) or not is_kept_whole(axis.factors[0], self.kept):
+                raise PruneError(
+                    f"an axis of {axis.size} meets a value of {size}", remedy="Report this model"
+                )
+            period = axis.size // axis.factors[0].size
+            mask = np.tile(mask[:period], size // period)
+        return torch.from_numpy(mask)
+
+    def _touched(self, node: fx.Node) -> bool:
+        nodes = (node, *node.all_input_nodes)
+        values = (axes for n in nodes for axes in self.coupling.values.get(n.name, ()))
+        return any(not is_kept_whole(axis, self.kept) for axes in values for axis in axes)
+
+    def _kept_output(self, node: fx.Node) -> Any:
+        value = self.env[node]
+        if isinstance(value, Tensor):
+            for dim, mask in enumerate(self.masks(node)):
+                if mask is not None:
+                    value = value.index_select(dim, mask.nonzero().squeeze(1))
+        return value
+
+    def _watch(self, node: fx.Node, left_out: Tensor) -> None:
+        if self.batch < 2 or left_out.ndim == 0 or left_out.shape[0] != self.batch or not left_out.numel():
+            return
+        left_out = left_out.double()
+        change = float((left_out - left_out[:1]).abs().max())
+        self.leaks = max(self.leaks, change / max(1.0, float(left_out.abs().max())))
+
+    def _mend(self, node: fx.Node, result: Any) -> Any:
+        """Zeros for what is not finite at removed positions only (a norm divided by the norm of a removed slot)."""
+        if not isinstance(result, Tensor) or not result.is_floating_point() or bool(result.isfinite().all()):
+            return result
+        self.env[node] = result
+        for dim, mask in enumerate(self.masks(node)):
+            if mask is not None:
+                shape = [1] * result.ndim
+                shape[dim] = -1
+                removed = ~mask.view(shape) & ~result.isfinite()
+                result = result.masked_fill(removed, 0.0)
+        return result
+
+
+def _masked_tensors(
+    graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]
+) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers with zeros at removed positions."""
+    for name, tensor in (*graph.params.items(), *graph.buffers.items()):
+        value = tensor.detach()
+        for dim, axis in enumerate(coupling.tensors.get(name, ())):
+            if not is_kept_whole(axis, kept):
+                gone = np.setdiff1d(np.arange(axis.size), positions(axis, kept))
+                value = value.index_fill(dim, torch.from_numpy(gone), 0)
+        if value is not tensor and name in coupling.tensors:
+            yield name, value
+
+
+def masked_output(
+    graph: Graph, coupling: Coupling, kept: Mapping[int, Positions], inputs: Any
+) -> tuple[Any, float]:
+    """Reference output for some kept slots, and the largest leak (0 when removed slots carry nothing of the input).
+
+    Args:
+        graph: ``trace(model, …)`` of the original.
+        coupling: ``couple(graph)``.
+        kept: Kept slots by leaf id.
+        inputs: A tensor, a tuple or a dict.
+    """
+    interpreter = MaskedInterpreter(graph, coupling, kept)
+    args, kwargs = call_arguments(inputs)
+    with torch.no_grad():
+        return interpreter.run(*pytree.arg_tree_leaves(*args, **kwargs)), interpreter.leaks
+
+
+def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as positional and keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
+
+
+def masked_equivalence(model: nn.Module, pruned: PruneResult | Plan, inputs: Any) -> float:
+    """Relative error between a pruned model and the masked original on the same inputs.
+
+    Args:
+        model: The original.
+        pruned: What `prune` or `apply` gave, or a plan (applied here).
+        inputs: A tensor, a tuple or a dict; a batch of two or more also looks for leaks.
+
+    Returns:
+        Largest |pruned − reference| over largest |reference|; infinite if removed slots carry something of the input.
+    """
+    from penjing.prune.apply import apply
+    from penjing.prune.slots import slots_of
+
+    result = apply(model, pruned, inputs) if isinstance(pruned, Plan) else pruned
+    graph = trace(model, inputs)
+    coupling = couple(graph, prune_outputs=True)
+    expected, leak = masked_output(graph, coupling, slots_of(result.plan, coupling), inputs)
+    if leak > _LEAK:
+        return float("inf")
+    return relative_error(run(result.model, inputs), expected)
+
+
+_LEAK = 1e-4

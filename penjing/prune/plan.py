@@ -1,0 +1,329 @@
+"""The plan: what to keep of each tensor, in original positions, as plain data.
+
+A plan says nothing about weights and decides nothing when applied. It is JSON both ways, refuses a model it was not
+made for, composes with a later plan, and slices anything shaped like the parameters: a state dict, the moments of
+an optimizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import PruneError
+from penjing.files import write_json
+from penjing.prune.ranges import Positions, from_ranges, to_ranges
+
+FORMAT = "penjing.plan"
+VERSION = 1
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GroupEdit:
+    """The slots of one group that stay: ``kept`` (strictly increasing) of ``size``."""
+
+    size: int
+    kept: Positions
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, GroupEdit) and self.size == other.size and np.array_equal(self.kept, other.kept)
+        )
+
+
+@dataclass(frozen=True)
+class AttributeEdit:
+    """An integer (or tuple of integers) held by a module that follows the sizes: ``module.name``: old → new."""
+
+    module: str
+    name: str
+    old: int | Shape
+    new: int | Shape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What pruning does to one model.
+
+    Attributes:
+        shapes: Shape of every parameter and buffer of the original, by dotted name. A plan fits a model when
+            these agree.
+        groups: Kept slots of every pruned group, by group id.
+        tensors: For each tensor that changes, ``{dim: kept positions}`` in the original's positions.
+        attributes: Integer attributes of the user's modules that follow.
+        in_place: Whether the user's own class serves the result; otherwise the traced graph does.
+        reason: Why not in place, or "".
+    """
+
+    shapes: Mapping[str, Shape]
+    groups: Mapping[str, GroupEdit]
+    tensors: Mapping[str, Mapping[int, Positions]]
+    attributes: tuple[AttributeEdit, ...] = ()
+    in_place: bool = True
+    reason: str = ""
+    created_by: Mapping[str, Any] = field(default_factory=dict)
+
+    # -- identity ---------------------------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and shapes of the model this plan is for."""
+        return _fingerprint(self.shapes)
+
+    @property
+    def new_shapes(self) -> dict[str, Shape]:
+        """Shape of every parameter and buffer after the plan."""
+        shapes = {}
+        for name, shape in self.shapes.items():
+            dims = self.tensors.get(name, {})
+            shapes[name] = tuple(len(dims[d]) if d in dims else n for d, n in enumerate(shape))
+        return shapes
+
+    def check(self, model: nn.Module) -> None:
+        """Make sure that the plan was made for a model like this one.
+
+        Raises:
+            PruneError: naming the first tensor that is missing, unexpected or of another shape.
+        """
+        _compare(self.shapes, tensor_shapes(model))
+
+    # -- slicing ----------------------------------------------------------------------------------------------
+
+    def slice_tensor(self, name: str, tensor: Tensor) -> Tensor:
+        """Keep of ``tensor``, shaped like the original's ``name``, what the plan keeps (always a new tensor)."""
+        if tuple(tensor.shape) != tuple(self.shapes.get(name, tensor.shape)):
+            raise PruneError(
+                f"tensor of shape {tuple(tensor.shape)} where the plan expects {tuple(self.shapes[name])}",
+                layer=name,
+                remedy="Apply the plan to the model it was made for",
+            )
+        out = tensor
+        for dim, kept in self.tensors.get(name, {}).items():
+            out = out.index_select(dim, torch.from_numpy(np.asarray(kept)).to(out.device))
+        return out.clone() if out is tensor else out
+
+    def slice_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Slice a state dict of the original model into one of the pruned model.
+
+        Names the plan does not know (a wrapper's extra entries) pass through unchanged.
+        """
+        return {name: self.slice_tensor(name, tensor) for name, tensor in state.items()}
+
+    def slice_optimizer(self, state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """Slice an optimizer's ``state_dict()`` so that the pruned model's optimizer can load it.
+
+        Every state tensor shaped like its parameter (momentum, Adam moments, …) is sliced as the parameter is; scalars
+        such as step counts are kept.
+
+        Args:
+            state: ``optimizer.state_dict()`` of the original.
+            names: Parameter names in the order in which the optimizer was given the parameters; for
+                ``SGD(model.parameters())`` that is ``[n for n, _ in model.named_parameters()]``.
+
+        Raises:
+            PruneError: for a state tensor of another shape (a factored optimizer) on a pruned parameter.
+        """
+        sliced: dict[int, dict[str, Any]] = {}
+        for index, entry in state["state"].items():
+            if not 0 <= int(index) < len(names):
+                raise PruneError(
+                    f"optimizer holds parameter number {index} and only {len(names)} names were given",
+                    remedy="Give the names of all parameters in the optimizer's order",
+                )
+            sliced[index] = {k: self._slice_moment(names[int(index)], k, v) for k, v in entry.items()}
+        return {"state": sliced, "param_groups": [dict(group) for group in state["param_groups"]]}
+
+    def _slice_moment(self, name: str, key: str, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if name not in self.shapes:
+            raise PruneError(
+                "unknown parameter", layer=name, remedy="Give the parameter names of the original model"
+            )
+        if value.shape == self.shapes[name]:
+            return self.slice_tensor(name, value)
+        if value.ndim == 0 or name not in self.tensors:
+            return value.clone()
+        raise PruneError(
+            f"optimizer state {key!r} has shape {tuple(value.shape)}, the parameter {tuple(self.shapes[name])}",
+            layer=name,
+            remedy="Start this optimizer afresh after pruning: its state does not follow the parameter's dims",
+        )
+
+    # -- composition ------------------------------------------------------------------------------------------
+
+    def then(self, later: Plan) -> Plan:
+        """The plan that does this one and then ``later``, in the original's positions.
+
+        Raises:
+            PruneError: if ``later`` was not made for the model this plan produces.
+        """
+        _compare(later.shapes, self.new_shapes)
+        tensors: dict[str, dict[int, Positions]] = {n: dict(dims) for n, dims in self.tensors.items()}
+        for name, dims in later.tensors.items():
+            mine = tensors.setdefault(name, {})
+            for dim, kept in dims.items():
+                mine[dim] = mine[dim][kept] if dim in mine else kept
+        groups = dict(self.groups)
+        for key, edit in later.groups.items():
+            if key not in groups:
+                groups[key] = edit
+            elif len(groups[key].kept) == edit.size:
+                groups[key] = GroupEdit(groups[key].size, groups[key].kept[edit.kept])
+        return replace(
+            self,
+            groups=groups,
+            tensors=tensors,
+            attributes=_then_attributes(self.attributes, later.attributes),
+            in_place=self.in_place and later.in_place,
+            reason=self.reason or later.reason,
+            created_by={"then": [dict(self.created_by), dict(later.created_by)]},
+        )
+
+    # -- plain data -------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; `from_dict` gives an equal plan back."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": self.fingerprint,
+            "in_place": self.in_place,
+            "reason": self.reason,
+            "created_by": dict(self.created_by),
+            "groups": {
+                key: {"size": edit.size, "kept": to_ranges(edit.kept)} for key, edit in self.groups.items()
+            },
+            "tensors": {
+                name: {str(dim): to_ranges(kept) for dim, kept in dims.items()}
+                for name, dims in self.tensors.items()
+            },
+            "attributes": [
+                {"module": a.module, "name": a.name, "old": _plain(a.old), "new": _plain(a.new)}
+                for a in self.attributes
+            ],
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Read what `to_dict` gave.
+
+        Raises:
+            PruneError: for data that is not a plan, is damaged, or of a newer version.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise PruneError("this is not a plan", remedy="Give the plan.json that pruning wrote")
+        if data.get("version") != VERSION:
+            raise PruneError(
+                f"plan of format version {data.get('version')!r}; this release reads version {VERSION}",
+                remedy="Use the release that wrote it, or prune again",
+            )
+        try:
+            plan = cls(
+                shapes={str(n): tuple(int(i) for i in shape) for n, shape in data["shapes"].items()},
+                groups={
+                    str(k): GroupEdit(int(g["size"]), from_ranges(g["kept"]))
+                    for k, g in data["groups"].items()
+                },
+                tensors={
+                    str(n): {int(d): from_ranges(text) for d, text in dims.items()}
+                    for n, dims in data["tensors"].items()
+                },
+                attributes=tuple(
+                    AttributeEdit(a["module"], a["name"], _tupled(a["old"]), _tupled(a["new"]))
+                    for a in data["attributes"]
+                ),
+                in_place=bool(data["in_place"]),
+                reason=str(data["reason"]),
+                created_by=dict(data.get("created_by", {})),
+            )
+            for name, dims in plan.tensors.items():
+                for dim, kept in dims.items():
+                    if len(kept) == 0 or kept[-1] >= plan.shapes[name][dim]:
+                        raise ValueError(f"kept positions of {name} dim {dim} are outside its shape")
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise PruneError(
+                f"damaged plan: {type(error).__name__}: {error}", remedy="Write the plan again"
+            ) from error
+        if data.get("fingerprint") != plan.fingerprint:
+            raise PruneError(
+                "damaged plan: its fingerprint does not match its shapes", remedy="Write the plan again"
+            )
+        return plan
+
+    def save(self, path: Path | str) -> None:
+        """Write the plan as JSON, atomically."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            PruneError: if the file is missing or not a plan.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PruneError(
+                f"cannot read the plan {path}: {error}", remedy="Give a plan.json file"
+            ) from error
+        return cls.from_dict(data)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.to_dict() == other.to_dict()
+
+
+def tensor_shapes(model: nn.Module) -> dict[str, Shape]:
+    """Shape of every parameter and buffer by every dotted name it has (a shared tensor has several)."""
+    named: Iterable[tuple[str, Tensor]] = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    return {name: tuple(tensor.shape) for name, tensor in named}
+
+
+def _fingerprint(shapes: Mapping[str, Shape]) -> str:
+    text = json.dumps([[name, list(shape)] for name, shape in sorted(shapes.items())])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _compare(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) == found.get(name):
+            continue
+        want, have = (str(s[name]) if name in s else "absent" for s in (expected, found))
+        raise PruneError(
+            f"the plan is for another model: it expects shape {want}, the model has {have}",
+            layer=name,
+            remedy="Apply the plan to the model it was made for",
+        )
+
+
+def _then_attributes(
+    first: Sequence[AttributeEdit], later: Sequence[AttributeEdit]
+) -> tuple[AttributeEdit, ...]:
+    merged = {(a.module, a.name): a for a in first}
+    for edit in later:
+        key = (edit.module, edit.name)
+        merged[key] = replace(edit, old=merged[key].old) if key in merged else edit
+    return tuple(merged.values())
+
+
+def _plain(value: int | Shape) -> int | list[int]:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tupled(value: int | Sequence[int]) -> int | Shape:
+    return int(value) if isinstance(value, int) else tuple(int(v) for v in value)
