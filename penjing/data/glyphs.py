@@ -1,14 +1,14 @@
 """The embedded data set: 100 classes of letters, digits and signs, drawn from the typefaces matplotlib ships.
 
-Classes are characters of the Latin, Greek and Cyrillic scripts, digits and signs, one of each look-alike (no case pairs
-of one shape, no letter shared by two scripts). The three splits use **disjoint type families**:
+Classes are characters of the Latin, Greek and Cyrillic scripts, digits and signs, one of each look-alike (no
+case pairs of one shape, no letter shared by two scripts). The three splits use **disjoint type families**:
 
 * *train*: DejaVu Sans and STIX General (regular, bold, italic/oblique and bold italic of each; 8 faces);
 * *val*: DejaVu Sans Mono (4 faces), never in training, so it can choose between models honestly;
 * *test*: DejaVu Serif (4 faces), in neither.
 
-Every image is 32×32 grey, uint8, with random rotation, shear, scale, shift, blur, contrast, noise and occlusion of
-the same distribution in all splits. All of it follows from the seed; nothing is downloaded or stored.
+Every image is 32×32 grey, uint8, with random rotation, shear, scale, shift, blur, contrast, noise and occlusion
+of the same distribution in all splits. All of it follows from the seed; nothing is downloaded or stored.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _draw(name: str, classes: Sequence[str], per_class: int, rng: np.random.Gene
     side = SIZE * _SUPER
     ink = np.empty((len(labels), side, side), dtype=np.uint8)
     for i, (label, which) in enumerate(zip(labels, face, strict=True)):
-        mask = _mask(faces[which], classes[label])
+        mask = _mask(faces[int(which)], classes[int(label)])
         moved = mask.transform(
             (side, side), Image.Transform.AFFINE, tuple(inverse_N6[i]), Image.Resampling.BILINEAR
         )
@@ -198,7 +198,7 @@ def _occlude(images_NHW: NDArray[np.float32], rng: np.random.Generator) -> NDArr
 
 def contact_sheet(split: ArraySplit, columns: int = 20, *, samples: int = 1, zoom: int = 2) -> Image.Image:
     """A picture of the first ``samples`` images of each class, class after class, to look at."""
-    tiles = []
+    tiles: list[Images] = []
     for label in range(len(split.classes)):
         tiles.extend(split.images[np.flatnonzero(split.labels == label)[:samples], :, :, 0])
     rows = -(-len(tiles) // columns)

@@ -114,8 +114,8 @@ class _Subset(Split):
 class Loader:
     """A re-iterable of normalised batches ``(x_NCHW float32, y_N int64)``, deterministic in (seed, epoch).
 
-    Every pass with the same seed and epoch gives the same batches, augmentation included, whatever was iterated
-    before; `set_epoch` chooses the epoch (a pass does not advance it).
+    Every pass with the same seed and epoch gives the same batches, augmentation included, whatever was
+    iterated before; `set_epoch` chooses the epoch (a pass does not advance it).
 
     Args:
         split: The samples.
@@ -201,7 +201,7 @@ def _per_channel(values: Sequence[float] | None, default: float, channels: int, 
 
 @dataclass(frozen=True)
 class DataBundle:
-    """What a data source opens into. ``train`` fits weights, ``val`` makes choices, ``test`` is only reported.
+    """What a data source opens into: ``train`` fits weights, ``val`` chooses, ``test`` is only reported.
 
     Attributes:
         train: A `Split`, or a re-iterable of batches where the user gave loaders.
@@ -237,7 +237,7 @@ class DataBundle:
         augment: Augment | None = None,
         drop_last: bool = False,
     ) -> Iterable[Any]:
-        """Normalised batches of the split ``"train"``, ``"val"`` or ``"test"`` (a user's own loader as it is).
+        """Normalised batches of split ``"train"``, ``"val"`` or ``"test"`` (a user's own loader as it is).
 
         Raises:
             DataError: if there is no such split.

@@ -47,11 +47,7 @@ def build(
     """
     if name not in _ZOO:
         raise RecipeError(f"there is no network {name!r}", remedy=_suggest(name, names()))
-    for what, value in (
-        ("num_classes", num_classes),
-        ("in_channels", in_channels),
-        ("image_size", image_size),
-    ):
+    for what, value in zip(_SHAPE, (num_classes, in_channels, image_size), strict=True):
         if value < 1:
             raise RecipeError(f"{what} is {value}", layer=name, remedy=f"Give a positive {what}")
     module, function = _ZOO[name].split(":")

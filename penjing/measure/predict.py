@@ -1,0 +1,112 @@
+"""One way to ask anything for outputs: a module, an ONNX Runtime session, an exported file's runner, a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from penjing.errors import MeasureError
+
+Predict = Callable[[Any], NDArray[Any]]
+
+
+@contextmanager
+def as_predict(model: Any) -> Iterator[Predict]:
+    """A function from a batch's inputs to a NumPy array of the first output.
+
+    A module is put in eval mode, without gradients, for the duration. A session (``get_inputs``, ``run(None, feeds)``) and a
+    runner (``inputs``, ``run(feeds)``) are fed by input name, or by position where the batch has no names.
+
+    Raises:
+        MeasureError: if ``model`` is none of these.
+    """
+    if isinstance(model, nn.Module):
+        flags = [(module, module.training) for module in model.modules()]
+        model.eval()
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        try:
+            with torch.inference_mode():
+                yield lambda inputs: _first(_call(model, inputs, device))
+        finally:
+            for module, training in flags:
+                module.training = training
+    elif hasattr(model, "get_inputs"):
+        names = [entry.name for entry in model.get_inputs()]
+        yield lambda inputs: _first(model.run(None, feeds_of(inputs, names)))
+    elif hasattr(model, "run") and hasattr(model, "inputs"):
+        names = [entry.name for entry in model.inputs]
+        yield lambda inputs: _first(model.run(feeds_of(inputs, names)))
+    elif callable(model):
+        yield lambda inputs: _first(model(inputs))
+    else:
+        raise MeasureError(
+            f"cannot ask a {type(model).__name__} for predictions",
+            remedy="Give an nn.Module, an ONNX Runtime session, an exported file's runner or a function",
+        )
+
+
+def feeds_of(inputs: Any, names: list[str]) -> dict[str, NDArray[Any]]:
+    """A batch's inputs as NumPy arrays by input name; a dict goes by its own names, anything else by position."""
+    if isinstance(inputs, Mapping):
+        return {name: _array(value) for name, value in inputs.items() if name in names}
+    values = inputs if isinstance(inputs, tuple | list) else (inputs,)
+    if len(values) != len(names):
+        raise MeasureError(
+            f"a batch has {len(values)} inputs and the file takes {len(names)} ({', '.join(names)})",
+            remedy="Give batches with the file's inputs",
+        )
+    return {name: _array(value) for name, value in zip(names, values, strict=True)}
+
+
+def labelled(loader: Iterable[Any]) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+    """Batches of inputs with their labels; dict batches carry them under ``labels``, ``label`` or ``target``.
+
+    Raises:
+        MeasureError: for a batch without labels.
+    """
+    for batch in loader:
+        if isinstance(batch, Mapping):
+            key = next((key for key in ("labels", "label", "target") if key in batch), None)
+            inputs = {name: value for name, value in batch.items() if name != key}
+            target = None if key is None else batch[key]
+        elif isinstance(batch, tuple | list) and len(batch) == 2:
+            inputs, target = batch
+        else:
+            inputs, target = batch, None
+        if target is None:
+            raise MeasureError("the data has no labels", remedy="Give batches of (inputs, labels)")
+        labels = _array(target)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise MeasureError(
+                f"labels are {labels.dtype} of shape {labels.shape}", remedy="Give int64 labels of shape (N,)"
+            )
+        yield inputs, labels.astype(np.int64)
+
+
+def _call(model: nn.Module, inputs: Any, device: torch.device) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**{name: value.to(device) for name, value in inputs.items()})
+    if isinstance(inputs, tuple | list):
+        return model(*(value.to(device) for value in inputs))
+    return model(inputs.to(device))
+
+
+def _first(outputs: Any) -> NDArray[Any]:
+    if isinstance(outputs, Mapping):
+        outputs = next(iter(outputs.values()))
+    elif isinstance(outputs, tuple | list):
+        outputs = outputs[0]
+    return _array(outputs)
+
+
+def _array(value: Any) -> NDArray[Any]:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return np.asarray(value)
