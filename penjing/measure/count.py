@@ -1,17 +1,20 @@
 """Parameters and multiply-accumulates (MACs), as exact integers, by running the network once on one sample.
 
-A dispatch mode sees every ATen op that really runs, below modules and functional calls alike, so attention, einsum, recurrent
-layers and parameters used without a module are counted; a cost belongs to the parameter that entered the op.
+A dispatch mode sees every ATen op that really runs, below modules and functional calls alike, so attention,
+einsum, recurrent layers and parameters used without a module are counted; a cost belongs to the parameter that
+entered the op.
 One MAC is one multiplication with its addition (two FLOPs). Elementwise ops, norms and pools count nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -97,8 +100,8 @@ def _recurrent(args: tuple[Any, ...], out: Any) -> int:
 def _trilinear(args: tuple[Any, ...], out: Any) -> int:
     # sum of x1 · x2 · x3 over the broadcast volume: bilinear layers.
     a, b, c, e1, e2, e3 = args[:6]
-    shape = torch.broadcast_shapes(*(_unsqueezed(x.shape, e) for x, e in ((a, e1), (b, e2), (c, e3))))
-    return int(torch.Size(shape).numel())
+    shape = np.broadcast_shapes(*(_unsqueezed(x.shape, e) for x, e in ((a, e1), (b, e2), (c, e3))))
+    return math.prod(shape)
 
 
 def _unsqueezed(shape: torch.Size, dims: list[int]) -> tuple[int, ...]:
@@ -138,9 +141,9 @@ class _Seen:
     uncounted: dict[str, None] = field(default_factory=dict)
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, owners: Mapping[int, str], stack: list[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.owners, self.stack, self.seen = owners, stack, _Seen()
 
     def __torch_dispatch__(
@@ -172,8 +175,8 @@ def count(model: nn.Module, example_inputs: Any) -> Count:
 
     Args:
         model: Any module; it is run once in eval mode without gradients and left as it was.
-        example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments. Only the first sample is
-            run where every tensor's dimension 0 can be cut to it, else MACs are divided by the batch.
+        example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments. Only the first sample
+            is run where every tensor's dimension 0 can be cut to it, else MACs are divided by the batch.
 
     Raises:
         MeasureError: if the forward refuses the inputs.

@@ -1,4 +1,4 @@
-"""Latency: candidates run in turns, so that a drifting clock or a busy neighbour falls on all of them alike."""
+"""Latency: candidates run in turns, so that a drifting clock or a busy neighbour falls on all alike."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def device_name() -> str:
 def onnx_session(path: Path | str, threads: int = 1) -> Any:
     """An ONNX Runtime CPU session with a fixed number of threads.
 
-    Idle threads do not spin: several sessions timed in turns would otherwise take the processor from each other.
+    Idle threads do not spin: sessions timed in turns would otherwise take the processor from each other.
 
     Raises:
         MeasureError: if the runtime refuses the file.

@@ -1,4 +1,4 @@
-"""One way to ask anything for outputs: a module, an ONNX Runtime session, an exported file's runner, a function."""
+"""One way to ask for outputs: of a module, an ONNX Runtime session, an exported file's runner, a function."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Predict = Callable[[Any], NDArray[Any]]
 def as_predict(model: Any) -> Iterator[Predict]:
     """A function from a batch's inputs to a NumPy array of the first output.
 
-    A module is put in eval mode, without gradients, for the duration. A session (``get_inputs``, ``run(None, feeds)``) and a
-    runner (``inputs``, ``run(feeds)``) are fed by input name, or by position where the batch has no names.
+    A module is put in eval mode, without gradients, for the duration. A session (``get_inputs``,
+    ``run(None, feeds)``) and a runner (``inputs``, ``run(feeds)``) are fed by input name, or by position where the batch has no names.
 
     Raises:
         MeasureError: if ``model`` is none of these.
@@ -52,7 +52,7 @@ def as_predict(model: Any) -> Iterator[Predict]:
 
 
 def feeds_of(inputs: Any, names: list[str]) -> dict[str, NDArray[Any]]:
-    """A batch's inputs as NumPy arrays by input name; a dict goes by its own names, anything else by position."""
+    """A batch's inputs as NumPy arrays by input name: a dict by its own names, anything else by position."""
     if isinstance(inputs, Mapping):
         return {name: _array(value) for name, value in inputs.items() if name in names}
     values = inputs if isinstance(inputs, tuple | list) else (inputs,)
@@ -108,5 +108,6 @@ def _first(outputs: Any) -> NDArray[Any]:
 def _array(value: Any) -> NDArray[Any]:
     if isinstance(value, Tensor):
         value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    return np.asarray(value)
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    array: NDArray[Any] = np.asarray(value)
+    return array

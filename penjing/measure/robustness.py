@@ -1,6 +1,7 @@
 """Accuracy on corrupted images: what a compressed network may lose without its clean accuracy showing it.
 
-The corruptions are those of Hendrycks & Dietterich 2019 (arXiv:1903.12261) that need no extra data, at three severities.
+The corruptions are those of Hendrycks & Dietterich 2019 (arXiv:1903.12261) that need no extra data, at three
+severities.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ Corrupt = Callable[[Images, int, np.random.Generator], Images]
 def _noise(images: Images, severity: int, rng: np.random.Generator) -> Images:
     std = (0.06, 0.12, 0.2)[severity - 1] * 255
     noise = rng.standard_normal(images.shape, dtype=np.float32) * np.float32(std)
-    return np.clip(np.rint(images + noise), 0, 255).astype(np.uint8)
+    noisy: Images = np.clip(np.rint(images + noise), 0, 255).astype(np.uint8)
+    return noisy
 
 
 def _blur(images: Images, severity: int, rng: np.random.Generator) -> Images:
@@ -60,7 +62,7 @@ CORRUPTIONS: Mapping[str, Corrupt] = {"noise": _noise, "blur": _blur, "contrast"
 
 
 class CorruptedSplit(Split):
-    """A split seen through a corruption; an image is the same whenever and with whatever else it is fetched."""
+    """A split seen through a corruption; an image is the same whatever it is fetched together with."""
 
     def __init__(self, base: Split, corruption: str, severity: int, seed: int = 0) -> None:
         if corruption not in CORRUPTIONS or severity not in (1, 2, 3):

@@ -8,7 +8,7 @@ from penjing.errors import MeasureError
 
 
 def size_bytes(path: Path | str) -> int:
-    """Bytes of a file, or of all files in a folder. An ONNX file's external data (``name.data`` beside it) is included.
+    """Bytes of a file with its external data (``name.onnx.data`` beside it), or of all files in a folder.
 
     Raises:
         MeasureError: if there is nothing at ``path``.

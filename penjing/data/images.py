@@ -1,0 +1,250 @@
+"""Splits of encoded images (PNG, JPEG, WebP…): folders and Parquet files, decoded when asked for."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from penjing.data.split import ArraySplit, Images, Labels, Split
+from penjing.errors import DataError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+_MEMORY_LIMIT = 1 << 30  # decoded bytes up to which a Parquet file is held in memory
+
+
+class EncodedSplit(Split):
+    """Images kept encoded. A subclass gives `_open`; all are brought to the mode and size of the first.
+
+    Args:
+        labels: int64 ``(N,)``.
+        classes: Class names.
+        name: Of the split.
+        image_size: Resize every image to this height and width; without it, all must have one size.
+        image_shape: ``(H, W, C)`` to hold images to; by default that of the first.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        classes: Sequence[str],
+        name: str,
+        *,
+        image_size: int | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        if image_size is not None and image_size < 1:
+            raise DataError(
+                f"image_size is {image_size}", layer=name, remedy="Give a positive number of pixels"
+            )
+        super().__init__(labels, classes, (1, 1, 1), name)
+        self._size = image_size
+        self.image_shape = image_shape or self._first_shape()
+
+    def _open(self, index: int) -> tuple[Any, str]:
+        """What PIL can open, and what to call it in an error."""
+        raise NotImplementedError
+
+    def _picture(self, index: int) -> tuple[Image.Image, str]:
+        source, where = self._open(index)
+        try:
+            picture = Image.open(source)
+            picture.load()
+        # PIL raises SyntaxError for broken PNG chunks and DecompressionBombError for absurd sizes.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(
+                f"the image cannot be decoded ({error})", layer=where, remedy="Replace or remove this image"
+            ) from error
+        return picture, where
+
+    def _first_shape(self) -> tuple[int, int, int]:
+        picture, _ = self._picture(0)
+        channels = 1 if picture.mode in ("1", "L", "I;16", "I", "F") else 3
+        height, width = (self._size, self._size) if self._size else (picture.height, picture.width)
+        return height, width, channels
+
+    def fetch(self, indices: NDArray[np.int64]) -> Images:
+        """Decoded images."""
+        height, width, channels = self.image_shape
+        out = np.empty((len(indices), height, width, channels), dtype=np.uint8)
+        for row, index in enumerate(indices):
+            picture, where = self._picture(int(index))
+            if picture.mode != ("L" if channels == 1 else "RGB"):
+                picture = picture.convert("L" if channels == 1 else "RGB")
+            if self._size:
+                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            elif picture.size != (width, height):
+                raise DataError(
+                    f"the image is {picture.height}×{picture.width} pixels and the first {height}×{width}",
+                    layer=where,
+                    remedy="Give image_size to resize all images",
+                )
+            out[row] = np.asarray(picture).reshape(height, width, channels)
+        return out
+
+
+class FolderSplit(EncodedSplit):
+    """Image files; only their paths are held."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        labels: Labels,
+        classes: Sequence[str],
+        name: str,
+        *,
+        image_size: int | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        self.files = tuple(files)
+        super().__init__(labels, classes, name, image_size=image_size, image_shape=image_shape)
+
+    def _open(self, index: int) -> tuple[Any, str]:
+        return self.files[index], str(self.files[index])
+
+
+def list_folder(
+    folder: Path, classes: tuple[str, ...] | None = None
+) -> tuple[list[Path], Labels, tuple[str, ...]]:
+    """Image files of ``folder/CLASS/…`` in sorted order, with labels and class names.
+
+    Raises:
+        DataError: no folder, no class folders, images outside them, or a class that training has not.
+    """
+    if not folder.is_dir():
+        raise DataError("there is no such folder", layer=str(folder), remedy="Give an existing image folder")
+    found = sorted(
+        child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
+    )
+    loose = [child for child in folder.iterdir() if child.suffix.lower() in SUFFIXES]
+    if loose:
+        raise DataError(
+            f"{len(loose)} images, such as {loose[0].name}, have no class folder and so no label",
+            layer=str(folder),
+            remedy="Put each image in a folder named for its class",
+        )
+    if not found:
+        raise DataError("it has no class folders", layer=str(folder), remedy="Put images in CLASS/ folders")
+    names = classes if classes is not None else tuple(found)
+    unknown = [name for name in found if name not in names]
+    if unknown:
+        raise DataError(
+            f"class {unknown[0]!r} is not among the training classes",
+            layer=str(folder),
+            remedy="Rename or remove that folder",
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    for name in found:
+        mine = sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in SUFFIXES)
+        files += mine
+        labels += [names.index(name)] * len(mine)
+    return files, np.asarray(labels, dtype=np.int64), names
+
+
+class ParquetSplit(EncodedSplit):
+    """A Parquet table in the Hugging Face layout; encoded bytes are held."""
+
+    def __init__(
+        self,
+        column: Any,
+        labels: Labels,
+        classes: Sequence[str],
+        name: str,
+        source: str,
+        *,
+        image_size: int | None = None,
+    ) -> None:
+        self._column, self._source = column, source
+        super().__init__(labels, classes, name, image_size=image_size)
+
+    def _open(self, index: int) -> tuple[Any, str]:
+        where = f"{self._source} row {index}"
+        held = self._column[index].as_py()
+        if held is None:
+            raise DataError(
+                "the image has no bytes", layer=where, remedy="Store the encoded image in the file"
+            )
+        return io.BytesIO(held), where
+
+    @classmethod
+    def open(
+        cls,
+        paths: Sequence[Path],
+        classes: tuple[str, ...] | None,
+        name: str,
+        *,
+        image_size: int | None = None,
+    ) -> ParquetSplit:
+        """Read ``image`` and ``label`` columns; several files are laid end to end.
+
+        Raises:
+            DataError: not Parquet, a missing column, or missing labels.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        source = ", ".join(str(path) for path in paths)
+        try:
+            tables = [pq.read_table(path) for path in paths]
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"it cannot be read as Parquet ({error})", layer=source, remedy="Give a sound Parquet file"
+            ) from error
+        columns = tables[0].column_names
+        label_key = next((key for key in ("label", "labels", "fine_label") if key in columns), None)
+        image_key = next((key for key in ("image", "img") if key in columns), None)
+        if label_key is None or image_key is None:
+            raise DataError(
+                f"its columns are {', '.join(columns)}",
+                layer=source,
+                remedy="Give columns 'image' (struct of bytes and path) and 'label' (int64)",
+            )
+        names = classes or class_names(tables[0].schema.metadata, label_key)
+        table = pa.concat_tables([each.select([image_key, label_key]) for each in tables])
+        labels, images = table.column(label_key), table.column(image_key)
+        if not pa.types.is_integer(labels.type) or labels.null_count:
+            raise DataError(
+                f"labels are {labels.type}, {labels.null_count} of them missing",
+                layer=source,
+                remedy="Give an integer label for each image",
+            )
+        if pa.types.is_struct(images.type):
+            images = pa.compute.struct_field(images, "bytes")
+        if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
+            raise DataError(
+                f"the image column is {images.type}", layer=source, remedy="Store encoded images as bytes"
+            )
+        values = labels.to_numpy().astype(np.int64)
+        if names is None:
+            names = tuple(str(label) for label in range(int(values.max(initial=-1)) + 1))
+        return cls(images, values, names, name, source, image_size=image_size)
+
+    def in_memory(self) -> Split:
+        """Decoded once, where that takes little memory; else as it is."""
+        height, width, channels = self.image_shape
+        if len(self) * height * width * channels > _MEMORY_LIMIT:
+            return self
+        return ArraySplit(self.fetch(np.arange(len(self))), self.labels, self.classes, self.name)
+
+
+def class_names(metadata: Mapping[bytes, bytes] | None, label: str = "label") -> tuple[str, ...] | None:
+    """Class names in a Parquet schema's metadata: key ``classes``, or the Hugging Face feature of the label."""
+    metadata = metadata or {}
+    for key in (b"classes", b"huggingface"):
+        if key in metadata:
+            try:
+                held = json.loads(metadata[key])
+            except ValueError:
+                held = metadata[key].decode("utf-8", "replace").split(",")
+            if isinstance(held, dict):
+                held = held.get("info", {}).get("features", {}).get(label, {}).get("names")
+            if isinstance(held, list):
+                return tuple(str(name) for name in held)
+    return None

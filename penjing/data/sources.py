@@ -1,0 +1,386 @@
+"""`open_data`: one door for every kind of data, named by a spec."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.data.glyphs import glyphs
+from penjing.data.images import FolderSplit, ParquetSplit, list_folder
+from penjing.data.split import ArraySplit, DataBundle, Split, channel_statistics
+from penjing.errors import DataError
+
+Parts = dict[str, Split]  # "train" always; "val" and "test" where the source has them
+
+
+def open_data(spec: str | Path | DataBundle, **options: Any) -> DataBundle:
+    """Open data by its spec.
+
+    Args:
+        spec: One of
+
+            * ``"glyphs"``: the embedded set (options ``seed``, ``per_class``, ``num_classes``);
+            * a folder with ``train/CLASS/*.png`` and, if there are, ``val/`` and ``test/``; or with ``CLASS/*.png``; or
+              with ``*train*.parquet`` and, if there are, ``*val*.parquet`` and ``*test*.parquet``;
+            * a ``.parquet`` file with ``image`` (struct of bytes and path) and ``label`` columns;
+            * a ``.npz`` file with ``x_train``, ``y_train`` (and ``x_val``, ``y_val``, ``x_test``, ``y_test``), or ``x``, ``y``;
+            * ``file.py:factory``: a function giving loaders ``(train, val)`` or ``(train, val, test)``, a dict of them, or a
+              `DataBundle`. The options are its arguments. This runs the file.
+        **options: For files: ``val_fraction`` (0.1) of the training samples, drawn class by class by ``seed`` (0), serve as
+            validation where the source has none — never the test set; ``image_size`` resizes; ``test`` and ``val`` name
+            further files; ``mean`` and ``std`` replace the measured statistics; ``classes`` the class names.
+
+    Raises:
+        DataError: nothing there, empty, corrupt, unlabelled, of the wrong shape, or an unknown option.
+    """
+    if isinstance(spec, DataBundle):
+        return spec
+    text = str(spec)
+    if text == "glyphs":
+        return _call(glyphs, text, options)
+    path, _, factory = text.rpartition(":")
+    if path.endswith(".py"):
+        return _from_factory(Path(path), factory, options)
+    place = Path(text)
+    opener = _opener(place)
+    return _call(opener, text, {"path": place, **options})
+
+
+def _opener(path: Path) -> Callable[..., DataBundle]:
+    if path.is_dir():
+        has_parquet = any(path.glob("*.parquet")) or any(path.glob("data/*.parquet"))
+        return _open_parquet if has_parquet else _open_folder
+    if not path.exists():
+        near = difflib.get_close_matches(str(path), ["glyphs"], n=1, cutoff=0.7)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise DataError(
+            "there is no such file, folder or data set",
+            layer=str(path),
+            remedy=f"{hint}Give glyphs, an image folder, a .parquet or .npz file, or file.py:factory",
+        )
+    openers = {".parquet": _open_parquet, ".npz": _open_npz}
+    if path.suffix not in openers:
+        raise DataError(
+            f"data cannot be read from a {path.suffix or 'suffixless'} file",
+            layer=str(path),
+            remedy="Give an image folder, a .parquet or .npz file, or file.py:factory",
+        )
+    return openers[path.suffix]
+
+
+def _call(opener: Callable[..., DataBundle], source: str, options: Mapping[str, Any]) -> DataBundle:
+    known = [name for name in inspect.signature(opener).parameters if name != "path"]
+    for name in options:
+        if name not in known and name != "path":
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise DataError(
+                f"there is no option {name!r}", layer=source, remedy=f"{hint}Known: {', '.join(known)}"
+            )
+    return opener(**options)
+
+
+# --- image folder
+
+
+def _open_folder(
+    path: Path,
+    *,
+    val: str | Path | None = None,
+    test: str | Path | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    image_size: int | None = None,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> DataBundle:
+    aliases = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+    found = {
+        part: next((path / name for name in names if (path / name).is_dir()), None)
+        for part, names in aliases.items()
+    }
+    if found["train"] is None:
+        if found["val"] is not None or found["test"] is not None:
+            raise DataError("there is no train folder", layer=str(path), remedy=f"Add {path / 'train'}")
+        found = {"train": path, "val": None, "test": None}
+    found["val"] = Path(val) if val is not None else found["val"]
+    found["test"] = Path(test) if test is not None else found["test"]
+    names = tuple(classes) if classes is not None else None
+    parts: Parts = {}
+    size: tuple[int, int, int] | None = None
+    for part, folder in found.items():
+        if folder is not None:
+            files, labels, names = list_folder(folder, names)
+            split = FolderSplit(files, labels, names, part, image_size=image_size, image_shape=size)
+            size = split.image_shape
+            parts[part] = split
+    return _bundle(parts, str(path), val_fraction, seed, mean, std)
+
+
+# --- Parquet
+
+
+def _open_parquet(
+    path: Path,
+    *,
+    val: str | Path | None = None,
+    test: str | Path | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    image_size: int | None = None,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> DataBundle:
+    files: dict[str, list[Path]] = {"train": [path]}
+    if path.is_dir():
+        every = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
+        files = {
+            part: [file for file in every if any(word in file.stem.lower() for word in words)]
+            for part, words in (("train", ("train",)), ("val", ("val",)), ("test", ("test",)))
+        }
+        if not files["train"]:
+            raise DataError(
+                f"no Parquet file is named as training data ({', '.join(file.name for file in every)})",
+                layer=str(path),
+                remedy="Name it *train*.parquet, or give the file itself",
+            )
+    if val is not None:
+        files["val"] = [Path(val)]
+    if test is not None:
+        files["test"] = [Path(test)]
+    parts: Parts = {}
+    names = tuple(classes) if classes is not None else None
+    for part, paths in files.items():
+        if paths:
+            parts[part] = ParquetSplit.open(paths, names, part, image_size=image_size).in_memory()
+            names = parts[part].classes
+    return _bundle(parts, str(path), val_fraction, seed, mean, std)
+
+
+# --- npz
+
+_NPZ_KEYS = {
+    "train": (("x_train", "y_train"), ("train_images", "train_labels"), ("x", "y"), ("images", "labels")),
+    "val": (("x_val", "y_val"), ("x_valid", "y_valid"), ("val_images", "val_labels")),
+    "test": (("x_test", "y_test"), ("test_images", "test_labels")),
+}
+
+
+def _open_npz(
+    path: Path,
+    *,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> DataBundle:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            held = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"it cannot be read ({error})",
+            layer=str(path),
+            remedy="Save plain numeric arrays with numpy.savez; object arrays need pickle, which is never loaded",
+        ) from error
+    if classes is None and "classes" in held:
+        classes = [str(name) for name in held["classes"]]
+    pairs = {
+        part: next(((held[x], held[y]) for x, y in keys if x in held and y in held), None)
+        for part, keys in _NPZ_KEYS.items()
+    }
+    if pairs["train"] is None:
+        raise DataError(
+            f"it holds {', '.join(held) or 'nothing'}",
+            layer=str(path),
+            remedy="Save x_train and y_train, or x and y",
+        )
+    if classes is None:
+        top = max(int(pair[1].max()) for pair in pairs.values() if pair is not None and pair[1].size)
+        classes = [str(label) for label in range(top + 1)]
+    parts: Parts = {
+        part: ArraySplit(
+            _as_uint8(pair[0], f"{path}:{part}"), _as_labels(pair[1], f"{path}:{part}"), classes, part
+        )
+        for part, pair in pairs.items()
+        if pair is not None
+    }
+    return _bundle(parts, str(path), val_fraction, seed, mean, std)
+
+
+def _as_uint8(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
+    """uint8 as it is; floats in [0, 1] scaled; channels-first images turned to channels-last."""
+    if images.ndim == 4 and images.shape[1] in (1, 3, 4) and images.shape[3] not in (1, 3, 4):
+        images = images.transpose(0, 2, 3, 1)
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind == "f":
+        if not np.isfinite(images).all():
+            raise DataError(
+                "images hold NaN or infinity", layer=where, remedy="Remove or repair those images"
+            )
+        if images.size and (images.min() < 0 or images.max() > 1):
+            raise DataError(
+                f"float images span {images.min():.3g}…{images.max():.3g}",
+                layer=where,
+                remedy="Give uint8 images, or floats in [0, 1]; normalisation is done when loading",
+            )
+        return np.rint(images * 255).astype(np.uint8)
+    raise DataError(
+        f"images are {images.dtype}", layer=where, remedy="Give uint8 images, or floats in [0, 1]"
+    )
+
+
+def _as_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"labels are {labels.dtype} of shape {labels.shape}",
+            layer=where,
+            remedy="Give integer class labels of shape (N,)",
+        )
+    return labels.astype(np.int64)
+
+
+# --- the user's own loaders
+
+
+def _from_factory(path: Path, name: str, options: Mapping[str, Any]) -> DataBundle:
+    source = f"{path}:{name}"
+    if not path.is_file():
+        raise DataError("there is no such file", layer=source, remedy="Give the path of a Python file")
+    module_spec = importlib.util.spec_from_file_location(f"_penjing_data_{path.stem}", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise DataError(
+            f"it has no function {name!r}",
+            layer=source,
+            remedy=f"Use one of {', '.join(there) or 'its functions'}",
+        )
+    given = factory(**options)
+    if isinstance(given, DataBundle):
+        return given
+    parts = (
+        dict(given)
+        if isinstance(given, Mapping)
+        else dict(zip(("train", "val", "test"), given, strict=False))
+    )
+    for part in ("train", "val"):
+        if parts.get(part) is None:
+            raise DataError(
+                f"it gives no {part} loader", layer=source, remedy="Return (train, val) or (train, val, test)"
+            )
+    for part, loader in parts.items():
+        if isinstance(loader, Iterator) or not hasattr(loader, "__iter__"):
+            raise DataError(
+                f"its {part} loader is a {type(loader).__name__}, which cannot be iterated again",
+                layer=source,
+                remedy="Return a DataLoader, a list of batches or any object whose __iter__ starts anew",
+            )
+    train = parts["train"]
+    if isinstance(train, Split):
+        mean, std = channel_statistics(train)
+        height, width, channels = train.image_shape
+        return DataBundle(
+            train,
+            parts["val"],
+            parts.get("test"),
+            train.classes,
+            mean,
+            std,
+            (channels, height, width),
+            source,
+        )
+    return DataBundle(
+        train=train,
+        val=parts["val"],
+        test=parts.get("test"),
+        classes=tuple(str(name) for name in parts.get("classes", ())),
+        mean=(),
+        std=(),
+        image_shape=_first_shape(train, source),
+        source=source,
+    )
+
+
+def _first_shape(loader: Any, source: str) -> tuple[int, ...]:
+    first = next(iter(loader), None)
+    if first is None:
+        raise DataError("its train loader is empty", layer=source, remedy="Give a loader with batches")
+    inputs = first[0] if isinstance(first, tuple | list) else first
+    if isinstance(inputs, Mapping):
+        inputs = next(iter(inputs.values()))
+    return tuple(int(size) for size in np.shape(inputs)[1:])
+
+
+# --- what all files share
+
+
+def _bundle(
+    parts: Parts,
+    source: str,
+    val_fraction: float,
+    seed: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> DataBundle:
+    train, val = parts["train"], parts.get("val")
+    if val is None:
+        train, val = hold_out(train, val_fraction, seed)
+    for part in (val, parts.get("test")):
+        if part is not None and part.image_shape != train.image_shape:
+            raise DataError(
+                f"{part.name} images are {part.image_shape} and training images {train.image_shape}",
+                layer=source,
+                remedy="Give images of one size, or image_size to resize them",
+            )
+    measured = channel_statistics(train) if mean is None or std is None else ((), ())
+    height, width, channels = train.image_shape
+    return DataBundle(
+        train=train,
+        val=val,
+        test=parts.get("test"),
+        classes=train.classes,
+        mean=tuple(mean) if mean is not None else measured[0],
+        std=tuple(std) if std is not None else measured[1],
+        image_shape=(channels, height, width),
+        source=source,
+    )
+
+
+def hold_out(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Split off a validation part, class by class (at least one sample of a class that has two).
+
+    Raises:
+        DataError: for a fraction outside (0, 1) or too few samples.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"val_fraction is {fraction}", remedy="Give a fraction between 0 and 1")
+    rng = np.random.default_rng((seed, len(split)))
+    chosen = np.zeros(len(split), dtype=bool)
+    for label in np.unique(split.labels):
+        members = np.flatnonzero(split.labels == label)
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        chosen[rng.permutation(members)[:count]] = True
+    if not chosen.any():
+        raise DataError(
+            "no class has two samples, so none can be spared for validation",
+            layer=split.name,
+            remedy="Give a validation set",
+        )
+    return split.subset(np.flatnonzero(~chosen), "train"), split.subset(np.flatnonzero(chosen), "val")
