@@ -1,0 +1,191 @@
+"""TensorFlow SavedModel, from the ONNX file: ops by the table `penjing.export.tf_ops`, weights as variables.
+
+The folder serves with any TensorFlow that reads SavedModel (Serving, `tf.saved_model.load`, `saved_model_cli`): one
+signature ``serving_default`` with the model's own input and output names and a free batch size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+
+from penjing.errors import ExportError
+from penjing.export.base import Exporter, Layout, Runner, Source, TensorSpec, register
+from penjing.export.inputs import Feeds
+from penjing.files import atomic_dir
+
+SIGNATURE = "serving_default"
+
+
+def write_saved_model(onnx_path: Path | str, folder: Path | str, *, layout: Layout = "nchw") -> Path:
+    """Write an ONNX file (fp32 or QDQ) as a SavedModel folder.
+
+    Args:
+        onnx_path: The ONNX file; external weights are read from beside it.
+        folder: The folder; replaced atomically.
+        layout: ``"nchw"`` keeps the order of ONNX in the signature; ``"nhwc"`` takes and gives image tensors (rank 4)
+            with channels last, as TensorFlow users expect.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ExportError: naming the op and node that has no translation.
+    """
+    from penjing.export.tf_ops.backend import quiet_tf, tf
+
+    folder = Path(folder)
+    with quiet_tf():
+        module, function = trace_onnx(onnx_path, layout=layout)
+        with atomic_dir(folder) as aside:
+            tf.saved_model.save(module, str(aside), signatures={SIGNATURE: function})
+    return folder
+
+
+def trace_onnx(
+    onnx_path: Path | str, *, layout: Layout = "nchw", batch: int | None = None
+) -> tuple[Any, Any]:
+    """A `tf.Module` that owns the weights, and its concrete function.
+
+    Args:
+        onnx_path: The ONNX file.
+        layout: As in `write_saved_model`.
+        batch: Fix the free first dimension of the inputs to this size.
+    """
+    from penjing.export.tf_ops.backend import tf
+    from penjing.export.tf_ops.trace import GraphTracer
+
+    tracer = GraphTracer(onnx.load(str(onnx_path)))
+    specs = [_spec(info, layout, batch) for info in tracer.inputs]
+    input_names = [info.name for info in tracer.inputs]
+    output_names = [info.name for info in tracer.graph.output]
+
+    def serve(*tensors: Any) -> dict[str, Any]:
+        feeds = {}
+        for name, tensor in zip(input_names, tensors, strict=True):
+            turned = layout == "nhwc" and tensor.shape.rank == 4
+            feeds[name] = tf.transpose(tensor, [0, 3, 1, 2]) if turned else tensor
+        outputs = tracer(feeds)
+        return {
+            _identifier(name): tf.identity(
+                value.last() if layout == "nhwc" and value.rank == 4 else value.plain(), name=_identifier(name)
+            )
+            for name, value in zip(output_names, outputs, strict=True)
+        }
+
+    # tf.function would trace the whole graph twice and keep the variables' initial values; so the graph is traced once
+    # by wrap_function, and what tf.function adds (a signature with names) is traced around it.
+    traced = tf.compat.v1.wrap_function(serve, specs)
+    function = tf.function(lambda *tensors: traced(*tensors), input_signature=specs, autograph=False)
+    module = tf.Module(name="penjing")
+    module.weights = list(tracer.weights.variables.values())
+    return module, function.get_concrete_function()
+
+
+def _identifier(name: str) -> str:
+    """TensorFlow allows letters, digits and ``_.\\/>-`` in names of the graph."""
+    return "".join(c if c.isalnum() or c in "_." else "_" for c in name).lstrip("_.") or "value"
+
+
+def _spec(info: onnx.ValueInfoProto, layout: Layout, batch: int | None) -> Any:
+    from penjing.export.tf_ops.backend import tf
+
+    kind = info.type.tensor_type
+    dims = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
+    if batch is not None and dims and dims[0] is None:
+        dims[0] = batch
+    if layout == "nhwc" and len(dims) == 4:
+        dims = [dims[0], dims[2], dims[3], dims[1]]
+    dtype = tf.as_dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return tf.TensorSpec(dims, dtype, name=_identifier(info.name))
+
+
+class SavedModelRunner(Runner):
+    """A SavedModel folder, called through its serving signature.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        ExportError: if TensorFlow is missing or the folder is not a SavedModel with a serving signature.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        SavedModelExporter().require()
+        from penjing.export.tf_ops.backend import quiet_tf, tf
+
+        self.path = Path(path)
+        with quiet_tf():
+            try:
+                self._model = tf.saved_model.load(str(self.path))
+                self._function = self._model.signatures[SIGNATURE]
+            except (OSError, KeyError, ValueError) as error:
+                raise ExportError(
+                    f"TensorFlow cannot open the folder: {error}",
+                    layer=str(self.path),
+                    remedy="Give a SavedModel folder that has a 'serving_default' signature",
+                ) from error
+        self.runtime = f"tensorflow {tf.__version__}"
+        arguments = self._function.structured_input_signature[1]
+        self.inputs = tuple(
+            TensorSpec(name, np.dtype(spec.dtype.as_numpy_dtype), tuple(spec.shape.as_list()))
+            for name, spec in arguments.items()
+        )
+        self.outputs = tuple(self._function.structured_outputs)
+
+    def run(self, feeds: Feeds) -> list[np.ndarray]:
+        """Outputs in the order of `outputs`."""
+        from penjing.export.tf_ops.backend import tf
+
+        given = {_identifier(name): tf.constant(array) for name, array in feeds.items()}
+        results = self._function(**given)
+        return [np.asarray(results[name].numpy()) for name in self.outputs]
+
+
+@register
+class SavedModelExporter(Exporter):
+    """TensorFlow SavedModel."""
+
+    name: ClassVar[str] = "saved_model"
+    filename: ClassVar[str] = "saved_model"
+    extra: ClassVar[str | None] = "tf"
+    module: ClassVar[str | None] = "tensorflow"
+    changes_layout: ClassVar[bool] = True
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """A folder with ``saved_model.pb`` in it."""
+        return (path / "saved_model.pb").is_file()
+
+    def write(self, source: Source, path: Path) -> None:
+        """Translate the ONNX file."""
+        write_saved_model(source.onnx, path, layout=source.layout)
+
+    def open(self, path: Path) -> Runner:
+        """The folder in TensorFlow."""
+        return SavedModelRunner(path)
+
+
+@register
+class QuantizedSavedModelExporter(SavedModelExporter):
+    """The quantized ONNX file as a SavedModel: int8 variables and exact rounding, a quarter of the size."""
+
+    name: ClassVar[str] = "saved_model_int8"
+    filename: ClassVar[str] = "saved_model_int8"
+    quantized: ClassVar[bool] = True
+
+    def write(self, source: Source, path: Path) -> None:
+        """Translate the given int8 file.
+
+        Raises:
+            ExportError: if none was given.
+        """
+        if source.int8 is None:
+            raise ExportError(
+                "format 'saved_model_int8' was asked for, but there is no quantized model",
+                remedy="Quantize first and pass the file as int8=…",
+            )
+        write_saved_model(source.int8, path, layout=source.layout)

@@ -1,0 +1,175 @@
+"""One ONNX node as the op table sees it: inputs, attributes, and how to make outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from penjing.errors import ExportError
+from penjing.export.tf_ops.backend import tf
+from penjing.export.tf_ops.value import Tensor, Value, Weights, to_last
+
+
+@dataclass
+class Node:
+    """An ONNX node while it is being translated.
+
+    Attributes:
+        op: ONNX op type.
+        name: Node name, for errors.
+        inputs: Values in ONNX's order; None for an input left out.
+        attributes: Attribute values by name, as Python and NumPy objects.
+        opset: Version of the op set.
+        num_outputs: How many outputs the graph uses.
+        out_shapes: What the ONNX graph says about each output's shape (None where it does not).
+        weights: The store for variables.
+    """
+
+    op: str
+    name: str
+    inputs: list[Value | None]
+    attributes: dict[str, Any]
+    opset: int
+    num_outputs: int
+    out_shapes: list[list[int | None] | None]
+    weights: Weights | None
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute's value."""
+        return self.attributes.get(name, default)
+
+    def has(self, index: int) -> bool:
+        """Whether the input is given."""
+        return index < len(self.inputs) and self.inputs[index] is not None
+
+    def value(self, index: int = 0) -> Value:
+        """A required input."""
+        value = self.inputs[index] if index < len(self.inputs) else None
+        if value is None:
+            raise self.error(f"its input {index} is missing")
+        return value
+
+    def x(self, index: int = 0) -> Tensor:
+        """A required input as a tensor in ONNX order."""
+        return self.value(index).plain()
+
+    def optional(self, index: int) -> Value | None:
+        """An input that may be left out."""
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def static(self, index: int, what: str) -> np.ndarray:
+        """The array of an input that must be known when the model is written.
+
+        Raises:
+            ExportError: if it is computed from the model's inputs.
+        """
+        value = self.value(index)
+        if value.const is None:
+            raise self.error(f"its {what} is computed from the model's inputs")
+        return value.const
+
+    def ints(self, attribute: str, index: int) -> list[int] | None:
+        """A list that older op sets give as an attribute and newer ones as an input; None if left out."""
+        if attribute in self.attributes:
+            given = self.attributes[attribute]
+            return [int(given)] if np.isscalar(given) else [int(i) for i in given]
+        if not self.has(index):
+            return None
+        return [int(i) for i in np.atleast_1d(self.static(index, attribute))]
+
+    def rank(self, index: int = 0) -> int:
+        """Number of dimensions of an input.
+
+        Raises:
+            ExportError: if it is unknown.
+        """
+        rank = self.value(index).rank
+        if rank is None:
+            raise self.error(f"the number of dimensions of its input {index} is unknown")
+        return rank
+
+    def axis(self, default: int, *, rank: int | None = None) -> int:
+        """The ``axis`` attribute, counted from the front."""
+        rank = self.rank() if rank is None else rank
+        axis = int(self.attr("axis", default))
+        return axis + rank if axis < 0 else axis
+
+    def error(self, cause: str) -> ExportError:
+        """An error that names the op and the node."""
+        return ExportError(
+            f"ONNX op {self.op} cannot become TensorFlow: {cause}",
+            layer=self.name or self.op,
+            remedy="Export to ONNX only, or change this layer",
+        )
+
+
+Rule = Callable[[Node], Value | list[Value]]
+OPS: dict[str, Rule] = {}
+"""The table: ONNX op type → rule."""
+
+
+def op(*names: str) -> Callable[[Rule], Rule]:
+    """Decorator: put a rule into the table under these ONNX op types."""
+
+    def add(rule: Rule) -> Rule:
+        for name in names:
+            if name in OPS:
+                raise ValueError(f"two rules for ONNX op {name}")
+            OPS[name] = rule
+        return rule
+
+    return add
+
+
+def plain(tensor: Tensor) -> Value:
+    """A value in ONNX order."""
+    return Value(plain=tensor)
+
+
+def same_order(like: Value, tensor: Tensor) -> Value:
+    """A value held in the order ``like`` is held in."""
+    return Value(last=tensor) if like.is_last else Value(plain=tensor)
+
+
+def held_axis(value: Value, axis: int) -> int:
+    """Where ONNX's ``axis`` lies in the tensor as it is held."""
+    rank = value.rank
+    assert rank is not None
+    axis = axis + rank if axis < 0 else axis
+    return to_last(rank).index(axis) if value.is_last else axis
+
+
+def aligned(values: list[Value]) -> tuple[list[Tensor], bool]:
+    """Operands of a broadcasting op in one common order, and whether that is channels last."""
+    lasts = [v.rank for v in values if v.is_last]
+    ranks = [v.rank for v in values]
+    if not lasts or any(rank is None or rank > lasts[0] for rank in ranks if lasts[0] is not None):
+        return [v.plain() for v in values], False
+    rank = lasts[0]
+    assert rank is not None
+    return [_as_last(v, rank) for v in values], True
+
+
+def _as_last(value: Value, rank: int) -> Tensor:
+    """``value`` broadcast-compatible with a channels-last tensor of ``rank``."""
+    own = value.rank
+    assert own is not None
+    if own == rank:
+        return value.last()
+    if own == 0:
+        return value.plain()
+    if value.const is not None:
+        wide = value.const.reshape((1,) * (rank - own) + value.const.shape)
+        return Value(const=wide, key=f"{value.key}/wide{rank}", weights=value.weights).last()
+    tensor = value.plain()
+    for _ in range(rank - own):
+        tensor = tf.expand_dims(tensor, 0)
+    return tf.transpose(tensor, to_last(rank))
+
+
+def restore(tensors: Tensor, last: bool) -> Value:
+    """Wrap the result of an op on `aligned` operands."""
+    return Value(last=tensors) if last else Value(plain=tensors)
