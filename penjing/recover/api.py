@@ -1,0 +1,92 @@
+"""`train` and `recover`: the two ways into the one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from penjing.events import Listener, silent
+from penjing.recover.config import RecoverConfig
+from penjing.recover.loop import Job, Loop
+from penjing.recover.result import RecoverResult
+from penjing.recover.teachers import Teacher
+
+
+def train(
+    model: nn.Module,
+    data: Iterable[Any],
+    config: RecoverConfig | None = None,
+    *,
+    val: Iterable[Any] | None = None,
+    checkpoint: Path | str | None = None,
+    seed: int = 0,
+    listen: Listener = silent,
+) -> RecoverResult:
+    """Train a copy of ``model`` on labelled data.
+
+    Args:
+        model: Any module from inputs to class scores ``[N, K]``. It is not changed.
+        data: A re-iterable of batches; ``set_epoch(epoch)`` is called before each pass where there is one.
+        config: Options; the defaults of `RecoverConfig` otherwise.
+        val: Labelled data for validation, early stopping and ``keep="best"``.
+        checkpoint: Folder written after every epoch. If it holds a checkpoint the run goes on from it, and
+            ends as it would have without the interruption, bit for bit (unless ``max_seconds`` ends it).
+        seed: Fixes dropout, mixing and loaders that draw from torch's global generator.
+        listen: Hears the events.
+
+    Raises:
+        DataError: empty data, NaN, labels outside the classes, a batch of unknown form.
+        RecoverError: a loss or gradient that is not finite (with step and layer), a checkpoint of another
+            run.
+    """
+    job = Job(
+        "train", model, (), data, config or RecoverConfig(), val, None, _folder(checkpoint), seed, listen
+    )
+    return Loop(job).run()
+
+
+def recover(
+    student: nn.Module,
+    teacher: Teacher | Sequence[Teacher] | None,
+    data: Iterable[Any],
+    config: RecoverConfig | None = None,
+    *,
+    val: Iterable[Any] | None = None,
+    plan: Any = None,
+    checkpoint: Path | str | None = None,
+    seed: int = 0,
+    listen: Listener = silent,
+) -> RecoverResult:
+    """Train a copy of ``student`` to answer as ``teacher`` does.
+
+    Args:
+        student: The network to recover. It is not changed.
+        teacher: The original network; several, whose losses are averaged; functions from inputs to logits;
+            or None when the batches carry ``teacher_logits``.
+        data: A re-iterable of batches, as for `train`; labels are needed only by losses that use them.
+        config: Options; the defaults of `RecoverConfig` otherwise.
+        val: As for `train`.
+        plan: The plan the student was pruned with; lines its features up with the teacher's.
+        checkpoint: As for `train`.
+        seed: As for `train`.
+        listen: Hears the events.
+
+    Raises:
+        DataError: As for `train`.
+        RecoverError: As for `train`; also a teacher of another output shape, and features that cannot be
+            lined up.
+    """
+    if teacher is None:
+        teachers: tuple[Teacher, ...] = ()
+    else:
+        teachers = tuple(teacher) if isinstance(teacher, Sequence) else (teacher,)
+    config = config or RecoverConfig()
+    job = Job("recover", student, teachers, data, config, val, plan, _folder(checkpoint), seed, listen)
+    return Loop(job).run()
+
+
+def _folder(checkpoint: Path | str | None) -> Path | None:
+    return None if checkpoint is None else Path(checkpoint)

@@ -1,0 +1,217 @@
+"""What one batch of data is: taken apart, checked, moved, and given to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import DataError, PenjingError
+
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+_TARGET_KEYS = ("target", "targets", "label", "labels")
+_TEACHER_KEY = "teacher_logits"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, taken apart.
+
+    Attributes:
+        inputs: What the model is called with: a tensor, a tuple or a dict of tensors.
+        target: Class indices ``y_N`` (int64), or None for unlabelled data.
+        teacher_logits: The teacher's answers ``[N, K]`` when the data carries them.
+    """
+
+    inputs: Inputs
+    target: Tensor | None = None
+    teacher_logits: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(tensors(self.inputs)[0])
+
+
+def tensors(inputs: Inputs) -> list[Tensor]:
+    """The tensors of the inputs, in order."""
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    return list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
+
+
+def map_inputs(inputs: Inputs, change: Any) -> Inputs:
+    """The inputs with ``change`` applied to each tensor."""
+    if isinstance(inputs, Tensor):
+        return change(inputs)  # type: ignore[no-any-return]
+    if isinstance(inputs, dict):
+        return {name: change(value) for name, value in inputs.items()}
+    return tuple(change(value) for value in inputs)
+
+
+def unpack(item: Any) -> Batch:
+    """Take apart one item of a data iterable.
+
+    Accepts ``inputs``, ``(inputs, target)``, ``(inputs, target, teacher_logits)`` and mappings; in a
+    mapping the keys ``target``/``label(s)`` and ``teacher_logits`` are taken out and the rest is the
+    model's keyword inputs.
+
+    Raises:
+        DataError: for anything else.
+    """
+    if isinstance(item, Tensor):
+        return Batch(item)
+    if isinstance(item, Mapping):
+        rest = dict(item)
+        target = next((rest.pop(key) for key in _TARGET_KEYS if key in rest), None)
+        logits = rest.pop(_TEACHER_KEY, None)
+        if "inputs" in rest and len(rest) == 1:
+            return Batch(_as_inputs(rest["inputs"]), target, logits)
+        return Batch(_as_inputs(rest), target, logits)
+    if isinstance(item, (tuple, list)) and 1 <= len(item) <= 3:
+        inputs, target, logits = (*item, None, None)[:3]
+        return Batch(_as_inputs(inputs), target, logits)
+    raise DataError(
+        f"a batch is a {type(item).__name__}",
+        remedy="Give batches as inputs, (inputs, target) or a dict of tensors",
+    )
+
+
+def _as_inputs(value: Any) -> Inputs:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping) and value and all(isinstance(part, Tensor) for part in value.values()):
+        return dict(value)
+    if isinstance(value, (tuple, list)) and value and all(isinstance(part, Tensor) for part in value):
+        return tuple(value)
+    raise DataError(
+        f"the inputs of a batch are a {type(value).__name__}",
+        remedy="Give a tensor, or a tuple or dict of tensors",
+    )
+
+
+def check(batch: Batch, index: int, num_classes: int | None = None) -> None:
+    """Refuse a batch that would poison the training.
+
+    Raises:
+        DataError: no samples, NaN or infinity in the inputs, a target of another length or outside
+            ``0 … num_classes - 1``.
+    """
+    where = f"batch {index}"
+    if batch.size == 0:
+        raise DataError("the batch has no samples", layer=where, remedy="Remove empty batches from the data")
+    for part in tensors(batch.inputs):
+        if part.is_floating_point() and not bool(torch.isfinite(part.sum(dtype=torch.float64))):
+            bad = int((~torch.isfinite(part)).reshape(len(part), -1).any(1).nonzero()[0])
+            raise DataError(
+                f"sample {bad} of the batch contains NaN or infinity",
+                layer=where,
+                remedy="Clean the data or its normalisation (a zero standard deviation does this)",
+            )
+    if batch.target is None or batch.target.is_floating_point() or batch.target.numel() == 0:
+        return
+    if len(batch.target) != batch.size:
+        raise DataError(
+            f"{batch.size} inputs come with {len(batch.target)} targets",
+            layer=where,
+            remedy="Give one target per input",
+        )
+    if num_classes is not None:
+        low, high = int(batch.target.min()), int(batch.target.max())
+        if low < 0 or high >= num_classes:
+            raise DataError(
+                f"label {low if low < 0 else high} is outside the model's classes 0 … {num_classes - 1}",
+                layer=where,
+                remedy="Correct the labels, or build the model with as many classes as the data has",
+            )
+
+
+def move(batch: Batch, device: torch.device, channels_last: bool = False) -> Batch:
+    """The batch on ``device``; images in channels-last memory order when asked."""
+
+    def place(x: Tensor) -> Tensor:
+        x = x.to(device, non_blocking=True)
+        return x.contiguous(memory_format=torch.channels_last) if channels_last and x.dim() == 4 else x
+
+    return Batch(
+        map_inputs(batch.inputs, place),
+        None if batch.target is None else batch.target.to(device, non_blocking=True),
+        None if batch.teacher_logits is None else batch.teacher_logits.to(device, non_blocking=True),
+    )
+
+
+def share(batch: Batch, rank: int, world: int) -> Batch | None:
+    """The part of the batch that process ``rank`` of ``world`` works on; None when there is not one sample
+    for each.
+
+    The first ``world · (n // world)`` samples are dealt out in turn, so all parts have the same size and
+    the mean of the parts' gradients is the gradient of the whole.
+    """
+    if world == 1:
+        return batch
+    even = batch.size // world * world
+    if even == 0:
+        return None
+
+    def part(x: Tensor) -> Tensor:
+        return x[rank:even:world]
+
+    return Batch(
+        map_inputs(batch.inputs, part),
+        None if batch.target is None else part(batch.target),
+        None if batch.teacher_logits is None else part(batch.teacher_logits),
+    )
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """``model(x)``, ``model(*tuple)`` or ``model(**dict)``."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def logits_of(output: Any, error: type[PenjingError] = DataError) -> Tensor:
+    """The class scores in a model's output, as ``[N, K]`` (positions of dense outputs become samples).
+
+    Raises:
+        PenjingError: of class ``error``, when the output holds no tensor of class scores.
+    """
+    if not isinstance(output, Tensor):
+        if hasattr(output, "logits"):
+            output = output.logits
+        elif isinstance(output, Mapping) and "logits" in output:
+            output = output["logits"]
+        elif isinstance(output, (tuple, list)) and output:
+            output = output[0]
+    if not isinstance(output, Tensor) or output.dim() < 2:
+        raise error(
+            f"the model's output is a {type(output).__name__}, not class scores of shape [N, classes]",
+            remedy="Wrap the model so that it returns one tensor of class scores",
+        )
+    return output if output.dim() == 2 else output.movedim(1, -1).flatten(0, -2)
+
+
+def count_batches(data: Iterable[Any]) -> int:
+    """Number of batches in one pass, by ``len`` or, where there is none, by going through the data once.
+
+    Raises:
+        DataError: when the data is empty, or is an iterator that can only be gone through once.
+    """
+    if iter(data) is data:
+        raise DataError(
+            "the data is an iterator that is used up after one pass",
+            remedy="Give a loader or list that can be iterated again",
+        )
+    try:
+        count = len(data)  # type: ignore[arg-type]
+    except TypeError:
+        count = sum(1 for _ in data)
+    if count == 0:
+        raise DataError(
+            "the data has no batches", remedy="Check the path, and drop_last with a large batch size"
+        )
+    return count

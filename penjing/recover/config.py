@@ -1,0 +1,131 @@
+"""The options of training and recovery."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from penjing.config import Config
+
+
+class LossTerm(Config):
+    """One term of the training loss: ``weight(t) · loss``.
+
+    Attributes:
+        name: Name in the loss registry (``penjing.recover.losses``): ``"ce"``, ``"kd"``, ``"dist"``…
+        weight: Factor of the term.
+        ramp: How the weight changes over the run: ``"constant"``, ``"rise"`` (0 → weight, linear) or
+            ``"fall"`` (weight → 0, linear).
+        options: The loss's own options (each loss is a `Config`; unknown keys are errors).
+    """
+
+    name: str
+    weight: float = Field(default=1.0, ge=0)
+    ramp: Literal["constant", "rise", "fall"] = "constant"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def weight_at(self, progress: float) -> float:
+        """The factor when ``progress`` in [0, 1] of the run is done."""
+        return self.weight * {"constant": 1.0, "rise": progress, "fall": 1.0 - progress}[self.ramp]
+
+
+class RecoverConfig(Config):
+    """Options of `train` and `recover`.
+
+    Length: the run ends at whichever of ``epochs``, ``max_steps`` and ``max_seconds`` comes first; the
+    learning-rate schedule spans exactly that length (under ``max_seconds``, by the share of time used, so
+    a run that is cut by the clock has still seen its whole schedule).
+
+    Attributes:
+        epochs: Passes over the data.
+        max_steps: Most optimizer steps in all.
+        max_seconds: Time budget in seconds, checked after every step; a resumed run goes on where the
+            clock stood.
+        steps_per_epoch: Optimizer steps taken in each epoch; None takes the whole data, 1 is "one
+            optimizer step an epoch".
+        optimizer: ``"sgd"`` or ``"adamw"``.
+        lr: Peak learning rate.
+        momentum, nesterov: For SGD.
+        betas: For AdamW.
+        weight_decay: Not applied to biases, normalisation weights and other parameters of at most one
+            dimension.
+        schedule: ``"onecycle"`` (cosine up, cosine down), ``"cosine"``, ``"linear"`` (linear warmup then
+            decay) or ``"constant"``.
+        warmup: Fraction of the run spent warming up; None is 0.25 for ``"onecycle"`` and 0 for the others.
+        lr_start, lr_end: First and last learning rate, as fractions of ``lr``.
+        grad_clip: Largest total gradient norm; None never clips (a non-finite gradient stops the run all
+            the same).
+        grad_accumulation: Batches per optimizer step.
+        ema: Decay of the exponential moving average of the weights (0.99…); 0 keeps none. With it, the
+            average is what is validated and returned.
+        label_smoothing: For the cross-entropy, 0 to 1.
+        mixup, cutmix: Beta parameters α of mixup (Zhang 2018) and CutMix (Yun 2019); 0 is off. With both
+            on, each batch takes one of the two.
+        precision: ``"fp32"``, ``"bf16"`` autocast, or ``"auto"``: whichever a short measurement on this
+            machine finds faster.
+        channels_last: Memory format of 4-d inputs and weights; None decides by the model (on where it has 2-d
+            convolutions).
+        compile: Use ``torch.compile``.
+        losses: Terms of the loss; empty is cross-entropy for `train`, and for `recover` 0.1 ·
+            cross-entropy + 0.9 · KD (labels present) or KD alone (no labels).
+        temperature: Default temperature of the logit losses.
+        teacher_cache: Most samples whose teacher logits are kept in memory, keyed by the sample's content;
+            pays when samples repeat exactly (no augmentation). 0 is off.
+        patience: Stop after this many evaluations without a better validation accuracy; None never does.
+        keep: ``"last"`` returns the final weights, ``"best"`` those of the best validation accuracy.
+        eval_every: Epochs between validations (the last epoch is always validated).
+        workers_split: In a multi-process run every process sees the same batches and takes its own share
+            of each one (True), or the loader already gives each process its own data (False).
+    """
+
+    epochs: int = Field(default=10, ge=0)
+    max_steps: int | None = Field(default=None, ge=0)
+    max_seconds: float | None = Field(default=None, gt=0)
+    steps_per_epoch: int | None = Field(default=None, ge=1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.02, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = True
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    schedule: Literal["onecycle", "cosine", "linear", "constant"] = "onecycle"
+    warmup: float | None = Field(default=None, ge=0, lt=1)
+    lr_start: float = Field(default=0.05, ge=0, le=1)
+    lr_end: float = Field(default=0.001, ge=0, le=1)
+    grad_clip: float | None = Field(default=5.0, gt=0)
+    grad_accumulation: int = Field(default=1, ge=1)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: bool | None = None
+    compile: bool = False
+    losses: tuple[LossTerm, ...] = ()
+    temperature: float = Field(default=4.0, gt=0)
+    teacher_cache: int = Field(default=0, ge=0)
+    patience: int | None = Field(default=None, ge=1)
+    keep: Literal["last", "best"] = "last"
+    eval_every: int = Field(default=1, ge=1)
+    workers_split: bool = True
+
+    @field_validator("losses", mode="before")
+    @classmethod
+    def _short_terms(cls, value: Any) -> Any:
+        """Accept ``["ce", "kd"]`` and ``{"ce": 0.1, "kd": 0.9}`` for lists of terms."""
+        if isinstance(value, dict):
+            return [{"name": name, "weight": weight} for name, weight in value.items()]
+        if isinstance(value, (list, tuple)):
+            return [{"name": item} if isinstance(item, str) else item for item in value]
+        return value
+
+    @model_validator(mode="after")
+    def _losses_known(self) -> Self:
+        from penjing.recover.losses import make_loss  # the registry imports torch: only when a loss is named
+
+        for term in self.losses:
+            make_loss(term.name, term.options)
+        if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
+            raise ValueError("nesterov needs momentum > 0; set nesterov: false")
+        return self

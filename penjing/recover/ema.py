@@ -1,0 +1,36 @@
+"""Exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """A second model whose weights trail the first.
+
+    After step t the average moves by ``1 - min(decay, (1 + t) / (10 + t))`` towards the current weights,
+    so the first steps do not hold on to the starting point. Floating-point buffers (batch-norm statistics)
+    are averaged as well; other buffers are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards ``model`` after optimizer step number ``step`` (from 1)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averaged, current = _tensors(self.model), _tensors(model)
+        floating = [name for name, value in averaged.items() if value.is_floating_point()]
+        torch._foreach_lerp_([averaged[n] for n in floating], [current[n] for n in floating], 1 - decay)
+        for name, value in averaged.items():
+            if not value.is_floating_point():
+                value.copy_(current[name])
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

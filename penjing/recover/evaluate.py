@@ -1,0 +1,66 @@
+"""Accuracy and loss of a model on labelled data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from penjing.errors import DataError
+from penjing.recover.batches import call_model, check, logits_of, move, unpack
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    device: torch.device | None = None,
+    channels_last: bool = False,
+    bf16: bool = False,
+    rank: int = 0,
+    world: int = 1,
+) -> tuple[int, int, float]:
+    """Run the model in eval mode over the data (its train/eval flags are given back).
+
+    Returns:
+        Number right, number of samples, and the sum of the cross-entropies in nats, of the batches that
+        process ``rank`` of ``world`` works on (every ``world``-th batch).
+
+    Raises:
+        DataError: no batches, no labels, labels out of range, NaN.
+    """
+    device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    right = total = batches = 0
+    loss = 0.0
+    try:
+        for index, item in enumerate(data):
+            batches += 1
+            if index % world != rank:
+                continue
+            batch = move(unpack(item), device, channels_last)
+            if batch.target is None:
+                raise DataError(
+                    "validation data has no labels",
+                    remedy="Give batches as (inputs, target), or leave val out",
+                )
+            check(batch, index)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                logits_NK = logits_of(call_model(model, batch.inputs)).float()
+            check(batch, index, logits_NK.shape[1])
+            target_N = batch.target.reshape(-1)
+            right += int((logits_NK.argmax(1) == target_N).sum())
+            total += len(target_N)
+            loss += float(F.cross_entropy(logits_NK, target_N, reduction="sum"))
+    finally:
+        for module, training in modes:
+            module.training = training
+    if batches == 0:
+        raise DataError("the validation data has no batches", remedy="Check its path, or leave val out")
+    return right, total, loss if math.isfinite(loss) else math.inf

@@ -1,0 +1,177 @@
+"""Features of the same layer in student and teacher, lined up by the plan.
+
+A pruned network keeps some of the original's channels. The plan says which, so a student's feature is
+compared with exactly those channels of the teacher's and no learned projector stands between.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import RecoverError
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One place where features are taken.
+
+    Attributes:
+        layer: Name of a module that student and teacher both have.
+        side: ``"output"`` or ``"input"`` of that module.
+        kept: Which of the teacher's channels (dim 1) the student has; None when it has them all.
+    """
+
+    layer: str
+    side: Literal["output", "input"] = "output"
+    kept: Tensor | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of the feature in `Answers`."""
+        return f"{self.layer}:{self.side}"
+
+
+def feature_specs(
+    student: nn.Module, teacher: nn.Module, layers: Sequence[str], plan: Any = None, *, aligned: bool = True
+) -> tuple[FeatureSpec, ...]:
+    """Places for the named layers (patterns allowed), aligned by ``plan``.
+
+    Without names: what goes into the last linear layer. With ``aligned=False`` the channels need not be
+        lined up.
+
+    Raises:
+        RecoverError: a name that no module has, or channels that cannot be lined up.
+    """
+    mine, theirs = dict(student.named_modules()), dict(teacher.named_modules())
+    if not layers:
+        linears = [name for name, module in mine.items() if isinstance(module, nn.Linear) and name in theirs]
+        if not linears:
+            raise RecoverError(
+                "the model has no linear layer to take features before",
+                remedy="Name layers in the loss's options",
+            )
+        last = linears[-1]
+        kept = _kept(plan, mine[last], theirs[last], last, dim=1) if aligned else None
+        return (FeatureSpec(last, "input", kept),)
+    found: dict[str, FeatureSpec] = {}
+    for pattern in layers:
+        names = [name for name in mine if name and name in theirs and fnmatch.fnmatchcase(name, pattern)]
+        if not names:
+            raise RecoverError(
+                f"no layer of student and teacher matches {pattern!r}",
+                remedy=f"Use names of modules, for example {', '.join(list(mine)[1:6])}",
+            )
+        for name in names:
+            kept = _kept(plan, mine[name], theirs[name], name, dim=0) if aligned else None
+            found[name] = FeatureSpec(name, "output", kept)
+    return tuple(found.values())
+
+
+def _kept(plan: Any, mine: nn.Module, theirs: nn.Module, name: str, dim: int) -> Tensor | None:
+    """The teacher's channels that the student kept at this place, from the plan's entry for its last
+    parameter.
+
+    For a block it is the last parameter of its kind that speaks: the batch norm or convolution that ends it.
+    """
+    params = [
+        (inner, param)
+        for inner, param in theirs.named_parameters()
+        if param.dim() > dim and dict(mine.named_parameters()).get(inner) is not None
+    ]
+    if not params:
+        return None
+    inner, original = params[-1] if dim == 0 else params[0]
+    ours = dict(mine.named_parameters())[inner]
+    if ours.shape[dim] == original.shape[dim]:
+        return None
+    full = f"{name}.{inner}"
+    positions = kept_positions(plan, full, dim)
+    if positions is None or len(positions) != ours.shape[dim]:
+        raise RecoverError(
+            f"the student has {ours.shape[dim]} of the teacher's {original.shape[dim]} channels and "
+            + ("no plan says which" if plan is None else f"the plan's entry for {full} does not fit"),
+            layer=name,
+            remedy="Pass the plan the student was pruned with, or a loss that needs no alignment (at, rkd, sp)",
+        )
+    return positions
+
+
+def kept_positions(plan: Any, tensor: str, dim: int) -> Tensor | None:
+    """Positions of dimension ``dim`` of the original ``tensor`` that the plan keeps; None when it keeps all.
+
+    ``plan`` is a `penjing.prune.Plan` or a mapping ``{tensor: {dim: positions}}``.
+    """
+    if plan is None:
+        return None
+    tensors: Mapping[str, Any] = plan if isinstance(plan, Mapping) else plan.tensors
+    kept = tensors.get(tensor)
+    if kept is None:
+        return None
+    positions = kept.get(dim)
+    return None if positions is None else torch.as_tensor(positions, dtype=torch.int64)
+
+
+class Taps:
+    """Forward hooks that keep the last feature at each place, for the time of a ``with`` block.
+
+    Attributes:
+        features: The features of the last forward pass, by `FeatureSpec.key`.
+    """
+
+    def __init__(self, model: nn.Module, specs: Sequence[FeatureSpec]) -> None:
+        self.features: dict[str, Tensor] = {}
+        self._model = model
+        self._specs = specs
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        modules = dict(self._model.named_modules())
+        for spec in self._specs:
+            module = modules[spec.layer]
+            if spec.side == "output":
+                handle = module.register_forward_hook(self._keep_output(spec.key))
+            else:
+                handle = module.register_forward_pre_hook(self._keep_input(spec.key))
+            self._handles.append(handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _keep_output(self, key: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self.features[key] = _tensor(output, key)
+
+        return hook
+
+    def _keep_input(self, key: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            self.features[key] = _tensor(args, key)
+
+        return hook
+
+
+def _tensor(value: Any, key: str) -> Tensor:
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    if not isinstance(value, Tensor):
+        raise RecoverError(
+            f"the feature is a {type(value).__name__}", layer=key, remedy="Name a layer that gives one tensor"
+        )
+    return value
+
+
+def align(spec: FeatureSpec, teacher: Tensor) -> Tensor:
+    """The teacher's feature restricted to the kept channels (dim 1)."""
+    return teacher if spec.kept is None else teacher.index_select(1, spec.kept.to(teacher.device))

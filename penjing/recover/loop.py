@@ -1,0 +1,413 @@
+"""The one training loop: it serves training from scratch and recovery from the original alike.
+
+Read `Loop.run`, `Loop._epoch` and `Loop._step`: that is all there is. Everything else sets up, watches or
+records.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import RecoverError
+from penjing.events import Event, Listener
+from penjing.recover import chance
+from penjing.recover.batches import Batch, call_model, check, count_batches, logits_of, move, share, unpack
+from penjing.recover.checkpoint import load_checkpoint, model_tensors, restore_model, save_checkpoint
+from penjing.recover.config import LossTerm, RecoverConfig
+from penjing.recover.ema import WeightAverage
+from penjing.recover.evaluate import evaluate
+from penjing.recover.features import Taps
+from penjing.recover.guards import non_finite
+from penjing.recover.mix import mix
+from penjing.recover.objective import Objective, default_terms
+from penjing.recover.optim import build_optimizer, optimizer_tensors, restore_optimizer, set_lr
+from penjing.recover.precision import choose_precision
+from penjing.recover.result import RecoverResult, StopReason
+from penjing.recover.schedule import learning_rate
+from penjing.recover.state import Meter, Progress
+from penjing.recover.teachers import Teacher, Teachers
+
+_SECONDS_BETWEEN_EVENTS = 0.25
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is asked to do; the arguments of `train` and `recover`."""
+
+    stage: str
+    model: nn.Module
+    teachers: tuple[Teacher, ...]
+    data: Iterable[Any]
+    config: RecoverConfig
+    val: Iterable[Any] | None
+    plan: Any
+    checkpoint: Path | None
+    seed: int
+    listen: Listener
+
+
+class Loop:
+    """One run: what is fixed is in the job; what moves is in `Progress`, model, optimizer and average."""
+
+    def __init__(self, job: Job) -> None:
+        from accelerate import Accelerator  # slow to import, and only training needs it
+
+        self.job, self.config = job, job.config
+        self.accelerator = Accelerator(mixed_precision="no")
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.world: int = self.accelerator.num_processes
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+        self.best_is_new = False
+        self.saved_cache: dict[str, Tensor] = {}
+        self.objective: Objective | None = None
+        self.taps: Taps | None = None
+
+    def run(self) -> RecoverResult:
+        """Set up, resume where there is something to resume, go through the epochs, give the result."""
+        with chance.private_globals(), ExitStack() as self.stack:
+            chance.seed_globals(self.job.seed)
+            self._set_up()
+            self._resume()
+            progress = self.progress
+            progress.precision = progress.precision or choose_precision(self.config.precision, self.device)
+            self._tell("start", message=f"{progress.precision}, at most {self.total_steps} steps")
+            progress.stopped = progress.stopped or self._limit_reached()
+            while progress.stopped is None:
+                self._epoch()
+                self._save()
+            self._tell("end", message=progress.stopped.value)
+            return self._result(progress.stopped)
+
+    def _set_up(self) -> None:
+        config = self.config
+        per_epoch = math.ceil(count_batches(self.job.data) / config.grad_accumulation)
+        self.epoch_steps = min(per_epoch, config.steps_per_epoch or per_epoch)
+        self.total_steps = self.epoch_steps * config.epochs
+        if config.max_steps is not None:
+            self.total_steps = min(self.total_steps, config.max_steps)
+        self.model = copy.deepcopy(self.job.model).to(self.device)
+        self.model.zero_grad(set_to_none=True)
+        has_conv = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
+        self.channels_last = has_conv if config.channels_last is None else config.channels_last
+        if self.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(self.model, config)
+        self.average = WeightAverage(self.model, config.ema) if config.ema else None
+        self.wrapped: nn.Module = self.accelerator.prepare_model(self.model)
+        self.forward: Any = torch.compile(self.wrapped) if config.compile else self.wrapped
+        if config.losses:
+            self._aim(config.losses)
+
+    def _aim(self, terms: Sequence[LossTerm]) -> None:
+        """Settle what is minimised, and tap the features it looks at."""
+        job = self.job
+        self.objective = Objective(
+            job.config, terms, self.model, job.teachers[0] if job.teachers else None, job.plan
+        )
+        specs = self.objective.specs
+        asked = job.teachers if self.objective.needs_teacher else ()
+        self.teachers = self.stack.enter_context(Teachers(asked, specs, job.config.teacher_cache))
+        self.teachers.to(self.device)
+        self.taps = self.stack.enter_context(Taps(self.model, specs)) if specs else None
+        if self.teachers.cache is not None:
+            self.teachers.cache.restore(self.saved_cache)
+
+    # ---------------------------------------------------------------------------------------------- training
+
+    def _epoch(self) -> None:
+        """Train for one pass, validate, record, and see whether it is time to stop."""
+        progress, config = self.progress, self.config
+        began, meter, told = time.perf_counter(), Meter(), 0.0
+        chance.seed_globals(self.job.seed, progress.epoch, self.rank)
+        if callable(set_epoch := getattr(self.job.data, "set_epoch", None)):
+            set_epoch(progress.epoch)
+        self.wrapped.train()
+        for index, window in enumerate(_windows(self.job.data, config.grad_accumulation, self.epoch_steps)):
+            self._step(window, index, meter)
+            if time.perf_counter() - told > _SECONDS_BETWEEN_EVENTS:
+                told = time.perf_counter()
+                self._tell("progress", meter.means() | {"lr": self.optimizer.param_groups[0]["lr"]})
+            if self._limit_reached():
+                break
+        progress.epoch += 1
+        progress.stopped = self._limit_reached()
+        record = {
+            "epoch": progress.epoch,
+            "steps": progress.steps,
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+        record |= meter.reduced(self.accelerator).means()
+        if self.job.val is not None and (progress.stopped or progress.epoch % config.eval_every == 0):
+            record |= self._validate()
+        seconds = time.perf_counter() - began
+        progress.history.append(record)
+        progress.timing.append(
+            {"epoch": progress.epoch, "seconds": seconds, "samples_per_second": meter.samples / seconds}
+        )
+        self._tell("metric", record)
+
+    def _step(self, window: Sequence[Any], index: int, meter: Meter) -> None:
+        """One optimizer step on the batches of ``window``, the ``index``-th of this epoch."""
+        config, progress = self.config, self.progress
+        done = self._share_done()
+        set_lr(self.optimizer, learning_rate(config, done))
+        batch: Batch | None = None
+        for position, item in enumerate(window):
+            number = index * config.grad_accumulation + position
+            batch = share(unpack(item), self.rank, self.world)
+            if batch is None:
+                continue
+            check(batch, number)
+            batch = move(batch, self.device, self.channels_last)
+            last = position == len(window) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                loss = self._loss(batch, number, done, meter)
+                self.accelerator.backward(loss / len(window))
+        if batch is None:
+            raise RecoverError(
+                f"a batch has fewer samples than there are processes ({self.world})",
+                remedy="Use larger batches, drop_last=True, or fewer processes",
+            )
+        norm = self._gradient_norm()
+        if not math.isfinite(norm):
+            raise non_finite(self.model, batch.inputs, progress.steps + 1, f"the gradient norm is {norm}")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.steps += 1
+        if self.average is not None:
+            self.average.update(self.model, progress.steps)
+
+    def _loss(self, batch: Batch, number: int, done: float, meter: Meter) -> Tensor:
+        """The loss of one batch, checked; adds to the meter."""
+        if self.objective is None:
+            has_teacher = bool(self.job.teachers) or batch.teacher_logits is not None
+            self._aim(default_terms(batch.target is not None, has_teacher))
+        objective = self.objective
+        assert objective is not None
+        objective.check(batch, bool(self.job.teachers))
+        target = batch.target
+        if (self.config.mixup or self.config.cutmix) and target is not None:
+            batch, target = self._mixed(batch, number)
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.progress.precision == "bf16"
+        ):
+            logits_NK = logits_of(call_model(self.forward, batch.inputs))
+        check(batch, number, logits_NK.shape[1])
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.progress.precision == "bf16"
+        ):
+            teachers_NK, features = self.teachers.answer(batch)
+        for teacher_NK in teachers_NK:
+            if teacher_NK.shape != logits_NK.shape:
+                raise RecoverError(
+                    f"the teacher answers with shape {list(teacher_NK.shape)}, "
+                    f"the student with {list(logits_NK.shape)}",
+                    remedy="Use a teacher with the same classes and inputs as the student",
+                )
+        mine = self.taps.features if self.taps is not None else {}
+        loss, parts = objective(logits_NK, mine, teachers_NK, features, target, done)
+        if not math.isfinite(value := float(loss.detach())):
+            raise non_finite(self.model, batch.inputs, self.progress.steps + 1, f"the loss is {value}")
+        right = (
+            None if batch.target is None else (logits_NK.detach().argmax(1) == batch.target.reshape(-1)).sum()
+        )
+        meter.add(len(logits_NK), value, {name: float(part) for name, part in parts.items()}, right)
+        return loss
+
+    def _mixed(self, batch: Batch, number: int) -> tuple[Batch, Tensor]:
+        """The batch with mixed inputs, and its mixed targets: a function of seed, epoch and number."""
+        if not isinstance(batch.inputs, Tensor) or batch.target is None or batch.target.dim() != 1:
+            raise RecoverError(
+                "mixup and CutMix need one input tensor and one label per sample",
+                remedy="Set mixup and cutmix to 0 for this model",
+            )
+        check(batch, number, self._num_classes(batch))
+        generator = chance.derived_generator(self.job.seed, self.progress.epoch, number, self.rank)
+        x, target_NK = mix(
+            batch.inputs,
+            batch.target,
+            self._num_classes(batch),
+            generator,
+            mixup=self.config.mixup,
+            cutmix=self.config.cutmix,
+        )
+        return Batch(x, batch.target, None), target_NK
+
+    def _num_classes(self, batch: Batch) -> int:
+        """Classes of the model, asked once with a single sample in eval mode."""
+        if not hasattr(self, "_classes"):
+            self.model.eval()
+            with torch.no_grad():
+                first = Batch(batch.inputs[:1] if isinstance(batch.inputs, Tensor) else batch.inputs)
+                self._classes = logits_of(call_model(self.model, first.inputs)).shape[1]
+            self.model.train()
+        return self._classes
+
+    def _gradient_norm(self) -> float:
+        """Total gradient norm; gradients are clipped to ``grad_clip`` where that is set."""
+        params = [p for p in self.model.parameters() if p.grad is not None]
+        limit = self.config.grad_clip if self.config.grad_clip is not None else math.inf
+        return float(torch.nn.utils.clip_grad_norm_(params, limit))
+
+    # ---------------------------------------------------------------------------------------------- stopping
+
+    def _elapsed(self) -> float:
+        """Seconds used; in a multi-process run, those of the first process, so that all decide alike."""
+        elapsed = self.progress.elapsed()
+        if self.world == 1:
+            return elapsed
+        clock = torch.tensor([elapsed if self.rank == 0 else 0.0], device=self.device)
+        return float(self.accelerator.reduce(clock, "sum"))
+
+    def _share_done(self) -> float:
+        """How much of the run is done, 0 to 1."""
+        done = self.progress.steps / max(self.total_steps, 1)
+        if self.config.max_seconds is not None:
+            done = max(done, self._elapsed() / self.config.max_seconds)
+        return min(done, 1.0)
+
+    def _limit_reached(self) -> StopReason | None:
+        """Why to stop now, if there is a reason."""
+        config, progress = self.config, self.progress
+        if config.patience is not None and progress.waiting >= config.patience:
+            return StopReason.PATIENCE
+        if config.max_steps is not None and progress.steps >= config.max_steps:
+            return StopReason.MAX_STEPS
+        if progress.epoch >= config.epochs:
+            return StopReason.EPOCHS
+        if config.max_seconds is not None and self._elapsed() >= config.max_seconds:
+            return StopReason.MAX_SECONDS
+        return None
+
+    def _validate(self) -> dict[str, float]:
+        """Accuracy and loss on the validation data; remembers the best weights."""
+        assert self.job.val is not None
+        progress = self.progress
+        source = self.model if self.average is None else self.average.model
+        counts = evaluate(
+            source,
+            self.job.val,
+            device=self.device,
+            channels_last=self.channels_last,
+            bf16=progress.precision == "bf16",
+            rank=self.rank,
+            world=self.world,
+        )
+        sums = torch.tensor(counts, dtype=torch.float64, device=self.device)
+        right, total, loss = self.accelerator.reduce(sums, "sum").tolist()
+        accuracy = right / total
+        if accuracy > progress.best_accuracy:
+            progress.best_accuracy, progress.best_epoch, progress.waiting = accuracy, progress.epoch, 0
+            if self.config.keep == "best":
+                self.best = {name: value.cpu().clone() for name, value in model_tensors(source).items()}
+                self.best_is_new = True
+        else:
+            progress.waiting += 1
+            progress.stopped = progress.stopped or self._limit_reached()
+        record = {"val_accuracy": accuracy, "val_n": total}
+        return record | {"val_loss": loss / total} if math.isfinite(loss) else record
+
+    # ---------------------------------------------------------------------------------------------- keeping
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to be this run's."""
+        return {"stage": self.job.stage, "seed": self.job.seed, "world": self.world, **self.config.to_dict()}
+
+    def _save(self) -> None:
+        if self.job.checkpoint is None:
+            return
+        if self.accelerator.is_main_process:
+            parts = {"model": model_tensors(self.model), "optimizer": optimizer_tensors(self.optimizer)}
+            parts["average"] = {} if self.average is None else model_tensors(self.average.model)
+            parts["best"] = self.best if self.best_is_new else {}
+            parts["cache"] = self.teachers.cache.tensors() if self.teachers.cache is not None else {}
+            generators = chance.loader_generators(self.job.data)
+            parts["generators"] = {str(i): g.get_state() for i, g in enumerate(generators)}
+            state = {"run": self._identity(), "progress": self.progress.to_dict()}
+            save_checkpoint(self.job.checkpoint, state, parts, f"{self.progress.epoch:05d}")
+        self.best_is_new = False
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        if self.job.checkpoint is None or (found := load_checkpoint(self.job.checkpoint)) is None:
+            return
+        state, parts = found
+        mine, theirs = self._identity(), state["run"]
+        changed = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
+        if changed:
+            key = changed[0]
+            raise RecoverError(
+                f"the checkpoint was made with {key} = {theirs.get(key)!r}, this run has {mine.get(key)!r}",
+                layer=str(self.job.checkpoint),
+                remedy="Resume with the same options, or delete the checkpoint folder to start again",
+            )
+        self.progress = Progress.from_dict(state["progress"])
+        restore_model(self.model, parts["model"])
+        restore_optimizer(self.optimizer, parts.get("optimizer", {}))
+        if self.average is not None:
+            restore_model(self.average.model, parts["average"])
+        self.best, self.saved_cache = parts.get("best", {}), parts.get("cache", {})
+        if self.objective is not None and self.teachers.cache is not None:
+            self.teachers.cache.restore(self.saved_cache)
+        for index, generator in enumerate(chance.loader_generators(self.job.data)):
+            generator.set_state(parts["generators"][str(index)])
+        self._tell("note", message=f"resumed after epoch {self.progress.epoch}")
+
+    def _result(self, stopped: StopReason) -> RecoverResult:
+        model, progress = self.model, self.progress
+        if self.config.keep == "best" and self.best:
+            restore_model(model, self.best)
+        elif self.average is not None:
+            restore_model(model, model_tensors(self.average.model))
+        model.zero_grad(set_to_none=True)
+        if self.channels_last:
+            model.to(memory_format=torch.contiguous_format)
+        home = next((p.device for p in self.job.model.parameters()), self.device)
+        return RecoverResult(
+            model=model.to(home).eval(),
+            history=progress.history,
+            timing=progress.timing,
+            best_epoch=progress.best_epoch,
+            steps=progress.steps,
+            seconds=progress.elapsed(),
+            stopped=stopped,
+            precision=progress.precision,
+            config=self.config.to_dict(),
+        )
+
+    def _tell(self, kind: str, metrics: Mapping[str, float] | None = None, message: str = "") -> None:
+        if self.rank == 0:
+            self.job.listen(
+                Event(
+                    self.job.stage,
+                    kind,
+                    self.progress.steps,
+                    self.total_steps,
+                    "step",
+                    metrics or {},
+                    message,
+                )
+            )
+
+
+def _windows(data: Iterable[Any], size: int, limit: int) -> Iterator[list[Any]]:
+    """At most ``limit`` runs of ``size`` consecutive batches; the last one may be shorter."""
+    batches = iter(data)
+    for _ in range(limit):
+        window = list(islice(batches, size))
+        if not window:
+            return
+        yield window

@@ -1,0 +1,136 @@
+"""What a loss is given, what it is, and the registry that finds it by name."""
+
+from __future__ import annotations
+
+import difflib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field
+from torch import Tensor
+
+from penjing.config import Config
+
+Need = Literal["target", "teacher", "features"]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What student and teacher said about one batch.
+
+    Attributes:
+        student_NK: The student's logits.
+        target: Class indices ``[N]`` (int64) or class probabilities ``[N, K]``; None for unlabelled data.
+        teacher_NK: The teacher's logits, without gradient.
+        student_features: The student's features by layer, ``[N, C, …]``.
+        teacher_features: The teacher's, already restricted to the channels the student kept where the loss
+            compares channel by channel.
+        temperature: The run's temperature, for losses that do not set their own.
+        label_smoothing: The run's label smoothing.
+    """
+
+    student_NK: Tensor
+    target: Tensor | None = None
+    teacher_NK: Tensor | None = None
+    student_features: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
+    temperature: float = 4.0
+    label_smoothing: float = 0.0
+
+
+class Loss(Config):
+    """One loss: its options are its fields, calling it gives a scalar.
+
+    Class attributes:
+        needs: What of `Answers` must be there.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    @abstractmethod
+    def __call__(self, answers: Answers) -> Tensor:
+        """The loss of one batch, a scalar averaged over samples."""
+
+
+class LogitLoss(Loss):
+    """A loss between the student's and the teacher's logits.
+
+    Attributes:
+        temperature: Softening of both sides; None takes the run's.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"teacher"})
+
+    temperature: float | None = Field(default=None, gt=0)
+
+    def softened(self, answers: Answers) -> tuple[Tensor, Tensor, float]:
+        """Student and teacher logits divided by the temperature, in float32, and the temperature."""
+        assert answers.teacher_NK is not None, "the loop checks what a loss needs"
+        t = self.temperature or answers.temperature
+        return answers.student_NK.float() / t, answers.teacher_NK.float() / t, t
+
+
+class FeatureLoss(Loss):
+    """A loss between features of the same layers in student and teacher, averaged over the layers.
+
+    Attributes:
+        layers: Names of modules (or patterns such as ``"layer?.*.bn2"``) whose outputs are compared; empty
+            compares what goes into the last linear layer.
+
+    Class attributes:
+        aligned: The loss compares channel by channel, so the teacher's features are cut to the kept channels.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"features"})
+    aligned: ClassVar[bool] = True
+
+    layers: tuple[str, ...] = ()
+
+    @abstractmethod
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of one layer; both features are ``[N, C, …]``, float32."""
+
+    def __call__(self, answers: Answers) -> Tensor:
+        """The mean of `compare` over the layers."""
+        parts = [
+            self.compare(feature.float(), answers.teacher_features[name].float())
+            for name, feature in answers.student_features.items()
+        ]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total / len(parts)
+
+
+_LOSSES: dict[str, type[Loss]] = {}
+_L = TypeVar("_L", bound=type[Loss])
+
+
+def loss(name: str) -> Callable[[_L], _L]:
+    """Class decorator: make a loss known under ``name``."""
+
+    def add(cls: _L) -> _L:
+        _LOSSES[name] = cls
+        return cls
+
+    return add
+
+
+def make_loss(name: str, options: Mapping[str, Any] | None = None) -> Loss:
+    """The loss of that name with these options.
+
+    Raises:
+        ValueError: unknown name (with the nearest known one) or options the loss does not have.
+    """
+    if name not in _LOSSES:
+        near = difflib.get_close_matches(name, _LOSSES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(loss_names())}"
+        raise ValueError(f"unknown loss {name!r}; {hint}")
+    return _LOSSES[name].model_validate(dict(options or {}))
+
+
+def loss_names() -> tuple[str, ...]:
+    """Names of all losses, in alphabetical order."""
+    return tuple(sorted(_LOSSES))

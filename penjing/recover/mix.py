@@ -1,0 +1,63 @@
+"""Mixing of samples within a batch: mixup and CutMix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def mix(
+    x: Tensor,
+    target_N: Tensor,
+    num_classes: int,
+    generator: torch.Generator,
+    *,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Blend each sample with another of its batch.
+
+    Mixup (Zhang et al. 2018) takes ``λ x_i + (1 - λ) x_j``; CutMix (Yun et al. 2019) pastes a rectangle of
+    x_j whose area is ``1 - λ``; the targets are blended alike. λ is drawn from Beta(α, α), once for the
+    batch; where both are on, either is taken with equal chance.
+
+    Args:
+        x: Inputs ``[N, …]``; CutMix needs ``x_NCHW``.
+        target_N: Class indices.
+        num_classes: Classes in all.
+        generator: The only source of chance; on the CPU.
+        mixup: α of mixup; 0 is off.
+        cutmix: α of CutMix; 0 is off.
+
+    Returns:
+        The blended inputs and class probabilities ``[N, num_classes]``.
+    """
+    hot_NK = F.one_hot(target_N, num_classes).to(torch.float32)
+    cut = cutmix > 0 and x.dim() == 4 and (mixup <= 0 or float(torch.rand((), generator=generator)) < 0.5)
+    if not cut and mixup <= 0:
+        return x, hot_NK
+    share = _beta(cutmix if cut else mixup, generator)
+    other = torch.randperm(len(x), generator=generator).to(x.device)
+    if cut:
+        top, left, bottom, right = _box(x.shape[2], x.shape[3], share, generator)
+        x = x.clone()
+        x[:, :, top:bottom, left:right] = x[other, :, top:bottom, left:right]
+        share = 1 - (bottom - top) * (right - left) / (x.shape[2] * x.shape[3])
+    else:
+        x = torch.lerp(x[other], x, share)
+    return x, torch.lerp(hot_NK[other], hot_NK, share)
+
+
+def _beta(alpha: float, generator: torch.Generator) -> float:
+    a, b = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator).tolist()
+    return a / (a + b) if a + b > 0 else 1.0
+
+
+def _box(height: int, width: int, share: float, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """A rectangle of about ``1 - share`` of the image, cut off at the borders."""
+    side = (1 - share) ** 0.5
+    half_h, half_w = int(height * side) // 2, int(width * side) // 2
+    y = int(torch.randint(height, (), generator=generator))
+    x = int(torch.randint(width, (), generator=generator))
+    return max(y - half_h, 0), max(x - half_w, 0), min(y + half_h, height), min(x + half_w, width)

@@ -1,0 +1,69 @@
+"""Optimizers, lean: fused kernels, no decay on norms and biases, state that saves and loads exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import RecoverError
+from penjing.recover.config import RecoverConfig
+
+
+def build_optimizer(model: nn.Module, config: RecoverConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW over the parameters that require gradients.
+
+    Parameters of at most one dimension (biases, normalisation scales) get no weight decay.
+
+    Raises:
+        RecoverError: when no parameter requires a gradient.
+    """
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise RecoverError(
+            "no parameter of the model requires a gradient",
+            remedy="Call model.requires_grad_(True), or train at least one layer",
+        )
+    groups = [
+        {"params": [p for p in params if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as ``{"<parameter index>.<key>": tensor}``, contiguous."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    found = {}
+    for index, param in enumerate(params):
+        for key, value in optimizer.state.get(param, {}).items():
+            if value is not None:
+                found[f"{index}.{key}"] = torch.as_tensor(value).detach().contiguous()
+    return found
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave, in the memory order of each parameter."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, value in saved.items():
+        index, key = name.split(".", 1)
+        param = params[int(index)]
+        if value.shape == param.shape:
+            # empty_like keeps channels-last strides: the reductions of the next step add in the same order
+            value = torch.empty_like(param, dtype=value.dtype).copy_(value)
+        else:
+            value = value.to(param.device)
+        optimizer.state[param][key] = value

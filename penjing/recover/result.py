@@ -1,0 +1,61 @@
+"""What a run of training gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from torch import nn
+
+
+class StopReason(Enum):
+    """Why training ended; the value says it for people."""
+
+    EPOCHS = "all epochs are done"
+    MAX_STEPS = "max_steps was reached; raise it to train longer"
+    MAX_SECONDS = "max_seconds was used up; raise it to train longer"
+    PATIENCE = "validation accuracy stopped rising; keep='best' gives the best weights, patience waits longer"
+
+
+@dataclass(frozen=True)
+class RecoverResult:
+    """A trained model and how it came about.
+
+    Attributes:
+        model: The trained copy, in eval mode, on the device the given model was on.
+        history: One entry an epoch, the same in every run of the same seed: ``epoch`` (from 1), ``steps``,
+            ``lr``, ``train_loss``, ``train_accuracy`` (labelled data; on the batches as trained on),
+            ``loss_<term>`` for each term, ``val_accuracy``, ``val_loss`` and ``val_n`` where validated.
+        timing: One entry an epoch, of this machine: ``epoch``, ``seconds``, ``samples_per_second``.
+        best_epoch: The epoch (from 1) of the best validation accuracy; None without validation.
+        steps: Optimizer steps taken.
+        seconds: Wall-clock seconds in all, over all sessions of a resumed run.
+        stopped: Why it ended.
+        precision: The number format used, ``"fp32"`` or ``"bf16"``.
+        config: The options, as plain data.
+    """
+
+    model: nn.Module
+    history: list[dict[str, float]]
+    timing: list[dict[str, float]]
+    best_epoch: int | None
+    steps: int
+    seconds: float
+    stopped: StopReason
+    precision: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; what depends on the clock is under ``"timing"``."""
+        return {
+            "history": self.history,
+            "best_epoch": self.best_epoch,
+            "steps": self.steps,
+            "stopped": self.stopped.name.lower(),
+            "stopped_because": self.stopped.value,
+            "precision": self.precision,
+            "config": dict(self.config),
+            "timing": {"seconds": self.seconds, "epochs": self.timing},
+        }

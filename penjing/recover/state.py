@@ -1,0 +1,101 @@
+"""Where a run of training stands: everything but the tensors, as plain data."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from penjing.recover.result import StopReason
+
+
+@dataclass
+class Progress:
+    """Counters and records of a run; goes into the checkpoint and comes back from it.
+
+    Attributes:
+        epoch: Epochs finished.
+        steps: Optimizer steps taken.
+        seconds: Wall-clock seconds of earlier sessions.
+        history: See `RecoverResult`.
+        timing: See `RecoverResult`.
+        best_accuracy: Best validation accuracy, -1 before the first.
+        best_epoch: Its epoch, from 1.
+        waiting: Validations since the best one.
+        stopped: Why the run has ended; None while it goes on.
+        precision: The number format chosen when the run began.
+    """
+
+    epoch: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    timing: list[dict[str, float]] = field(default_factory=list)
+    best_accuracy: float = -1.0
+    best_epoch: int | None = None
+    waiting: int = 0
+    stopped: StopReason | None = None
+    precision: str = ""
+    began: float = field(default_factory=time.perf_counter)
+
+    def elapsed(self) -> float:
+        """Seconds so far, earlier sessions included."""
+        return self.seconds + time.perf_counter() - self.began
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON that `from_dict` goes on from."""
+        values = asdict(self)
+        del values["began"]
+        values["seconds"] = self.elapsed()
+        values["stopped"] = None if self.stopped is None else self.stopped.name
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The saved progress, its clock going on from now."""
+        stopped = values["stopped"]
+        return cls(**{**values, "stopped": None if stopped is None else StopReason[stopped]})
+
+
+class Meter:
+    """Sums over the samples of an epoch."""
+
+    def __init__(self) -> None:
+        self.samples = 0.0
+        self.loss = 0.0
+        self.right = 0.0
+        self.labelled = 0.0
+        self.parts: dict[str, float] = {}
+
+    def add(self, samples: int, loss: float, parts: dict[str, float], right: Tensor | None) -> None:
+        """Add a batch: its mean loss, each term's mean, how many answers were right (None: no labels)."""
+        self.samples += samples
+        self.loss += loss * samples
+        for name, value in parts.items():
+            self.parts[name] = self.parts.get(name, 0.0) + value * samples
+        if right is not None:
+            self.right += float(right)
+            self.labelled += samples
+
+    def means(self) -> dict[str, float]:
+        """Means over the samples, by the names of `RecoverResult.history`."""
+        if not self.samples:
+            return {}
+        found = {"train_loss": self.loss / self.samples}
+        if self.labelled:
+            found["train_accuracy"] = self.right / self.labelled
+        if len(self.parts) > 1:
+            found |= {f"loss_{name}": value / self.samples for name, value in self.parts.items()}
+        return found
+
+    def reduced(self, accelerator: Any) -> Self:
+        """This meter with the sums of all processes."""
+        names = list(self.parts)
+        values = [self.samples, self.loss, self.right, self.labelled, *(self.parts[name] for name in names)]
+        sums = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+        self.samples, self.loss, self.right, self.labelled, *parts = accelerator.reduce(sums, "sum").tolist()
+        self.parts = dict(zip(names, parts, strict=True))
+        return self
