@@ -8,7 +8,8 @@ case pairs of one shape, no letter shared by two scripts). The three splits use 
 * *test*: DejaVu Serif (4 faces), in neither.
 
 Every image is 32×32 grey, uint8, with random rotation, shear, scale, shift, blur, contrast, noise and
-occlusion of the same distribution in all splits. All of it follows from the seed; nothing is downloaded or stored.
+occlusion of the same distribution in all splits. All of it follows from the seed; nothing is downloaded or
+stored.
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ class ParquetSplit(EncodedSplit):
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None, label: str = "label") -> tuple[str, ...] | None:
-    """Class names in a Parquet schema's metadata: key ``classes``, or the Hugging Face feature of the label."""
+    """Class names in a schema's metadata: key ``classes``, or the Hugging Face feature of the label."""
     metadata = metadata or {}
     for key in (b"classes", b"huggingface"):
         if key in metadata:

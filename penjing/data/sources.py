@@ -27,15 +27,16 @@ def open_data(spec: str | Path | DataBundle, **options: Any) -> DataBundle:
         spec: One of
 
             * ``"glyphs"``: the embedded set (options ``seed``, ``per_class``, ``num_classes``);
-            * a folder with ``train/CLASS/*.png`` and, if there are, ``val/`` and ``test/``; or with ``CLASS/*.png``; or
-              with ``*train*.parquet`` and, if there are, ``*val*.parquet`` and ``*test*.parquet``;
+            * a folder with ``train/CLASS/*.png`` and, if there are, ``val/`` and ``test/``; or with
+              ``CLASS/*.png``; or with ``*train*.parquet`` and, if there are, ``*val*`` and ``*test*``;
             * a ``.parquet`` file with ``image`` (struct of bytes and path) and ``label`` columns;
-            * a ``.npz`` file with ``x_train``, ``y_train`` (and ``x_val``, ``y_val``, ``x_test``, ``y_test``), or ``x``, ``y``;
-            * ``file.py:factory``: a function giving loaders ``(train, val)`` or ``(train, val, test)``, a dict of them, or a
-              `DataBundle`. The options are its arguments. This runs the file.
-        **options: For files: ``val_fraction`` (0.1) of the training samples, drawn class by class by ``seed`` (0), serve as
-            validation where the source has none — never the test set; ``image_size`` resizes; ``test`` and ``val`` name
-            further files; ``mean`` and ``std`` replace the measured statistics; ``classes`` the class names.
+            * a ``.npz`` file with ``x_train``, ``y_train`` (and ``…_val``, ``…_test``), or ``x``, ``y``;
+            * ``file.py:factory``: a function giving loaders ``(train, val)`` or ``(train, val, test)``, a dict
+              of them, or a `DataBundle`. The options are its arguments. This runs the file.
+        **options: For files: ``val_fraction`` (0.1) of the training samples, drawn class by class by ``seed``
+            (0), serve as validation where the source has none — never the test set; ``image_size`` resizes;
+            ``test`` and ``val`` name further files; ``mean`` and ``std`` replace the measured statistics;
+            ``classes`` gives the class names.
 
     Raises:
         DataError: nothing there, empty, corrupt, unlabelled, of the wrong shape, or an unknown option.
@@ -191,7 +192,7 @@ def _open_npz(
         raise DataError(
             f"it cannot be read ({error})",
             layer=str(path),
-            remedy="Save plain numeric arrays with numpy.savez; object arrays need pickle, which is never loaded",
+            remedy="Save plain numeric arrays with numpy.savez (object arrays need pickle: never loaded)",
         ) from error
     if classes is None and "classes" in held:
         classes = [str(name) for name in held["classes"]]
@@ -235,7 +236,8 @@ def _as_uint8(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
                 layer=where,
                 remedy="Give uint8 images, or floats in [0, 1]; normalisation is done when loading",
             )
-        return np.rint(images * 255).astype(np.uint8)
+        scaled: NDArray[np.uint8] = np.rint(images * 255).astype(np.uint8)
+        return scaled
     raise DataError(
         f"images are {images.dtype}", layer=where, remedy="Give uint8 images, or floats in [0, 1]"
     )

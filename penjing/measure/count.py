@@ -1,9 +1,8 @@
 """Parameters and multiply-accumulates (MACs), as exact integers, by running the network once on one sample.
 
 A dispatch mode sees every ATen op that really runs, below modules and functional calls alike, so attention,
-einsum, recurrent layers and parameters used without a module are counted; a cost belongs to the parameter that
-entered the op.
-One MAC is one multiplication with its addition (two FLOPs). Elementwise ops, norms and pools count nothing.
+einsum, recurrent layers and parameters used without a module are counted; a cost belongs to the parameter
+that entered the op. One MAC is one multiplication with its addition (two FLOPs). Elementwise ops, norms and pools count nothing.
 """
 
 from __future__ import annotations

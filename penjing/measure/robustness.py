@@ -38,7 +38,8 @@ def _blur(images: Images, severity: int, rng: np.random.Generator) -> Images:
 def _contrast(images: Images, severity: int, rng: np.random.Generator) -> Images:
     keep = np.float32((0.6, 0.4, 0.25)[severity - 1])
     mean = images.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
-    return np.clip(np.rint(mean + (images - mean) * keep), 0, 255).astype(np.uint8)
+    flat: Images = np.clip(np.rint(mean + (images - mean) * keep), 0, 255).astype(np.uint8)
+    return flat
 
 
 def _jpeg(images: Images, severity: int, rng: np.random.Generator) -> Images:
