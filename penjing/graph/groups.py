@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from penjing.graph.axes import Axis, Index
+from penjing.graph.axes import Axis, Index, Leaf, slot_index
 from penjing.graph.trace import Graph
 
 
@@ -17,12 +18,19 @@ class Member:
     Attributes:
         tensor: Name of the parameter or buffer, as in ``graph.params`` / ``graph.buffers``.
         dim: The dimension.
-        index: int64 (size, k): slot i owns positions ``index[i]``; rows shorter than k are filled up with -1.
+        axis: The resolved axis of that dimension.
+        leaf: The group's leaf.
     """
 
     tensor: str
     dim: int
-    index: Index
+    axis: Axis
+    leaf: Leaf
+
+    @cached_property
+    def index(self) -> Index:
+        """int64 (size, k): slot i owns positions ``index[i]``; rows shorter than k are filled up with -1."""
+        return slot_index(self.axis, self.leaf)
 
 
 @dataclass(frozen=True, eq=False)

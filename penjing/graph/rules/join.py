@@ -1,0 +1,152 @@
+"""Ops that lay axes end to end or take them apart: cat, stack, split, chunk, slice, select, pad."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from penjing.graph.axes import Axis, product, total
+from penjing.graph.rules.table import Axes, Op, has_free, rule
+from penjing.graph.unify import resolve
+
+
+@rule("aten.cat", "aten.concat", "aten.concatenate")
+def cat(op: Op) -> Axes:
+    """Segments along ``dim``; the other dims are equal."""
+    parts = [axes for axes in op.tensors() if not (len(axes) == 1 and axes[0].size == 0)]
+    dim = op.dim(op.args.get("dim", 0), len(parts[0]))
+    result: list[Axis] = []
+    for place in range(len(parts[0])):
+        here = [axes[place] for axes in parts]
+        if place == dim:
+            result.append(total(resolve(axis) for axis in here))
+            continue
+        for other in here[1:]:
+            op.unify(here[0], other)
+        result.append(here[0])
+    return tuple(result)
+
+
+@rule("aten.stack")
+def stack(op: Op) -> Axes:
+    """A new dim whose slots are the operands."""
+    parts = op.tensors()
+    x = list(op.broadcast(*parts))
+    dim = int(op.args.get("dim", 0)) % (len(x) + 1)
+    x.insert(dim, op.fixed(len(parts), "stacked operands"))
+    return tuple(x)
+
+
+@rule(
+    *(
+        f"aten.{name}"
+        for name in "split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes unsafe_chunk "
+        "hsplit vsplit split_copy split_with_sizes_copy".split()
+    )
+)
+def split(op: Op) -> list[Axes]:
+    """One dim cut into segments."""
+    x = op.tensors()[0]
+    dim = op.dim(op.args.get("dim", 0), len(x))
+    pieces = op.cut(x[dim], [shape[dim] for shape in op.outputs])
+    return [(*x[:dim], piece, *x[dim + 1 :]) for piece in pieces]
+
+
+@rule("aten.unbind")
+def unbind(op: Op) -> list[Axes]:
+    """Every slot by itself, so all stay."""
+    x = op.tensors()[0]
+    dim = op.dim(op.args.get("dim", 0), len(x))
+    op.freeze(x[dim], "each slot is used by itself")
+    return [x[:dim] + x[dim + 1 :] for _ in op.outputs]
+
+
+@rule("aten.select", "aten.select_copy")
+def select(op: Op) -> Axes:
+    """One slot by its number: that one stays, the others need not."""
+    x = op.tensors()[0]
+    dim = op.dim(op.args["dim"], len(x))
+    size = x[dim].size
+    if isinstance(op.args["index"], int):
+        index = op.args["index"] % size
+        op.cut(x[dim], [length for length in (index, 1, size - index - 1) if length])
+    else:
+        op.freeze(x[dim], "a slot is chosen by a computed number")
+    return x[:dim] + x[dim + 1 :]
+
+
+@rule("aten.slice", "aten.narrow", "aten.slice_copy")
+def slice_(op: Op) -> Axes:
+    """A range of slots; every k-th slot is the outer factor of ``n/k · k``."""
+    x = list(op.tensors()[0])
+    dim = op.dim(op.args.get("dim", 0), len(x))
+    size, kept = x[dim].size, op.shape[dim]
+    start = op.args.get("start")
+    step = op.args.get("step", 1)
+    if kept == size and step == 1:
+        return tuple(x)
+    if not has_free(x[dim]) or not isinstance(start, int | None) or not isinstance(step, int):
+        op.freeze(x[dim], "sliced at a computed position")
+        x[dim] = op.fixed(kept, "a slice of an axis that cannot change")
+        return tuple(x)
+    start = min(start if start >= 0 else max(start + size, 0), size) if start and start != sys.maxsize else 0
+    if step == 1:
+        lengths = [start, kept, size - start - kept]
+        pieces = op.cut(x[dim], [length for length in lengths if length])
+        x[dim] = pieces[1 if start else 0] if kept else op.fixed(0)
+    elif start < step and size % step == 0 and kept == size // step:
+        outer, inner = op.split(x[dim], kept, step)
+        op.freeze(inner, "every k-th slot is taken")
+        x[dim] = outer
+    else:
+        x[dim] = op.through(x[dim], np.arange(kept) * step + start)
+    return tuple(x)
+
+
+@rule("aten.pad", "aten.constant_pad_nd")
+def pad(op: Op) -> Axes:
+    """Constant slots before and after, which may go with what they meet; negative padding cuts."""
+    x = list(op.tensors()[0])
+    amounts = [amount if isinstance(amount, int) else None for amount in op.args["pad"]]
+    constant = op.args.get("mode", "constant") == "constant"
+    for number in range(len(amounts) // 2):
+        dim = len(x) - 1 - number
+        before, after = amounts[2 * number], amounts[2 * number + 1]
+        if before == 0 and after == 0:
+            continue
+        if not constant or before is None or after is None or not has_free(x[dim]):
+            op.freeze(x[dim], "padded with its own values or by a computed amount", "spatial")
+            x[dim] = op.spatial(op.shape[dim])
+            continue
+        axis = x[dim]
+        if before < 0 or after < 0:
+            lengths = [max(-before, 0), axis.size - max(-before, 0) - max(-after, 0), max(-after, 0)]
+            pieces = op.cut(axis, [length for length in lengths if length])
+            axis = pieces[1 if before < 0 else 0]
+        x[dim] = total([op.free(max(before, 0)), resolve(axis), op.free(max(after, 0))])
+    return tuple(x)
+
+
+@rule("aten.meshgrid")
+def meshgrid(op: Op) -> list[Axes]:
+    """Coordinates: one dim for each operand."""
+    parts = [axes[0] if axes else op.fixed(1) for axes in op.tensors()]
+    return [tuple(parts) if op.args.get("indexing", "ij") == "ij" else (parts[1], parts[0], *parts[2:])] * len(
+        op.outputs
+    )
+
+
+@rule("aten.diagonal", "aten.diag_embed", "aten.tril", "aten.triu", "aten.trace", "aten.cross", "aten.rot90")
+def by_position(op: Op) -> list[Axes]:
+    """Values depend on the position along each dim."""
+    return op.give_up("values depend on positions along these axes", "structure")
+
+
+@rule("aten.cartesian_prod", "aten.combinations")
+def pairs(op: Op) -> list[Axes]:
+    """Pairs of values."""
+    return op.give_up("values depend on positions along these axes", "structure")
+
+
+__all__ = ["cat", "pad", "product", "slice_", "split"]

@@ -1,0 +1,107 @@
+"""Contractions: linear, the matmul family, einsum, attention."""
+
+from __future__ import annotations
+
+from penjing.graph.axes import Axis
+from penjing.graph.rules.table import Axes, Op, has_free, rule
+
+
+@rule("aten.linear")
+def linear(op: Op) -> Axes:
+    """x (…, I) with weight (O, I)."""
+    x, weight, bias = (op.axes(op.args[name]) for name in ("input", "weight", "bias"))
+    op.unify(x[-1], weight[-1])
+    out = weight[:-1]
+    for axis in bias:
+        if axis.size > 1 and out:
+            op.unify(axis, out[0])
+    return (*x[:-1], *out)
+
+
+def multiply(op: Op, a: Axes, b: Axes) -> Axes:
+    """Batched matrix product, with the conventions of ``torch.matmul`` for vectors."""
+    if len(a) == 1 or len(b) == 1:
+        op.unify(a[-1], b[-1] if len(b) == 1 else b[-2])
+        return (*a[:-1], *(b[:-2] + b[-1:] if len(b) > 1 else ()))
+    batch = op.broadcast(a[:-2], b[:-2])
+    op.unify(a[-1], b[-2])
+    if any(has_free(axis) for axis in batch):
+        for axis in batch:
+            op.mark(axis, "head")
+        op.mark(a[-1], "head_dim")
+        op.mark(b[-1], "head_dim")
+    return (*batch, a[-2], b[-1])
+
+
+@rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot")
+def matmul(op: Op) -> Axes:
+    """(…, M, K) with (…, K, N)."""
+    return multiply(op, *op.tensors()[:2])
+
+
+@rule("aten.addmm", "aten.baddbmm", "aten.addmv")
+def addmm(op: Op) -> Axes:
+    """``bias + a @ b``."""
+    bias, a, b = op.tensors()[:3]
+    return op.broadcast(multiply(op, a, b), bias)
+
+
+@rule("aten.outer")
+def outer(op: Op) -> Axes:
+    """(M) with (N) to (M, N)."""
+    a, b = op.tensors()[:2]
+    return (*a, *b)
+
+
+@rule("aten.einsum")
+def einsum(op: Op) -> Axes:
+    """Equal letters are equal axes; the ellipsis broadcasts."""
+    equation = str(op.args["equation"]).replace(" ", "")
+    operands = [op.axes(node) for node in op.args["tensors"]]
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    letters: dict[str, Axis] = {}
+    spread: list[Axes] = []
+    for term, axes in zip(terms, operands, strict=True):
+        head, dots, tail = term.partition("...")
+        stop = len(axes) - len(tail)
+        if dots:
+            spread.append(axes[len(head) : stop])
+        named = [*zip(head, axes[: len(head)], strict=True), *zip(tail, axes[stop:], strict=True)] if dots else list(
+            zip(term, axes, strict=True)
+        )
+        for letter, axis in named:
+            known = letters.get(letter)
+            if known is None or known.size == 1:
+                letters[letter] = axis
+            elif axis.size != 1:
+                op.unify(known, axis)
+    middle = op.broadcast(*spread) if spread else ()
+    if not arrow:
+        joined = "".join(terms).replace("...", "")
+        right = ("..." if spread else "") + "".join(sorted(c for c in set(joined) if joined.count(c) == 1))
+    head, dots, tail = right.partition("...")
+    return (*(letters[c] for c in head), *(middle if dots else ()), *(letters[c] for c in tail))
+
+
+@rule("aten.scaled_dot_product_attention")
+def attention(op: Op) -> Axes:
+    """softmax(q kᵀ) v over heads; query heads are groups · kv heads under grouped-query attention."""
+    q, k, v, mask = (op.axes(op.args[name]) for name in ("query", "key", "value", "attn_mask"))
+    op.unify(q[-1], k[-1])
+    op.unify(k[-2], v[-2])
+    op.mark(k[-2], "softmax")
+    lead = op.broadcast(k[:-2], v[:-2])
+    if op.args.get("enable_gqa") and q[-3].size != k[-3].size:
+        outer, _ = op.split(q[-3], k[-3].size, q[-3].size // k[-3].size)
+        op.unify(outer, lead[-1])
+        lead = (*op.broadcast(q[:-3], lead[:-1]), q[-3])
+    else:
+        lead = op.broadcast(q[:-2], lead)
+    if mask:
+        op.broadcast((*lead, q[-2], k[-2]), mask)
+    for axis in lead[1:]:
+        op.mark(axis, "head")
+    op.mark(q[-1], "head_dim")
+    op.mark(v[-1], "head_dim")
+    return (*lead, q[-2], v[-1])

@@ -1,0 +1,46 @@
+"""LSTM, GRU and RNN: one hidden axis for all layers, directions and gates."""
+
+from __future__ import annotations
+
+from penjing.graph.axes import Axis, product, total
+from penjing.graph.rules.table import Axes, Op, rule
+
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def _recurrent(name: str, gates: int) -> None:
+    @rule(f"aten.{name}.input")
+    def recurrent(op: Op) -> list[Axes]:
+        x = op.axes(op.args["input"])
+        states = op.args["hx"] if isinstance(op.args["hx"], list | tuple) else [op.args["hx"]]
+        weights = [op.axes(node) for node in op.args["params"]]
+        directions = 2 if op.args["bidirectional"] else 1
+        layers, biased = int(op.args["num_layers"]), bool(op.args["has_biases"])
+        each = len(weights) // (layers * directions)
+        projected = each == (5 if biased else 3)
+        hidden: Axis = op.free(weights[0][0].size // gates)
+        shown = weights[each - 1][0] if projected else hidden
+        width: Axis = x[-1]
+        for layer in range(layers):
+            for direction in range(directions):
+                start = (layer * directions + direction) * each
+                w_ih, w_hh, *rest = weights[start : start + each]
+                for axis in (w_ih[0], w_hh[0], *(bias[0] for bias in (rest[:2] if biased else ()))):
+                    op.unify(axis, product([op.fixed(gates, "the gates of a recurrent cell"), hidden]))
+                op.unify(w_ih[1], width)
+                op.unify(w_hh[1], shown)
+                if projected:
+                    op.unify(rest[-1][0], shown)
+                    op.unify(rest[-1][1], hidden)
+            width = total([shown] * directions)
+        for number, state in enumerate(states):
+            op.unify(op.axes(state)[-1], hidden if number == 1 else shown)
+        stacked = op.axes(states[0])[0]
+        op.freeze(stacked, "layers of a recurrent net")
+        batch = op.axes(states[0])[1:-1]
+        final = [(stacked, *batch, shown), (stacked, *batch, hidden)]
+        return [(*x[:-1], width), *final[: len(op.outputs) - 1]]
+
+
+for _name, _gates in GATES.items():
+    _recurrent(_name, _gates)

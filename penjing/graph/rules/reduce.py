@@ -1,0 +1,89 @@
+"""Reductions: the reduced axis is left; what its pruning changes is marked."""
+
+from __future__ import annotations
+
+from penjing.graph.axes import Axis, Leaf
+from penjing.graph.rules.table import Axes, Op, rule
+
+MARKS = {
+    "mean": "mean",
+    "sum": "sum",
+    "nansum": "sum",
+    "nanmean": "mean",
+    "var": "normalised",
+    "std": "normalised",
+    "var_mean": "normalised",
+    "std_mean": "normalised",
+    "amax": "reduced",
+    "amin": "reduced",
+    "max": "reduced",
+    "min": "reduced",
+    "norm": "reduced",
+    "linalg_vector_norm": "reduced",
+    "logsumexp": "softmax",
+    "prod": "reduced",
+    "any": "reduced",
+    "all": "reduced",
+    "count_nonzero": "reduced",
+    "aminmax": "reduced",
+    "median": "reduced",
+    "argmax": "position",
+    "argmin": "position",
+}
+
+
+def _reduction(name: str, mark: str) -> None:
+    @rule(f"aten.{name}")
+    def reduction(op: Op) -> list[Axes]:
+        x = op.tensors()[0]
+        dims = op.args.get("dim", op.args.get("dims"))
+        over = dims if isinstance(dims, list | tuple) else ([] if dims is None else [dims])
+        reduced = {op.dim(dim, len(x)) for dim in over} or set(range(len(x)))
+        for dim in reduced:
+            if mark == "position" or _uses_positions(op):
+                op.freeze(x[dim], "the position of an extreme value is used")
+            op.mark(x[dim], mark)
+        keep = bool(op.args.get("keepdim", False))
+        out: list[Axis] = [Leaf(1, "one") if d in reduced else axis for d, axis in enumerate(x) if keep or d not in reduced]
+        return [tuple(out)] * len(op.outputs)
+
+
+def _uses_positions(op: Op) -> bool:
+    """Whether the second output of ``max(dim)`` is read."""
+    if str(op.node.target) not in {"aten.max.dim", "aten.min.dim", "aten.median.dim"}:
+        return False
+    return any(user.args[1] == 1 and user.users for user in op.node.users if len(user.args) > 1)
+
+
+for _name, _mark in MARKS.items():
+    _reduction(_name, _mark)
+
+
+@rule("aten.max.other", "aten.min.other")
+def pairwise(op: Op) -> Axes:
+    """The elementwise form."""
+    return op.broadcast(*op.tensors())
+
+
+@rule("aten.topk", "aten.sort", "aten.argsort", "aten.kthvalue", "aten.mode")
+def ordered(op: Op) -> list[Axes]:
+    """Order along a dim decides, so its slots stay."""
+    x = op.tensors()[0]
+    dim = op.dim(op.args.get("dim", -1), len(x))
+    op.freeze(x[dim], "slots are ordered by value")
+    results: list[Axes] = []
+    for shape in op.outputs:
+        if len(shape) == len(x):
+            results.append((*x[:dim], op.fixed(shape[dim], "slots are ordered by value"), *x[dim + 1 :]))
+        else:
+            results.append(x[:dim] + x[dim + 1 :])
+    return results
+
+
+@rule("aten.cosine_similarity")
+def cosine(op: Op) -> Axes:
+    """A normalised inner product over one dim."""
+    x = op.broadcast(*op.tensors()[:2])
+    dim = op.dim(op.args.get("dim", 1), len(x))
+    op.mark(x[dim], "reduced")
+    return x[:dim] + x[dim + 1 :]
