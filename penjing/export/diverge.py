@@ -1,0 +1,96 @@
+"""Find the first op at which two files, or a file and its model, part ways."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from penjing.export.base import Runner
+from penjing.export.inputs import Feeds
+
+
+def first_divergence(file: Runner, reference: Runner, feeds: Feeds, tolerance: float) -> str | None:
+    """Name of the first op whose output differs by more than ``tolerance`` (relative), or None if none can be named.
+
+    ONNX files are compared value by value: with another ONNX file by value names, with a torch module by running its
+    traced graph, whose node names the exporter keeps. Other runtimes do not show their intermediate values.
+    """
+    from penjing.export.onnx import OnnxRunner
+    from penjing.export.verify import TorchRunner
+
+    if not isinstance(file, OnnxRunner):
+        return None
+    if isinstance(reference, OnnxRunner):
+        theirs = onnx_values(reference.path, feeds)
+    elif isinstance(reference, TorchRunner):
+        theirs = torch_values(reference, feeds)
+    else:
+        return None
+    ours = onnx_values(file.path, feeds)
+    graph = onnx.load(str(file.path), load_external_data=False).graph
+    for node in graph.node:
+        for name in node.output:
+            a, b = ours.get(name), theirs.get(name)
+            if a is None or b is None:
+                continue
+            if a.shape != b.shape or _relative(a, b) > tolerance:
+                layer = next((p.value for p in node.metadata_props if p.key == "layer"), "")
+                return f"{node.op_type} {name!r}" + (f" of layer {layer!r}" if layer else "")
+    return None
+
+
+def _relative(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    difference = np.abs(a - b)
+    return float("inf") if not np.isfinite(difference).all() else float(difference.max() / max(np.abs(b).max(), 1e-12))
+
+
+def onnx_values(path: Path, feeds: Feeds) -> dict[str, np.ndarray]:
+    """Every intermediate float value of an ONNX file, by name."""
+    import onnxruntime as ort
+
+    model = onnx.load(str(path))
+    given = {output.name for output in model.graph.output}
+    for node in model.graph.node:
+        for name in node.output:
+            if name and name not in given:
+                model.graph.output.append(onnx.ValueInfoProto(name=name))
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "all.onnx"
+        onnx.save(model, str(target), save_as_external_data=model.ByteSize() > 2**30)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        # Unfused, so that each value is the one the graph names.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = ort.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        values = session.run(names, feeds)
+    return {n: v for n, v in zip(names, values, strict=True) if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
+
+
+def torch_values(reference: Runner, feeds: Feeds) -> dict[str, np.ndarray]:
+    """Every intermediate float value of the reference's traced graph, by its node's name."""
+    from penjing.export.onnx import inference
+    from penjing.export.verify import TorchRunner
+
+    assert isinstance(reference, TorchRunner)
+    leaves = iter([torch.from_numpy(feeds[name]) for name in (reference.names or feeds)])
+    mixed = [next(leaves) if isinstance(leaf, torch.Tensor) else leaf for leaf in reference._leaves]
+    args, kwargs = torch.utils._pytree.tree_unflatten(mixed, reference._spec)
+    values: dict[str, np.ndarray] = {}
+
+    class Recorder(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> object:
+            result = super().run_node(n)
+            if isinstance(result, torch.Tensor) and result.is_floating_point() and n.op == "call_function":
+                values[n.name] = result.detach().float().cpu().numpy()
+            return result
+
+    with inference(reference.model):
+        program = torch.export.export(reference.model, args, kwargs, strict=False)
+        Recorder(program.module()).run(*torch.utils._pytree.tree_leaves((args, kwargs)))
+    return values

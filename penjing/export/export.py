@@ -1,0 +1,247 @@
+"""`export`: write a model in several formats and check each file in its own runtime."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from penjing.errors import ExportError, VerifyError
+from penjing.events import Event, Listener, silent
+from penjing.export.base import Exporter, Layout, Runner, Source, get_format
+from penjing.export.inputs import Feeds, as_feeds, batch_of, input_names, resized
+from penjing.export.onnx import OnnxRunner, export_onnx
+from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One written and verified file.
+
+    Attributes:
+        format: The format's name.
+        path: File or folder.
+        size_bytes: Bytes on disk (all files of a folder, external weights included).
+        seconds: Time to write it.
+        verification: What its runtime gave.
+    """
+
+    format: str
+    path: Path
+    size_bytes: int
+    seconds: float
+    verification: VerifyResult
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "format": self.format,
+            "path": str(self.path),
+            "size_bytes": self.size_bytes,
+            "seconds": self.seconds,
+            "verification": self.verification.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """All files of one export, in the order asked for."""
+
+    files: tuple[ExportedFile, ...]
+
+    def __getitem__(self, name: str) -> ExportedFile:
+        """The file of a format."""
+        for file in self.files:
+            if file.format == name:
+                return file
+        raise KeyError(name)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every file agrees with the model."""
+        return all(file.verification.ok for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"files": [file.to_dict() for file in self.files]}
+
+
+def export(
+    model: nn.Module | Path | str,
+    folder: Path | str,
+    formats: Sequence[str] = ("onnx", "saved_model"),
+    *,
+    example_inputs: Any = None,
+    data: Iterable[Any] | None = None,
+    int8: Path | str | None = None,
+    opset: int | None = None,
+    layout: Layout = "nchw",
+    batch_sizes: Sequence[int] = (1, 3, 8),
+    metric: Metric | None = None,
+    tolerance: float | None = None,
+    listen: Listener = silent,
+) -> ExportResult:
+    """Write ``model`` into ``folder`` in each format, and run every file in its own runtime.
+
+    Args:
+        model: A module, or the path of an ONNX file from any framework.
+        folder: Made if need be; each file in it is replaced atomically.
+        formats: Names such as ``"onnx"``, ``"onnx_int8"``, ``"saved_model"``, ``"litert"``, ``"litert_int8"``,
+            ``"openvino"``; see `penjing.export.formats`.
+        example_inputs: As the model is called; needed for a module.
+        data: Batches (inputs, or inputs and target): files are verified on the first ones, and LiteRT int8 is
+            calibrated with them. Without it, verification uses ``example_inputs``.
+        int8: A quantized (QDQ) ONNX file for the ``*_int8`` ONNX and SavedModel formats; when given, ``onnx_int8`` is
+            written without being asked for.
+        opset: ONNX operator set.
+        layout: ``"nhwc"`` gives TensorFlow formats a channels-last image signature.
+        batch_sizes: What verification feeds.
+        metric: Task metric of each file, computed from its runner.
+        tolerance: Largest relative difference of float files (default 1e-4).
+        listen: Hears ``start``, ``progress`` and ``end``, one step a file.
+
+    Returns:
+        Path, size, time and verification of every file.
+
+    Raises:
+        ExportError: for an unknown format, a missing extra, or an op that a format lacks.
+        VerifyError: when a file disagrees with the model.
+    """
+    exporters = _exporters(formats, int8)
+    folder = Path(folder)
+    listen(Event("export", "start", 0, len(exporters), "file"))
+    with tempfile.TemporaryDirectory() as scratch:
+        started = time.perf_counter()
+        onnx_path, reference, feeds = _onnx_source(model, folder, Path(scratch), exporters, example_inputs, data, opset)
+        onnx_seconds = time.perf_counter() - started
+        source = Source(
+            onnx=onnx_path,
+            feeds=feeds,
+            model=model if isinstance(model, nn.Module) else None,
+            example_inputs=example_inputs,
+            data=data,
+            int8=None if int8 is None else Path(int8),
+            layout=layout,
+        )
+        files = []
+        for done, exporter in enumerate(exporters, 1):
+            path = folder / exporter.filename
+            file = _one(exporter, source, path, reference, batch_sizes, metric, tolerance, onnx_seconds)
+            files.append(file)
+            listen(_told(file, done, len(exporters)))
+    listen(Event("export", "end", len(exporters), len(exporters), "file"))
+    return ExportResult(tuple(files))
+
+
+def _exporters(formats: Sequence[str], int8: Path | str | None) -> list[Exporter]:
+    wanted = [formats] if isinstance(formats, str) else list(dict.fromkeys(formats))
+    if not wanted:
+        raise ExportError("no format was asked for", remedy="Name at least one, such as 'onnx'")
+    if int8 is not None and "onnx_int8" not in wanted:
+        wanted.append("onnx_int8")
+    exporters = [get_format(name) for name in wanted]
+    for exporter in exporters:
+        exporter.require()  # before any work is done
+    return exporters
+
+
+def _onnx_source(
+    model: nn.Module | Path | str,
+    folder: Path,
+    scratch: Path,
+    exporters: Sequence[Exporter],
+    example_inputs: Any,
+    data: Iterable[Any] | None,
+    opset: int | None,
+) -> tuple[Path, Runner, Feeds]:
+    """The fp32 ONNX file, the reference to compare with, and inputs by name."""
+    real = next(iter(data), None) if data is not None else None
+    if isinstance(model, nn.Module):
+        example_inputs = batch_of(real) if example_inputs is None else example_inputs
+        wanted = any(exporter.name == "onnx" for exporter in exporters)
+        path = (folder if wanted else scratch) / "model.onnx"
+        export_onnx(model, path, example_inputs, dynamic_batch="auto", opset=opset)
+        names = input_names(model, example_inputs)
+        feeds = as_feeds(example_inputs if real is None else batch_of(real), names)
+        return path, TorchRunner(model, example_inputs, names), feeds
+    path = Path(model)
+    if not path.is_file():
+        raise ExportError("no such ONNX file", layer=str(path), remedy="Give a module or the path of an .onnx file")
+    runner = OnnxRunner(path)
+    names = [spec.name for spec in runner.inputs]
+    if real is None and example_inputs is None:
+        rng = np.random.default_rng(0)
+        feeds = {s.name: _random(rng, s.dtype, [2 if d is None else d for d in s.shape]) for s in runner.inputs}
+    else:
+        feeds = as_feeds(example_inputs if real is None else batch_of(real), names)
+    return path, runner, feeds
+
+
+def _random(rng: np.random.Generator, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    return np.ones(shape, dtype)
+
+
+def _one(
+    exporter: Exporter,
+    source: Source,
+    path: Path,
+    reference: Runner,
+    batch_sizes: Sequence[int],
+    metric: Metric | None,
+    tolerance: float | None,
+    onnx_seconds: float,
+) -> ExportedFile:
+    started = time.perf_counter()
+    exporter.write(source, path)
+    seconds = time.perf_counter() - started + (onnx_seconds if exporter.name == "onnx" else 0.0)
+    allowed = None if exporter.quantized else (tolerance if tolerance is not None else exporter.tolerance)
+    try:
+        found = verify(
+            exporter.open(path),
+            reference,
+            resized(source.feeds, max(1, *(min(b, _given(source.feeds)) for b in batch_sizes))),
+            batch_sizes=batch_sizes,
+            metric=metric,
+            tolerance=allowed,
+            quantized=exporter.quantized,
+            layout=source.layout if exporter.changes_layout else "nchw",
+        )
+    except VerifyError as error:
+        error.layer = f"{exporter.name} ({path})"
+        raise
+    return ExportedFile(exporter.name, path, _bytes(path), seconds, found)
+
+
+def _given(feeds: Feeds) -> int:
+    return next((a.shape[0] for a in feeds.values() if a.ndim), 1)
+
+
+def _bytes(path: Path) -> int:
+    if path.is_dir():
+        return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    beside = path.with_name(path.name + ".data")
+    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+
+
+def _told(file: ExportedFile, done: int, total: int) -> Event:
+    return Event(
+        "export",
+        "progress",
+        done,
+        total,
+        "file",
+        {
+            "seconds": file.seconds,
+            "size_bytes": float(file.size_bytes),
+            "relative_difference": file.verification.relative,
+        },
+        f"{file.format}: {file.path}",
+    )

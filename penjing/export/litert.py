@@ -1,0 +1,215 @@
+"""LiteRT (TensorFlow Lite) files, by TensorFlow's own converter: float, half precision, dynamic range, full int8."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from penjing.errors import ExportError
+from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
+from penjing.export.inputs import Feeds, as_feeds, batch_of
+from penjing.export.saved_model import SIGNATURE, write_saved_model
+from penjing.files import atomic_write
+
+CALIBRATION_SAMPLES = 256
+"""Samples that set the ranges of a full int8 file."""
+
+
+def write_litert(
+    saved_model: Path | str,
+    path: Path | str,
+    *,
+    precision: str = "float",
+    samples: Callable[[], Iterator[Feeds]] | None = None,
+) -> Path:
+    """Convert a SavedModel.
+
+    Args:
+        saved_model: The folder.
+        path: The ``.tflite`` file; replaced atomically.
+        precision: ``"float"``, ``"fp16"`` (half-precision weights), ``"dynamic"`` (int8 weights, float activations) or
+            ``"int8"`` (int8 weights and activations, float at the interface).
+        samples: For ``"int8"``: gives calibration inputs by name, one sample each.
+
+    Returns:
+        The path.
+
+    Raises:
+        ExportError: if the converter refuses an op, naming it, or no calibration data was given.
+    """
+    from penjing.export.tf_ops.backend import quiet_tf, tf
+
+    path = Path(path)
+    with quiet_tf():
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[SIGNATURE])
+        if precision != "float":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "fp16":
+            converter.target_spec.supported_types = [tf.float16]
+        if precision == "int8":
+            if samples is None:
+                raise ExportError(
+                    "a full int8 LiteRT file needs calibration data", remedy="Pass data=… with a few hundred samples"
+                )
+            converter.representative_dataset = samples
+            # Ops without an int8 kernel (NMS, RNN loops) stay in float instead of stopping the conversion.
+            converter.target_spec.supported_ops = [
+                tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+                tf.lite.OpsSet.TFLITE_BUILTINS,
+            ]
+        try:
+            content = converter.convert()
+        except Exception as error:  # the converter has many exception classes of its own
+            raise ExportError(
+                f"TensorFlow's LiteRT converter refused the model: {_reason(error)}",
+                layer=str(path),
+                remedy="Use the SavedModel instead, or change the op named",
+            ) from error
+    with atomic_write(path) as aside:
+        aside.write_bytes(content)
+    return path
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower() or "op:" in line.lower()]
+    return (lines or [str(error).strip() or type(error).__name__])[0][:300]
+
+
+def calibration(source: Source) -> Callable[[], Iterator[Feeds]]:
+    """A generator of single samples by input name, from the export's data.
+
+    Raises:
+        ExportError: if there is no data.
+    """
+    if source.data is None:
+        raise ExportError("a full int8 LiteRT file needs calibration data", remedy="Pass data=… with a few hundred samples")
+    data: Iterable[Any] = source.data
+    turned = source.layout == "nhwc"
+
+    def samples() -> Iterator[Feeds]:
+        given = 0
+        for batch in data:
+            feeds = as_feeds(batch_of(batch), list(source.feeds))
+            for i in range(next(iter(feeds.values())).shape[0]):
+                sample = {name: array[i : i + 1] for name, array in feeds.items()}
+                yield {k: v.transpose(0, 2, 3, 1) if turned and v.ndim == 4 else v for k, v in sample.items()}
+                given += 1
+                if given >= CALIBRATION_SAMPLES:
+                    return
+
+    return samples
+
+
+class LiteRTRunner(Runner):
+    """A ``.tflite`` file in the LiteRT interpreter (``ai_edge_litert`` where installed, else TensorFlow's).
+
+    Args:
+        path: The file.
+        threads: Interpreter threads.
+    """
+
+    def __init__(self, path: Path | str, *, threads: int = 1) -> None:
+        self.path = Path(path)
+        interpreter, self.runtime = _interpreter_class()
+        from penjing.export.tf_ops.backend import quiet_tf
+
+        with quiet_tf():
+            try:
+                self._interpreter = interpreter(model_path=str(self.path), num_threads=threads)
+                self._runner = self._interpreter.get_signature_runner(SIGNATURE)
+            except (ValueError, RuntimeError) as error:
+                raise ExportError(
+                    f"the LiteRT interpreter cannot open the file: {error}",
+                    layer=str(self.path),
+                    remedy="Check that the file is complete",
+                ) from error
+        details = self._runner.get_input_details()
+        self.inputs = tuple(
+            TensorSpec(
+                name,
+                np.dtype(detail["dtype"]),
+                tuple(None if size < 0 else int(size) for size in detail["shape_signature"]),
+            )
+            for name, detail in details.items()
+        )
+        self.outputs = tuple(self._runner.get_output_details())
+
+    def run(self, feeds: Feeds) -> list[np.ndarray]:
+        """Outputs in the order of `outputs`; the interpreter is resized to the batch."""
+        results = self._runner(**feeds)
+        return [np.array(results[name]) for name in self.outputs]
+
+
+def _interpreter_class() -> tuple[Any, str]:
+    try:
+        import ai_edge_litert
+        from ai_edge_litert.interpreter import Interpreter
+
+        return Interpreter, f"ai_edge_litert {getattr(ai_edge_litert, '__version__', '')}".strip()
+    except ImportError:
+        from penjing.export.tf_ops.backend import tf
+
+        return tf.lite.Interpreter, f"tensorflow {tf.__version__} LiteRT"
+
+
+class _LiteRTExporter(Exporter):
+    """What the four precisions share."""
+
+    extra: ClassVar[str | None] = "tf"
+    module: ClassVar[str | None] = "tensorflow"
+    changes_layout: ClassVar[bool] = True
+    precision: ClassVar[str]
+
+    def write(self, source: Source, path: Path) -> None:
+        """ONNX → SavedModel (in a temporary folder) → LiteRT."""
+        samples = calibration(source) if self.precision == "int8" else None
+        with tempfile.TemporaryDirectory() as folder:
+            saved = write_saved_model(source.onnx, Path(folder) / "saved_model", layout=source.layout)
+            write_litert(saved, path, precision=self.precision, samples=samples)
+
+    def open(self, path: Path) -> Runner:
+        """The file in the LiteRT interpreter."""
+        return LiteRTRunner(path)
+
+
+@register
+class FloatLiteRT(_LiteRTExporter):
+    """LiteRT in fp32."""
+
+    name: ClassVar[str] = "litert"
+    filename: ClassVar[str] = "model.tflite"
+    precision: ClassVar[str] = "float"
+
+
+@register
+class HalfLiteRT(_LiteRTExporter):
+    """LiteRT with half-precision weights."""
+
+    name: ClassVar[str] = "litert_fp16"
+    filename: ClassVar[str] = "model.fp16.tflite"
+    precision: ClassVar[str] = "fp16"
+    tolerance: ClassVar[float] = 1e-2
+
+
+@register
+class DynamicLiteRT(_LiteRTExporter):
+    """LiteRT with int8 weights and float activations."""
+
+    name: ClassVar[str] = "litert_dynamic"
+    filename: ClassVar[str] = "model.dynamic.tflite"
+    precision: ClassVar[str] = "dynamic"
+    quantized: ClassVar[bool] = True
+
+
+@register
+class IntegerLiteRT(_LiteRTExporter):
+    """LiteRT with int8 weights and activations."""
+
+    name: ClassVar[str] = "litert_int8"
+    filename: ClassVar[str] = "model.int8.tflite"
+    precision: ClassVar[str] = "int8"
+    quantized: ClassVar[bool] = True

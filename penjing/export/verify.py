@@ -1,0 +1,264 @@
+"""Check an exported file in the runtime that serves it, against the model it was made from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from penjing.errors import VerifyError
+from penjing.export.base import Runner, open_file
+from penjing.export.inputs import Feeds, as_call, as_feeds, batch_of, resized, tensors_of, to_numpy
+
+TOLERANCE = 1e-4
+"""Largest difference allowed between float files, relative to the largest output."""
+
+QUANTIZED_TOLERANCE = 0.5
+"""For quantized files: root-mean-square difference relative to the output's (−6 dB); accuracy says the rest."""
+
+Metric = Callable[[Runner], float]
+
+
+@dataclass(frozen=True)
+class VerifyRow:
+    """One batch size.
+
+    Attributes:
+        batch: Samples fed.
+        max_abs: Largest absolute difference over all outputs.
+        relative: Largest difference over the largest reference output (the worst output counts).
+        rms_relative: Root-mean-square difference over root-mean-square reference.
+        agreement: Share of samples with the same largest entry in the first output; None if that is not a matrix.
+        shapes: Output shapes of the file.
+        shapes_match: Whether they equal the reference's.
+        finite: Whether every value is finite where the reference is.
+    """
+
+    batch: int
+    max_abs: float
+    relative: float
+    rms_relative: float
+    agreement: float | None
+    shapes: tuple[tuple[int, ...], ...]
+    shapes_match: bool
+    finite: bool
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What was found about one file.
+
+    Attributes:
+        path: The file.
+        runtime: Runtime and version.
+        rows: One for each batch size.
+        tolerance: What was allowed.
+        quantized: Whether ``rms_relative`` was compared (quantized files) or ``relative``.
+        metric: The task metric of the file, if one was asked for.
+        latency_ms: Median time of a call with the smallest batch, milliseconds.
+        ok: Whether every row passes.
+        diverges_at: First op whose output differs, when a check failed and the graphs could be compared.
+    """
+
+    path: str
+    runtime: str
+    rows: tuple[VerifyRow, ...]
+    tolerance: float
+    quantized: bool
+    metric: float | None
+    latency_ms: float
+    ok: bool
+    diverges_at: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def max_abs(self) -> float:
+        """Largest absolute difference over all batch sizes."""
+        return max(row.max_abs for row in self.rows)
+
+    @property
+    def relative(self) -> float:
+        """Largest relative difference over all batch sizes."""
+        return max(row.relative for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON (differences that are not finite become None)."""
+        data = asdict(self)
+        for row in data["rows"]:
+            for key in ("max_abs", "relative", "rms_relative"):
+                row[key] = row[key] if np.isfinite(row[key]) else None
+            row["shapes"] = [list(shape) for shape in row["shapes"]]
+        return data
+
+
+class TorchRunner(Runner):
+    """A torch module behind the runner interface: the reference. Training flags are restored after each call."""
+
+    def __init__(self, model: nn.Module, example_inputs: Any, names: Sequence[str] | None = None) -> None:
+        self.model = model
+        self.path = Path(type(model).__name__)
+        self.runtime = f"torch {torch.__version__}"
+        self.names = list(names or [])
+        leaves, self._spec = torch.utils._pytree.tree_flatten(as_call(example_inputs))
+        self._leaves = leaves
+        self.inputs = ()
+        self.outputs = ()
+
+    def run(self, feeds: Feeds) -> list[np.ndarray]:
+        """Outputs in the order of the module's own output structure."""
+        from penjing.export.onnx import inference
+
+        given = iter([torch.from_numpy(feeds[name]) for name in (self.names or feeds)])
+        parameter = next(self.model.parameters(), None)
+        device = parameter.device if parameter is not None else torch.device("cpu")
+        leaves = [
+            next(given).to(device=device, dtype=leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf
+            for leaf in self._leaves
+        ]
+        args, kwargs = torch.utils._pytree.tree_unflatten(leaves, self._spec)
+        with inference(self.model):
+            out = self.model(*args, **kwargs)
+        return [to_numpy(t) for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+
+
+def verify(
+    file: Path | str | Runner,
+    reference: nn.Module | Runner,
+    inputs: Any,
+    *,
+    batch_sizes: Sequence[int] = (1, 3, 8),
+    metric: Metric | None = None,
+    tolerance: float | None = None,
+    quantized: bool = False,
+    layout: str = "nchw",
+    raise_on_failure: bool = True,
+) -> VerifyResult:
+    """Run a file in its own runtime on several batch sizes and compare it with the reference.
+
+    Args:
+        file: An exported file, opened from disk, or a runner that already did.
+        reference: The module (run in inference mode) or another file's runner.
+        inputs: Real inputs: a tensor, tuple, dict, or a batch ``(inputs, target)``. More samples than given are made
+            from these with a little noise.
+        batch_sizes: What to feed. A file whose batch is fixed is fed that size alone.
+        metric: Computes the task metric from the file's runner.
+        tolerance: Largest relative difference; by default 1e-4, or 0.5 root-mean-square for quantized files.
+        quantized: Compare by root-mean-square, as rounding moves single outputs.
+        layout: ``"nhwc"`` if the file takes and gives images with channels last.
+        raise_on_failure: Raise, or only report.
+
+    Returns:
+        Rows, metric and latency.
+
+    Raises:
+        VerifyError: if shapes or values differ or are not finite, naming the first op that diverges where possible.
+    """
+    runner = file if isinstance(file, Runner) else open_file(file)
+    names = [spec.name for spec in runner.inputs]
+    inputs = batch_of(inputs)
+    feeds = as_feeds(inputs, names)
+    if isinstance(reference, nn.Module):
+        reference = TorchRunner(reference, inputs, names)
+    allowed = tolerance if tolerance is not None else (QUANTIZED_TOLERANCE if quantized else TOLERANCE)
+    fixed = next((spec.shape[0] for spec in runner.inputs if spec.shape and spec.shape[0] is not None), None)
+    unbatched = fixed is not None and not _has_free_dimension(runner)
+    sizes = [fixed] if unbatched and fixed is not None else sorted(set(batch_sizes))
+    rows = []
+    for size in sizes:
+        given = resized(feeds, size)
+        rows.append(_compare(size, _run(runner, given, layout), reference.run(given)))
+    measure = "rms_relative" if quantized else "relative"
+    bad = [row for row in rows if not (row.shapes_match and row.finite and getattr(row, measure) <= allowed)]
+    diverges = None
+    if bad:
+        from penjing.export.diverge import first_divergence
+
+        diverges = first_divergence(runner, reference, resized(feeds, bad[0].batch), allowed)
+    result = VerifyResult(
+        path=str(runner.path),
+        runtime=runner.runtime,
+        rows=tuple(rows),
+        tolerance=allowed,
+        quantized=quantized,
+        metric=None if metric is None else float(metric(runner)),
+        latency_ms=_latency(runner, _turned(resized(feeds, sizes[0]), layout)),
+        ok=not bad,
+        diverges_at=diverges,
+    )
+    if bad and raise_on_failure:
+        raise VerifyError(_why(bad[0], measure, allowed, diverges), layer=str(runner.path), remedy=_REMEDY)
+    return result
+
+
+_REMEDY = "Do not deploy this file; compare the op named, or allow a larger tolerance if the difference is acceptable"
+
+
+def _has_free_dimension(runner: Runner) -> bool:
+    return any(spec.shape and spec.shape[0] is None for spec in runner.inputs)
+
+
+def _turned(feeds: Feeds, layout: str) -> Feeds:
+    if layout != "nhwc":
+        return feeds
+    return {k: np.ascontiguousarray(v.transpose(0, 2, 3, 1)) if v.ndim == 4 else v for k, v in feeds.items()}
+
+
+def _run(runner: Runner, feeds: Feeds, layout: str) -> list[np.ndarray]:
+    outputs = runner.run(_turned(feeds, layout))
+    return [o.transpose(0, 3, 1, 2) if layout == "nhwc" and o.ndim == 4 else o for o in outputs]
+
+
+def _compare(batch: int, ours: list[np.ndarray], theirs: list[np.ndarray]) -> VerifyRow:
+    shapes = tuple(tuple(o.shape) for o in ours)
+    match = shapes == tuple(tuple(t.shape) for t in theirs)
+    max_abs = relative = rms = 0.0 if match else float("inf")
+    finite = match
+    agreement = None
+    for ours_i, theirs_i in zip(ours, theirs, strict=True) if match else ():
+        a, b = ours_i.astype(np.float64), theirs_i.astype(np.float64)
+        where = np.isfinite(b)
+        finite &= bool(np.isfinite(a[where]).all())
+        if not where.any():
+            continue
+        difference = np.abs(a[where] - b[where])
+        max_abs = max(max_abs, float(difference.max()))
+        relative = max(relative, float(difference.max() / max(np.abs(b[where]).max(), 1e-12)))
+        size = float(np.sqrt(np.mean(b[where] ** 2)))
+        rms = max(rms, float(np.sqrt(np.mean(difference**2)) / max(size, 1e-12)))
+    if match and ours and ours[0].ndim == 2 and ours[0].shape[1] > 1:
+        agreement = float(np.mean(ours[0].argmax(1) == theirs[0].argmax(1)))
+    return VerifyRow(batch, max_abs, relative, rms, agreement, shapes, match, finite)
+
+
+def _latency(runner: Runner, feeds: Feeds) -> float:
+    """Median milliseconds of a call; few calls, since the file's speed is measured properly elsewhere."""
+    times: list[float] = []
+    deadline = time.perf_counter() + 1.0
+    while len(times) < 3 or (len(times) < 20 and time.perf_counter() < deadline):
+        start = time.perf_counter()
+        runner.run(feeds)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times) * 1e3)
+
+
+def _why(row: VerifyRow, measure: str, allowed: float, diverges: str | None) -> str:
+    where = f"; the first op that differs is {diverges}" if diverges else ""
+    if not row.shapes_match:
+        return f"with batch {row.batch} it gives the shapes {list(row.shapes)}, not the model's{where}"
+    if not row.finite:
+        return f"with batch {row.batch} it gives values that are not finite{where}"
+    kind = "root-mean-square" if measure == "rms_relative" else "largest"
+    value = getattr(row, measure)
+    return f"with batch {row.batch} the {kind} relative difference is {value:.2e}, above {allowed:.0e}{where}"
+
+
+def num_samples(inputs: Any) -> int:
+    """Samples in a batch of inputs."""
+    tensors = tensors_of(batch_of(inputs))
+    return int(tensors[0].shape[0]) if tensors and tensors[0].ndim else 0
