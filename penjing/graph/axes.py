@@ -48,8 +48,8 @@ class Reason:
 
     Attributes:
         kind: ``"input"`` (it is, or follows, a dimension of the model's input), ``"output"``, ``"spatial"``,
-            ``"kernel"``, ``"ignored"``, ``"structure"`` (an op needs every slot) or ``"unsolved"`` (no rule, or no
-            common factorisation).
+            ``"kernel"``, ``"ignored"``, ``"structure"`` (an op needs every slot) or ``"unsolved"`` (no
+            rule, or no common factorisation).
         text: One sentence for people.
         op: The op that froze it, e.g. ``"aten.topk.default"``, or "".
         source: ``"file.py:line"`` of the user's code, or "".
@@ -151,7 +151,7 @@ def product(factors: Iterable[Axis]) -> Axis:
 
 
 def total(parts: Iterable[Axis]) -> Axis:
-    """The sum in normal form: nested sums opened, empty parts dropped, neighbouring views of one leaf joined."""
+    """The sum in normal form: nested sums opened, empty parts dropped, views of one leaf joined."""
     flat: list[Axis] = []
     for part in parts:
         for piece in part.parts if isinstance(part, Sum) else (part,):

@@ -8,11 +8,9 @@ from torch import Tensor, fx
 from penjing.graph.trace import Graph
 
 PURE = {
-    "aten.view", "aten.reshape", "aten.flatten", "aten.unsqueeze", "aten.squeeze", "aten.permute", "aten.transpose",
-    "aten.slice", "aten.select", "aten.arange", "aten.flip", "aten.roll", "aten.cat", "aten.stack", "aten.add", "aten.mul",
-    "aten.sub", "aten.to", "aten.clone", "aten.contiguous", "aten.alias", "aten.detach", "aten.lift_fresh_copy",
-    "aten.argsort", "aten._to_copy", "aten.expand", "aten.repeat", "aten.remainder", "aten.floor_divide", "aten.detach_",
-}  # fmt: skip
+    f"aten.{name}"
+    for name in ["_to_copy", "add", "alias", "arange", "argsort", "cat", "clone", "contiguous", "detach", "detach_", "expand", "flatten", "flip", "floor_divide", "lift_fresh_copy", "mul", "permute", "remainder", "repeat", "reshape", "roll", "select", "slice", "squeeze", "stack", "sub", "to", "transpose", "unsqueeze", "view"]
+}
 
 
 class Constants:

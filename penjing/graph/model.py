@@ -33,7 +33,8 @@ TRAIN_FLAGS = {
 class GraphModel(fx.GraphModule):
     """The network of a `Graph`, with parameters of its own.
 
-    It is called like the original, has the original's ``state_dict`` names, trains (``train()`` and ``eval()`` switch
+    It is called like the original, has the original's ``state_dict`` names, trains (``train()`` and
+    ``eval()`` switch
     dropout and batch-norm statistics inside the graph), can be deep-copied and traced again.
 
     Args:

@@ -1,4 +1,4 @@
-"""Channel shuffles, written as view–transpose–view, become one index: any subset of channels can then stay."""
+"""Channel shuffles, written view–transpose–view, become one index, so that any channels can stay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, fx
 
 aten = torch.ops.aten
-RESHAPES = {"aten.view.default", "aten.reshape.default", "aten.flatten.using_ints", "aten._unsafe_view.default"}
+RESHAPES = {
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten.flatten.using_ints",
+    "aten._unsafe_view.default",
+}
 SPLITS = RESHAPES | {"aten.unflatten.int"}
 COPIES = {"aten.contiguous.default", "aten.clone.default", "aten.alias.default"}
 SWAPS = {"aten.permute.default", "aten.transpose.int", "aten.swapaxes.default"}

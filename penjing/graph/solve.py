@@ -56,8 +56,12 @@ class _Solver:
         for name, tensor in [*graph.params.items(), *graph.buffers.items()]:
             names = [name, *(alias for alias, first in graph.aliases.items() if first == name)]
             pattern = next((p for p in ignore if any(matches(n, p) for n in names)), None)
-            reason = Reason("ignored", f"matches the ignore pattern {pattern!r}") if pattern is not None else None
-            self.tensors[name] = tuple(Leaf(size, f"{name}:{dim}", reason) for dim, size in enumerate(tensor.shape))
+            reason = (
+                Reason("ignored", f"matches the ignore pattern {pattern!r}") if pattern is not None else None
+            )
+            self.tensors[name] = tuple(
+                Leaf(size, f"{name}:{dim}", reason) for dim, size in enumerate(tensor.shape)
+            )
 
     def visit(self, node: fx.Node, prune_outputs: bool) -> None:
         if node.op == "get_attr":
@@ -65,7 +69,10 @@ class _Solver:
                 self.read.add(str(node.target))
                 self.env[node] = [self.tensors[str(node.target)]]
         elif node.op == "placeholder":
-            self.env[node] = [tuple(_input_axis(node, dim, size) for dim, size in enumerate(shape)) for shape in shapes_of(node)]
+            self.env[node] = [
+                tuple(_input_axis(node, dim, size) for dim, size in enumerate(shape))
+                for shape in shapes_of(node)
+            ]
         elif node.op == "output":
             if not prune_outputs:
                 reason = Reason("output", "a dimension of the model's output")
@@ -101,9 +108,13 @@ class _Solver:
             return op.give_up(f"the rule for {name}{at} expects {sizes}, found {shapes}")
         for axes, value in zip(outputs, tensors_of(node), strict=True):
             for axis, size in zip(axes, value.shape, strict=True):
-                if isinstance(size, torch.SymInt) and isinstance(axis, Leaf) and axis.bound is None:
+                if not _is_number(size) and isinstance(axis, Leaf) and axis.bound is None:
                     freeze(axis, Reason("input", "the batch"))
         return outputs
+
+
+def _is_number(size: Any) -> bool:
+    return isinstance(size, int)
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -112,7 +123,9 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def _input_axis(node: fx.Node, dim: int, size: int) -> Leaf:
-    return Leaf(size, f"{node.name}:{dim}", Reason("input", f"dimension {dim} of the model's input {node.name}"))
+    return Leaf(
+        size, f"{node.name}:{dim}", Reason("input", f"dimension {dim} of the model's input {node.name}")
+    )
 
 
 def tensors_of(node: fx.Node) -> list[Tensor]:
@@ -134,7 +147,7 @@ def concrete(size: Any) -> int:
     """A size as a number; symbols take the value of the stand-in."""
     if isinstance(size, torch.SymInt):
         expression = size.node.expr
-        return int(expression.subs({symbol: BATCH_STANDIN for symbol in expression.free_symbols}))
+        return int(expression.subs(dict.fromkeys(expression.free_symbols, BATCH_STANDIN)))
     return int(size)
 
 
@@ -160,7 +173,9 @@ def _groups(graph: Graph, tensors: dict[str, Axes], marks: dict[int, set[str]]) 
     kinds: dict[int, str] = {}
     for name in [*graph.params, *graph.buffers]:
         for dim, axis in enumerate(tensors[name]):
-            free = list({leaf.id: leaf for leaf in leaves(axis) if leaf.reason is None and leaf.size > 1}.values())
+            free = list(
+                {leaf.id: leaf for leaf in leaves(axis) if leaf.reason is None and leaf.size > 1}.values()
+            )
             for number, leaf in enumerate(free):
                 members.setdefault(leaf.id, []).append((name, dim))
                 if name in graph.params and leaf.id not in found:
@@ -201,7 +216,10 @@ def _note_cofactors(axis: Axis, cofactors: dict[int, dict[int, None]]) -> None:
         for part in axis.parts:
             _note_cofactors(part, cofactors)
     elif isinstance(axis, Product):
-        free = [[leaf.id for leaf in leaves(factor) if leaf.reason is None and leaf.size > 1] for factor in axis.factors]
+        free = [
+            [leaf.id for leaf in leaves(factor) if leaf.reason is None and leaf.size > 1]
+            for factor in axis.factors
+        ]
         for place, here in enumerate(free):
             for other in [*free[:place], *free[place + 1 :]]:
                 for leaf in here:
@@ -216,5 +234,6 @@ def _frozen(graph: Graph, tensors: dict[str, Axes]) -> tuple[Frozen, ...]:
                 if leaf.reason is not None and leaf.size > 1 and leaf.reason.kind != "kernel":
                     affected.setdefault(leaf.reason, {})[f"{name}:{dim}"] = None
     return tuple(
-        Frozen(reason.kind, reason.text, reason.op, reason.source, tuple(params)) for reason, params in affected.items()
+        Frozen(reason.kind, reason.text, reason.op, reason.source, tuple(params))
+        for reason, params in affected.items()
     )

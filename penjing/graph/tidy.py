@@ -13,7 +13,8 @@ from penjing.graph.shuffle import fuse_shuffles
 
 aten = torch.ops.aten
 
-# Checks of dtype, device and sizes that export leaves behind: true by construction, and sizes change when pruned.
+# Checks of dtype, device and sizes that export leaves behind: true by construction, and sizes change when
+# pruned.
 CHECKS = {
     "aten._assert_tensor_metadata.default",
     "aten._assert_scalar.default",
@@ -21,11 +22,18 @@ CHECKS = {
     "aten.sym_constrain_range.default",
     "aten.sym_constrain_range_for_size.default",
 }
-VIEWS = {"aten.view.default": 1, "aten.reshape.default": 1, "aten._unsafe_view.default": 1, "aten.unflatten.int": 2}
+VIEWS = {
+    "aten.view.default": 1,
+    "aten.reshape.default": 1,
+    "aten._unsafe_view.default": 1,
+    "aten.unflatten.int": 2,
+}
 WRAPPERS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 
 
-def tidy(module: fx.GraphModule, aliases: Mapping[str, str], known: Set[str], notes: list[str]) -> dict[str, Tensor]:
+def tidy(
+    module: fx.GraphModule, aliases: Mapping[str, str], known: Set[str], notes: list[str]
+) -> dict[str, Tensor]:
     """Rewrite the graph in place.
 
     Returns:
@@ -141,6 +149,9 @@ def free_views(graph: fx.Graph) -> None:
 def explicit_scale(graph: fx.Graph) -> None:
     """Write out the 1/sqrt(head_dim) that scaled dot-product attention would take from the (pruned) size."""
     for node in graph.nodes:
-        if str(node.target) == "aten.scaled_dot_product_attention.default" and node.kwargs.get("scale") is None:
+        if (
+            str(node.target) == "aten.scaled_dot_product_attention.default"
+            and node.kwargs.get("scale") is None
+        ):
             size = node.args[0].meta["val"].shape[-1]
             node.update_kwarg("scale", 1.0 / math.sqrt(int(size)))

@@ -20,7 +20,7 @@ from penjing.graph.tidy import tidy
 from penjing.graph.tree import Held, attach, build_tree, held_tensors
 
 BATCH_STANDIN = 1009
-"""Size that stands for a symbolic dimension in the axis equations: a prime no network dimension factors into."""
+"""Stands for a symbolic dimension in the axis equations: a prime that no network dimension holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,8 @@ class Graph:
 
     Attributes:
         module: The ATen graph in eval mode, callable with the original signature; get_attr targets are the
-            original dotted names (a shared parameter goes by its first name). It shares storage with the model.
+            original dotted names (a shared parameter goes by its first name). It shares storage with the
+            model.
         params: Every parameter by its first name, unused ones too.
         buffers: Every buffer and lifted constant, by first name.
         aliases: Other names of shared parameters and buffers → first name.
@@ -66,13 +67,16 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
 
     Args:
         model: Any module torch.export can follow.
-        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments (a dict whose keys are not
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments (a dict whose keys
+        are not
             the forward's parameter names is passed as the one positional argument).
-        dynamic_batch: Leave dimension 0 free on every input tensor that shares the first one's. Where the model
+        dynamic_batch: Leave dimension 0 free on every input tensor that shares the first one's. Where the
+        model
             does not allow it, the batch is fixed and `Graph.notes` says so.
 
     Raises:
-        TraceError: weights that are not finite, inputs the forward refuses, or a forward torch.export refuses.
+        TraceError: weights that are not finite, inputs the forward refuses, or a forward torch.export
+        refuses.
     """
     _check_weights(model)
     args, kwargs = bind_inputs(model, example_inputs)
@@ -142,7 +146,7 @@ def _export(
         raise TraceError(
             f"torch.export refuses the forward: {_first_line(error)}",
             layer=type(model).__name__,
-            remedy="Make the forward free of data-dependent Python control flow, or prune a submodule that is",
+            remedy="Make the forward free of data-dependent control flow, or prune a submodule that is",
         ) from error
 
 
@@ -156,14 +160,18 @@ def _run_export(
         finally:
             for module in model.modules():
                 if isinstance(module, nn.RNNBase):  # export leaves traced stand-ins in this cache
-                    module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+                    module._flat_weights = [
+                        getattr(module, name, None) for name in module._flat_weights_names
+                    ]
 
 
 def _free_batch(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """Inputs with at least two samples and the dynamic shapes that free them; None when no batch is seen."""
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    tensors = [
+        leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0
+    ]
     if not tensors:
         return args, kwargs, None
     size = tensors[0].shape[0]
@@ -201,7 +209,9 @@ def _check_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
             model(*args, **kwargs)
     except Exception as error:
         leaves = pytree.tree_leaves((args, kwargs))
-        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor)) or "no tensors"
+        shapes = (
+            ", ".join(str(tuple(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor)) or "no tensors"
+        )
         raise TraceError(
             f"the forward fails on the example inputs ({shapes}): {_first_line(error)}",
             layer=type(model).__name__,
@@ -227,7 +237,9 @@ def _graph(model: nn.Module, unlifted: fx.GraphModule, is_dynamic: bool, notes: 
         attach(module, item)
     params = {item.name: item.tensor for item in held if item.name not in aliases and _is_param(item)}
     buffers = {
-        item.name: item.tensor for item in [*held, *lifted] if item.name not in aliases and not _is_param(item)
+        item.name: item.tensor
+        for item in [*held, *lifted]
+        if item.name not in aliases and not _is_param(item)
     }
     return Graph(module, params, buffers, aliases, is_dynamic, tuple(notes))
 

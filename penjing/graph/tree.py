@@ -61,4 +61,6 @@ def build_tree(tensors: Iterable[Held], *, copy: bool = False) -> nn.Module:
 def _copy(tensor: Tensor) -> Tensor:
     with torch.no_grad():
         data = tensor.detach().clone()
-    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+    return (
+        nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+    )

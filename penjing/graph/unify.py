@@ -5,11 +5,13 @@
 * a leaf becomes whatever it meets;
 * products match factor by factor from the left, and a factor that is too large splits (8 = 2·4);
 * sums match segment by segment, and a segment that is too long splits (8 = 5 + 3);
-* a product meeting a sum is cut along its outer factor, ``(A+B)·C = A·C + B·C``; when the cut falls inside the
+* a product meeting a sum is cut along its outer factor, ``(A+B)·C = A·C + B·C``; when the cut falls inside
+the
   inner factor the outer one is frozen and the product written out, ``2·C = C + C``;
 * index maps are carried along; two maps of the same positions merge slots into connected components.
 
-What has no common refinement is frozen on both sides, with the reason given. Nothing here raises for a network's
+What has no common refinement is frozen on both sides, with the reason given. Nothing here raises for a
+network's
 sake, and the work depends on the number of factors and segments, not on their sizes (index maps excepted).
 
 >>> from penjing.graph.axes import Leaf, Product, Sum, product, total
@@ -34,6 +36,7 @@ Heads: a projection of 12 seen as 3 heads of 4, cut in equal parts elsewhere, be
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,7 +68,9 @@ def resolve(axis: Axis) -> Axis:
     if isinstance(axis, View):
         if axis.base.bound is None:
             return axis
-        return through(resolve(axis.base), axis.index, Reason("unsolved", "an index map cannot be carried on"))
+        return through(
+            resolve(axis.base), axis.index, Reason("unsolved", "an index map cannot be carried on")
+        )
     if isinstance(axis, Product):
         factors = [resolve(factor) for factor in axis.factors]
         if all(new is old for new, old in zip(factors, axis.factors, strict=True)):
@@ -232,7 +237,8 @@ def _components(size: int, left: Index, right: Index) -> Index:
 
 
 def factor(axis: Axis, outer: int, why: Reason) -> tuple[Axis, Axis] | None:
-    """Split ``axis`` as a product of ``outer`` slots by ``axis.size // outer``, refining it; None if it cannot be.
+    """Split ``axis`` as a product of ``outer`` slots by ``axis.size // outer``, refining it; None if it
+    cannot be.
 
     >>> both = Leaf(6, "both")
     >>> factor(both, 2, Reason("unsolved", ""))
@@ -328,9 +334,9 @@ def segment(axis: Axis, sizes: Sequence[int], why: Reason) -> list[Axis] | None:
     bounds = np.concatenate([[0], np.cumsum(sizes)]).tolist()
     if isinstance(axis, View) or (isinstance(axis, Leaf) and axis.views):
         base, index = as_view(axis)
-        return [through(base, index[start:stop], why) for start, stop in zip(bounds, bounds[1:], strict=False)]
+        return [through(base, index[start:stop], why) for start, stop in itertools.pairwise(bounds)]
     if isinstance(axis, Leaf):
-        spans = list(zip(bounds, bounds[1:], strict=False))
+        spans = list(itertools.pairwise(bounds))
         parts = [Leaf(stop - start, f"{axis.label}[{start}:{stop}]", axis.reason) for start, stop in spans]
         axis.bound = total(parts)
         return list(parts)
@@ -373,8 +379,8 @@ def _cut(parts: list[Axis], sizes: Sequence[int], why: Reason) -> list[Axis] | N
 def through(axis: Axis, index: Index, why: Reason) -> Axis:
     """``axis`` through an index map: position i shows position ``index[i]`` of it.
 
-    Products pass when the map acts on each factor apart (a flip does), sums when their parts can share one set of
-    slots; otherwise the axis is frozen and the result is a frozen axis.
+    Products pass when the map acts on each factor apart (a flip does), sums when their parts can share one
+    set of slots; otherwise the axis is frozen and the result is a frozen axis.
 
     >>> x = Leaf(4, "x")
     >>> through(x, np.array([3, 2, 1, 0]), Reason("unsolved", ""))

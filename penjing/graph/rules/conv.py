@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from penjing.graph.axes import Axis, product
-from penjing.graph.rules.table import Axes, Op, rule
+from penjing.graph.rules.table import Axes, Op, Result, rule
 
 
 def spatial_out(op: Op, x: Axes, weight: Axes, lead: int) -> Axes:
@@ -20,7 +20,7 @@ def spatial_out(op: Op, x: Axes, weight: Axes, lead: int) -> Axes:
 
 
 def grouped(op: Op, x: Axis, weight_in: Axis, weight_out: Axis, groups: int) -> None:
-    """``channels = groups · weight_in`` and ``outputs = groups · per-group outputs``; depthwise has weight_in 1."""
+    """``channels = groups · weight_in`` and ``outputs = groups · outputs per group``."""
     if groups == 1:
         op.unify(x, weight_in)
         return
@@ -42,7 +42,7 @@ def conv(op: Op) -> Axes:
 
 
 @rule("aten.convolution", "aten._convolution")
-def convolution(op: Op) -> Axes:
+def convolution(op: Op) -> Result:
     """The general form, transposed or not."""
     return conv_transpose(op) if op.args["transposed"] else conv(op)
 
@@ -54,7 +54,11 @@ def conv_transpose(op: Op) -> Axes:
     lead = len(x) - (len(weight) - 2)
     groups = int(op.args["groups"])
     op.unify(x[lead - 1], weight[0])
-    out = weight[1] if groups == 1 else product([op.split(weight[0], groups, weight[0].size // groups)[0], weight[1]])
+    out = (
+        weight[1]
+        if groups == 1
+        else product([op.split(weight[0], groups, weight[0].size // groups)[0], weight[1]])
+    )
     for axis in bias:
         op.unify(axis, out)
     return (*x[: lead - 1], out, *spatial_out(op, x, weight, lead))

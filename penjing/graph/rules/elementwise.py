@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from penjing.graph.rules.table import Axes, Op, rule
 
-UNARY = """abs neg sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal square sin cos tan asin acos atan sinh cosh
-asinh acosh atanh erf erfc relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid hardsigmoid hardswish hardtanh tanh
-softplus softsign softshrink hardshrink tanhshrink threshold logit log_sigmoid logsigmoid rrelu floor ceil round trunc frac
+UNARY = """abs neg sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal square sin cos tan asin
+acos atan sinh cosh
+asinh acosh atanh erf erfc relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid hardsigmoid hardswish
+hardtanh tanh
+softplus softsign softshrink hardshrink tanhshrink threshold logit log_sigmoid logsigmoid rrelu floor ceil
+round trunc frac
 clamp_min clamp_max clamp clip nan_to_num isnan isinf isfinite logical_not bitwise_not dropout feature_dropout
-alpha_dropout feature_alpha_dropout native_dropout bernoulli contiguous clone alias detach to type_as _to_copy lift_fresh lift_fresh_copy
+alpha_dropout feature_alpha_dropout native_dropout bernoulli contiguous clone alias detach to type_as
+_to_copy lift_fresh lift_fresh_copy
 lift positive float double half bfloat16 bool long int conj real fill zero zeros_like ones_like full_like
-empty_like rand_like randn_like view_as_real_copy requires_grad fake_quantize_per_tensor_affine deg2rad rad2deg sinc digamma
+empty_like rand_like randn_like view_as_real_copy requires_grad fake_quantize_per_tensor_affine deg2rad
+rad2deg sinc digamma
 lgamma sgn cpu cuda"""
-BINARY = """add sub mul div rsub floor_divide remainder fmod pow maximum minimum fmax fmin atan2 eq ne lt le gt ge
-logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift where
-masked_fill addcmul addcdiv lerp copysign hypot true_divide multiply subtract divide greater less greater_equal
+BINARY = """add sub mul div rsub floor_divide remainder fmod pow maximum minimum fmax fmin atan2 eq ne lt le
+gt ge
+logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
+where masked_fill addcmul addcdiv lerp copysign hypot true_divide multiply subtract divide greater less
+greater_equal
 less_equal not_equal xlogy squared_difference prelu_elementwise logaddexp isclose nextafter float_power"""
 
 

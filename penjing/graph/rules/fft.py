@@ -5,8 +5,29 @@ from __future__ import annotations
 from penjing.graph.rules.table import Axes, Op, rule
 
 
-@rule(*(f"aten.fft_{name}" for name in "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftshift "
-        "ifftshift".split()))
+@rule(
+    *(
+        f"aten.fft_{name}"
+        for name in [
+            "fft",
+            "ifft",
+            "rfft",
+            "irfft",
+            "hfft",
+            "ihfft",
+            "fft2",
+            "ifft2",
+            "rfft2",
+            "irfft2",
+            "fftn",
+            "ifftn",
+            "rfftn",
+            "irfftn",
+            "fftshift",
+            "ifftshift",
+        ]
+    )
+)
 def fft(op: Op) -> Axes:
     """Transformed dims stay whole."""
     x = op.tensors()[0]

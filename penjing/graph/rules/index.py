@@ -18,7 +18,7 @@ def embedding(op: Op) -> Axes:
 
 @rule("aten.index", "aten._unsafe_index")
 def index(op: Op) -> Axes:
-    """``x[:, idx]``: one constant index along a dim is an index map; any other use keeps the indexed dims whole."""
+    """``x[:, idx]``: one constant index is an index map; any other use keeps the indexed dims whole."""
     x = list(op.axes(op.args["self"]))
     indices = list(op.args["indices"])
     used = [dim for dim, node in enumerate(indices) if node is not None]
@@ -58,15 +58,36 @@ def gather(op: Op) -> Axes:
     return chosen
 
 
-@rule("aten.scatter", "aten.scatter_add", "aten.index_put", "aten.index_add", "aten.index_copy", "aten.slice_scatter",
-      "aten.select_scatter", "aten.masked_scatter", "aten.put", "aten.index_fill", "aten.scatter_reduce")
+@rule(
+    "aten.scatter",
+    "aten.scatter_add",
+    "aten.index_put",
+    "aten.index_add",
+    "aten.index_copy",
+    "aten.slice_scatter",
+    "aten.select_scatter",
+    "aten.masked_scatter",
+    "aten.put",
+    "aten.index_fill",
+    "aten.scatter_reduce",
+)
 def scatter(op: Op) -> list[Axes]:
     """Writes at computed positions: everything stays."""
     return op.give_up("written at computed positions")
 
 
-@rule("aten.one_hot", "aten.nonzero", "aten.masked_select", "aten.bincount", "aten.searchsorted", "aten.bucketize",
-      "aten.unique_consecutive", "aten._unique2", "aten.multinomial", "torchvision.nms")
+@rule(
+    "aten.one_hot",
+    "aten.nonzero",
+    "aten.masked_select",
+    "aten.bincount",
+    "aten.searchsorted",
+    "aten.bucketize",
+    "aten.unique_consecutive",
+    "aten._unique2",
+    "aten.multinomial",
+    "torchvision.nms",
+)
 def data_dependent(op: Op) -> list[Axes]:
     """Sizes or positions depend on values."""
     return op.give_up("positions depend on values")

@@ -41,8 +41,19 @@ def stack(op: Op) -> Axes:
 @rule(
     *(
         f"aten.{name}"
-        for name in "split split_with_sizes chunk tensor_split unsafe_split unsafe_split_with_sizes unsafe_chunk "
-        "hsplit vsplit split_copy split_with_sizes_copy".split()
+        for name in [
+            "split",
+            "split_with_sizes",
+            "chunk",
+            "tensor_split",
+            "unsafe_split",
+            "unsafe_split_with_sizes",
+            "unsafe_chunk",
+            "hsplit",
+            "vsplit",
+            "split_copy",
+            "split_with_sizes_copy",
+        ]
     )
 )
 def split(op: Op) -> list[Axes]:
@@ -132,9 +143,9 @@ def pad(op: Op) -> Axes:
 def meshgrid(op: Op) -> list[Axes]:
     """Coordinates: one dim for each operand."""
     parts = [axes[0] if axes else op.fixed(1) for axes in op.tensors()]
-    return [tuple(parts) if op.args.get("indexing", "ij") == "ij" else (parts[1], parts[0], *parts[2:])] * len(
-        op.outputs
-    )
+    return [
+        tuple(parts) if op.args.get("indexing", "ij") == "ij" else (parts[1], parts[0], *parts[2:])
+    ] * len(op.outputs)
 
 
 @rule("aten.diagonal", "aten.diag_embed", "aten.tril", "aten.triu", "aten.trace", "aten.cross", "aten.rot90")

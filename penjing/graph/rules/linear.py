@@ -67,8 +67,10 @@ def einsum(op: Op) -> Axes:
         stop = len(axes) - len(tail)
         if dots:
             spread.append(axes[len(head) : stop])
-        named = [*zip(head, axes[: len(head)], strict=True), *zip(tail, axes[stop:], strict=True)] if dots else list(
-            zip(term, axes, strict=True)
+        named = (
+            [*zip(head, axes[: len(head)], strict=True), *zip(tail, axes[stop:], strict=True)]
+            if dots
+            else list(zip(term, axes, strict=True))
         )
         for letter, axis in named:
             known = letters.get(letter)

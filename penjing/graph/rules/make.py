@@ -8,8 +8,23 @@ from penjing.graph.rules.table import Axes, Op, rule
 @rule(
     *(
         f"aten.{name}"
-        for name in "zeros ones full empty rand randn new_zeros new_ones new_full new_empty empty_strided randint "
-        "empty_permuted new_empty_strided scalar_tensor".split()
+        for name in [
+            "zeros",
+            "ones",
+            "full",
+            "empty",
+            "rand",
+            "randn",
+            "new_zeros",
+            "new_ones",
+            "new_full",
+            "new_empty",
+            "empty_strided",
+            "randint",
+            "empty_permuted",
+            "new_empty_strided",
+            "scalar_tensor",
+        ]
     )
 )
 def constant(op: Op) -> Axes:
@@ -17,8 +32,18 @@ def constant(op: Op) -> Axes:
     return tuple(op.free(size) for size in op.shape)
 
 
-@rule("aten.arange", "aten.linspace", "aten.logspace", "aten.eye", "aten.range", "aten.randperm", "aten.hann_window",
-      "aten.tril_indices", "aten.triu_indices", "aten.tensor")
+@rule(
+    "aten.arange",
+    "aten.linspace",
+    "aten.logspace",
+    "aten.eye",
+    "aten.range",
+    "aten.randperm",
+    "aten.hann_window",
+    "aten.tril_indices",
+    "aten.triu_indices",
+    "aten.tensor",
+)
 def positions(op: Op) -> Axes:
     """Slot i holds a value that depends on i."""
     return tuple(op.fixed(size, "positions made in the forward") for size in op.shape)

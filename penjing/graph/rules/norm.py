@@ -5,7 +5,12 @@ from __future__ import annotations
 from penjing.graph.rules.table import Axes, Op, rule
 
 
-@rule("aten.batch_norm", "aten.instance_norm", "aten._native_batch_norm_legit_no_training", "aten.native_batch_norm")
+@rule(
+    "aten.batch_norm",
+    "aten.instance_norm",
+    "aten._native_batch_norm_legit_no_training",
+    "aten.native_batch_norm",
+)
 def batch_norm(op: Op) -> Axes:
     """Weight, bias and running statistics follow dim 1; batch statistics run over the rest."""
     x = op.axes(op.args["input"])
@@ -47,7 +52,14 @@ def group_norm(op: Op) -> Axes:
     return op.axes(op.args["input"])
 
 
-@rule("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten.logsumexp_keep", "aten.softmin")
+@rule(
+    "aten.softmax",
+    "aten.log_softmax",
+    "aten._softmax",
+    "aten._log_softmax",
+    "aten.logsumexp_keep",
+    "aten.softmin",
+)
 def softmax(op: Op) -> Axes:
     """Restricted to the kept slots."""
     x = op.axes(op.args["self"])
@@ -56,7 +68,14 @@ def softmax(op: Op) -> Axes:
     return x
 
 
-@rule("aten.local_response_norm", "aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten.cummax", "aten.cummin")
+@rule(
+    "aten.local_response_norm",
+    "aten.cumsum",
+    "aten.cumprod",
+    "aten.logcumsumexp",
+    "aten.cummax",
+    "aten.cummin",
+)
 def along(op: Op) -> list[Axes]:
     """A running total over a dimension depends on the order and number of its slots."""
     x = op.axes(op.args["self"])

@@ -44,7 +44,9 @@ def _reduction(name: str, mark: str) -> None:
                 op.freeze(x[dim], "the position of an extreme value is used")
             op.mark(x[dim], mark)
         keep = bool(op.args.get("keepdim", False))
-        out: list[Axis] = [Leaf(1, "one") if d in reduced else axis for d, axis in enumerate(x) if keep or d not in reduced]
+        out: list[Axis] = [
+            Leaf(1, "one") if d in reduced else axis for d, axis in enumerate(x) if keep or d not in reduced
+        ]
         return [tuple(out)] * len(op.outputs)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from penjing.graph.axes import Axis, Leaf, product, total
+from penjing.graph.axes import Axis, Leaf, Product, Sum, product, total
 from penjing.graph.rules.table import Axes, Op, rule
 from penjing.graph.unify import resolve, unify
 
@@ -14,18 +14,29 @@ from penjing.graph.unify import resolve, unify
 @rule(
     *(
         f"aten.{name}"
-        for name in "view reshape flatten unflatten reshape_as view_as ravel _unsafe_view _reshape_alias view_copy".split()
+        for name in [
+            "view",
+            "reshape",
+            "flatten",
+            "unflatten",
+            "reshape_as",
+            "view_as",
+            "ravel",
+            "_unsafe_view",
+            "_reshape_alias",
+            "view_copy",
+        ]
     )
 )
 def reshape(op: Op) -> Axes:
-    """Row-major regrouping: each smallest block of input dims with the size of a block of output dims is solved."""
+    """Row-major regrouping, solved for each smallest block of dims that holds as much on both sides."""
     return regroup(op, op.tensors()[0], op.shape)
 
 
 def regroup(op: Op, x: Axes, shape: Sequence[int]) -> Axes:
     """Axes of ``x`` viewed as ``shape``."""
-    source, result = 0, []
-    place = 0
+    result: list[Axis] = []
+    source = place = 0
     while place < len(shape):
         if shape[place] == 1:
             result.append(Leaf(1, "one"))
@@ -135,10 +146,10 @@ def repeat(op: Op) -> Axes:
     """n copies laid end to end are ``n · axis``."""
     x = op.tensors()[0]
     rank = len(op.shape)
-    x = tuple(Leaf(1, "one") for _ in range(rank - len(x))) + x
+    ones: Axes = tuple(Leaf(1, "one") for _ in range(rank - len(x)))
     return tuple(
         axis if size == axis.size else product([op.free(size // axis.size), axis])
-        for axis, size in zip(x, op.shape, strict=True)
+        for axis, size in zip((*ones, *x), op.shape, strict=True)
     )
 
 
@@ -206,7 +217,7 @@ def index_select(op: Op) -> Axes:
 
 
 def settle_shuffle(op: Op, source: Axis, shuffled: Axis, sizes: tuple[int, int], index: np.ndarray) -> None:
-    """As an index map between sums of leaves; as transposed products where either side has product structure."""
+    """As an index map between sums of leaves; as transposed products where either side has products."""
     source, shuffled = resolve(source), resolve(shuffled)
     if _has_product(source) or _has_product(shuffled):
         outer, inner = op.split(source, *sizes)
@@ -216,6 +227,6 @@ def settle_shuffle(op: Op, source: Axis, shuffled: Axis, sizes: tuple[int, int],
 
 
 def _has_product(axis: Axis) -> bool:
-    from penjing.graph.axes import Product, Sum
-
-    return isinstance(axis, Product) or (isinstance(axis, Sum) and any(_has_product(part) for part in axis.parts))
+    return isinstance(axis, Product) or (
+        isinstance(axis, Sum) and any(_has_product(part) for part in axis.parts)
+    )

@@ -1,6 +1,7 @@
 """The registry of op rules and what a rule is given.
 
-A rule states an op's axis equations and returns the axes of its outputs. It is registered under ``"aten.conv2d"`` (every
+A rule states an op's axis equations and returns the axes of its outputs. It is registered under
+``"aten.conv2d"`` (every
 overload, in-place too) or a full name, and found by name; an op without a rule has its axes frozen.
 """
 
@@ -38,7 +39,7 @@ def rule(*names: str) -> Callable[[RuleFunction], RuleFunction]:
 
 
 def find_rule(op_name: str) -> RuleFunction | None:
-    """The rule for ``"aten.add_.Tensor"``: full name, then without overload, then without the in-place mark."""
+    """The rule for ``"aten.add_.Tensor"``: by full name, without overload, without the in-place mark."""
     packet = op_name.rsplit(".", 1)[0] if op_name.count(".") > 1 else op_name
     for name in (op_name, packet, packet.rstrip("_")):
         if name in RULES:
@@ -112,7 +113,9 @@ class Op:
         """Keep every slot of an axis, saying why."""
         freeze(axis, Reason(kind, text, self.why.op, self.why.source))
 
-    def fixed(self, size: int, text: str = "follows a size that cannot change", kind: str = "structure") -> Leaf:
+    def fixed(
+        self, size: int, text: str = "follows a size that cannot change", kind: str = "structure"
+    ) -> Leaf:
         """A new axis that cannot be pruned."""
         return Leaf(size, "", Reason(kind, text, self.why.op, self.why.source))
 
