@@ -1,0 +1,97 @@
+"""How far the quantized file is from fp32, and its int8 kernels from its own simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from penjing.errors import QuantizeError
+from penjing.quantize.feeds import Feeds
+from penjing.quantize.runtime import Session, batch_limit
+from penjing.quantize.scheme import decibels
+
+
+class Powers:
+    """Running signal and error power, by name."""
+
+    def __init__(self) -> None:
+        self.signal: dict[str, float] = {}
+        self.noise: dict[str, float] = {}
+
+    def add(self, name: str, reference: NDArray[Any], other: NDArray[Any]) -> None:
+        """Add one batch's ``reference²`` and ``(other − reference)²``."""
+        wanted = np.asarray(reference, np.float64)
+        self.signal[name] = self.signal.get(name, 0.0) + float(np.square(wanted).sum())
+        self.noise[name] = self.noise.get(name, 0.0) + float(np.square(other - wanted).sum())
+
+    def db(self) -> dict[str, float]:
+        """Signal to error of each name."""
+        return {name: decibels(self.signal[name], self.noise[name]) for name in self.signal}
+
+
+def compare(
+    reference: Session, other: Session, feeds: Feeds, samples: int, batch: int | None = None
+) -> float:
+    """Signal to error of the outputs in dB, over ``samples``; of several outputs, the worst."""
+    powers = Powers()
+    for feed, _ in feeds.batches(batch, samples):
+        for name, values, others in _pairs(reference.run(feed), other.run(feed)):
+            if values.dtype.kind == "f":
+                powers.add(name, values, others)
+    if not powers.signal:
+        raise QuantizeError("the network has no float output", remedy="Quantize a network with float outputs")
+    return min(powers.db().values())
+
+
+def _pairs(
+    first: dict[str, NDArray[Any]], second: dict[str, NDArray[Any]]
+) -> Iterable[tuple[str, NDArray[Any], NDArray[Any]]]:
+    return ((name, first[name], second[name]) for name in first)
+
+
+def layer_errors(
+    model: ir.Model,
+    quantized: ir.Model,
+    tensors: dict[str, str],
+    feeds: Feeds,
+    *,
+    samples: int,
+    memory_mb: int,
+) -> dict[str, float]:
+    """Signal to error of inner tensors, in the simulated quantized network against fp32.
+
+    Args:
+        model: The prepared fp32 model.
+        quantized: The emitted model.
+        tensors: Name in ``model`` → name in ``quantized``.
+        feeds: The data.
+        samples: Samples to use, at most.
+        memory_mb: Activations held at one time.
+    """
+    if not tensors:
+        return {}
+    reference = Session(model, outputs=list(tensors))
+    simulated = Session(quantized, outputs=list(tensors.values()), simulate=True)
+    powers = Powers()
+    size = None
+    if feeds.fixed is None:
+        first = next(iter(feeds.batches(limit=1)))[0]
+        size = batch_limit(reference, first, max(memory_mb // 2, 1))
+    for feed, _ in feeds.batches(size, samples):
+        wanted, found = reference.run(feed), simulated.run(feed)
+        for name, there in tensors.items():
+            powers.add(name, wanted[name], found[there])
+    return powers.db()
+
+
+def agreement(path: Path, feeds: Feeds, samples: int) -> float:
+    """The file's int8 kernels against the same file run op by op in float, in dB.
+
+    They differ by rounding where a kernel requantizes; by much more where 16-bit sums saturate.
+    """
+    return compare(Session(path, simulate=True), Session(path), feeds, samples, batch=32)

@@ -1,0 +1,184 @@
+"""Write a placement and its numbers into a graph: quantize, dequantize, 8-bit constants. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from penjing.quantize.encode import EncodedLayer
+from penjing.quantize.graph import consumers, drop_unused_initializers, name_of, set_initializer
+from penjing.quantize.place import Placement
+from penjing.quantize.rules import RULES
+from penjing.quantize.scheme import ActivationParams
+
+
+def emit(
+    model: ir.Model,
+    placement: Placement,
+    params: Mapping[str, ActivationParams],
+    encoded: Mapping[str, EncodedLayer],
+) -> ir.Model:
+    """A copy of the prepared model with Q/DQ pairs and 8-bit weights.
+
+    Args:
+        model: A prepared fp32 model; not changed.
+        placement: What becomes 8-bit.
+        params: Scale and zero point by root tensor.
+        encoded: Numbers of each layer, by output name.
+    """
+    model = model.clone()
+    graph = model.graph
+    by_output = {name_of(node.outputs[0]): node for node in graph if node.outputs}
+    writer = _Writer(graph, placement, params, frozenset(by_output[name] for name in placement.nodes))
+    for out, layer in encoded.items():
+        _emit_layer(graph, by_output[out], layer)
+    for name in placement.clamps:
+        writer.absorb_clamp(by_output[name])
+    values = {v.name: v for v in graph.inputs} | {v.name: v for node in graph for v in node.outputs}
+    for name in placement.roots:
+        if not writer.is_direct(values[name].producer()):
+            writer.emit_pair(values[name])
+    for node in list(graph):
+        if writer.is_direct(node):
+            writer.emit_direct(node)
+    drop_unused_initializers(graph)
+    model.producer_name = "penjing"
+    model.ir_version = max(model.ir_version or 0, 7)
+    return model
+
+
+def _emit_layer(graph: ir.Graph, node: ir.Node, layer: EncodedLayer) -> None:
+    weight = node.inputs[1]
+    assert weight is not None
+    name = name_of(weight)
+    _constant_dequantize(
+        graph, node, 1, name, layer.weight.q, layer.weight.scale_O, np.dtype(np.int8), layer.weight.axis
+    )
+    if layer.bias_O is not None and node.op_type != "MatMul":
+        held = node.inputs[2] if len(node.inputs) > 2 else None
+        bias_name = name_of(held) if held is not None else f"{name.removesuffix('.weight')}.bias"
+        while held is None and bias_name in graph.initializers:
+            bias_name += "_"
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        _constant_dequantize(
+            graph, node, 2, bias_name, layer.bias_O, layer.bias_scale_O, np.dtype(np.int32), 0
+        )
+
+
+def _constant_dequantize(
+    graph: ir.Graph,
+    node: ir.Node,
+    position: int,
+    name: str,
+    q: np.ndarray[tuple[int, ...], np.dtype[np.integer]],
+    scale_O: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    kind: np.dtype[np.integer],
+    axis: int,
+) -> None:
+    inputs = [
+        set_initializer(graph, name, q),
+        set_initializer(graph, f"{name}.scale", scale_O),
+        set_initializer(graph, f"{name}.zero_point", np.zeros(scale_O.shape, kind)),
+    ]
+    dequantize = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}.dequantize")
+    out = dequantize.outputs[0]
+    out.name, out.shape, out.type = f"{name}.float", ir.Shape(q.shape), ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_before(node, dequantize)
+    node.replace_input_with(position, out)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Edits one graph. ``chosen`` are the int8 nodes themselves: values change names on the way."""
+
+    graph: ir.Graph
+    placement: Placement
+    params: Mapping[str, ActivationParams]
+    chosen: frozenset[ir.Node]
+
+    def is_direct(self, node: ir.Node | None) -> bool:
+        """Whether the node is a view that acts on the 8-bit tensor itself."""
+        return node is not None and node in self.chosen and RULES[node.op_type].direct
+
+    def absorb_clamp(self, node: ir.Node) -> None:
+        """Drop a Relu or Clip whose bounds are those of the 8-bit output; its name moves to what it read."""
+        out, source = node.outputs[0], node.inputs[0]
+        name = name_of(out)
+        assert source is not None
+        seen_only_as_8_bit = name in self.placement.emitted or (
+            not out.is_graph_output() and all(reader in self.chosen for reader in consumers(out))
+        )
+        maker = source.producer()
+        if (
+            maker is None
+            or maker not in self.chosen
+            or not seen_only_as_8_bit
+            or self.params[self.placement.roots[name]].zero_point != 0
+        ):
+            return
+        out.replace_all_uses_with(source, replace_graph_outputs=True)
+        self.graph.remove(node, safe=True)
+        out.name = None
+        source.name = name
+
+    def emit_pair(self, value: ir.Value) -> None:
+        """``value → Q → DQ``; readers take the dequantized value, or the exact one where that costs nothing."""
+        name = name_of(value)
+        emitted = name in self.placement.emitted
+        readers = [(use.node, use.idx) for use in value.uses() if emitted or use.node in self.chosen]
+        scale, zero = self._params_of(name)
+        quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}.quantize")
+        dequantize = ir.node(
+            "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}.dequantize"
+        )
+        stored, restored = quantize.outputs[0], dequantize.outputs[0]
+        stored.name, stored.shape, stored.type = f"{name}.u8", value.shape, ir.TensorType(ir.DataType.UINT8)
+        restored.name, restored.shape = f"{name}.float", value.shape
+        restored.type = ir.TensorType(ir.DataType.FLOAT)
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], [quantize, dequantize])
+        else:
+            self.graph.insert_after(producer, [quantize, dequantize])
+        for node, position in readers:
+            node.replace_input_with(position, restored)
+        if emitted and value.is_graph_output():
+            for index, out in enumerate(self.graph.outputs):
+                if out is value:
+                    self.graph.outputs[index] = restored
+            value.name = f"{name}.raw"
+            restored.name = name
+
+    def emit_direct(self, node: ir.Node) -> None:
+        """Let Pad and Split act on the 8-bit tensor: ``Q → op → DQ``, no ``Q → DQ → op → Q → DQ``."""
+        restored = node.inputs[0]
+        before = None if restored is None else restored.producer()
+        assert before is not None
+        assert before.op_type == "DequantizeLinear"
+        node.replace_input_with(0, before.inputs[0])
+        scale, zero = self._params_of(name_of(node.outputs[0]))
+        if node.op_type == "Pad":
+            if len(node.inputs) < 3:
+                node.resize_inputs(3)
+            node.replace_input_with(2, zero)
+        for out in node.outputs:
+            name, shape = name_of(out), out.shape
+            dequantize = ir.node("DequantizeLinear", [out, scale, zero], name=f"{name}.dequantize")
+            final = dequantize.outputs[0]
+            out.replace_all_uses_with(final, replace_graph_outputs=True)
+            dequantize.replace_input_with(0, out)
+            out.name, out.type = f"{name}.u8", ir.TensorType(ir.DataType.UINT8)
+            final.name, final.shape, final.type = name, shape, ir.TensorType(ir.DataType.FLOAT)
+            self.graph.insert_after(node, dequantize)
+
+    def _params_of(self, name: str) -> tuple[ir.Value, ir.Value]:
+        root = self.placement.roots[name]
+        params = self.params[root]
+        return (
+            set_initializer(self.graph, f"{root}.scale", np.asarray(params.scale, np.float32)),
+            set_initializer(self.graph, f"{root}.zero_point", np.asarray(params.zero_point, np.uint8)),
+        )

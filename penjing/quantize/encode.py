@@ -1,0 +1,106 @@
+"""From ranges and statistics to the numbers of each 8-bit layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from penjing.quantize.bias import mean_output
+from penjing.quantize.config import QuantizeConfig
+from penjing.quantize.graph import bias_of, int_attribute, name_of, weight_axis, weight_of
+from penjing.quantize.scheme import ActivationParams, decibels
+from penjing.quantize.weights import Guard, QuantizedWeight, quantize_weight
+
+_BIAS_MAX = 2.0**30
+
+
+@dataclass(frozen=True)
+class EncodedLayer:
+    """One layer's numbers.
+
+    Attributes:
+        weight: int8 weight and scales.
+        bias_O: int32 bias in steps of input scale × weight scale, or None.
+        bias_scale_O: Those steps, float32.
+        weight_db: Signal to error of the weight.
+    """
+
+    weight: QuantizedWeight
+    bias_O: NDArray[np.int32] | None
+    bias_scale_O: NDArray[np.float32]
+    weight_db: float
+
+
+def encode_layer(
+    node: ir.Node,
+    params: ActivationParams,
+    *,
+    config: QuantizeConfig,
+    guard: Guard,
+    mean: NDArray[np.float64] | None = None,
+    moments: NDArray[np.float64] | None = None,
+) -> EncodedLayer:
+    """Round a layer's weight and bias for an input stored with ``params``.
+
+    Args:
+        node: Conv, Gemm or MatMul of the prepared graph.
+        params: Scale and zero point of its input.
+        config: Uses ``weights`` and ``bias_correction``.
+        guard: What protects 16-bit sums.
+        mean: Mean input over the samples, for bias correction; None for none.
+        moments: Second moments of the input patches, for second-order rounding; None rounds to nearest.
+    """
+    w, axis, bias_O = weight_of(node), weight_axis(node), bias_of(node)
+    group = int_attribute(node, "group", 1)
+    depthwise = node.op_type == "Conv" and w.shape[1] == 1 and group == w.shape[0] and group > 1
+    least_O = None if bias_O is None else np.abs(bias_O.astype(np.float64)) / (params.scale * _BIAS_MAX)
+    weight = quantize_weight(
+        w, axis, method=config.weights, guard=guard, depthwise=depthwise, least_O=least_O
+    )
+    if moments is not None:
+        from penjing.quantize.rounding import second_order
+
+        weight = second_order(w, weight, moments, guard="off" if depthwise else guard)
+    error = weight.dequantized() - w
+    if config.bias_correction and mean is not None and node.op_type != "MatMul":
+        shift_O = mean_output(node, mean, error)
+        if shift_O is not None:
+            bias_O = (0.0 if bias_O is None else bias_O) - shift_O.astype(np.float32)
+    steps_O = (np.float64(params.scale) * weight.scale_O.astype(np.float64)).astype(np.float32)
+    encoded = None
+    if bias_O is not None:
+        levels_O = np.rint(bias_O.astype(np.float64) / steps_O)
+        encoded = np.clip(levels_O, -(2.0**31), 2.0**31 - 1).astype(np.int32)
+    db = decibels(
+        float(np.square(w, dtype=np.float64).sum()), float(np.square(error, dtype=np.float64).sum())
+    )
+    return EncodedLayer(weight, encoded, steps_O, db)
+
+
+def encode_layers(
+    graph: ir.Graph,
+    layers: Mapping[str, str],
+    params: Mapping[str, ActivationParams],
+    *,
+    config: QuantizeConfig,
+    guard: Guard,
+    means: Mapping[str, NDArray[np.float64]],
+    moments: Mapping[str, NDArray[np.float64]],
+) -> dict[str, EncodedLayer]:
+    """All layers of a placement, by output name; ``params`` and ``means`` are by input tensor."""
+    encoded: dict[str, EncodedLayer] = {}
+    for node in graph:
+        out = name_of(node.outputs[0]) if node.outputs else ""
+        if out not in layers:
+            continue
+        source = node.inputs[0]
+        assert source is not None
+        name = name_of(source)
+        encoded[out] = encode_layer(
+            node, params[name], config=config, guard=guard, mean=means.get(name), moments=moments.get(out)
+        )
+    return encoded

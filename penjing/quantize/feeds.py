@@ -1,0 +1,175 @@
+"""Calibration data as the runtime wants it: named arrays in small batches, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from penjing.errors import QuantizeError
+
+Feed = dict[str, NDArray[np.generic]]
+
+_KINDS = {ir.DataType.FLOAT: np.float32, ir.DataType.INT64: np.int64, ir.DataType.INT32: np.int32}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of the graph: its name, dims (None where free) and number type."""
+
+    name: str
+    dims: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+
+
+def input_specs(graph: ir.Graph) -> tuple[InputSpec, ...]:
+    """What the graph takes."""
+    specs = []
+    for value in graph.inputs:
+        shape = value.shape if value.shape is not None else ()
+        dims = tuple(d if isinstance(d, int) else None for d in shape)
+        if value.dtype is None or value.name is None:
+            raise QuantizeError("an input has no name or type", remedy="Save the model with typed inputs")
+        specs.append(InputSpec(value.name, dims, np.dtype(_KINDS.get(value.dtype, value.dtype.numpy()))))
+    return tuple(specs)
+
+
+class Feeds:
+    """Calibration samples, read from the user's batches as often as needed; nothing is kept.
+
+    An iterator that can be read only once is kept as a list, cut to ``samples``.
+    """
+
+    def __init__(self, data: Iterable[Any], specs: tuple[InputSpec, ...], samples: int) -> None:
+        if isinstance(data, (torch.Tensor, np.ndarray)):
+            data = [data]
+        if not isinstance(data, Iterable):
+            raise QuantizeError(
+                f"data is {type(data).__name__!r}, not batches",
+                remedy="Give an iterable of batches of inputs",
+            )
+        self.specs = specs
+        self.samples = samples
+        self.fixed = specs[0].dims[0] if specs and specs[0].dims else None
+        self._data = self._cut(data) if isinstance(data, Iterator) else data
+
+    def _cut(self, data: Iterable[Any]) -> list[Any]:
+        kept, count = [], 0
+        for batch in data:
+            kept.append(batch)
+            count += _count(batch)
+            if count >= self.samples:
+                break
+        return kept
+
+    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[tuple[Feed, Any]]:
+        """Feeds of at most ``size`` samples with their targets (None where the data has none).
+
+        Raises:
+            QuantizeError: if there is no sample, or one of the wrong shape, or with NaN or infinity.
+        """
+        left = min(self.samples, limit or self.samples)
+        given = 0
+        for index, batch in enumerate(self._data):
+            feed, target = self._feed(batch, index)
+            count = min(len(next(iter(feed.values()))), left - given)
+            step = self.fixed or size or count
+            for start in range(0, count, max(step, 1)):
+                stop = min(start + step, count)
+                if self.fixed and stop - start < self.fixed:
+                    break  # a graph with a fixed batch cannot take the rest
+                part = None if target is None else target[start:stop]
+                yield {name: array[start:stop] for name, array in feed.items()}, part
+                given += stop - start
+            if given >= left or count <= 0:
+                break
+        if not given:
+            raise QuantizeError(
+                "the calibration data holds no full batch" if self.fixed else "the calibration data is empty",
+                remedy="Give at least one batch"
+                + (f" of {self.fixed} samples, the batch size of the graph" if self.fixed else " of samples"),
+            )
+
+    def _feed(self, batch: Any, index: int) -> tuple[Feed, NDArray[np.generic] | None]:
+        inputs, target = split_batch(batch, len(self.specs))
+        arrays = _by_name(inputs, self.specs)
+        for spec in self.specs:
+            arrays[spec.name] = _check(arrays[spec.name], spec, index)
+        counts = {len(array) for array in arrays.values()}
+        if len(counts) > 1:
+            raise QuantizeError(
+                f"calibration batch {index} has inputs of {sorted(counts)} samples",
+                remedy="Give every input the same batch size",
+            )
+        return arrays, None if target is None else _to_numpy(target)
+
+
+def split_batch(batch: Any, num_inputs: int) -> tuple[Any, Any]:
+    """``inputs`` and ``target`` of a batch: ``inputs``, ``(inputs, target)`` or a mapping of inputs."""
+    if isinstance(batch, (tuple, list)):
+        if len(batch) == 2 and not (num_inputs == 2 and _is_array(batch[1]) and np.ndim(batch[1]) > 1):
+            return batch[0], batch[1]
+        if len(batch) == 1:
+            return batch[0], None
+    return batch, None
+
+
+def _by_name(inputs: Any, specs: tuple[InputSpec, ...]) -> dict[str, NDArray[np.generic]]:
+    if isinstance(inputs, Mapping):
+        missing = [spec.name for spec in specs if spec.name not in inputs]
+        if missing:
+            raise QuantizeError(
+                f"the calibration data lacks the input {missing[0]!r} (it has {', '.join(map(str, inputs))})",
+                remedy="Give one entry for each input of the graph",
+            )
+        return {spec.name: _to_numpy(inputs[spec.name]) for spec in specs}
+    values = list(inputs) if isinstance(inputs, (tuple, list)) else [inputs]
+    if len(values) != len(specs):
+        raise QuantizeError(
+            f"the calibration data has {len(values)} inputs where the graph has {len(specs)}",
+            remedy=f"Give {', '.join(spec.name for spec in specs)}",
+        )
+    return {spec.name: _to_numpy(value) for spec, value in zip(specs, values, strict=True)}
+
+
+def _check(array: NDArray[np.generic], spec: InputSpec, index: int) -> NDArray[np.generic]:
+    fits = array.ndim == len(spec.dims) and all(
+        want is None or want == have for want, have in list(zip(spec.dims, array.shape, strict=False))[1:]
+    )
+    if not fits or array.ndim == 0:
+        want = "×".join("N" if i == 0 or d is None else str(d) for i, d in enumerate(spec.dims))
+        raise QuantizeError(
+            f"calibration batch {index} has shape {'×'.join(map(str, array.shape))} where the graph takes {want}",
+            layer=spec.name,
+            remedy="Give calibration data preprocessed as for the network's own inputs",
+        )
+    array = array.astype(spec.dtype, copy=False)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise QuantizeError(
+            f"calibration batch {index} holds NaN or infinity",
+            layer=spec.name,
+            remedy="Remove the sample or correct the preprocessing",
+        )
+    return np.ascontiguousarray(array)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (torch.Tensor, np.ndarray))
+
+
+def _to_numpy(value: Any) -> NDArray[np.generic]:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().numpy()
+    return np.asarray(value)
+
+
+def _count(batch: Any) -> int:
+    first = batch
+    while isinstance(first, (tuple, list, Mapping)) and len(first):
+        first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
+    return len(first) if hasattr(first, "__len__") else 1

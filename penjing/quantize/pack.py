@@ -1,0 +1,163 @@
+"""The quantized weights in a file of their own: safetensors, with what each tensor means in the header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from penjing.errors import QuantizeError
+from penjing.files import atomic_write
+from penjing.quantize.encode import EncodedLayer
+from penjing.quantize.graph import constant, name_of
+from penjing.quantize.place import Placement
+from penjing.quantize.scheme import ActivationParams
+
+FORMAT = 1
+"""Version of the header."""
+
+_KEY = "penjing.quantize"
+
+
+def save_quantized(
+    path: Path,
+    model: ir.Model,
+    placement: Placement,
+    params: Mapping[str, ActivationParams],
+    encoded: Mapping[str, EncodedLayer],
+) -> Path:
+    """Write every constant of the quantized graph: ``NAME`` int8 (or int32 bias), ``NAME.scale``, ``NAME.zero_point``.
+
+    Constants that stayed in float are in the file as they are. An activation tensor's scale and zero point are
+    ``activation:NAME.scale`` and ``activation:NAME.zero_point``. The header (key ``penjing.quantize``, JSON) lists
+    ``layers`` (op, weight, bias, axis, input tensor) and ``scheme``.
+
+    Args:
+        path: The file; replaced atomically.
+        model: The graph that `emit` gave.
+        placement: What became 8-bit.
+        params: Scale and zero point by root tensor.
+        encoded: Numbers of each layer.
+    """
+    activations = {f"{root}.{part}" for root in params for part in ("scale", "zero_point")}
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, value in model.graph.initializers.items():
+        array = constant(value)
+        if array is not None:
+            key = f"activation:{name}" if name in activations else name
+            tensors[key] = np.ascontiguousarray(array)
+    header = {
+        "format": FORMAT,
+        "scheme": {
+            "activations": "uint8 asymmetric per tensor",
+            "weights": "int8 symmetric per output channel",
+            "biases": "int32, scale = input scale × weight scale",
+        },
+        "layers": _layers(model.graph, placement, encoded),
+    }
+    with atomic_write(path) as aside:
+        save_file(tensors, aside, metadata={_KEY: json.dumps(header, ensure_ascii=False)})
+    return path
+
+
+def read_header(path: Path | str) -> dict[str, Any]:
+    """The header of a quantized weights file.
+
+    Raises:
+        QuantizeError: if it is not such a file, or of a newer version.
+    """
+    return _read(path)[0]
+
+
+def load_quantized(path: Path | str) -> dict[str, NDArray[Any]]:
+    """The weights a quantized weights file stands for: float32 where it holds int8 or int32, by weight name.
+
+    Scales, zero points and activation entries are used, not returned.
+
+    Raises:
+        QuantizeError: if it is not such a file, or of a newer version.
+    """
+    header, tensors = _read(path)
+    axes = {
+        layer[part]: layer["axis"] if part == "weight" else 0
+        for layer in header["layers"]
+        for part in ("weight", "bias")
+        if layer[part]
+    }
+    out: dict[str, NDArray[Any]] = {}
+    for name, array in tensors.items():
+        if name in axes:
+            shape = [1] * array.ndim
+            shape[axes[name]] = -1
+            zero = tensors[f"{name}.zero_point"].astype(np.int64).reshape(shape)
+            levels = (array.astype(np.int64) - zero).astype(np.float32)
+            out[name] = levels * tensors[f"{name}.scale"].reshape(shape)
+        elif not name.startswith("activation:") and name.rpartition(".")[0] not in axes:
+            out[name] = array
+    return out
+
+
+def _read(path: Path | str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise QuantizeError(
+            f"cannot read {path} ({error})", remedy="Give a file that quantize wrote"
+        ) from error
+    if _KEY not in metadata:
+        raise QuantizeError(
+            f"{path} is safetensors without quantization scales", remedy="Give the weights_path of a result"
+        )
+    header: dict[str, Any] = json.loads(metadata[_KEY])
+    if header["format"] > FORMAT:
+        raise QuantizeError(
+            f"{path} has format {header['format']}, newer than {FORMAT}", remedy="Update penjing to read it"
+        )
+    return header, tensors
+
+
+def _layers(
+    graph: ir.Graph, placement: Placement, encoded: Mapping[str, EncodedLayer]
+) -> list[dict[str, Any]]:
+    rows = []
+    for node in graph:
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        maker = None if weight is None else weight.producer()
+        if maker is None or maker.op_type != "DequantizeLinear" or node.op_type == "DequantizeLinear":
+            continue
+        stored = maker.inputs[0]
+        if stored is None or not stored.is_initializer():
+            continue
+        rows.append(_layer(node, name_of(stored), int(maker.attributes["axis"].as_int())))
+    names = list(placement.layers.values())
+    if len(rows) != len(encoded):
+        raise QuantizeError("the quantized graph lost a layer", remedy="Report this model")
+    for row, name in zip(rows, names, strict=True):
+        row["name"] = name
+    return rows
+
+
+def _layer(node: ir.Node, weight: str, axis: int) -> dict[str, Any]:
+    def stored(position: int) -> str | None:
+        value = node.inputs[position] if len(node.inputs) > position else None
+        maker = None if value is None else value.producer()
+        source = None if maker is None or maker.op_type != "DequantizeLinear" else maker.inputs[0]
+        return None if source is None else name_of(source)
+
+    source = stored(0)
+    return {
+        "op": node.op_type,
+        "weight": weight,
+        "bias": stored(2),
+        "axis": axis,
+        "input": None if source is None else source.removesuffix(".u8"),
+    }

@@ -1,0 +1,166 @@
+"""Bring an ONNX model into the form that quantization works on: inference ops only, norms folded, own weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import version_converter
+from onnx_ir.passes import common
+
+from penjing.errors import QuantizeError
+from penjing.quantize.fold import fold_batch_norm, fold_gemm_factors
+from penjing.quantize.graph import constant, consumers, drop_unused_initializers, name_of, set_initializer
+from penjing.quantize.rules import WEIGHT_OPS
+
+MIN_OPSET = 13
+"""First opset whose DequantizeLinear has an axis."""
+
+
+def load_onnx(path: Path) -> ir.Model:
+    """Read an ONNX file, raised to opset 17 where it is older than 13.
+
+    Raises:
+        QuantizeError: if it cannot be read, or is quantized already.
+    """
+    try:
+        proto = onnx.load(path)
+        versions = {entry.domain: entry.version for entry in proto.opset_import}
+        if versions.get("", MIN_OPSET) < MIN_OPSET:
+            proto = version_converter.convert_version(proto, 17)
+        model = ir.from_proto(proto)
+    except Exception as error:  # onnx raises many kinds: protobuf, file and conversion errors
+        raise QuantizeError(
+            f"cannot read {path} ({error})", remedy="Give an ONNX file that onnx.checker accepts"
+        ) from error
+    quantized = [n for n in model.graph if n.op_type in {"QuantizeLinear", "DequantizeLinear", "QLinearConv"}]
+    if quantized:
+        raise QuantizeError(
+            f"{path} is quantized already ({quantized[0].op_type} at {quantized[0].name})",
+            remedy="Give the fp32 model",
+        )
+    return model
+
+
+def prepare(model: ir.Model) -> ir.Model:
+    """The same function with constants as initializers, no Identity or Dropout, and norms folded into weights.
+
+    The model is changed and returned.
+    """
+    first: list[ir.passes.PassBase] = [
+        common.InlinePass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.RemoveInitializersFromInputsPass(),
+    ]
+    last: list[ir.passes.PassBase] = [
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.NameFixPass(),
+    ]
+    for step in first:
+        model = step(model).model
+    _remove_dropout(model.graph)
+    for step in last:
+        model = step(model).model
+    graph = model.graph
+    _own_weights(graph)
+    fold_gemm_factors(graph)
+    fold_batch_norm(graph)
+    _global_means(graph)
+    drop_unused_initializers(graph)
+    return model
+
+
+def _remove_dropout(graph: ir.Graph) -> None:
+    for node in list(graph):
+        if (node.op_type == "Dropout" and not node.outputs[1:]) or (
+            node.op_type == "Dropout" and all(not out.uses() for out in node.outputs[1:])
+        ):
+            _bypass(graph, node)
+
+
+def _bypass(graph: ir.Graph, node: ir.Node) -> None:
+    source, out = node.inputs[0], node.outputs[0]
+    if source is None or out.is_graph_output():
+        return
+    out.replace_all_uses_with(source)
+    graph.remove(node, safe=True)
+
+
+def _own_weights(graph: ir.Graph) -> None:
+    """Give each Conv, Gemm and MatMul a weight and bias that no other node reads."""
+    for node in graph:
+        if node.op_type not in WEIGHT_OPS:
+            continue
+        for position in range(1, len(node.inputs)):
+            value = node.inputs[position]
+            array = constant(value)
+            if value is None or array is None or len(value.uses()) == 1:
+                continue
+            taken = sum(1 for name in graph.initializers if name.startswith(f"{value.name}@"))
+            copy = set_initializer(graph, f"{value.name}@{taken + 2}", array)
+            node.replace_input_with(position, copy)
+
+
+def _global_means(graph: ir.Graph) -> None:
+    """Write a mean over all spatial axes as the pooling op that has an 8-bit kernel."""
+    for node in list(graph):
+        source = node.inputs[0] if node.inputs else None
+        if node.op_type != "ReduceMean" or source is None or source.shape is None or len(source.shape) < 3:
+            continue
+        rank = len(source.shape)
+        given = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        attribute = node.attributes.get("axes")
+        axes = (
+            given.tolist()
+            if given is not None
+            else list(attribute.as_ints())
+            if attribute is not None
+            else []
+        )
+        if sorted(a % rank for a in axes) != list(range(2, rank)):
+            continue
+        # Only where a convolution feeds it: on its own the rewrite would gain nothing.
+        producer = source.producer()
+        if producer is None or producer.op_type not in {
+            "Conv",
+            "Relu",
+            "Clip",
+            "Add",
+            "Mul",
+            "Concat",
+            "MaxPool",
+        }:
+            continue
+        old = node.outputs[0]
+        keep = node.attributes.get("keepdims")
+        pooled = ir.node("GlobalAveragePool", [source], name=f"{node.name}_pool")
+        out = pooled.outputs[0]
+        out.name, out.type = f"{name_of(old)}_pool", old.type
+        out.shape = ir.Shape([*source.shape[:2], *[1] * (rank - 2)])
+        nodes = [pooled]
+        if keep is not None and not keep.as_int():
+            flat = ir.node("Flatten", [out], {"axis": 1}, name=f"{node.name}_flat")
+            nodes.append(flat)
+        final = nodes[-1].outputs[0]
+        graph.insert_before(node, nodes)
+        for new in nodes:
+            new.metadata_props.update(node.metadata_props)
+        name, kind, shape = old.name, old.type, old.shape
+        if not consumers(old) and not old.is_graph_output():
+            continue
+        old.replace_all_uses_with(final, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        old.name = None
+        final.name, final.type, final.shape = name, kind, shape
+
+
+def initializer_bytes(model: ir.Model) -> int:
+    """Bytes of all float initializers."""
+    return sum(
+        int(np.prod(array.shape)) * array.itemsize
+        for value in model.graph.initializers.values()
+        if (array := constant(value)) is not None and array.dtype == np.float32
+    )

@@ -1,0 +1,102 @@
+"""ONNX Runtime sessions on one graph: with the outputs asked for, optimised or as written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from penjing.errors import QuantizeError
+from penjing.quantize.feeds import Feed
+
+_IN_MEMORY = 2**31 - 2**24
+
+
+class Session:
+    """Runs a graph and gives named arrays.
+
+    Args:
+        model: A path, or a graph in memory.
+        outputs: Values to give, by name; by default the graph's outputs.
+        simulate: Run quantize and dequantize ops one by one in float instead of int8 kernels.
+        threads: Threads inside an op; 0 lets the runtime choose.
+    """
+
+    def __init__(
+        self,
+        model: Path | str | ir.Model,
+        *,
+        outputs: Sequence[str] | None = None,
+        simulate: bool = False,
+        threads: int = 0,
+    ) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        # Arenas keep the largest batch's memory for good; calibration wants it back.
+        options.enable_cpu_mem_arena = outputs is None
+        if simulate:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            if isinstance(model, ir.Model):
+                self._session = _open(model, outputs, options)
+            else:
+                self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise QuantizeError(
+                f"ONNX Runtime cannot load the graph ({error})", remedy="Check the model with onnx.checker"
+            ) from error
+        self.names = [out.name for out in self._session.get_outputs()]
+
+    def run(self, feed: Feed) -> dict[str, NDArray[Any]]:
+        """All outputs by name.
+
+        Raises:
+            QuantizeError: when the runtime refuses the feed.
+        """
+        try:
+            values = self._session.run(self.names, feed)
+        except Exception as error:
+            raise QuantizeError(
+                f"ONNX Runtime fails on the data ({error})",
+                remedy="Check that the data is what the network was made for",
+            ) from error
+        return dict(zip(self.names, values, strict=True))
+
+
+def _open(model: ir.Model, outputs: Iterable[str] | None, options: Any) -> Any:
+    model = model.clone()
+    if outputs is not None:
+        _set_outputs(model.graph, list(outputs))
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if size < _IN_MEMORY:
+        return ort.InferenceSession(
+            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        ir.save(model, path, external_data="graph.data")
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _set_outputs(graph: ir.Graph, names: list[str]) -> None:
+    """Make the graph give exactly these values; what feeds none of them is left for the runtime to drop."""
+    values = {v.name: v for node in graph for v in node.outputs}
+    graph.outputs.clear()
+    for name in dict.fromkeys(names):
+        value = values[name]
+        if value.type is None:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        graph.outputs.append(value)
+
+
+def batch_limit(session: Session, feed: Feed, memory_mb: int) -> int:
+    """Samples a call may have so that its outputs stay within the memory, from a run on the first sample."""
+    one = {name: array[:1] for name, array in feed.items()}
+    size = sum(array.nbytes for array in session.run(one).values())
+    return max(1, min(256, (memory_mb << 20) // max(size, 1)))
