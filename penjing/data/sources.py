@@ -31,8 +31,8 @@ def open_data(spec: str | Path | DataBundle, **options: Any) -> DataBundle:
               ``CLASS/*.png``; or with ``*train*.parquet`` and, if there are, ``*val*`` and ``*test*``;
             * a ``.parquet`` file with ``image`` (struct of bytes and path) and ``label`` columns;
             * a ``.npz`` file with ``x_train``, ``y_train`` (and ``…_val``, ``…_test``), or ``x``, ``y``;
-            * ``file.py:factory``: a function giving loaders ``(train, val)`` or ``(train, val, test)``, a dict
-              of them, or a `DataBundle`. The options are its arguments. This runs the file.
+            * ``file.py:factory``: a function giving loaders ``(train, val)`` or ``(train, val, test)``, a
+              dict of them, or a `DataBundle`. The options are its arguments. This runs the file.
         **options: For files: ``val_fraction`` (0.1) of the training samples, drawn class by class by ``seed``
             (0), serve as validation where the source has none — never the test set; ``image_size`` resizes;
             ``test`` and ``val`` name further files; ``mean`` and ``std`` replace the measured statistics;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from penjing.measure.accuracy import Accuracy, accuracy, wilson
 from penjing.measure.count import Count, LayerCount, count
+from penjing.measure.inspect import GroupRow, Inspection, LayerRow, inspect
 from penjing.measure.latency import (
     Candidate,
     Latency,
@@ -25,12 +26,16 @@ __all__ = [
     "Accuracy",
     "Candidate",
     "Count",
+    "GroupRow",
+    "Inspection",
     "LayerCount",
+    "LayerRow",
     "Latency",
     "Robustness",
     "accuracy",
     "count",
     "device_name",
+    "inspect",
     "latency",
     "latency_onnx",
     "latency_saved_model",

@@ -2,7 +2,8 @@
 
 A dispatch mode sees every ATen op that really runs, below modules and functional calls alike, so attention,
 einsum, recurrent layers and parameters used without a module are counted; a cost belongs to the parameter
-that entered the op. One MAC is one multiplication with its addition (two FLOPs). Elementwise ops, norms and pools count nothing.
+that entered the op. One MAC is one multiplication with its addition (two FLOPs). Elementwise ops, norms and
+pools count nothing.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ def count(model: nn.Module, example_inputs: Any) -> Count:
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Seen:
     owners = {
-        param.untyped_storage().data_ptr(): _layer_of(name)
+        param.untyped_storage().data_ptr(): layer_of(name)
         for name, param in model.named_parameters()
         if param.numel()
     }
@@ -249,7 +250,7 @@ def _module_names(model: nn.Module, stack: list[str]) -> Iterator[None]:
             handle.remove()
 
 
-def _layer_of(parameter: str) -> str:
+def layer_of(parameter: str) -> str:
     """``conv.weight`` → ``conv``; a parameter of the top module, which has no dot, names itself."""
     return parameter.rpartition(".")[0] or parameter
 
@@ -257,7 +258,7 @@ def _layer_of(parameter: str) -> str:
 def _params_by_layer(model: nn.Module) -> dict[str, int]:
     totals: dict[str, int] = {}
     for name, param in model.named_parameters():
-        layer = _layer_of(name)
+        layer = layer_of(name)
         totals[layer] = totals.get(layer, 0) + param.numel()
     return totals
 

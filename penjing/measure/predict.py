@@ -21,8 +21,8 @@ def as_predict(model: Any) -> Iterator[Predict]:
     """A function from a batch's inputs to a NumPy array of the first output.
 
     A module is put in eval mode, without gradients, for the duration. A session (``get_inputs``,
-    ``run(None, feeds)``) and a runner (``inputs``, ``run(feeds)``) are fed by input name, or by position where the
-    batch has no names.
+    ``run(None, feeds)``) and a runner (``inputs``, ``run(feeds)``) are fed by input name, or by position
+    where the batch has no names.
 
     Raises:
         MeasureError: if ``model`` is none of these.
