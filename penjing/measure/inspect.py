@@ -51,7 +51,8 @@ class LayerRow:
         num_macs: Its MACs for one sample.
         outputs: Share of its output slots that a group holds, 0 to 1.
         inputs: Likewise of its input slots.
-        feeds_from: Names of the layers whose results it reads, with no other layer between.
+        reads: Names of the layers whose results it reads, with no other layer between.
+        joined_by: Earlier layers whose results meet its output (a residual addition, a concatenation).
     """
 
     name: str
@@ -60,7 +61,8 @@ class LayerRow:
     num_macs: int
     outputs: float
     inputs: float
-    feeds_from: tuple[str, ...]
+    reads: tuple[str, ...]
+    joined_by: tuple[str, ...]
 
     @property
     def state(self) -> str:
@@ -111,7 +113,8 @@ class Inspection:
             ],
             "frozen": [row.to_dict() for row in self.frozen],
             "layers": [
-                {**vars(row), "feeds_from": list(row.feeds_from), "state": row.state} for row in self.layers
+                {**vars(row), "reads": list(row.reads), "joined_by": list(row.joined_by), "state": row.state}
+                for row in self.layers
             ],
             "notes": list(self.notes),
         }
@@ -174,8 +177,8 @@ class Inspection:
 
     def _headline(self) -> str:
         return (
-            f"{self.num_params:,} parameters, {self.num_macs:,} MACs; {self.prunable_share:.1%} of the parameters "
-            f"are in {len(self.groups)} groups; {len(self.frozen)} reasons why other dimensions stay whole"
+            f"{self.num_params:,} parameters, {self.num_macs:,} MACs; {self.prunable_share:.1%} of the "
+            f"parameters are in {len(self.groups)} groups; {len(self.frozen)} reasons for dimensions that stay whole"
         )
 
 
@@ -222,7 +225,8 @@ def describe(graph: Graph, coupling: Coupling, counted: Count) -> Inspection:
             num_macs=layer.num_macs,
             outputs=_share(graph.params, weights[layer.name], covered, first=True),
             inputs=_share(graph.params, weights[layer.name], covered, first=False),
-            feeds_from=edges.get(layer.name, ()),
+            reads=reads.get(layer.name, ()),
+            joined_by=joins.get(layer.name, ()),
         )
         for layer in counted.layers
         if layer.num_macs and layer.name in weights
@@ -300,23 +304,30 @@ def _share(params: Mapping[str, Tensor], names: list[str], covered: Covered, *, 
     return sum(shares) / len(shares)
 
 
-def _edges(graph: Graph, layers: set[str]) -> dict[str, tuple[str, ...]]:
-    """For each layer, the nearest layers upstream of it."""
+def _edges(graph: Graph, layers: set[str]) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """For each layer, what it reads; and what joins its output downstream (added, concatenated, multiplied).
+
+    A join is booked under its latest layer and stands for it from there on: a residual block is then one arc.
+    """
+    order: dict[str, int] = {}
     reads: dict[str, dict[str, None]] = {}
-    upstream: dict[fx.Node, dict[str, None]] = {}
+    joins: dict[str, dict[str, None]] = {}
+    upstream: dict[fx.Node, str] = {}
     for node in graph.module.graph.nodes:
-        found: dict[str, None] = {}
-        for source in node.all_input_nodes:
-            found.update(upstream.get(source, {}))
-        names = [layer_of(str(source.target)) for source in node.all_input_nodes if source.op == "get_attr"]
+        sources = {upstream[each]: None for each in node.all_input_nodes if each in upstream}
+        latest = max(sources, key=order.__getitem__, default=None)
+        names = [layer_of(str(each.target)) for each in node.all_input_nodes if each.op == "get_attr"]
         mine = next((name for name in names if name in layers), None)
-        if mine is None:
-            upstream[node] = found
-        else:
-            found.pop(mine, None)  # a module of several ops (attention, RNN) reads itself
-            reads.setdefault(mine, {}).update(found)
-            upstream[node] = {mine: None}
-    return {name: tuple(found) for name, found in reads.items()}
+        if mine is not None:
+            order.setdefault(mine, len(order))
+            reads.setdefault(mine, {}).update({name: None for name in sources if name != mine})
+            upstream[node] = mine
+        elif latest is not None:
+            joins.setdefault(latest, {}).update({name: None for name in sources if name != latest})
+            upstream[node] = latest
+    return {name: tuple(found) for name, found in reads.items()}, {
+        name: tuple(found) for name, found in joins.items()
+    }
 
 
 def _short(names: Sequence[str], limit: int = 3) -> str:

@@ -28,38 +28,40 @@ _STYLE = """
 .pj .fixed{fill:var(--fixed)}
 """
 _PAGE_STYLE = """
-:root{color-scheme:light dark}body{font:14px system-ui,sans-serif;margin:1rem auto;max-width:60rem;padding:0 1rem}
-svg{max-width:100%;height:auto}.wide{overflow-x:auto}table{border-collapse:collapse;margin:.5rem 0}
+:root{color-scheme:light dark}body{font:14px system-ui,sans-serif;margin:1rem auto;max-width:60rem;
+padding:0 1rem}svg{max-width:100%;height:auto}.wide{overflow-x:auto}
+table{border-collapse:collapse;margin:.5rem 0}
 td,th{padding:.2rem .6rem;text-align:left;border-bottom:1px solid #8884}td.number{text-align:right}
 """
 
 
 def draw(inspection: Inspection) -> str:
-    """Layers from top to bottom in order of execution; a bar's length goes by the square root of its parameters.
+    """Layers from top to bottom in order of execution; a bar is as long as the root of its parameters.
 
-    Arcs at the left join a layer to those it reads, where that is not simply the one above.
+    Arcs at the left lead to a layer from those it reads, where that is not simply the one above, and from those
+    that meet its output, such as the start of a residual block.
     """
     layers = inspection.layers
     at = {layer.name: row for row, layer in enumerate(layers)}
     arcs = [
         (at[source], row)
         for row, layer in enumerate(layers)
-        for source in layer.feeds_from
-        if source in at and at[source] != row - 1
+        for source in (*layer.reads, *layer.joined_by)
+        if source in at and at[source] < row - (source in layer.reads)
     ]
     lanes = _lanes(arcs)
     left = 12 + _LANE * (max(lanes.values(), default=-1) + 1)
     top = 30
     most = max((layer.num_params for layer in layers), default=1) or 1
     longest = _WIDTH - left - 330
-    parts = [_legend(left)]
+    parts = [_legend()]
     for (low, high), lane in lanes.items():
         start, end = (top + row * _ROW + _BAR / 2 for row in (low, high))
         x = left - 4 - _LANE * (lane + 1)
         parts.append(f'<path d="M{left - 3} {start}H{x}V{end}H{left - 3}"/>')
     for row, layer in enumerate(layers):
         y = top + row * _ROW
-        if row and layers[row - 1].name in layer.feeds_from:
+        if row and layers[row - 1].name in layer.reads:
             parts.append(f'<path d="M{left + 3} {y - _ROW + _BAR}V{y}"/>')
         length = max(3.0, longest * math.sqrt(layer.num_params / most))
         what = (
@@ -73,8 +75,9 @@ def draw(inspection: Inspection) -> str:
         )
     height = top + len(layers) * _ROW + 4
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="pj" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" '
-        f'role="img" aria-label="Layers by what can be pruned"><style>{_STYLE}</style>{"".join(parts)}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="pj" viewBox="0 0 {_WIDTH} {height}" '
+        f'width="{_WIDTH}" role="img" aria-label="Layers by what can be pruned">'
+        f"<style>{_STYLE}</style>{''.join(parts)}</svg>"
     )
 
 
@@ -84,7 +87,8 @@ def page(inspection: Inspection, headline: str) -> str:
 
     notes = "".join(f"<p>{escape(note)}</p>" for note in inspection.notes)
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width">'
         f"<title>What can be pruned</title><style>{_PAGE_STYLE}</style><h1>What can be pruned</h1>"
         f"<p>{escape(headline)}</p>{notes}{draw(inspection)}"
         f"<h2>Groups</h2>{_table(GROUP_HEADER, inspection.group_rows())}"
@@ -103,11 +107,11 @@ def _lanes(arcs: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
     return lanes
 
 
-def _legend(left: int) -> str:
+def _legend() -> str:
     return "".join(
-        f'<rect class="{state}" x="{left + at * 170}" y="4" width="10" height="10" rx="2"/>'
-        f'<text x="{left + at * 170 + 15}" y="13">{escape(text)}</text>'
-        for at, (state, text) in enumerate(_STATES.items())
+        f'<rect class="{state}" x="{x}" y="4" width="10" height="10" rx="2"/>'
+        f'<text x="{x + 15}" y="13">{escape(text)}</text>'
+        for x, (state, text) in zip((12, 175, 365, 530), _STATES.items(), strict=True)
     )
 
 
