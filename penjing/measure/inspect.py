@@ -178,7 +178,7 @@ class Inspection:
     def _headline(self) -> str:
         return (
             f"{self.num_params:,} parameters, {self.num_macs:,} MACs; {self.prunable_share:.1%} of the "
-            f"parameters are in {len(self.groups)} groups; {len(self.frozen)} reasons for dimensions that stay whole"
+            f"parameters are in {len(self.groups)} groups; {len(self.frozen)} reasons why others stay whole"
         )
 
 
@@ -214,7 +214,7 @@ def describe(graph: Graph, coupling: Coupling, counted: Count) -> Inspection:
     rows = [_group_row(group, graph.params, weights, macs) for group in coupling.groups]
     covered = _covered(coupling.groups, graph.params)
     inside = sum(_union(tensor, covered.get(name, {})) for name, tensor in graph.params.items())
-    edges = _edges(
+    reads, joins = _edges(
         graph, {layer.name for layer in counted.layers if layer.num_macs and layer.name in weights}
     )
     layers = tuple(

@@ -38,8 +38,8 @@ td,th{padding:.2rem .6rem;text-align:left;border-bottom:1px solid #8884}td.numbe
 def draw(inspection: Inspection) -> str:
     """Layers from top to bottom in order of execution; a bar is as long as the root of its parameters.
 
-    Arcs at the left lead to a layer from those it reads, where that is not simply the one above, and from those
-    that meet its output, such as the start of a residual block.
+    Arcs at the left lead to a layer from those it reads, where that is not simply the one above, and from
+    those that meet its output, such as the start of a residual block.
     """
     layers = inspection.layers
     at = {layer.name: row for row, layer in enumerate(layers)}
