@@ -13,7 +13,6 @@ from penjing.config import Config
 from penjing.errors import RecipeError
 from penjing.files import atomic_write
 from penjing.prune.budget import Budget
-from penjing.prune.reconstruct import ReconstructConfig
 from penjing.quantize.config import QuantizeConfig
 from penjing.recover.config import RecoverConfig
 
@@ -87,15 +86,17 @@ class PruneConfig(Config):
     ignore: tuple[str, ...] = ()
     round_to: int = Field(default=1, ge=1)
     min_slots: int = Field(default=1, ge=1)
-    reconstruct: ReconstructConfig | None = None
+    reconstruct: bool | dict[str, Any] = False
     steps: int = Field(default=1, ge=1)
     between: RecoverConfig | None = None
 
-    @field_validator("reconstruct", mode="before")
+    @field_validator("reconstruct", mode="after")
     @classmethod
-    def _switch(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            return ReconstructConfig() if value else None
+    def _options_known(cls, value: bool | dict[str, Any]) -> bool | dict[str, Any]:
+        if isinstance(value, dict):
+            from penjing.prune.reconstruct import ReconstructConfig  # imports torch: only when it is named
+
+            ReconstructConfig.parse(value)
         return value
 
     @model_validator(mode="after")

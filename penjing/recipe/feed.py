@@ -1,0 +1,152 @@
+"""The recipe's data as the batches each stage wants, in the model's own layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from penjing.data import DataBundle, Loader, Split
+from penjing.errors import DataError
+from penjing.recipe.schema import DataConfig
+
+CORE = ("train", "val", "test")
+
+
+class Changed:
+    """A re-iterable whose batches pass through a function; otherwise it behaves as what it wraps."""
+
+    def __init__(self, batches: Iterable[Any], change: Callable[[Any], Any]) -> None:
+        self._batches, self._change = batches, change
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self._change(batch) for batch in self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_batches":  # while being copied, before __init__ has run
+            raise AttributeError(name)
+        return getattr(self._batches, name)
+
+
+class Take:
+    """The first samples of a re-iterable of batches; the last batch is cut where it must be."""
+
+    def __init__(self, batches: Iterable[Any], num_samples: int) -> None:
+        self._batches, self._num = batches, num_samples
+
+    def __iter__(self) -> Iterator[Any]:
+        left = self._num
+        for batch in self._batches:
+            size = len(_first_tensor(batch))
+            yield batch if size <= left else cut(batch, left)
+            left -= size
+            if left <= 0:
+                return
+
+
+class Feed:
+    """What the stages read. The test split is asked for by the measuring stage alone.
+
+    Args:
+        config: The recipe's ``data``.
+        bundle: The opened source.
+        layout: ``"nchw"`` or ``"nhwc"``.
+        seed: Seeds shuffling and augmentation.
+        unit: Feed [0, 1] as it is instead of subtracting the mean and dividing by the deviation.
+    """
+
+    def __init__(self, config: DataConfig, bundle: DataBundle, *, layout: str, seed: int, unit: bool) -> None:
+        if unit and bundle.mean:
+            zeros, ones = (0.0,) * len(bundle.mean), (1.0,) * len(bundle.mean)
+            bundle = replace(bundle, mean=zeros, std=ones)
+        self.config, self.bundle, self.layout, self.seed = config, bundle, layout, seed
+
+    def train(self, *, augment: bool = True) -> Iterable[Any]:
+        """Training batches: shuffled, and augmented as the recipe says (a user's own loader as it is)."""
+        function = None
+        if augment and self.config.augment and isinstance(self.bundle.train, Split):
+            from penjing.recover.augment import make_augment
+
+            function = make_augment(self.config.augment, self.config.augment_options)
+        return self._laid_out(
+            self.bundle.loader(
+                "train", self.config.batch_size, shuffle=True, seed=self.seed, augment=function
+            )
+        )
+
+    def split(self, which: str, limit: int | None = None) -> Iterable[Any]:
+        """All samples of a split in order, or ``limit`` of them, evenly spread."""
+        found = getattr(self.bundle, which)
+        if limit is None or found is None:
+            return self._laid_out(self.bundle.loader(which, self.config.eval_batch_size))
+        if not isinstance(found, Split):
+            return self._laid_out(Take(found, limit))
+        if limit >= len(found):
+            return self._laid_out(self.bundle.loader(which, self.config.eval_batch_size))
+        indices = np.linspace(0, len(found) - 1, limit).round().astype(np.int64)
+        loader = Loader(
+            found.subset(indices),
+            self.config.eval_batch_size,
+            mean=self.bundle.mean,
+            std=self.bundle.std,
+        )
+        return self._laid_out(loader)
+
+    def calibration(self) -> Iterable[Any]:
+        """Training samples without augmentation, for statistics."""
+        return self.split("train", self.config.calibration)
+
+    def examples(self, num: int = 2) -> Any:
+        """Inputs of the first validation samples, as the model takes them."""
+        for batch in self.split("val", num):
+            return cut(inputs_of(batch), num)
+        raise DataError("the validation data has no batches", remedy="Check its path")
+
+    def has(self, which: str) -> bool:
+        """Whether there is such a split."""
+        return getattr(self.bundle, which) is not None
+
+    def _laid_out(self, batches: Iterable[Any]) -> Iterable[Any]:
+        return Changed(batches, _channels_last) if self.layout == "nhwc" else batches
+
+
+def inputs_of(batch: Any) -> Any:
+    """The inputs in a batch, without its target."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0]
+    return batch
+
+
+def cut(value: Any, num: int) -> Any:
+    """The first ``num`` samples of tensors in tuples, lists and dicts."""
+    if isinstance(value, torch.Tensor):
+        return value[:num]
+    if isinstance(value, Mapping):
+        return {key: cut(part, num) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(cut(part, num) for part in value)
+    return value
+
+
+def _first_tensor(value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    for part in parts:
+        return _first_tensor(part)
+    raise DataError(
+        f"a batch is {type(value).__name__!r}, which holds no tensor",
+        remedy="Give batches as a tensor, (inputs, target), or a dict of tensors",
+    )
+
+
+def _channels_last(batch: Any) -> Any:
+    inputs = inputs_of(batch)
+    turned = inputs.permute(0, 2, 3, 1).contiguous()
+    return turned if inputs is batch else (turned, *batch[1:])

@@ -1,0 +1,84 @@
+"""What a run gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penjing.report.metrics import Metrics
+from penjing.report.text import headline
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from penjing.prune import Plan
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its folder (an artifact that `penjing.load` reads) and all its numbers.
+
+    Attributes:
+        folder: The run folder.
+        metrics: Everything measured.
+        skipped: Stages that were finished before and did not have to be done again.
+    """
+
+    folder: Path
+    metrics: Metrics
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def held(self) -> bool | None:
+        """Whether the allowed loss held; None where nothing was asked."""
+        return self.metrics.held
+
+    @property
+    def headline(self) -> str:
+        """The outcome in one sentence."""
+        return headline(self.metrics)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The recovered network, loaded from the artifact."""
+        from penjing.artifact import load
+
+        return load(self.folder)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The pruning plan."""
+        from penjing.prune import Plan
+
+        return Plan.load(self.folder / "plan.json")
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The table as a data frame."""
+        from penjing.report.table import build_table
+
+        return build_table(self.metrics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "folder": str(self.folder),
+            "headline": self.headline,
+            "skipped": list(self.skipped),
+            "metrics": self.metrics.to_dict(),
+        }
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from penjing.report import table
+
+        head = "".join(f"<th>{escape(name)}</th>" for name in table.headers(self.metrics))
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in table.cells(row, self.metrics)) + "</tr>"
+            for row in self.metrics.rows
+        )
+        return f"<p>{escape(self.headline)}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

@@ -1,0 +1,169 @@
+"""`run`: do a recipe's stages in a folder; what is finished is not done again, whatever ended the run before."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from penjing.errors import PenjingError, RecipeError, RunError
+from penjing.events import Event, Listener, silent
+from penjing.log import JsonLog, tee
+from penjing.recipe.lock import run_lock
+from penjing.recipe.result import RunResult
+from penjing.recipe.schema import Recipe, first_difference
+from penjing.recipe.store import Marker, stage_key
+from penjing.report.metrics import Metrics
+
+_FREE = ("baselines",)  # recipe entries that may change between sessions: they only add or drop stages
+
+
+def run(
+    recipe: Recipe,
+    folder: Path | str,
+    *,
+    resume: bool = False,
+    full: bool = False,
+    given: Any = None,
+    listen: Listener = silent,
+) -> RunResult:
+    """Do everything the recipe says, and leave an artifact in the folder.
+
+    Every stage reads and writes files and leaves a marker with the hash of all it depended on, so a run that ended
+    anywhere (in the middle of an epoch too) goes on from there to the same files.
+
+    Args:
+        recipe: What to do.
+        folder: Where: new, or with ``resume`` one that this recipe has begun.
+        resume: Go on in a folder that holds a run.
+        full: Run the two baselines too, whatever the recipe says.
+        given: A `penjing.recipe.workspace.Given` for recipes around Python objects.
+        listen: Hears all events; they also go to ``log.jsonl`` in the folder.
+
+    Returns:
+        The folder and its numbers.
+
+    Raises:
+        RunError: if the folder is in use, holds a run and ``resume`` was not asked for, or was begun with another
+            recipe (naming the entry).
+        PenjingError: from a stage; ``completed`` lists the stages done before.
+    """
+    folder = Path(folder)
+    if full:
+        recipe = recipe.model_copy(update={"baselines": True})
+    _check_folder(folder, resume)
+    with run_lock(folder) as taken_over, JsonLog(folder / "log.jsonl") as log:
+        listen = tee(log, listen)
+        if taken_over:
+            listen(Event("run", "note", message=taken_over))
+        _store_recipe(recipe, folder)
+        skipped = _do(recipe, folder, given, listen)
+        return RunResult(folder, Metrics.read(folder), skipped)
+
+
+def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str, ...]:
+    from penjing.recipe.stages import stages_of
+    from penjing.recipe.workspace import Workspace
+
+    space = Workspace(recipe, folder, given)
+    stages = stages_of(recipe)
+    total = len(stages)
+    listen(Event("run", "start", 0, total, "stage", message=f"{recipe.name} in {folder}"))
+    skipped: list[str] = []
+    completed: list[str] = []
+    digests: dict[str, str] = space.fingerprints()
+    for index, stage in enumerate(stages):
+        inputs = {name: digests[name] for name in (*space.fingerprints(), *stage.requires)}
+        key = stage_key(stage.name, stage.config, recipe.seed, inputs)
+        marker = space.store.finished(stage.name, key)
+        if marker is not None:
+            skipped.append(stage.name)
+            listen(Event("run", "progress", index + 1, total, "stage", message=f"{stage.name}: done before"))
+        else:
+            listen(Event(stage.name, "start", message=stage.title))
+            started = time.perf_counter()
+            space.store.remove(stage.name)
+            try:
+                output = stage.work(space, _renamed(stage.name, listen))
+            except PenjingError as error:
+                error.completed = tuple(completed)
+                listen(Event(stage.name, "warning", message=str(error)))
+                raise
+            spent = _spent(space.work, stage.name, time.perf_counter() - started)
+            marker = Marker(
+                stage.name,
+                key,
+                output.result,
+                {**output.timing, "stage_seconds": spent},
+                space.store.hash_files(output.files),
+            )
+            space.store.write(marker)
+            listen(Event(stage.name, "end", metrics={"seconds": spent}, message=stage.title))
+            listen(Event("run", "progress", index + 1, total, "stage", message=f"{stage.name}: done"))
+        shutil.rmtree(space.work / "checkpoints" / stage.name, ignore_errors=True)
+        completed.append(stage.name)
+        digests[stage.name] = marker.digest
+    listen(Event("run", "end", total, total, "stage"))
+    return tuple(skipped)
+
+
+def _spent(work: Path, stage: str, seconds: float) -> float:
+    """Seconds a stage took over all sessions, as its training checkpoint remembers them; else of this session."""
+    import json
+
+    try:
+        state = json.loads((work / "checkpoints" / stage / "state.json").read_text(encoding="utf-8"))
+        return max(seconds, float(state["progress"]["seconds"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return seconds  # no training in this stage
+
+
+def _renamed(stage: str, listen: Listener) -> Listener:
+    """Events of the functions inside come out under the stage's name; their own start and end become notes."""
+
+    def heard(event: Event) -> None:
+        kind = "note" if event.kind in ("start", "end") else event.kind
+        if kind == "note" and not event.message and not event.metrics:
+            return
+        listen(replace(event, stage=stage, kind=kind))
+
+    return heard
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file", remedy="Choose a folder")
+    known = (folder / "recipe.yaml").exists() or (folder / "work").exists()
+    if known and not resume:
+        raise RunError(
+            f"{folder} already holds a run",
+            remedy="Give --resume (resume=True) to go on with it, or choose another folder",
+        )
+    if folder.is_dir() and not known and any(folder.iterdir()):
+        raise RunError(f"{folder} holds other files", remedy="Choose a new or empty folder")
+
+
+def _store_recipe(recipe: Recipe, folder: Path) -> None:
+    path = folder / "work" / "recipe.yaml"
+    if path.exists():
+        try:
+            stored = Recipe.from_file(path).to_dict()
+        except RecipeError as error:
+            raise RunError(f"the recipe stored in {path} cannot be read ({error.cause})", remedy="Start anew") from error
+        difference = first_difference(_fixed(stored), _fixed(recipe.to_dict()))
+        if difference is not None:
+            key, old, new = difference
+            raise RunError(
+                f"the recipe has changed since {folder} was begun: {key} was {old!r} and is now {new!r}",
+                layer=key,
+                remedy="Put the entry back, or choose another folder",
+            )
+    recipe.to_yaml(path)
+
+
+def _fixed(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in _FREE}
+
+

@@ -1,0 +1,82 @@
+"""The stages of a run, in order, as the recipe asks for them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from penjing.config import Config
+from penjing.recipe.schema import Recipe
+from penjing.recipe.stages.base import Output, Stage
+from penjing.recipe.stages.exporting import export_student, quantize_student, verify_files
+from penjing.recipe.stages.measuring import measure_rows
+from penjing.recipe.stages.pruning import prune_round
+from penjing.recipe.stages.recovery import REPLACED, between, recover_round, train_from_scratch
+from penjing.recipe.stages.reporting import write_all
+from penjing.recipe.stages.training import take_dense, train_as_article, train_dense
+
+__all__ = ["Output", "Stage", "stages_of"]
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages of this recipe, each after those it requires."""
+    feed = {"data": _plain(recipe.data), "model": _plain(recipe.model)}
+    stages: list[Stage] = []
+    if recipe.article is not None:
+        config = {**feed, "article": _plain(recipe.article)}
+        stages.append(Stage("article", "train as the article does", train_as_article, config))
+    dense = take_dense if recipe.train is None else train_dense
+    title = "read the dense network" if recipe.train is None else "train the dense network"
+    stages.append(Stage("train", title, dense, {**feed, "train": _plain(recipe.train)}))
+    stages += _rounds(recipe, feed)
+    config = {**feed, "quantize": _plain(recipe.quantize)}
+    if recipe.quantize is not None:
+        stages.append(Stage("quantize", "quantize to int8", quantize_student, config, ("prune", "recover")))
+    made = ("prune", "recover", *(("quantize",) if recipe.quantize is not None else ()))
+    config = {**feed, "export": _plain(recipe.export), "int8": recipe.quantize is not None}
+    stages.append(Stage("export", "write the files", export_student, config, made))
+    stages.append(Stage("verify", "check every file in its runtime", verify_files, config, (*made, "export")))
+    if recipe.baselines:
+        stages += _baselines(recipe, feed)
+    before = tuple(stage.name for stage in stages)
+    config = {**feed, "measure": _plain(recipe.measure)}
+    stages.append(Stage("measure", "measure everything", measure_rows, config, before))
+    stages.append(
+        Stage("report", "write the report and the artifact", write_all, recipe.to_dict(), (*before, "measure"))
+    )
+    return tuple(stages)
+
+
+def _rounds(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:
+    """Pruning and recovery, as often as the recipe says; the last round's names carry no number."""
+    count, stages, before = recipe.prune.steps, [], ""
+    pruning = {**feed, "prune": _plain(recipe.prune)}
+    for index in range(1, count + 1):
+        last = index == count
+        mark = "" if last else f"-{index}"
+        inputs = ("train", *((f"prune{before}", f"recover{before}") if before else ()))
+        which = "" if count == 1 else f", round {index} of {count}"
+        work = partial(prune_round, mark=mark, before=before, share=index / count)
+        stages.append(Stage(f"prune{mark}", f"prune{which}", work, pruning, inputs))
+        config = {**pruning, "recover": _plain(recipe.recover if last else between(recipe))}
+        work = partial(recover_round, mark=mark, last=last)
+        stages.append(Stage(f"recover{mark}", f"recover{which}", work, config, ("train", f"prune{mark}")))
+        before = mark
+    return stages
+
+
+def _baselines(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:
+    pruning = {**feed, "prune": _plain(recipe.prune)}
+    recovery = {**pruning, "recover": _plain(recipe.recover)}
+    prune = partial(prune_round, mark="-random", criterion="random")
+    recover = partial(recover_round, mark="-random")
+    scratch = {**feed, "train": _plain(recipe.train), "recover": _plain(recipe.recover)}
+    return [
+        Stage("prune-random", "prune at random", prune, pruning, ("train",)),
+        Stage("recover-random", "recover what was pruned at random", recover, recovery, ("train", "prune-random")),
+        Stage("scratch", "train the small network from scratch", train_from_scratch, scratch, REPLACED),
+    ]
+
+
+def _plain(config: Config | None) -> Any:
+    return None if config is None else config.to_dict()

@@ -1,0 +1,248 @@
+"""The numbers of the table, each measured on a file in ONNX Runtime. Only here is the test set read."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from penjing.events import Event, Listener
+from penjing.export import export_onnx, open_file
+from penjing.measure import accuracy, count, latency, onnx_candidate, onnx_session, robustness, size_bytes
+from penjing.recipe.schema import Recipe
+from penjing.recipe.stages.base import Output, plain
+from penjing.recipe.stages.exporting import cell_of
+from penjing.recipe.stages.pruning import start_of_recovery
+from penjing.recipe.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row to measure: where its network comes from, and its file if a stage already wrote one.
+
+    Attributes:
+        key: Of the row.
+        label: Of the row.
+        model: Loads the network.
+        file: Relative to the run folder; "" has it exported here.
+        note: Of the row.
+        shown: The file's name in the artifact, "" where it is not kept.
+    """
+
+    key: str
+    label: str
+    model: Callable[[Workspace], nn.Module]
+    file: str = ""
+    note: str = ""
+    shown: str = ""
+
+
+def entries(recipe: Recipe) -> tuple[Entry, ...]:
+    """The rows of this recipe's table, in order."""
+    start = start_of_recovery(recipe.prune, "")
+    rows = []
+    if recipe.article is not None:
+        note = f"{recipe.article.steps_per_epoch or 'all'} optimizer step(s) an epoch, {recipe.article.epochs} epochs"
+        rows.append(Entry("article", "as the article trains it", lambda s: s.dense("article"), note=note))
+    dense = "dense, trained properly" if recipe.train is not None else "dense, as given"
+    rows.append(Entry("dense", dense, lambda s: s.dense()))
+    rows.append(Entry("pruned", "pruned, before recovery", lambda s: s.student("pruned")))
+    if start != "pruned":
+        note = "layers refitted to the original's outputs on calibration data; no training"
+        rows.append(Entry("refitted", "pruned and refitted", lambda s: s.student(start), note=note))
+    rows.append(
+        Entry(
+            "recovered",
+            "pruned and recovered",
+            lambda s: s.student("recovered"),
+            file="work/export/model.onnx",
+            shown="model.onnx",
+        )
+    )
+    if recipe.quantize is not None:
+        rows.append(
+            Entry(
+                "int8",
+                "int8",
+                lambda s: s.student("recovered"),
+                file="work/export/model.int8.onnx",
+                shown="model.int8.onnx",
+            )
+        )
+    if recipe.baselines:
+        rows.append(
+            Entry(
+                "random",
+                "random pruning, same recovery",
+                lambda s: s.student("recovered-random", "plan-random"),
+                note="everything as above but the criterion",
+            )
+        )
+        note = "the pruned widths, random weights, given the time of train, prune and recover together; cut by the clock"
+        rows.append(
+            Entry("scratch", "same size, trained from scratch", lambda s: s.student("scratch"), note=note)
+        )
+    return tuple(rows)
+
+
+def measure_rows(space: Workspace, listen: Listener) -> Output:
+    """Measure every row: accuracy on each split, parameters, MACs, size of the file, latency in turns.
+
+    Requires: all networks and files. Ensures: ``work/measured/*.onnx`` for rows without a file of their own.
+    """
+    config = space.recipe.measure
+    chosen = entries(space.recipe)
+    splits = [(name, config.max_train if name == "train" else None) for name in ("train", "val", "test")]
+    splits = [(name, limit) for name, limit in splits if space.feed.has(name)]
+    rows, paths, per_class = [], {}, {}
+    total = len(chosen) * len(splits)
+    for index, entry in enumerate(chosen):
+        model = entry.model(space).eval()
+        path = paths[entry.key] = _file_of(space, entry, model)
+        cost = count(model, space.examples)
+        del model
+        gc.collect()
+        session = onnx_session(path, threads=os.cpu_count() or 1)
+        cells = {}
+        for at, (name, limit) in enumerate(splits):
+            message = f"{entry.label}: {name} accuracy"
+            listen(Event("measure", "progress", index * len(splits) + at, total, "split", message=message))
+            measured = accuracy(session, space.feed.split(name, limit))
+            cells[name] = cell_of(measured)
+            if name == splits[-1][0]:
+                per_class[entry.key] = measured
+        rows.append(
+            {
+                "key": entry.key,
+                "label": entry.label,
+                "note": entry.note,
+                "accuracy": cells,
+                "num_params": cost.num_params,
+                "num_macs": cost.num_macs,
+                "file": entry.shown,
+                "size_bytes": size_bytes(path),
+                "measured_on": _runtime(),
+            }
+        )
+        del session
+        gc.collect()
+    result = {
+        "rows": rows,
+        "files": _accuracy_of_files(space, rows),
+        "classes": _changed_classes(space, per_class, "dense", chosen),
+        "robustness": _robustness(space, paths) if config.robustness else {},
+    }
+    listen(Event("measure", "progress", total, total, "split", message="latency, in turns"))
+    return Output(result, {"latency": _latency(space, paths)}, _kept(space, paths))
+
+
+def after_key(recipe: Recipe) -> str:
+    """Key of the row that is delivered."""
+    return "int8" if recipe.quantize is not None else "recovered"
+
+
+def _file_of(space: Workspace, entry: Entry, model: nn.Module) -> Path:
+    if entry.file:
+        return space.folder / entry.file
+    return export_onnx(model, space.work / "measured" / f"{entry.key}.onnx", space.examples, dynamic_batch="auto")
+
+
+def _kept(space: Workspace, paths: dict[str, Path]) -> tuple[str, ...]:
+    return tuple(sorted(path.relative_to(space.folder).as_posix() for path in paths.values()))
+
+
+def _runtime() -> str:
+    import onnxruntime
+
+    return f"the file in ONNX Runtime {onnxruntime.__version__}"
+
+
+def _accuracy_of_files(space: Workspace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Test accuracy of every exported file in its own runtime (of the ONNX files it is in their rows already)."""
+    known = {row["file"]: row["accuracy"].get("test") for row in rows if row["file"]}
+    found = {}
+    for file in space.result("export")["files"]:
+        name = file["file"]
+        if known.get(name):
+            found[name] = known[name]
+        elif space.feed.has("test"):
+            runner = open_file(space.work / "export" / name)
+            found[name] = cell_of(accuracy(runner, space.feed.split("test")))
+    return found
+
+
+def _changed_classes(
+    space: Workspace, measured: dict[str, Any], before: str, chosen: tuple[Entry, ...], most: int = 12
+) -> list[dict[str, Any]]:
+    """The classes that lost or gained most from the dense row to the delivered one."""
+    old, new = measured[before], measured[after_key(space.recipe)]
+    names = space.bundle.classes
+    changes = []
+    for index in range(len(old.per_class)):
+        n = int(old.confusion[index].sum())
+        if n and old.per_class[index] != new.per_class[index]:
+            name = names[index] if index < len(names) else str(index)
+            changes.append(
+                {
+                    "name": name,
+                    "n": n,
+                    "before": float(old.per_class[index]),
+                    "after": float(new.per_class[index]),
+                }
+            )
+    changes.sort(key=lambda change: (-abs(change["after"] - change["before"]), change["name"]))
+    return changes[:most]
+
+
+def _latency(space: Workspace, paths: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:
+    """All files in turns, one batch size after the other, on real inputs."""
+    config = space.recipe.measure
+    out: dict[str, list[dict[str, Any]]] = {key: [] for key in paths}
+    for batch in config.batches:
+        inputs = space.feed.examples(batch)
+        candidates = {
+            key: onnx_candidate(path, batch=batch, threads=config.threads, feeds=_feeds(path, inputs, batch))
+            for key, path in paths.items()
+        }
+        for key, timed in latency(candidates, num_runs=config.runs, max_seconds=60.0).items():
+            cell = plain(timed)
+            out[key].append(
+                {
+                    name: cell[name]
+                    for name in ("batch", "median_ms", "p95_ms", "threads", "runtime", "device", "num_runs")
+                }
+            )
+        del candidates
+        gc.collect()
+    return out
+
+
+def _feeds(path: Path, inputs: Any, batch: int) -> dict[str, Any]:
+    """Inputs of the file by name, made up to the batch size where the data has fewer samples."""
+    from penjing.export.inputs import as_feeds, resized
+
+    session = onnx_session(path)
+    return resized(as_feeds(inputs, [entry.name for entry in session.get_inputs()]), batch)
+
+
+def _robustness(space: Workspace, paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    out = {}
+    for key in ("dense", after_key(space.recipe)):
+        session = onnx_session(paths[key], threads=os.cpu_count() or 1)
+        which = "test" if space.feed.has("test") else "val"
+        split = getattr(space.feed.bundle, which)
+        found = robustness(
+            session,
+            split,
+            batch_size=space.recipe.data.eval_batch_size,
+            mean=space.feed.bundle.mean,
+            std=space.feed.bundle.std,
+            seed=space.recipe.seed,
+        )
+        out[key] = {name: cell_of(cell) for name, cell in found.accuracies.items()}
+    return out

@@ -1,0 +1,149 @@
+"""Pruning, in one round or several, and refitting before any training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from penjing.events import Listener
+from penjing.prune import Budget, Plan, PruneResult, prune
+from penjing.recipe.schema import PruneConfig
+from penjing.recipe.stages.base import Output, plain
+from penjing.recipe.workspace import Workspace
+
+
+def prune_round(
+    space: Workspace, listen: Listener, *, mark: str = "", before: str = "", share: float = 1.0, criterion: str = ""
+) -> Output:
+    """One round of pruning.
+
+    Requires: ``work/dense.safetensors``, or the plan and recovered weights of the round before.
+    Ensures: ``work/plan<mark>.json`` (from the original network), ``work/pruned<mark>.safetensors``, and with
+    reconstruction ``work/refitted<mark>.safetensors``.
+
+    Args:
+        space: The run.
+        listen: Hears what happens.
+        mark: Suffix of the names of this round's files.
+        before: Suffix of the round before, or "" for the first.
+        share: How far to the budget this round goes, 0 to 1, on a logarithmic scale.
+        criterion: Another criterion than the recipe's (for the random baseline).
+    """
+    config = space.recipe.prune
+    current = space.student(f"recovered{before}", f"plan{before}") if before else space.dense()
+    original = space.result(f"prune{_first(before)}")["before"] if before else None
+    pruned = _prune(space, listen, config, current, criterion, share, original)
+    plan = space.plan(f"plan{before}").then(pruned.plan) if before else pruned.plan
+    plan.save(space.work / f"plan{mark}.json")
+    files = [f"work/plan{mark}.json", space.save_weights(pruned.model, f"pruned{mark}")]
+    refitted: Any = None
+    if config.reconstruct is not False:
+        refitted = _refit(space, listen, config, pruned, current)
+        files.append(space.save_weights(refitted.model, f"refitted{mark}"))
+    return Output(_facts(pruned, plan, original, refitted), _timing(refitted), tuple(files))
+
+
+def start_of_recovery(config: PruneConfig, mark: str) -> str:
+    """Name of the weights that recovery starts from."""
+    return f"pruned{mark}" if config.reconstruct is False else f"refitted{mark}"
+
+
+def _first(before: str) -> str:
+    """Suffix of the first round, whose ``before`` counts are the original's."""
+    return "-1" if before else ""
+
+
+def _prune(
+    space: Workspace,
+    listen: Listener,
+    config: PruneConfig,
+    model: nn.Module,
+    criterion: str,
+    share: float,
+    original: dict[str, int] | None,
+) -> PruneResult:
+    options: dict[str, Any] = {"ratio": config.ratio} if config.ratio is not None else {}
+    if config.budget is not None:
+        options["budget"] = _budget(space, config.budget, model, share, original)
+    return prune(
+        model,
+        space.examples,
+        criterion=criterion or config.criterion,
+        scope=config.scope,
+        ignore=config.ignore,
+        data=space.feed.calibration(),
+        ratios=config.ratios or None,
+        round_to=config.round_to,
+        min_slots=config.min_slots,
+        seed=space.recipe.seed,
+        listen=listen,
+        **options,
+    )
+
+
+def _budget(
+    space: Workspace, budget: Budget, model: nn.Module, share: float, original: dict[str, int] | None
+) -> Budget:
+    """The budget of this round in absolute counts: the whole way for ``share`` 1, the geometric part before."""
+    if share == 1.0 and original is None:
+        return budget
+    if original is None:
+        from penjing.graph import couple, trace
+        from penjing.prune import Cost
+
+        graph = trace(model, space.examples)
+        original = dict(Cost(graph, couple(graph))({}))
+    limits = budget.limits(original)
+    return Budget(**{name: max(2, int(original[name] * (limit / original[name]) ** share)) for name, limit in limits.items()})
+
+
+def _refit(
+    space: Workspace, listen: Listener, config: PruneConfig, pruned: PruneResult, teacher: nn.Module
+) -> Any:
+    from penjing.prune.reconstruct import ReconstructConfig, reconstruct
+
+    options = config.reconstruct if isinstance(config.reconstruct, dict) else {}
+    return reconstruct(
+        pruned.model,
+        teacher,
+        pruned.plan,
+        space.feed.calibration(),
+        ReconstructConfig.parse(options),
+        listen=listen,
+    )
+
+
+def _timing(refitted: Any) -> dict[str, Any]:
+    seconds = getattr(refitted, "seconds", None)
+    return {} if seconds is None else {"refit_seconds": seconds}
+
+
+def _facts(pruned: PruneResult, plan: Plan, original: dict[str, int] | None, refitted: Any) -> dict[str, Any]:
+    widths = []
+    for group in pruned.groups:
+        edit = plan.groups.get(group.id)
+        before = edit.size if edit else group.size
+        after = len(edit.kept) if edit else group.size
+        widths.append({"name": group.id, "before": before, "after": after, "kind": group.kind})
+    frozen = [
+        {
+            "reason": one.reason,
+            "op": str(getattr(one, "op", "") or ""),
+            "source": str(getattr(one, "source", "") or ""),
+            "params": list(getattr(one, "params", ()) or ()),
+        }
+        for one in pruned.frozen
+    ]
+    facts = plain(refitted) if refitted is not None else None
+    if isinstance(facts, dict):
+        facts = {k: v for k, v in facts.items() if k not in ("seconds", "timing")}
+    return {
+        "before": dict(original or pruned.before),
+        "after": dict(pruned.after),
+        "in_place": pruned.in_place,
+        "reason": pruned.reason,
+        "widths": widths,
+        "frozen": frozen,
+        "reconstruction": facts,
+    }

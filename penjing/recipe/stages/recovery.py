@@ -1,0 +1,83 @@
+"""Recovery of the pruned network from the dense one, and the two baselines that keep it honest."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from penjing.errors import RunError
+from penjing.events import Event, Listener
+from penjing.recipe.schema import Recipe
+from penjing.recipe.stages.base import Output
+from penjing.recipe.stages.pruning import start_of_recovery
+from penjing.recipe.stages.training import train_as, trained_output
+from penjing.recipe.workspace import Workspace
+from penjing.recover import RecoverConfig, recover
+
+REPLACED = ("train", "prune", "recover")
+"""The stages that training from scratch replaces: it is given their time."""
+
+
+def recover_round(space: Workspace, listen: Listener, *, mark: str = "", last: bool = True) -> Output:
+    """Train the pruned network to answer as the dense one does.
+
+    Requires: ``work/dense.safetensors``, and the plan and weights of the pruning round of the same mark.
+    Ensures: ``work/recovered<mark>.safetensors``.
+    """
+    plan = space.plan(f"plan{mark}")
+    config = space.recipe.recover if last else between(space.recipe)
+    trained = recover(
+        space.student(start_of_recovery(space.recipe.prune, mark), f"plan{mark}"),
+        space.dense(),
+        space.feed.train(),
+        config,
+        val=space.feed.split("val"),
+        plan=plan,
+        checkpoint=space.work / "checkpoints" / f"recover{mark}",
+        seed=space.recipe.seed,
+        listen=listen,
+    )
+    return trained_output(space, trained, f"recovered{mark}")
+
+
+def between(recipe: Recipe) -> RecoverConfig:
+    """Recovery between two rounds of pruning: the recipe's own, or a quarter of the final one."""
+    if recipe.prune.between is not None:
+        return recipe.prune.between
+    return recipe.recover.model_copy(update={"epochs": max(1, recipe.recover.epochs // 4)})
+
+
+def train_from_scratch(space: Workspace, listen: Listener) -> Output:
+    """Train a network of the pruned widths from random weights, in the time the whole way took.
+
+    Requires: the plan, and the timings of training, pruning and recovery. Ensures: ``work/scratch.safetensors``.
+    """
+    budget = sum(_seconds(space, stage) for stage in REPLACED)
+    listen(Event("scratch", "note", message=f"{budget:.0f} s, as long as {', '.join(REPLACED)} took together"))
+    model = space.student(start_of_recovery(space.recipe.prune, ""))
+    reset_weights(model, space.recipe.seed + 1)
+    basis = space.recipe.train or space.recipe.recover
+    config = basis.model_copy(update={"max_seconds": max(budget, 1.0), "epochs": 1_000_000, "losses": ()})
+    return train_as(space, listen, config, stage="scratch", weights="scratch", model=model)
+
+
+def reset_weights(model: nn.Module, seed: int) -> None:
+    """Draw all parameters anew: by each module's own ``reset_parameters``, else from a normal distribution of the
+    tensor's present mean and deviation (which has the scale that training found fitting)."""
+    done: set[int] = set()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if callable(getattr(module, "reset_parameters", None)):
+                module.reset_parameters()
+                done |= {id(p) for p in module.parameters(recurse=False)}
+        for parameter in model.parameters():
+            if id(parameter) not in done:
+                parameter.normal_(float(parameter.mean()), float(parameter.std(correction=0)))
+
+
+def _seconds(space: Workspace, stage: str) -> float:
+    marker = space.store.read(stage)
+    if marker is None:
+        raise RunError(f"stage {stage} has not finished", remedy="Run again with --resume")
+    return float(marker.timing.get("stage_seconds", 0.0))

@@ -1,0 +1,194 @@
+"""The last stage: everything measured becomes ``metrics.json``, the page, and the artifact that any process loads."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from penjing.artifact import load, save_artifact
+from penjing.errors import VerifyError
+from penjing.events import Event, Listener
+from penjing.measure import device_name
+from penjing.prune.compare import relative_error
+from penjing.recipe.stages.base import Output
+from penjing.recipe.stages.measuring import after_key
+from penjing.recipe.workspace import Workspace
+from penjing.report import Metrics, write_report
+
+_CURVES = {"article": "article", "train": "train", "recover": "recover", "recover-random": "random", "scratch": "scratch"}
+_PACKAGES = ("penjing", "torch", "onnx", "onnxruntime", "tensorflow-cpu", "tensorflow", "keras", "numpy")
+_REPORT_FILES = ("report.html", "table.csv", "table.json")
+
+
+def write_all(space: Workspace, listen: Listener) -> Output:
+    """Assemble the artifact in the run folder.
+
+    Requires: all other stages. Ensures: the artifact's files in the run folder, ``report.html`` and the tables among
+    them; the artifact loads without the original code and answers as the recovered network does.
+
+    Raises:
+        VerifyError: if the loaded artifact answers otherwise.
+    """
+    student = space.student("recovered").eval()
+    metrics = collect(space)
+    staging = space.work / "artifact"
+    pages = space.work / "report"
+    pages.mkdir(parents=True, exist_ok=True)
+    write_report(pages, metrics)
+    files: dict[str, Path] = {name: pages / name for name in _REPORT_FILES}
+    for file in space.result("export")["files"]:
+        files[file["file"]] = space.work / "export" / file["file"]
+    if space.recipe.quantize is not None:
+        files["model.int8.safetensors"] = space.work / "int8" / "model.int8.safetensors"
+    save_artifact(
+        staging,
+        student,
+        example_inputs=space.examples,
+        plan=space.plan(),
+        recipe=space.recipe,
+        metrics=metrics.to_dict(),
+        files=files,
+        stages=[stage for stage in metrics.seconds],
+    )
+    _check(staging, student, space.examples)
+    moved = _move_into(staging, space.folder)
+    listen(Event("report", "note", message=f"report: {space.folder / 'report.html'}"))
+    return Output({"held": metrics.held}, files=tuple(moved))
+
+
+def collect(space: Workspace) -> Metrics:
+    """All that the stages reported, as one object."""
+    recipe = space.recipe
+    measured = space.store.read("measure")
+    assert measured is not None  # the run has checked that it finished
+    latency = measured.timing["latency"]
+    rows = [{**row, "latency": latency.get(row["key"], [])} for row in measured.result["rows"]]
+    pruned, verified = space.result("prune"), space.result("verify")
+    after = after_key(recipe)
+    values: dict[str, Any] = {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "rows": rows,
+        "before": "dense",
+        "after": after,
+        "max_drop": recipe.max_drop,
+        "held": _held(rows, after, recipe.max_drop),
+        "curves": _curves(space),
+        "widths": pruned["widths"],
+        "frozen": pruned["frozen"],
+        "quantized": _quantized(space),
+        "checks": verified["checks"],
+        "files": _files(space, verified["accuracy"], measured.result["files"]),
+        "classes": measured.result["classes"],
+        "robustness": measured.result["robustness"],
+        "notes": _notes(space, pruned),
+        "recipe": recipe.to_yaml(),
+        "environment": environment(space),
+        "seconds": _seconds(space),
+    }
+    return Metrics.parse(values)
+
+
+def environment(space: Workspace) -> dict[str, str]:
+    """What the numbers depend on outside the recipe."""
+    found = {"CPU": device_name(), "cores": str(os.cpu_count()), "threads (training)": str(torch.get_num_threads())}
+    found["threads (latency)"] = str(space.recipe.measure.threads)
+    found["system"] = f"{platform.system()} {platform.machine()}"
+    found["Python"] = platform.python_version()
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _held(rows: list[dict[str, Any]], after: str, max_drop: float | None) -> bool | None:
+    if max_drop is None:
+        return None
+    val = {row["key"]: row["accuracy"]["val"]["value"] for row in rows}
+    return bool(val["dense"] - val[after] <= max_drop + 1e-12)
+
+
+def _curves(space: Workspace) -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for stage, name in _CURVES.items():
+        marker = space.store.read(stage)
+        if marker is not None and marker.result.get("history"):
+            found[name] = marker.result["history"]
+    return found
+
+
+def _quantized(space: Workspace) -> list[dict[str, Any]]:
+    if space.recipe.quantize is None:
+        return []
+    return [
+        {
+            "name": layer["name"],
+            "op": layer["op"],
+            "sqnr_db": layer["output_db"] if layer["quantized"] else None,
+            "kept_float": layer["why"],
+        }
+        for layer in space.result("quantize")["layers"]
+    ]
+
+
+def _files(space: Workspace, val: dict[str, Any], test: dict[str, Any]) -> list[dict[str, Any]]:
+    out = []
+    for file in space.result("export")["files"]:
+        cells = {"val": val.get(file["file"]), "test": test.get(file["file"])}
+        out.append({**file, "accuracy": {name: cell for name, cell in cells.items() if cell}})
+    return out
+
+
+def _notes(space: Workspace, pruned: dict[str, Any]) -> list[str]:
+    notes = []
+    if not pruned["in_place"]:
+        notes.append(f"The pruned network is the traced graph, not the original class: {pruned['reason']}")
+    marker = space.store.read("quantize")
+    if marker is not None:
+        notes += marker.timing.get("notes", [])
+    return notes
+
+
+def _seconds(space: Workspace) -> dict[str, float]:
+    from penjing.recipe.stages import stages_of
+
+    found = {}
+    for stage in stages_of(space.recipe):
+        marker = space.store.read(stage.name)
+        if marker is not None and "stage_seconds" in marker.timing and stage.name != "report":
+            found[stage.name] = marker.timing["stage_seconds"]
+    return found
+
+
+def _check(folder: Path, student: torch.nn.Module, examples: Any) -> None:
+    from penjing.prune.compare import run
+
+    error = relative_error(run(load(folder).eval(), examples), run(student, examples))
+    if not error <= 1e-4:
+        raise VerifyError(
+            f"the artifact loaded from disk differs from the network by {error:.2e} (relative)",
+            layer=str(folder),
+            remedy="Do not deploy it; please report this with your recipe",
+        )
+
+
+def _move_into(staging: Path, folder: Path) -> list[str]:
+    """Rename every entry of the new artifact into the run folder, the manifest last."""
+    names = sorted((path.name for path in staging.iterdir()), key=lambda name: name == "manifest.json")
+    for name in names:
+        target = folder / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(staging / name, target)
+    staging.rmdir()
+    return names
+
+

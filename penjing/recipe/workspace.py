@@ -1,0 +1,172 @@
+"""What the stages of one run share: its folder, data and models. Models always come from disk.
+
+A stage never hands a module to the next one: it writes weights and plans, and the next one reads them. So a run that
+was interrupted and one that was not go through the same files.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from penjing.data import DataBundle
+from penjing.errors import RunError
+from penjing.files import atomic_write
+from penjing.prune import Plan, apply
+from penjing.recipe.feed import Feed
+from penjing.recipe.schema import GIVEN, Recipe
+from penjing.recipe.store import Store
+from penjing.recover.checkpoint import model_tensors, restore_model
+
+
+@dataclass(frozen=True)
+class Given:
+    """Objects handed over in Python, for which a recipe has no name.
+
+    Attributes:
+        model: The trained network; it is copied.
+        data: The opened data.
+    """
+
+    model: nn.Module | None = None
+    data: DataBundle | None = None
+
+
+class Workspace:
+    """The folder of a run and what is read from it.
+
+    Args:
+        recipe: What to do.
+        folder: The run folder; intermediate files are in its ``work`` folder.
+        given: Objects that the recipe calls ``<given>``.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, given: Given | None = None) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.work = folder / "work"
+        self.store = Store(folder)
+        self._given = given or Given()
+
+    @cached_property
+    def bundle(self) -> DataBundle:
+        """The opened data."""
+        if self.recipe.data.spec == GIVEN:
+            if self._given.data is None:
+                raise _not_given("data", self.folder)
+            return self._given.data
+        from penjing.data import open_data
+
+        return open_data(self.recipe.data.spec, **self.recipe.data.options)
+
+    @cached_property
+    def feed(self) -> Feed:
+        """The data as batches for this model."""
+        config = self.recipe.data
+        layout = self._layout() if config.layout == "auto" else config.layout
+        own = self.recipe.train is not None
+        unit = config.normalize == "unit" or (config.normalize == "auto" and not own)
+        return Feed(config, self.bundle, layout=layout, seed=self.recipe.seed, unit=unit)
+
+    @cached_property
+    def examples(self) -> Any:
+        """Example inputs for tracing: two validation samples."""
+        return self.feed.examples(2)
+
+    @cached_property
+    def _source(self) -> Any:
+        """The network as its spec gives it, with its own example inputs."""
+        from penjing.models.spec import load_model
+
+        config = self.recipe.model
+        options = dict(config.options)
+        if config.spec.startswith("penjing:"):
+            channels, height = (*self.bundle.image_shape, 0, 0)[:2]
+            fitting = {"num_classes": self.bundle.num_classes, "in_channels": channels, "image_size": height}
+            options = {"seed": self.recipe.seed, **{k: v for k, v in fitting.items() if v}, **options}
+        return load_model(config.spec, weights=config.weights, **options)
+
+    def original(self) -> nn.Module:
+        """A fresh copy of the network as its spec gives it: untrained, or with the weights it came with."""
+        if self.recipe.model.spec != GIVEN:
+            return copy.deepcopy(self._source.model)
+        if self._given.model is None:
+            raise _not_given("model", self.folder)
+        return copy.deepcopy(self._given.model)
+
+    def dense(self, name: str = "dense") -> nn.Module:
+        """The trained dense network."""
+        return self.load_weights(self.original(), name)
+
+    def plan(self, name: str = "plan") -> Plan:
+        """A plan that the pruning stage wrote."""
+        return Plan.load(self.work / f"{name}.json")
+
+    def student(self, weights: str, plan: str = "plan") -> nn.Module:
+        """A pruned network: the original cut by a plan, with the weights of that name."""
+        shape = apply(self.original(), self.plan(plan), self.examples).model
+        return self.load_weights(shape, weights)
+
+    def weights_path(self, name: str) -> Path:
+        """Where the weights of that name are."""
+        return self.work / f"{name}.safetensors"
+
+    def save_weights(self, model: nn.Module, name: str) -> str:
+        """Write all parameters and buffers; gives the path relative to the run folder."""
+        path = self.weights_path(name)
+        with atomic_write(path) as aside:
+            save_file({k: _own(v) for k, v in model_tensors(model).items()}, aside)
+        return path.relative_to(self.folder).as_posix()
+
+    def load_weights(self, model: nn.Module, name: str) -> nn.Module:
+        """Put the weights of that name into a model; gives the model."""
+        path = self.weights_path(name)
+        try:
+            restore_model(model, load_file(path))
+        except (OSError, SafetensorError) as error:
+            cause = f"cannot read {path} ({error})"
+            raise RunError(cause, remedy="Delete the run folder and start anew") from error
+        return model
+
+    def result(self, stage: str) -> dict[str, Any]:
+        """What a finished stage reported.
+
+        Raises:
+            RunError: if it has not finished.
+        """
+        marker = self.store.read(stage)
+        if marker is None:
+            raise RunError(f"stage {stage} has not finished", remedy="Run again with --resume")
+        return marker.result
+
+    def _layout(self) -> str:
+        """NHWC where the model's own example inputs have the data's channels last, NCHW otherwise."""
+        if self.recipe.model.spec == GIVEN or self.recipe.model.spec.startswith("penjing:"):
+            return "nchw"
+        inputs, shape = self._source.example_inputs, tuple(self.bundle.image_shape)
+        inputs = inputs[0] if isinstance(inputs, (tuple, list)) and inputs else inputs
+        if isinstance(inputs, torch.Tensor) and inputs.ndim == 4 and len(shape) == 3:
+            own = tuple(inputs.shape[1:])
+            if own == (*shape[1:], shape[0]) and own != shape:
+                return "nhwc"
+        return "nchw"
+
+
+def _own(value: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor that shares memory with no other (safetensors refuses shared memory)."""
+    value = value.detach().cpu().contiguous()
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+
+
+def _not_given(what: str, folder: Path) -> RunError:
+    return RunError(
+        f"the recipe of {folder} was made in Python around a {what} that has no name",
+        remedy=f"Go on from Python: penjing.compress(…, out={str(folder)!r}, resume=True) with the same {what}",
+    )
