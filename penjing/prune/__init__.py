@@ -5,7 +5,7 @@ from penjing.prune.api import prune, prune_slots
 from penjing.prune.apply import apply, apply_
 from penjing.prune.budget import Budget
 from penjing.prune.cost import Cost
-from penjing.prune.criteria import Criterion, Material, criteria, make_criterion
+from penjing.prune.criteria import Criterion, Material, all_criteria, make_criterion
 from penjing.prune.masked import masked_equivalence, masked_output
 from penjing.prune.plan import AttributeEdit, GroupEdit, Plan
 from penjing.prune.result import PruneResult
@@ -25,7 +25,7 @@ __all__ = [
     "allocate",
     "apply",
     "apply_",
-    "criteria",
+    "all_criteria",
     "make_criterion",
     "masked_equivalence",
     "masked_output",

@@ -1,7 +1,9 @@
 """From scores to kept slots: how many of each group go, and which.
 
-All scopes are one procedure. Groups fall into classes ("local": each group is its own class, "global": one class,
-"isomorphic": one class per topology). The slots of a class go in the order of their scores; a ratio takes that
+All scopes are one procedure. Groups fall into classes ("local": each group is its own class, "global": one
+class,
+"isomorphic": one class per topology). The slots of a class go in the order of their scores; a ratio takes
+that
 fraction of every class, a budget advances all classes at the same pace until the bounds hold.
 """
 
@@ -95,7 +97,9 @@ def allocate(
 
 
 def topology(group: Group) -> Hashable:
-    """What makes groups comparable slot by slot (Fang et al. 2024, "Isomorphic pruning"): kind and members' roles."""
+    """What makes groups comparable slot by slot (Fang et al. 2024, "Isomorphic pruning"): kind and members'
+    roles.
+    """
     roles = sorted((m.tensor.rsplit(".", 1)[-1], m.dim, m.index.shape[1]) for m in group.members)
     return (group.kind, tuple(roles))
 
@@ -166,7 +170,9 @@ def _units(group: Group, scores: NDArray[np.float64]) -> Positions:
 
 
 def _segments(group: Group) -> list[Positions]:
-    """Slots of each set from which equally many must go; one set when nothing ties them. Slots in no set stay."""
+    """Slots of each set from which equally many must go; one set when nothing ties them. Slots in no set
+    stay.
+    """
     if group.constraint is None:
         return [np.arange(group.size, dtype=np.int64)]
     return [np.sort(np.asarray(slots, dtype=np.int64)) for slots in group.constraint]
@@ -188,7 +194,9 @@ def _line(
 
 
 def _interleave(lines: Sequence[tuple[Positions, Positions]], totals: Sequence[int]) -> Positions:
-    """Steps of all classes (as their groups) in the order in which the removed fraction of their class grows."""
+    """Steps of all classes (as their groups) in the order in which the removed fraction of their class
+    grows.
+    """
     if not lines:
         return np.empty(0, dtype=np.int64)
     fractions = [np.cumsum(sizes) / total for (_, sizes), total in zip(lines, totals, strict=True)]
@@ -220,7 +228,7 @@ def _meet(
         what = ", ".join(f"{name} {count:,} > {limits[name]:,}" for name, count in over.items())
         raise PruneError(
             f"the budget is out of reach: with everything removed that may go, {what}",
-            remedy="Allow more, lower min_slots, or ignore fewer layers (inspect shows what is frozen and why)",
+            remedy="Allow more, lower min_slots, or ignore fewer layers (inspect shows what is frozen)",
         )
     low, high = 0, len(line)
     while low < high:

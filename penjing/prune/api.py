@@ -53,7 +53,8 @@ def prune(
         scope: How groups share the ratio or budget.
         ignore: Glob patterns on parameter names; the axes of matching parameters stay whole.
         data: Batches, for criteria that need them and for reconstruction.
-        reconstruct: Refit what reads the removed slots to the original's outputs on ``data``, before any training.
+        reconstruct: Refit what reads the removed slots to the original's outputs on ``data``, before any
+            training.
         ratios: Ratios of their own for groups with a parameter matching a glob; the last match wins.
         budget: Bounds to meet with as few removals as possible, to within one slot.
         round_to: Kept counts are multiples of this.

@@ -1,4 +1,6 @@
-"""Carrying out a plan: on the user's own class where it can follow, on the traced graph always, and compared."""
+"""Carrying out a plan: on the user's own class where it can follow, on the traced graph always, and
+compared.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any) -> PruneResult:
 
 
 def apply_(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
-    """As `apply`, changing ``model`` itself; parameters stay the same objects, so an optimizer keeps its references.
+    """As `apply`, changing ``model`` itself; parameters stay the same objects, so an optimizer keeps its
+    references.
 
     Raises:
         PruneError: if the plan is for another model, or its class cannot follow (nothing is changed then).

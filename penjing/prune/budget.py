@@ -10,7 +10,8 @@ from penjing.config import Config
 class Budget(Config):
     """Upper bounds on the pruned model; every one that is given holds.
 
-    A value up to 1.0 is a fraction of the original (``params=0.1``: a tenth of the parameters stay), a larger one an
+    A value up to 1.0 is a fraction of the original (``params=0.1``: a tenth of the parameters stay), a
+    larger one an
     absolute count (``params=10_000_000``).
 
     Attributes:

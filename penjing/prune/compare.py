@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from penjing.graph.trace import bind_inputs, eval_view
 
 TOLERANCE = 1e-4
 
@@ -23,24 +24,16 @@ def compare(module: nn.Module, reference: nn.Module, example_inputs: Any) -> str
 
 def run(model: nn.Module, inputs: Any) -> Any:
     """One forward pass in eval mode without gradients; the training flags are as before afterwards."""
-    flags = [(m, m.training) for m in model.modules()]
-    try:
-        with torch.no_grad():
-            return call(model.eval(), inputs)
-    finally:
-        for m, training in flags:
-            m.training = training
-
-
-def call(model: nn.Module, inputs: Any) -> Any:
-    """Call with a tensor, a tuple of positional or a dict of keyword inputs."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+    args, kwargs = bind_inputs(model, inputs)
+    with eval_view(model), torch.no_grad():
+        return model(*args, **kwargs)
 
 
 def relative_error(found: Any, expected: Any) -> float:
-    """Largest |found − expected| over largest |expected|, the worst of all output tensors; infinite if shapes differ."""
+    """Largest |found − expected| over largest |expected|, the worst of all output tensors.
+
+    Infinite if numbers or shapes of the outputs differ, NaN if one is not finite.
+    """
     a, b = ([t for t in pytree.tree_leaves(x) if isinstance(t, Tensor)] for x in (found, expected))
     if len(a) != len(b) or any(x.shape != y.shape for x, y in zip(a, b, strict=True)):
         return float("inf")

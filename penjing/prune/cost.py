@@ -1,4 +1,6 @@
-"""Exact parameters and multiply-accumulates of any choice of kept slots, counted from the axes alone (no tracing)."""
+"""Exact parameters and multiply-accumulates of any choice of kept slots, counted from the axes alone (no
+tracing).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from typing import Any
 from torch import fx
 
 from penjing.graph import Axis, Coupling, Graph, count
+from penjing.graph.trace import BATCH_STANDIN
 from penjing.prune.ranges import Positions
 
 Kept = Mapping[int, Positions]
@@ -124,12 +127,13 @@ class Cost:
         return total
 
     def macs(self, kept: Kept) -> int:
-        """Multiply-accumulates of one forward pass of the example inputs, divided by their batch where it is free."""
+        """Multiply-accumulates of one forward pass, at batch 1 where the batch is free."""
         total = 0
         for node in self.graph.module.graph.nodes:
             counter = COUNTERS.get(str(node.target)) if node.op == "call_function" else None
             if counter is not None and node.name in self.coupling.values:
-                total += counter(Call(node, self.coupling, kept))
+                number = counter(Call(node, self.coupling, kept))
+                total += number if number % BATCH_STANDIN else number // BATCH_STANDIN
         return total
 
     def __call__(self, kept: Kept) -> dict[str, int]:

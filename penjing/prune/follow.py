@@ -1,7 +1,10 @@
-"""Which integer attributes of the user's modules follow the sizes: found from the axes, never from a class list alone.
+"""Which integer attributes of the user's modules follow the sizes: found from the axes, never from a class
+list alone.
 
-An attribute follows when its value is the old size of a pruned axis that the module works with: a dim of a tensor it
-owns, or of a value that a shape-making op in its own forward produced. Where several axes have that size, the ones
+An attribute follows when its value is the old size of a pruned axis that the module works with: a dim of a
+    tensor it
+owns, or of a value that a shape-making op in its own forward produced. Where several axes have that size,
+the ones
 closest to the module and most often met come first. The result is always verified by running the module.
 """
 
@@ -78,7 +81,9 @@ def _integers(module: nn.Module) -> Iterator[tuple[str, int | Shape]]:
 def _from_tensors(
     path: str, module: nn.Module, graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]
 ) -> Own:
-    """(axis, kept positions) of each dim of each tensor the module itself holds, by local name; {} if none changes."""
+    """(axis, kept positions) of each dim of each tensor the module itself holds, by local name; {} if none
+    changes.
+    """
     own: Own = {}
     for local in (*module._parameters, *module._buffers):
         full = f"{path}.{local}" if path else local

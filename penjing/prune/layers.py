@@ -70,7 +70,8 @@ TABLE: tuple[tuple[type[nn.Module], dict[str, Value]], ...] = (
 def standard(module: nn.Module, name: str, value: int | Shape, own: Own) -> int | Shape | None:
     """The new value of an attribute of a standard layer, or None where its class does not settle it.
 
-    Attributes that torch's own classes have besides those in the table (kernel sizes and the like) keep their value.
+    Attributes that torch's own classes have besides those in the table (kernel sizes and the like) keep
+    their value.
     """
     for cls, table in TABLE:
         if isinstance(module, cls):

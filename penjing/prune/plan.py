@@ -1,7 +1,9 @@
 """The plan: what to keep of each tensor, in original positions, as plain data.
 
-A plan says nothing about weights and decides nothing when applied. It is JSON both ways, refuses a model it was not
-made for, composes with a later plan, and slices anything shaped like the parameters: a state dict, the moments of
+A plan says nothing about weights and decides nothing when applied. It is JSON both ways, refuses a model it
+was not
+made for, composes with a later plan, and slices anything shaped like the parameters: a state dict, the
+    moments of
 an optimizer.
 """
 
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from penjing.errors import PruneError
 from penjing.files import write_json
+from penjing.graph.tree import held_tensors
 from penjing.prune.ranges import Positions, from_ranges, to_ranges
 
 FORMAT = "penjing.plan"
@@ -43,7 +46,9 @@ class GroupEdit:
 
 @dataclass(frozen=True)
 class AttributeEdit:
-    """An integer (or tuple of integers) held by a module that follows the sizes: ``module.name``: old → new."""
+    """An integer (or tuple of integers) held by a module that follows the sizes: ``module.name``: old →
+    new.
+    """
 
     module: str
     name: str
@@ -56,7 +61,7 @@ class Plan:
     """What pruning does to one model.
 
     Attributes:
-        shapes: Shape of every parameter and buffer of the original, by dotted name. A plan fits a model when
+        shapes: Shape of everything in the original's state dict, by dotted name. A plan fits a model when
             these agree.
         groups: Kept slots of every pruned group, by group id.
         tensors: For each tensor that changes, ``{dim: kept positions}`` in the original's positions.
@@ -73,7 +78,7 @@ class Plan:
     reason: str = ""
     created_by: Mapping[str, Any] = field(default_factory=dict)
 
-    # -- identity ---------------------------------------------------------------------------------------------
+    # -- identity -------------------------------------------------------------------------------------------
 
     @property
     def fingerprint(self) -> str:
@@ -82,7 +87,7 @@ class Plan:
 
     @property
     def new_shapes(self) -> dict[str, Shape]:
-        """Shape of every parameter and buffer after the plan."""
+        """Shape of everything in the state dict after the plan."""
         shapes = {}
         for name, shape in self.shapes.items():
             dims = self.tensors.get(name, {})
@@ -97,10 +102,12 @@ class Plan:
         """
         _compare(self.shapes, tensor_shapes(model))
 
-    # -- slicing ----------------------------------------------------------------------------------------------
+    # -- slicing --------------------------------------------------------------------------------------------
 
     def slice_tensor(self, name: str, tensor: Tensor) -> Tensor:
-        """Keep of ``tensor``, shaped like the original's ``name``, what the plan keeps (always a new tensor)."""
+        """Keep of ``tensor``, shaped like the original's ``name``, what the plan keeps (always a new
+        tensor).
+        """
         if tuple(tensor.shape) != tuple(self.shapes.get(name, tensor.shape)):
             raise PruneError(
                 f"tensor of shape {tuple(tensor.shape)} where the plan expects {tuple(self.shapes[name])}",
@@ -122,7 +129,8 @@ class Plan:
     def slice_optimizer(self, state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         """Slice an optimizer's ``state_dict()`` so that the pruned model's optimizer can load it.
 
-        Every state tensor shaped like its parameter (momentum, Adam moments, …) is sliced as the parameter is; scalars
+        Every state tensor shaped like its parameter (momentum, Adam moments, …) is sliced as the parameter
+        is; scalars
         such as step counts are kept.
 
         Args:
@@ -155,12 +163,12 @@ class Plan:
         if value.ndim == 0 or name not in self.tensors:
             return value.clone()
         raise PruneError(
-            f"optimizer state {key!r} has shape {tuple(value.shape)}, the parameter {tuple(self.shapes[name])}",
+            f"optimizer state {key!r} has shape {tuple(value.shape)}, not its parameter's",
             layer=name,
-            remedy="Start this optimizer afresh after pruning: its state does not follow the parameter's dims",
+            remedy="Start this optimizer afresh after pruning: its state does not follow the parameter",
         )
 
-    # -- composition ------------------------------------------------------------------------------------------
+    # -- composition ----------------------------------------------------------------------------------------
 
     def then(self, later: Plan) -> Plan:
         """The plan that does this one and then ``later``, in the original's positions.
@@ -190,7 +198,7 @@ class Plan:
             created_by={"then": [dict(self.created_by), dict(later.created_by)]},
         )
 
-    # -- plain data -------------------------------------------------------------------------------------------
+    # -- plain data -----------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; `from_dict` gives an equal plan back."""
@@ -286,12 +294,8 @@ class Plan:
 
 
 def tensor_shapes(model: nn.Module) -> dict[str, Shape]:
-    """Shape of every parameter and buffer by every dotted name it has (a shared tensor has several)."""
-    named: Iterable[tuple[str, Tensor]] = (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    )
-    return {name: tuple(tensor.shape) for name, tensor in named}
+    """Shape of everything in the state dict, by every dotted name it has (a shared tensor has several)."""
+    return {held.name: tuple(held.tensor.shape) for held in held_tensors(model) if held.persistent}
 
 
 def _fingerprint(shapes: Mapping[str, Shape]) -> str:

@@ -34,6 +34,8 @@ def from_ranges(text: str) -> Positions:
     parts = []
     for piece in text.split(",") if text else []:
         first, _, last = piece.partition("-")
+        if last and int(last) <= int(first):
+            raise ValueError(f"range {piece!r} is not increasing")
         parts.append(np.arange(int(first), int(last or first) + 1, dtype=np.int64))
     positions = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
     if (np.diff(positions) <= 0).any():

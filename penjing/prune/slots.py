@@ -30,9 +30,9 @@ def group_edits(coupling: Coupling, kept: Mapping[str, Positions]) -> dict[str, 
 def tensor_edits(
     graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]
 ) -> dict[str, dict[int, Positions]]:
-    """``{dim: kept}`` of every parameter and buffer that changes, by each of its names."""
+    """``{dim: kept}`` of everything in the state dict that changes, by each of its names."""
     edits = {}
-    for name in (*graph.params, *graph.buffers):
+    for name in dict.fromkeys(graph.aliases.get(h.name, h.name) for h in graph.held() if h.persistent):
         dims = kept_dims(coupling, name, kept)
         if dims:
             edits[name] = dims
@@ -53,7 +53,7 @@ def slots_of(plan: Plan, coupling: Coupling) -> dict[int, Positions]:
         mask = np.ones(group.size, dtype=bool)
         for member in group.members:
             positions = plan.tensors.get(member.tensor, {}).get(member.dim)
-            if positions is None:
+            if positions is None:  # whole, or not in the state dict
                 continue
             alive = np.zeros(plan.shapes[member.tensor][member.dim] + 1, dtype=bool)
             alive[positions] = True  # the last entry, False, stands for the -1 that fills up rows

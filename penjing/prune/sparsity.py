@@ -1,6 +1,7 @@
 """Masks inside tensors: unstructured and N:M magnitude sparsity, and exact counts of zeros.
 
-These do not make a model smaller by themselves; sparse formats and kernels do. Structural pruning is elsewhere.
+These do not make a model smaller by themselves; sparse formats and kernels do. Structural pruning is
+elsewhere.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class SparsityResult:
 
 
 def unstructured_mask(weight: Tensor, ratio: float) -> Tensor:
-    """True for the largest magnitudes; exactly ``floor(ratio · numel)`` entries are False (ties: the later goes)."""
+    """True for the largest magnitudes; exactly ``floor(ratio · numel)`` entries are False (ties: the later
+    goes).
+    """
     if not 0 <= ratio < 1:
         raise PruneError(f"ratio {ratio} is not in [0, 1)", remedy="A ratio is the fraction removed")
     count = int(ratio * weight.numel() + 1e-9)

@@ -5,7 +5,7 @@ from penjing.prune.criteria.base import (
     Material,
     MemberCriterion,
     Scores,
-    criteria,
+    all_criteria,
     criterion,
     make_criterion,
 )
@@ -15,7 +15,7 @@ __all__ = [
     "Material",
     "MemberCriterion",
     "Scores",
-    "criteria",
+    "all_criteria",
     "criterion",
     "make_criterion",
 ]

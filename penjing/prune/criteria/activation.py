@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from penjing.errors import DataError
 from penjing.events import Event
 from penjing.graph import Axis, leaves
 from penjing.graph.axes import slot_index
+from penjing.graph.trace import bind_inputs
 from penjing.prune.criteria.base import Criterion, Material, Scores, criterion
 from penjing.prune.criteria.gradients import split_batch
 
@@ -24,7 +25,8 @@ _READS_WEIGHT = ("conv", "linear", "matmul", "addmm", "lstm", "einsum")
 @criterion("activation")
 @dataclass(frozen=True)
 class Activation(Criterion):
-    """Mean |a| of a slot's values where a weight reads them (Hu et al. 2016, "Network trimming", with size for rate).
+    """Mean |a| of a slot's values where a weight reads them (Hu et al. 2016, "Network trimming", with size
+    for rate).
 
     Groups that no weight reads directly are scored where they are made.
     """
@@ -38,9 +40,9 @@ class Activation(Criterion):
         batches = 0
         for batch in material.data or ():
             inputs, _ = split_batch(batch)
-            parts = inputs if isinstance(inputs, tuple) else (inputs,)
+            args, kwargs = bind_inputs(material.model, inputs)
             with torch.no_grad():
-                meter.run(*pytree.tree_leaves(dict(inputs) if isinstance(inputs, Mapping) else parts))
+                meter.run(*pytree.tree_leaves((args, kwargs)))
             batches += 1
             material.listen(Event("prune", "progress", step=batches, unit="batch", message="activations"))
         if not batches:

@@ -1,4 +1,6 @@
-"""What a criterion is, and what all of them share: registry, reduction over members, normalisation over slots."""
+"""What a criterion is, and what all of them share: registry, reduction over members, normalisation over
+slots.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +132,8 @@ def reduce_members(rows: list[Scores], reduction: Reduction, size: int) -> Score
     """One score per slot from one row per member; without rows every slot weighs the same."""
     if not rows:
         return np.ones(size)
-    return _REDUCTIONS[reduction](np.stack(rows))
+    reduced: Scores = _REDUCTIONS[reduction](np.stack(rows))
+    return reduced
 
 
 _REDUCTIONS: Mapping[str, Callable[[NDArray[np.float64]], Scores]] = {
@@ -156,7 +159,9 @@ def _gauss(scores: Scores) -> Scores:
 
 
 def _lamp(scores: Scores) -> Scores:
-    """s_i / Σ_{j: s_j ≥ s_i} s_j (Lee et al. 2021, "Layer-adaptive sparsity for the magnitude-based pruning", eq. 3)."""
+    """s_i / Σ_{j: s_j ≥ s_i} s_j (Lee et al. 2021, "Layer-adaptive sparsity for the magnitude-based
+    pruning", eq. 3).
+    """
     order = np.argsort(-scores, kind="stable")
     tails = np.cumsum(scores[order])
     out = np.empty_like(scores)
@@ -188,7 +193,7 @@ def criterion(name: str) -> Callable[[C], C]:
 
 
 @cache
-def criteria() -> Mapping[str, type[Criterion]]:
+def all_criteria() -> Mapping[str, type[Criterion]]:
     """Every criterion by name: each module of `penjing.prune.criteria` is one."""
     import penjing.prune.criteria as package
 
@@ -207,10 +212,10 @@ def make_criterion(spec: str | Mapping[str, Any] | Criterion) -> Criterion:
         return spec
     options = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = str(options.pop("name", ""))
-    if name not in criteria():
-        raise PruneError(f"unknown criterion {name!r}", remedy=f"Choose one of {', '.join(criteria())}")
+    if name not in all_criteria():
+        raise PruneError(f"unknown criterion {name!r}", remedy=f"Choose one of {', '.join(all_criteria())}")
     try:
-        return criteria()[name](**options)
+        return all_criteria()[name](**options)
     except TypeError as error:
         raise PruneError(
             f"criterion {name!r}: {error}", remedy="Correct the options of the criterion"

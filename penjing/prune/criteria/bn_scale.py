@@ -13,7 +13,8 @@ from penjing.prune.criteria.base import Material, MemberCriterion, Scores, crite
 class BnScale(MemberCriterion):
     """|γ| of the normalisation layers (Liu et al. 2017, "Learning efficient convolutional networks").
 
-    Groups that no normalisation scales are scored by all of their one-dimensional parameters, and those without
+    Groups that no normalisation scales are scored by all of their one-dimensional parameters, and those
+    without
     any by nothing: all their slots weigh the same.
     """
 

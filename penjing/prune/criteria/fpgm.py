@@ -14,7 +14,9 @@ from penjing.prune.criteria.base import Material, MemberCriterion, Scores, crite
 @criterion("fpgm")
 @dataclass(frozen=True)
 class Fpgm(MemberCriterion):
-    """Sum of distances of a slot's weights to all other slots' (He et al. 2019, "Filter pruning via geometric median", eq. 4)."""
+    """Sum of distances of a slot's weights to all other slots' (He et al. 2019, "Filter pruning via
+    geometric median", eq. 4).
+    """
 
     def members(self, group: Group, material: Material) -> list[Member]:
         """The weights that produce the slots (dim 0), where there are any."""
@@ -22,7 +24,7 @@ class Fpgm(MemberCriterion):
         return [m for m in weights if m.dim == 0] or weights
 
     def member_scores(self, member: Member, material: Material) -> Scores:
-        """Σ_j ‖w_i − w_j‖₂ with one row per slot, from the Gram matrix (memory size² and not size²·fan-in)."""
+        """Σ_j ‖w_i − w_j‖₂ with one row per slot, from the Gram matrix (memory size², not size²·fan-in)."""
         weight = material.tensor(member.tensor).movedim(member.dim, 0)
         index = torch.from_numpy(member.index.reshape(-1)).to(weight.device)
         owned = weight[index.clamp_min(0)]

@@ -13,11 +13,13 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import DataError, PruneError
 from penjing.events import Event
+from penjing.graph.trace import bind_inputs
 from penjing.prune.criteria.base import Material
 
 
 def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
-    """One dict of gradients (first parameter names) for every batch; parameters the loss does not reach are missing.
+    """One dict of gradients (first parameter names) for every batch; parameters the loss does not reach are
+    missing.
 
     Raises:
         DataError: without a batch.
@@ -32,9 +34,7 @@ def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
         for count, batch in enumerate(material.data or (), start=1):
             params = {n: material.graph.params[n].detach().requires_grad_() for n in names}
             inputs, target = split_batch(batch)
-            args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
-            if isinstance(inputs, Mapping):
-                args, kwargs = (), dict(inputs)
+            args, kwargs = bind_inputs(model, inputs)
             with torch.enable_grad():
                 output = functional_call(model, params, args, kwargs, tie_weights=True)
                 value = (
@@ -58,7 +58,9 @@ def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
-    """A batch as (inputs, target or None): a tensor, ``(inputs, target)``, or a dict with or without labels."""
+    """A batch as (inputs, target or None): a tensor, ``(inputs, target)``, or a dict with or without
+    labels.
+    """
     if isinstance(batch, Mapping):
         inputs = {k: v for k, v in batch.items() if k not in ("label", "labels", "target")}
         target = next((batch[k] for k in ("label", "labels", "target") if k in batch), None)
@@ -69,8 +71,10 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
 
 
 def default_loss(output: Any, target: Any, generator: torch.Generator) -> Tensor:
-    """Cross-entropy for class scores (N, classes) — with labels drawn from the model's own prediction where there are
-    none, which makes squared gradients the true Fisher information — and the mean of squares for anything else.
+    """Cross-entropy for class scores (N, classes) — with labels drawn from the model's own prediction where
+    there are
+    none, which makes squared gradients the true Fisher information — and the mean of squares for anything
+    else.
     """
     tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
     if not tensors:

@@ -13,7 +13,8 @@ from penjing.prune.criteria.base import Material, MemberCriterion, Scores, crite
 @criterion("magnitude")
 @dataclass(frozen=True)
 class Magnitude(MemberCriterion):
-    """(Σ |w|^p)^(1/p) over the weights of a slot (Li et al. 2017, "Pruning filters for efficient convnets", p = 1).
+    """(Σ |w|^p)^(1/p) over the weights of a slot (Li et al. 2017, "Pruning filters for efficient convnets",
+    p = 1).
 
     Attributes:
         p: 1, 2 or any positive order.

@@ -24,7 +24,8 @@ def per_position(value: Tensor, dim: int) -> Tensor:
 @criterion("taylor")
 @dataclass(frozen=True)
 class Taylor(Criterion):
-    """Mean over batches of (Σ g·w)² over a slot's weights (Molchanov et al. 2019, "Importance estimation", eq. 8).
+    """Mean over batches of (Σ g·w)² over a slot's weights (Molchanov et al. 2019, "Importance estimation",
+    eq. 8).
 
     All parameters of the group count, each member by itself.
     """

@@ -12,11 +12,14 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import PruneError
 from penjing.graph import Axis, Coupling, Graph, Product, couple, is_kept_whole, positions, trace
+from penjing.graph.trace import bind_inputs
 from penjing.prune.compare import relative_error, run
 from penjing.prune.masked.restrict import RULES, Mask, Restricted
 from penjing.prune.plan import Plan
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult
+
+_LEAK = 1e-4  # relative
 
 
 class MaskedInterpreter(fx.Interpreter):
@@ -28,8 +31,10 @@ class MaskedInterpreter(fx.Interpreter):
         kept: Kept slots by leaf id.
 
     Attributes:
-        leaks: Largest relative change across the batch of values that were left out of a statistic. Removed slots
-            have zero parameters, so nothing of the input can reach them; if something does, the axes are wrong.
+        leaks: Largest relative change across the batch of values that were left out of a statistic. Removed
+            slots
+            have zero parameters, so nothing of the input can reach them; if something does, the axes are
+            wrong.
     """
 
     def __init__(self, graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]) -> None:
@@ -108,7 +113,9 @@ class MaskedInterpreter(fx.Interpreter):
         self.leaks = max(self.leaks, change / max(1.0, float(left_out.abs().max())))
 
     def _mend(self, node: fx.Node, result: Any) -> Any:
-        """Zeros for what is not finite at removed positions only (a norm divided by the norm of a removed slot)."""
+        """Zeros for what is not finite at removed positions only (a norm divided by the norm of a removed
+        slot).
+        """
         if not isinstance(result, Tensor) or not result.is_floating_point() or bool(result.isfinite().all()):
             return result
         self.env[node] = result
@@ -138,7 +145,8 @@ def _masked_tensors(
 def masked_output(
     graph: Graph, coupling: Coupling, kept: Mapping[int, Positions], inputs: Any
 ) -> tuple[Any, float]:
-    """Reference output for some kept slots, and the largest leak (0 when removed slots carry nothing of the input).
+    """Reference output for some kept slots, and the largest leak (0 when removed slots carry nothing of the
+    input).
 
     Args:
         graph: ``trace(model, …)`` of the original.
@@ -147,16 +155,9 @@ def masked_output(
         inputs: A tensor, a tuple or a dict.
     """
     interpreter = MaskedInterpreter(graph, coupling, kept)
-    args, kwargs = call_arguments(inputs)
+    args, kwargs = bind_inputs(graph.module, inputs)
     with torch.no_grad():
-        return interpreter.run(*pytree.arg_tree_leaves(*args, **kwargs)), interpreter.leaks
-
-
-def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs as positional and keyword arguments."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
+        return interpreter.run(*pytree.tree_leaves((args, kwargs))), interpreter.leaks
 
 
 def masked_equivalence(model: nn.Module, pruned: PruneResult | Plan, inputs: Any) -> float:
@@ -168,7 +169,8 @@ def masked_equivalence(model: nn.Module, pruned: PruneResult | Plan, inputs: Any
         inputs: A tensor, a tuple or a dict; a batch of two or more also looks for leaks.
 
     Returns:
-        Largest |pruned − reference| over largest |reference|; infinite if removed slots carry something of the input.
+        Largest |pruned − reference| over largest |reference|; infinite if removed slots carry something of
+        the input.
     """
     from penjing.prune.apply import apply
     from penjing.prune.slots import slots_of
@@ -180,6 +182,3 @@ def masked_equivalence(model: nn.Module, pruned: PruneResult | Plan, inputs: Any
     if leak > _LEAK:
         return float("inf")
     return relative_error(run(result.model, inputs), expected)
-
-
-_LEAK = 1e-4

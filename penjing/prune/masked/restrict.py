@@ -130,8 +130,7 @@ def layer_norm(call: Restricted) -> Any:
         for j, tensor in enumerate(affine):
             if isinstance(tensor, Tensor) and mask is not None:
                 affine[j] = tensor.index_select(i, mask.nonzero().squeeze(1))
-    given = [a if isinstance(a, float) or a is None or isinstance(a, Tensor) else a for a in affine]
-    out = call.call(x, list(x.shape[first:]), *given[: max(len(call.args) - 2, 0)])
+    out = call.call(x, list(x.shape[first:]), *affine[: max(len(call.args) - 2, 0)])
     for i, mask in enumerate(masks):
         out = spread(out, first + i, mask)
     return out
@@ -160,7 +159,9 @@ def group_norm(call: Restricted) -> Any:
 
 
 def batch_statistics(call: Restricted) -> Any:
-    """Batch and instance norm that compute their statistics: over the kept positions of every dim but the channels."""
+    """Batch and instance norm that compute their statistics: over the kept positions of every dim but the
+    channels.
+    """
     x = call.args[0]
     masks = [(d, call.mask(0, d)) for d in range(x.ndim) if d != 1]
     out = x

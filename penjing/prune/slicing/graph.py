@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from penjing.errors import PruneError
 from penjing.graph import Coupling, Graph, is_kept_whole, positions
+from penjing.graph.tree import Held, attach, build_tree
 from penjing.prune.ranges import Positions
 from penjing.prune.slicing.site import REWRITERS, Rewriter, Site
 
@@ -36,7 +37,9 @@ def kept_dims(coupling: Coupling, name: str, kept: Mapping[int, Positions]) -> d
 
 
 def slice_tensor(tensor: Tensor, dims: Mapping[int, Positions]) -> Tensor:
-    """A copy of the tensor with the kept positions of some dims, contiguous like the original's memory format."""
+    """A copy of the tensor with the kept positions of some dims, contiguous like the original's memory
+    format.
+    """
     value = tensor.detach()
     for dim, keep in dims.items():
         value = value.index_select(dim, torch.from_numpy(keep).to(value.device))
@@ -80,15 +83,27 @@ def slice_graph(
             _rewrite(Site(node, graph, coupling, kept, originals, add_constant))
         for key in ("val", "example_value", "tensor_meta"):
             node.meta.pop(key, None)
-    sliced.eliminate_dead_code()
-    used = {str(node.target) for node in sliced.nodes if node.op == "get_attr"}
-    module = fx.GraphModule({n: t for n, t in {**tensors, **constants}.items() if n in used}, sliced)
+    for name, value in constants.items():
+        tensors[name] = value
+    drop_unused_reads(sliced)
+    held = [Held(h.name, tensors[graph.aliases.get(h.name, h.name)], h.persistent) for h in graph.held()]
+    held += [Held(name, value, persistent=False) for name, value in constants.items()]
+    module = fx.GraphModule(build_tree(held), sliced, "Pruned")
+    for item in held:  # what the graph never reads is kept all the same
+        attach(module, item)
     return replace(
         graph,
         module=module,
         params={name: tensors[name] for name in graph.params},
-        buffers={**{name: tensors[name] for name in graph.buffers}, **constants},
+        buffers={name: tensors[name] for name in (*graph.buffers, *constants)},
     )
+
+
+def drop_unused_reads(graph: fx.Graph) -> None:
+    """Erase reads of tensors that nothing uses any more."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
 
 
 def _rewrite(site: Site) -> None:

@@ -49,7 +49,7 @@ class Site:
     originals: Mapping[str, fx.Node]
     add_constant: Callable[[Tensor], str]
 
-    # -- axes -------------------------------------------------------------------------------------------------
+    # -- axes -----------------------------------------------------------------------------------------------
 
     def axes(self, value: Any, output: int = 0) -> tuple[Axis, ...]:
         """Axes of a tensor argument, or of one output of the node itself."""
@@ -84,7 +84,7 @@ class Site:
         """A dimension counted from the front."""
         return dim % max(len(self.axes(value)), 1)
 
-    # -- arguments --------------------------------------------------------------------------------------------
+    # -- arguments ------------------------------------------------------------------------------------------
 
     def arg(self, index: int, name: str, default: Any = None) -> Any:
         """A positional or keyword argument."""

@@ -1,0 +1,281 @@
+"""Prune every model of a zoo at one ratio and check each result.
+
+    python bench/zoo.py ../shared/data/zoo.json --out zoo.csv [--models 'resnet*'] [--onnx] [--jobs 2]
+
+For each model, in a process of its own: parameters removed, forward and backward, output shape, the relative error of
+masked equivalence, plan → JSON → fresh copy gives identical weights and outputs, with ``--onnx`` also the largest
+difference between ONNX Runtime and torch; the time of torch.export apart from the time of solving, planning and
+slicing; and what is frozen and why. Rows are written one by one to CSV and JSON lines, a summary at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fnmatch
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+FIELDS = (
+    "name", "source", "ok", "passed", "in_place", "removed", "macs_removed", "error", "leak", "identical", "shape_kept",
+    "backward", "onnx", "seconds_export", "seconds_couple", "seconds_plan", "seconds_apply", "groups", "frozen",
+    "reason", "failure",
+)  # fmt: skip
+TOLERANCE = 1e-4
+
+
+def main() -> int:
+    """Run the bench; exit code 1 if a model fails."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("zoo", type=Path, help="JSON list of {name, source, kind, input}")
+    parser.add_argument("--out", type=Path, default=Path("zoo.csv"), help="CSV; JSON lines go beside it")
+    parser.add_argument("--models", default="*", help="glob of names, or source:name")
+    parser.add_argument("--ratio", type=float, default=0.5)
+    parser.add_argument("--least", type=float, default=0.4, help="fraction of the parameters that must go")
+    parser.add_argument("--onnx", action="store_true", help="export and compare in ONNX Runtime")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for one model")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    entries = json.loads(options.zoo.read_text())
+    if options.one is not None:
+        print("ROW " + json.dumps(check(json.loads(options.one), options.ratio, options.onnx)))
+        return 0
+    chosen = [
+        e
+        for e in entries
+        if fnmatch.fnmatch(e["name"], options.models)
+        or fnmatch.fnmatch(f"{e['source']}:{e['name']}", options.models)
+    ]
+    rows = []
+    with open(options.out, "w", newline="") as file, open(options.out.with_suffix(".jsonl"), "w") as lines:
+        writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
+        writer.writeheader()
+        with ThreadPoolExecutor(options.jobs) as pool:
+            for row in pool.map(lambda entry: isolated(entry, options), chosen):
+                rows.append(row)
+                writer.writerow(row)
+                file.flush()
+                lines.write(json.dumps(row) + "\n")
+                lines.flush()
+                print(line(row), flush=True)
+    passed = sum(row["passed"] for row in rows)
+    exact = sum(row["ok"] for row in rows)
+    in_place = sum(bool(row.get("in_place")) for row in rows)
+    print(
+        f"{passed} of {len(rows)} pass (correct and ≥ {options.least:.0%} of the parameters removed); "
+        f"{exact} are correct; {in_place} in the user's own class"
+    )
+    return 0 if passed == len(rows) else 1
+
+
+def isolated(entry: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Check one model in a process of its own, so that it can neither hang nor kill the rest."""
+    command = [
+        sys.executable, __file__, str(options.zoo), "--ratio", str(options.ratio), "--one", json.dumps(entry),
+        *(["--onnx"] if options.onnx else []),
+    ]  # fmt: skip
+    row: dict[str, Any] = {"name": entry["name"], "source": entry["source"], "ok": False, "failure": ""}
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=options.timeout,
+            env={"OMP_NUM_THREADS": "1", **os.environ},
+            check=False,
+        )
+        found = [text for text in done.stdout.splitlines() if text.startswith("ROW ")]
+        row.update(json.loads(found[-1][4:]) if found else {"failure": f"died: {done.stderr[-800:]}"})
+    except subprocess.TimeoutExpired:
+        row["failure"] = f"no end within {options.timeout:.0f} s"
+    row["passed"] = row["ok"] and row["removed"] >= options.least
+    return row
+
+
+def line(row: dict[str, Any]) -> str:
+    """One line for people."""
+    if row["failure"]:
+        return f"FAIL {row['name']:40s} {row['failure'].splitlines()[-1][:200]}"
+    mark = "ok  " if row["passed"] else ("LOW " if row["ok"] else "BAD ")
+    times = "+".join(f"{row['seconds_' + k]:.1f}" for k in ("export", "couple", "plan", "apply"))
+    return (
+        f"{mark} {row['name']:40s} removed {row['removed']:.1%} error {row['error']:.1e} "
+        f"{'class' if row['in_place'] else 'graph'} {times} s {row['onnx'] if row['onnx'] is not None else ''}"
+    )
+
+
+def build(entry: dict[str, Any]) -> Any:
+    """The model with random weights; of a detector the backbone and neck."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    if entry["source"] == "timm":
+        import timm
+
+        model = timm.create_model(entry["name"], pretrained=False)
+    else:
+        import torchvision
+
+        detection = (
+            {"weights": None, "weights_backbone": None}
+            if entry["kind"] in ("det", "seg")
+            else {"weights": None}
+        )
+        extra = {"init_weights": True} if entry["name"] in ("googlenet", "inception_v3") else {}
+        model = torchvision.models.get_model(entry["name"], **detection, **extra)
+        if entry["kind"] == "det":
+            model = model.backbone
+    with torch.no_grad():  # random statistics and scales, so that a wrong slice shows
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                if module.affine:
+                    module.weight.uniform_(0.5, 1.5)
+                    module.bias.normal_(0, 0.1)
+    return model.eval()
+
+
+def check(entry: dict[str, Any], ratio: float, onnx: bool) -> dict[str, Any]:
+    """Everything about one model, as one row."""
+    import torch
+
+    warnings.simplefilter("ignore")
+    row: dict[str, Any] = {
+        "name": entry["name"],
+        "source": entry["source"],
+        "ok": False,
+        "onnx": None,
+        "failure": "",
+    }
+    try:
+        model = build(entry)
+        shape = list(entry["input"])
+        shape[0] = 2
+        inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        _check(model, inputs, ratio, onnx, row)
+    except Exception:  # the row tells what went wrong; the bench goes on
+        row["failure"] = traceback.format_exc()[-3000:]
+    return row
+
+
+def _check(model: Any, inputs: Any, ratio: float, onnx: bool, row: dict[str, Any]) -> None:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    from penjing.graph import couple, trace
+    from penjing.prune import Cost, Plan, allocate, apply, make_criterion, prune_slots
+    from penjing.prune.compare import relative_error, run
+    from penjing.prune.criteria import Material
+    from penjing.prune.masked import masked_output
+    from penjing.prune.slots import by_leaf
+
+    marks = [time.process_time()]
+
+    def lap(name: str) -> None:
+        marks.append(time.process_time())
+        row[f"seconds_{name}"] = round(marks[-1] - marks[-2], 3)
+
+    graph = trace(model, inputs)
+    lap("export")
+    coupling = couple(graph)
+    lap("couple")
+    scores = make_criterion("magnitude").scores(Material(model, graph, coupling))
+    kept = allocate(coupling.groups, scores, ratio=ratio)
+    lap("plan")
+    result = prune_slots(model, inputs, graph, coupling, kept)
+    lap("apply")
+    before, after = result.before, result.after
+    row["removed"] = round(1 - after["params"] / before["params"], 4)
+    row["macs_removed"] = round(1 - after["macs"] / max(before["macs"], 1), 4)
+    row["in_place"], row["reason"] = result.in_place, result.reason
+    row["groups"] = len(coupling.groups)
+    row["frozen"] = [
+        {
+            **f.to_dict(),
+            "size": sum(
+                graph.params[p.rsplit(":", 1)[0]].numel()
+                for p in f.params
+                if p.rsplit(":", 1)[0] in graph.params
+            ),
+        }
+        for f in coupling.frozen
+        if f.kind in ("unsolved", "structure")
+    ]
+    counted = sum(p.numel() for p in result.model.parameters())
+    if counted != after["params"]:
+        raise AssertionError(f"counted {counted} parameters, planned {after['params']}")
+
+    leaves = by_leaf(coupling, kept)
+    expected, row["leak"] = masked_output(graph, coupling, leaves, inputs)
+    output = run(result.model, inputs)
+    row["error"] = relative_error(output, expected)
+    original = [tuple(t.shape) for t in pytree.tree_leaves(run(model, inputs)) if isinstance(t, torch.Tensor)]
+    leaves_out = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+    row["shape_kept"] = original == [tuple(t.shape) for t in leaves_out]
+
+    result.model.train()
+    trained = [
+        t for t in pytree.tree_leaves(result.model(inputs)) if isinstance(t, torch.Tensor) and t.requires_grad
+    ]
+    torch.stack([t.float().square().mean() for t in trained]).sum().backward()  # type: ignore[no-untyped-call]
+    row["backward"] = all(
+        p.grad is None or bool(torch.isfinite(p.grad).all()) for p in result.model.parameters()
+    ) and any(p.grad is not None for p in result.model.parameters())
+    result.model.zero_grad(set_to_none=True)
+    result.model.eval()
+
+    plan = Plan.from_dict(json.loads(json.dumps(result.plan.to_dict())))
+    fresh = prune_slots(
+        model, inputs, graph, coupling, kept
+    )  # running statistics moved in the backward pass above
+    again = apply(model, plan, inputs)
+    ours, theirs = again.model.state_dict(), fresh.model.state_dict()
+    row["identical"] = ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    row["cost"] = Cost(graph, coupling)(leaves)
+    if onnx:
+        row["onnx"] = onnx_error(again.model, inputs)
+    row["ok"] = bool(
+        row["error"] <= TOLERANCE
+        and row["leak"] <= TOLERANCE
+        and row["shape_kept"]
+        and row["backward"]
+        and row["identical"]
+        and (row["onnx"] is None or row["onnx"] <= 1e-3)
+    )
+
+
+def onnx_error(model: Any, inputs: Any) -> float:
+    """Export, run in ONNX Runtime, and give the relative error against torch."""
+    import numpy as np
+    import onnxruntime
+    import torch
+    from torch.utils import _pytree as pytree
+
+    from penjing.export.onnx import export_onnx
+    from penjing.prune.compare import relative_error, run
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_onnx(model, Path(folder) / "model.onnx", inputs)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        found = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    expected = [t for t in pytree.tree_leaves(run(model, inputs)) if isinstance(t, torch.Tensor)]
+    return relative_error([torch.from_numpy(np.asarray(a)) for a in found], expected)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Keep the function before training anything: refit what reads pruned channels to the original's outputs.
+
+Layer after layer, in the order of computation, each layer's weights are fitted by ridge least squares: from the
+student's own inputs (already refitted up to there) to the teacher's outputs. Where the layer ends a residual branch, the
+target is the teacher's residual *sum* less the student's own shortcut, so that the branch also makes good what
+the shortcut stream has lost. Means of what was removed go into biases, or into the running means of batch norms.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from penjing.config import Config
+from penjing.errors import DataError, PruneError
+from penjing.events import Event, Listener, silent
+
+
+class ReconstructConfig(Config):
+    """Options of `reconstruct`.
+
+    Attributes:
+        max_samples: Most calibration samples taken from the data (labels are not looked at).
+        holdout: Fraction of the samples held back to choose each layer's ridge.
+        ridges: Ridges to try, relative to the mean variance of a layer's inputs. A layer keeps its weights where none
+            of them lowers its error on the held-back samples.
+        layers: ``"pruned"`` refits layers that read pruned channels; ``"all"`` also those whose inputs have only
+            drifted.
+        drift: Let residual branches correct the drift of their shortcut.
+        max_features: Layers with more inputs (channels × kernel) are fitted from samples instead of second moments.
+        max_rows: Most rows (samples × positions) a layer is fitted on; positions are taken by chance.
+        rebase_norms: Set batch-norm statistics to those of the refitted network and change scale and offset so that the
+            function stays; training then starts from the function it was given.
+    """
+
+    max_samples: int = Field(default=2048, ge=8)
+    holdout: float = Field(default=0.2, gt=0, lt=1)
+    ridges: tuple[float, ...] = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    layers: Literal["pruned", "all"] = "pruned"
+    drift: bool = True
+    max_features: int = Field(default=2560, ge=1)
+    max_rows: int = Field(default=131_072, ge=16)
+    rebase_norms: bool = True
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """What happened to one layer.
+
+    Attributes:
+        layer: Name of its weight.
+        method: ``"moments"``, ``"samples"``, ``"shift"`` (only means were folded) or ``"kept"``.
+        target: ``"output"``, or ``"sum"`` where a residual branch corrects the drift of the shortcut.
+        ridge: The chosen ridge; None where the weights stay.
+        error_before, error_after: Squared error on the held-back samples, relative to the size of the target.
+    """
+
+    layer: str
+    method: str
+    target: str
+    ridge: float | None
+    error_before: float
+    error_after: float
+
+
+@dataclass(frozen=True)
+class ReconstructResult:
+    """A refitted network.
+
+    Attributes:
+        model: The refitted copy of the student.
+        layers: One entry for each layer looked at, in the order of computation.
+        num_samples: Calibration samples used.
+        error_before, error_after: Squared difference between the student's and the teacher's outputs on the held-back
+            samples, relative to the teacher's variance.
+        seconds: Wall-clock seconds.
+        notes: What was left out, and why.
+    """
+
+    model: nn.Module
+    layers: tuple[LayerFit, ...]
+    num_samples: int
+    error_before: float
+    error_after: float
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "layers": [asdict(layer) for layer in self.layers],
+            "num_samples": self.num_samples,
+            "error_before": self.error_before,
+            "error_after": self.error_after,
+            "notes": list(self.notes),
+            "timing": {"seconds": self.seconds},
+        }
+
+
+def reconstruct(
+    student: nn.Module,
+    teacher: nn.Module,
+    plan: Any,
+    data: Iterable[Any],
+    config: ReconstructConfig | None = None,
+    *,
+    seed: int = 0,
+    listen: Listener = silent,
+) -> ReconstructResult:
+    """Refit a pruned network to its original, without training and without labels.
+
+    Args:
+        student: The pruned network (the user's class or a traced graph). It is copied.
+        teacher: The original.
+        plan: The plan that made the student, or a mapping ``{tensor: {dim: kept positions}}``.
+        data: A re-iterable of batches, as for training.
+        config: Options.
+        seed: Chooses the positions a large layer is fitted on.
+        listen: Hears the progress.
+
+    Raises:
+        DataError: no data, or NaN in it.
+        PruneError: when student and teacher are not the same network but for its sizes.
+        TraceError: when one of them cannot be traced.
+    """
+    from penjing.prune.refit import Refit  # the traced-graph machinery loads only when it is used
+
+    config = config or ReconstructConfig()
+    began = time.perf_counter()
+    batches = calibration_batches(data, config.max_samples)
+    model = copy.deepcopy(student)
+    work = Refit(model, teacher, _kept(plan), batches, config, seed, listen)
+    before = work.output_error()
+    listen(Event("reconstruct", "start", 0, work.total, "layer", message=f"{work.num_samples} samples"))
+    layers = work.run()
+    after = work.output_error()
+    notes = list(work.notes)
+    if not after < before and any(layer.method != "kept" for layer in layers):
+        # never hand back something worse than what came in
+        notes.append("the refit did not lower the output error on held-back samples and was undone")
+        model, after = copy.deepcopy(student), before
+        listen(Event("reconstruct", "warning", message=notes[-1]))
+    seconds = time.perf_counter() - began
+    metrics = {"error_before": before, "error_after": after, "seconds": seconds}
+    listen(Event("reconstruct", "end", work.total, work.total, "layer", metrics))
+    return ReconstructResult(model, tuple(layers), work.num_samples, before, after, seconds, tuple(notes))
+
+
+def calibration_batches(data: Iterable[Any], max_samples: int) -> list[list[Any]]:
+    """The flat inputs of the first ``max_samples`` samples, batch by batch.
+
+    Raises:
+        DataError: no data, or NaN in it.
+    """
+    from penjing.recover.batches import check, map_inputs, unpack
+
+    taken: list[list[Any]] = []
+    count = 0
+    for index, item in enumerate(data):
+        batch = unpack(item)
+        check(batch, index)
+        room = max_samples - count
+        inputs = map_inputs(batch.inputs, lambda x, room=room: x[:room])
+        count += min(batch.size, room)
+        taken.append(pytree.tree_leaves(inputs))
+        if count >= max_samples:
+            break
+    if count < 2:
+        raise DataError(
+            "reconstruction got fewer than two samples",
+            remedy="Give it some hundreds of samples of the training set",
+        )
+    return taken
+
+
+def _kept(plan: Any) -> dict[str, dict[int, Tensor]]:
+    """Kept positions by tensor and dimension."""
+    tensors: Mapping[str, Mapping[int, Any]] = plan if isinstance(plan, Mapping) else plan.tensors
+    return {
+        name: {dim: torch.as_tensor(positions, dtype=torch.int64) for dim, positions in dims.items()}
+        for name, dims in tensors.items()
+    }
+
+
+def same_structure(student: fx.GraphModule, teacher: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """Each of the student's nodes with its counterpart in the teacher.
+
+    Raises:
+        PruneError: when the sequences of ops differ.
+    """
+    mine: Sequence[fx.Node] = list(student.graph.nodes)
+    theirs: Sequence[fx.Node] = list(teacher.graph.nodes)
+    for a, b in zip(mine, theirs, strict=False):
+        if a.op != b.op or (a.op == "call_function" and a.target != b.target):
+            raise PruneError(
+                f"student and teacher compute different things ({a.target} against {b.target})",
+                layer=a.name,
+                remedy="Reconstruct the pruned network against the very network it was pruned from",
+            )
+    if len(mine) != len(theirs):
+        raise PruneError(
+            f"student and teacher have {len(mine)} and {len(theirs)} operations",
+            remedy="Reconstruct the pruned network against the very network it was pruned from",
+        )
+    return dict(zip(mine, theirs, strict=True))

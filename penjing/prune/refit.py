@@ -1,0 +1,273 @@
+"""The work of `reconstruct`: walk through student and teacher together and refit the student's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from penjing.errors import PruneError
+from penjing.events import Event, Listener
+from penjing.graph import trace
+from penjing.prune.least_squares import Fit, fit_moments, fit_samples
+from penjing.prune.moments import Moments, thin_out
+from penjing.prune.places import Norm, Place, find_norms, find_places
+from penjing.prune.recalibrate import rebase_
+from penjing.prune.reconstruct import LayerFit, ReconstructConfig, same_structure
+from penjing.prune.walk import Walk
+
+# products in float64 up to this many features; beyond it, products in float32 are added up in float64
+_EXACT_FEATURES = 768
+_ROWS_BY_SAMPLES = 2048
+
+
+class Refit:
+    """State of one reconstruction; the student is changed in place, through the tensors its graph shares."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        kept: Mapping[str, Mapping[int, Tensor]],
+        batches: Sequence[Sequence[Any]],
+        config: ReconstructConfig,
+        seed: int,
+        listen: Listener,
+    ) -> None:
+        self.kept, self.batches, self.config, self.listen = kept, batches, config, listen
+        self.generator = torch.Generator().manual_seed(seed)
+        example = tuple(leaf[:2] if isinstance(leaf, Tensor) else leaf for leaf in batches[0])
+        self.student, self.teacher = trace(student, example), trace(teacher, example)
+        self.twin = same_structure(self.student.module, self.teacher.module)
+        places = find_places(self.student)
+        reading = {name for name, dims in kept.items() if 1 in dims}
+        self.notes = [
+            f"{name} reads pruned channels and was not refitted (its op is not supported)"
+            for name in sorted(reading - places.keys())
+            if name in self.student.params
+        ]
+        chosen = places if config.layers == "all" else {n: p for n, p in places.items() if n in reading}
+        self.places = {place.node: place for place in chosen.values()}
+        self.norms = find_norms(self.student) if config.rebase_norms else {}
+        self.total = len(self.places)
+        self.num_samples = sum(len(batch[0]) for batch in batches)
+        self.done: list[LayerFit] = []
+        self._sums_in_work: set[fx.Node] = set()
+
+    # ------------------------------------------------------------------------------------------------ the walk
+
+    @torch.no_grad()
+    def run(self) -> list[LayerFit]:
+        """Refit every chosen layer, in the order of computation."""
+        self.mine = Walk(self.student, self.batches)
+        self.theirs = Walk(self.teacher, self.batches, pinned=[self.twin[node] for node in self.places])
+        output = next(node for node in self.student.module.graph.nodes if node.op == "output")
+        for node in output.all_input_nodes:
+            self.mine.ensure(node, self._before)
+        return self.done
+
+    def _before(self, node: fx.Node) -> None:
+        if node in self.places:
+            self._refit(self.places[node])
+        elif node in self.norms:
+            self._rebase(self.norms[node])
+
+    @torch.no_grad()
+    def output_error(self) -> float:
+        """Squared difference of the outputs on the held-back samples, relative to the teacher's variance."""
+        error = size = 0.0
+        for batch in self.batches:
+            start = self._split(len(batch[0]))
+            held = [leaf[start:] if isinstance(leaf, Tensor) else leaf for leaf in batch]
+            if len(held[0]) == 0:
+                continue
+            outputs = zip(
+                pytree.tree_leaves(self.student(*held)), pytree.tree_leaves(self.teacher(*held)), strict=True
+            )
+            for a, b in outputs:
+                if isinstance(a, Tensor) and a.shape == b.shape and a.is_floating_point():
+                    error += float((a - b).double().square().sum())
+                    size += float((b - b.mean(0)).double().square().sum()) or float(b.double().square().sum())
+        return error / max(size, 1e-30)
+
+    # ------------------------------------------------------------------------------------------------ one layer
+
+    def _refit(self, place: Place) -> None:
+        node, twin = place.node, self.twin[place.node]
+        sums = self._shortcut_ready(place)
+        self.theirs.ensure(twin)
+        targets = _Targets(self, place, sums)
+        weight = self.student.params[place.weight]
+        groups = place.patches.groups
+        features = weight[0].numel()
+        intercept = place.bias is not None or place.norm is not None
+        inputs = self.mine.values(_input(node))
+        rows = _Rows(place, self._wanted_rows(features), self.generator)
+        size = 0.0
+        if groups == 1 and features > self.config.max_features:
+            parts = []
+            for index, x in enumerate(inputs):
+                target, current = targets.at(index), self.mine.evaluate(node, index)
+                x_RF, r_RO, held_R = rows.flat(x, target - current, self._split(len(x)), len(inputs))
+                size += float(target[self._split(len(x)) :].double().square().mean()) / len(inputs)
+                parts.append((x_RF, r_RO, held_R))
+            x_RF, r_RO, held_R = (torch.cat([part[i] for part in parts]) for i in range(3))
+            fit = fit_samples(x_RF, r_RO, held_R, self.config.ridges, targets.weights_O(), intercept)
+            count, method = int(held_R.sum()), "samples"
+        else:
+            exact = features <= _EXACT_FEATURES
+            shape = (groups, features, len(weight) // groups)
+            learn, held = Moments(*shape, exact=exact), Moments(*shape, exact=exact)
+            for index, x in enumerate(inputs):
+                target, current = targets.at(index), self.mine.evaluate(node, index)
+                start = self._split(len(x))
+                size += float(target[start:].double().square().mean()) / len(inputs)
+                positions = rows.positions(current, self.num_samples)
+                for part, moments in ((slice(None, start), learn), (slice(start, None), held)):
+                    moments.add(
+                        place.patches.inputs(x[part], positions),
+                        place.patches.outputs((target - current)[part], positions),
+                    )
+            weights_GO = targets.weights_O().reshape(groups, -1)
+            fit = fit_moments(learn, held, self.config.ridges, weights_GO, intercept)
+            count, method = held.count, "moments"
+        self._put(place, fit)
+        self.theirs.release(twin)
+        if fit.change_GOF is None:
+            method = "shift" if bool(fit.shift_GO.any()) else "kept"
+        scale = max(count * len(weight) * size, 1e-30)
+        kind = "output" if sums is None else "sum"
+        self.done.append(
+            LayerFit(place.weight, method, kind, fit.ridge, fit.before / scale, fit.after / scale)
+        )
+        metrics = {"error_before": fit.before / scale, "error_after": fit.after / scale}
+        self.listen(
+            Event("reconstruct", "progress", len(self.done), self.total, "layer", metrics, place.weight)
+        )
+
+    def _shortcut_ready(self, place: Place) -> fx.Node | None:
+        """The residual sum to aim at, with the shortcut's values and the teacher's sum computed; or None."""
+        total, other = place.total, place.other
+        if not self.config.drift or total is None or other is None or total in self._sums_in_work:
+            return None
+        self._sums_in_work.add(total)  # a branch on the other side must not wait for this one
+        self.mine.ensure(other, self._before)
+        self.theirs.ensure(self.twin[total])
+        return total
+
+    def _put(self, place: Place, fit: Fit) -> None:
+        """Write a fit into the layer: weights, and the shift into its bias or the norm behind it."""
+        weight = self.student.params[place.weight]
+        if fit.change_GOF is not None:
+            weight.add_(fit.change_GOF.reshape(weight.shape).to(weight.dtype))
+        shift = fit.shift_GO.flatten()
+        if place.bias is not None:
+            bias = self.student.params[place.bias]
+            bias.add_(shift.to(bias.dtype))
+        elif place.norm is not None:
+            mean = self.student.buffers[place.norm.mean]
+            mean.sub_(shift.to(mean.dtype))
+
+    def _rebase(self, norm: Norm) -> None:
+        tensors = self.student.params | self.student.buffers  # type: ignore[operator]
+        weight, bias, mean, var = (tensors[name] for name in (norm.weight, norm.bias, norm.mean, norm.var))
+        rebase_(weight, bias, mean, var, norm.eps, self.mine.values(_input(norm.node)))
+
+    def _split(self, samples: int) -> int:
+        """How many of a batch's samples are fitted on; the rest are held back."""
+        return min(max(round(samples * (1 - self.config.holdout)), 1), max(samples - 1, 1))
+
+    def _wanted_rows(self, features: int) -> int:
+        """Rows to fit on: plenty for the unknowns, within the limit."""
+        return min(self.config.max_rows, max(64 * features, 16_384))
+
+    def kept_outputs(self, place: Place) -> Tensor | None:
+        """Positions of the teacher's outputs that the student has."""
+        kept = self.kept.get(place.weight, {}).get(0)
+        theirs, mine = self.teacher.params[place.weight], self.student.params[place.weight]
+        if (len(theirs) if kept is None else len(kept)) != len(mine):
+            raise PruneError(
+                f"the plan keeps {len(theirs) if kept is None else len(kept)} outputs, the student has {len(mine)}",
+                layer=place.weight,
+                remedy="Pass the plan that made this student",
+            )
+        return kept
+
+
+def _input(node: fx.Node) -> fx.Node:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+class _Targets:
+    """What a layer should give, batch by batch."""
+
+    def __init__(self, work: Refit, place: Place, total: fx.Node | None) -> None:
+        self.work, self.place, self.total = work, place, total
+        self.kept = work.kept_outputs(place)
+        self.dim = 1 if place.patches.kernel else -1
+
+    def weights_O(self) -> Tensor:
+        """What a squared error of each output counts: its scale behind the batch norm."""
+        norm = self.place.norm
+        if norm is None:
+            return torch.ones(len(self.work.student.params[self.place.weight]), dtype=torch.float64)
+        return self._gain(norm).square().clamp_min(1e-12)
+
+    def at(self, index: int) -> Tensor:
+        """The target of one batch, in the student's channels."""
+        work, place = self.work, self.place
+        plain = self._cut(work.theirs.values(work.twin[place.node])[index])
+        if self.total is None or place.other is None:
+            return plain
+        branch = (
+            self._cut(work.theirs.values(work.twin[self.total])[index]) - work.mine.values(place.other)[index]
+        )
+        if place.norm is None:
+            return branch
+        params, buffers = work.student.params, work.student.buffers
+        gain = self._gain(place.norm)
+        # a channel that the norm all but switches off cannot carry a correction
+        live = gain.abs() > 1e-3 * gain.abs().max()
+        shape = [1, -1] + [1] * (plain.dim() - 2)
+        safe = torch.where(live, gain, torch.ones_like(gain)).to(plain.dtype).reshape(shape)
+        offset, mean = params[place.norm.bias].reshape(shape), buffers[place.norm.mean].reshape(shape)
+        return torch.where(live.reshape(shape), (branch - offset) / safe + mean, plain)
+
+    def _cut(self, x: Tensor) -> Tensor:
+        return x if self.kept is None else x.index_select(self.dim, self.kept)
+
+    def _gain(self, norm: Norm) -> Tensor:
+        params, buffers = self.work.student.params, self.work.student.buffers
+        return params[norm.weight].detach().double() / (buffers[norm.var].double() + norm.eps).sqrt()
+
+
+class _Rows:
+    """Which rows of a layer's input take part."""
+
+    def __init__(self, place: Place, wanted: int, generator: torch.Generator) -> None:
+        self.place, self.wanted, self.generator = place, wanted, generator
+
+    def positions(self, output: Tensor, samples: int) -> Tensor | None:
+        """Output positions taken from each sample of this batch; None for all."""
+        if not self.place.patches.kernel:
+            return None
+        total = self.place.patches.num_positions(output)
+        return thin_out(total, max(self.wanted // samples, 1), self.generator)
+
+    def flat(self, x: Tensor, residual: Tensor, split: int, batches: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of one batch, at most its share of what a kernel matrix can hold, and which are held back."""
+        share = max(_ROWS_BY_SAMPLES // batches, 2)
+        positions = None
+        if self.place.patches.kernel:
+            total = self.place.patches.num_positions(residual)
+            positions = thin_out(total, max(share // len(x), 1), self.generator)
+        x_RF = self.place.patches.inputs(x, positions)[0]
+        r_RO = self.place.patches.outputs(residual, positions)[0]
+        held_R = torch.arange(len(x_RF)) >= split * (len(x_RF) // len(x))
+        chosen = thin_out(len(x_RF), share, self.generator)
+        return (x_RF, r_RO, held_R) if chosen is None else (x_RF[chosen], r_RO[chosen], held_R[chosen])

@@ -1,0 +1,107 @@
+"""Run a traced network node by node over all calibration batches at once.
+
+Values are kept only as long as something still reads them, so a network can be changed layer by layer while its
+data waits in front of the next layer, and every layer is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from penjing.graph import Graph
+
+Hook = Callable[[fx.Node], None]
+
+
+class Walk:
+    """Values of a graph's nodes, each a list with one entry for each batch.
+
+    Args:
+        graph: The traced network; its parameters are read when a node is computed.
+        batches: The flat inputs of each batch, in the order of the graph's placeholders.
+        pinned: Nodes whose values stay until `release`.
+    """
+
+    def __init__(
+        self, graph: Graph, batches: Sequence[Sequence[Any]], pinned: Sequence[fx.Node] = ()
+    ) -> None:
+        self.graph = graph
+        self._count = len(batches)
+        self._values: dict[fx.Node, list[Any]] = {}
+        self._done: set[fx.Node] = set()
+        nodes = graph.module.graph.nodes
+        self._readers = {node: len(node.users) for node in nodes}
+        for node in pinned:
+            self._readers[node] += 1
+        placeholders = [node for node in nodes if node.op == "placeholder"]
+        for position, node in enumerate(placeholders):
+            self._values[node] = [batch[position] for batch in batches]
+            self._done.add(node)
+
+    def ensure(self, wanted: fx.Node, before: Hook | None = None) -> list[Any]:
+        """Compute a node and all it depends on, where not done yet; gives its values.
+
+        Args:
+            wanted: The node.
+            before: Called with each node when its inputs are ready and it is about to be computed.
+        """
+        stack = [wanted]
+        while stack:
+            node = stack[-1]
+            if node in self._done:
+                stack.pop()
+                continue
+            missing = [source for source in node.all_input_nodes if source not in self._done]
+            if missing:
+                stack.extend(reversed(missing))
+                continue
+            if before is not None:
+                before(node)
+            if node not in self._done:  # the hook may have computed it
+                self._compute(node)
+            stack.pop()
+        return self.values(wanted)
+
+    def values(self, node: fx.Node) -> list[Any]:
+        """The values of a node that is done and still read by something."""
+        if node.op == "get_attr":
+            return [self._attribute(node)] * self._count
+        return self._values[node]
+
+    def release(self, node: fx.Node) -> None:
+        """Count one reader of the node as done; the last one frees its values."""
+        self._readers[node] -= 1
+        if self._readers[node] == 0:
+            self._values.pop(node, None)
+
+    @torch.no_grad()
+    def evaluate(self, node: fx.Node, index: int) -> Any:
+        """The node's value for one batch, from its inputs' values, without keeping it."""
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: self.values(source)[index])
+        if _in_place(node):
+            args = (args[0].clone(), *args[1:])
+        assert callable(node.target), "placeholders, attributes and the output are not evaluated"
+        return node.target(*args, **kwargs)
+
+    def _compute(self, node: fx.Node) -> None:
+        if node.op != "get_attr":
+            self._values[node] = [self.evaluate(node, index) for index in range(self._count)]
+        self._done.add(node)
+        for source in node.all_input_nodes:
+            self.release(source)
+
+    def _attribute(self, node: fx.Node) -> Any:
+        value: Any = self.graph.module
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return value.detach() if isinstance(value, Tensor) else value
+
+
+def _in_place(node: fx.Node) -> bool:
+    """Whether the op writes into its first argument, which other nodes may still read."""
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and schema.is_mutable and node.args)
