@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -110,15 +111,12 @@ class Exporter(ABC):
 
     def require(self) -> None:
         """Raise `ExportError` with the install command if the runtime is missing."""
-        if self.module is None:
-            return
-        try:
-            importlib.import_module(self.module)
-        except ImportError as error:
+        # Looked up, not imported: the order in which frameworks are loaded matters (see tf_ops.backend).
+        if self.module is not None and importlib.util.find_spec(self.module) is None:
             raise ExportError(
                 f"format {self.name!r} needs the package {self.module!r}, which is not installed",
                 remedy=f"Run: pip install 'penjing[{self.extra}]'",
-            ) from error
+            )
 
 
 _FORMATS: dict[str, type[Exporter]] = {}

@@ -77,6 +77,11 @@ def _pad_for_maximum(x: Tensor, window: _Window, non_negative: bool) -> Tensor:
 
 
 def _pool(x: Tensor, window: _Window, kind: str, padding: str) -> Tensor:
+    if set(window.kernel) == {1}:  # a stride alone: TensorFlow refuses strides above the window
+        return x[(slice(None), *(slice(None, None, s) for s in window.strides), slice(None))]
+    if any(s > k for s, k in zip(window.strides, window.kernel, strict=True)) and len(window.kernel) == 2:
+        pool = tf.nn.max_pool2d if kind == "MAX" else tf.nn.avg_pool2d
+        return pool(x, window.kernel, window.strides, padding)
     return tf.nn.pool(x, window.kernel, kind, strides=window.strides, padding=padding, dilations=window.dilations)
 
 

@@ -16,7 +16,7 @@ from penjing.export.tf_ops.parts import fold_parts
 from penjing.export.tf_ops.value import Tensor, Value, Weights
 
 _FOLD_LIMIT = 1 << 16
-"""Constants of at most this many elements are computed now; larger ones stay in the graph, which keeps files small."""
+"""Ops on constants are computed now if they make no more elements than they take, or than this: files stay small."""
 
 
 class GraphTracer:
@@ -131,7 +131,7 @@ def _can_fold(node: Node) -> bool:
     if node.op in ("Constant", "DequantizeLinear") or not constants or any(c is None for c in constants):
         return False
     sizes = [int(np.prod([d or 1 for d in shape])) for shape in node.out_shapes if shape is not None]
-    return sum(c.size for c in constants if c is not None) + sum(sizes) <= _FOLD_LIMIT
+    return sum(sizes) <= max(_FOLD_LIMIT, sum(c.size for c in constants if c is not None))
 
 
 def _folded(node: Node) -> list[Value]:
