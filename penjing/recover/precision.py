@@ -17,6 +17,7 @@ Precision = Literal["fp32", "bf16"]
 
 # bf16 rounds to 8 bits of mantissa; it must pay clearly to be worth that
 _MIN_SPEEDUP = 1.25
+_ROUNDS = 5
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:
@@ -28,8 +29,20 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
 
 @cache
 def _measured(device: str) -> Precision:
-    plain, half = (min(_seconds(device, bf16) for _ in range(2)) for bf16 in (False, True))
+    """The faster one; where bf16 is emulated it is not even tried, so that a busy machine cannot mislead."""
+    if device == "cpu" and not _cpu_has_bf16():
+        return "fp32"
+    for bf16 in (False, True):
+        _seconds(device, bf16)  # the first pass pays for kernel selection
+    rounds = [(_seconds(device, False), _seconds(device, True)) for _ in range(_ROUNDS)]
+    plain, half = (min(times) for times in zip(*rounds, strict=True))
     return "bf16" if half * _MIN_SPEEDUP < plain else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX, or Arm's extension)."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(value) for name, value in capabilities.items() if "bf16" in name)
 
 
 def _seconds(device: str, bf16: bool) -> float:
