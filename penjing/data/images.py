@@ -1,4 +1,4 @@
-"""Splits of encoded images (PNG, JPEG, WebP…): folders and Parquet files, decoded when asked for."""
+"""Splits of encoded images (PNG, JPEG, WebP…): folders and Parquet files, decoded when first asked for."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from penjing.data.split import ArraySplit, Images, Labels, Split
+from penjing.data.split import Images, Labels, Split
 from penjing.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-_MEMORY_LIMIT = 1 << 30  # decoded bytes up to which a Parquet file is held in memory
+_MEMORY_LIMIT = 1 << 30  # decoded bytes up to which a split is kept in memory once decoded
 
 
 class EncodedSplit(Split):
-    """Images kept encoded. A subclass gives `_open`; all are brought to the mode and size of the first.
+    """Images kept encoded. A subclass gives `_encoded`; all are brought to the mode and size of the first.
+
+    An image is decoded when it is first asked for, and kept where the whole split takes less than 1 GiB.
 
     Args:
         labels: int64 ``(N,)``.
@@ -46,15 +48,20 @@ class EncodedSplit(Split):
         super().__init__(labels, classes, (1, 1, 1), name)
         self._size = image_size
         self.image_shape = image_shape or self._first_shape()
+        height, width, channels = self.image_shape
+        self._cache: Images | None = None
+        if len(self) * height * width * channels <= _MEMORY_LIMIT:
+            self._cache = np.empty((len(self), height, width, channels), dtype=np.uint8)
+            self._cached = np.zeros(len(self), dtype=bool)
 
-    def _open(self, index: int) -> tuple[Any, str]:
-        """What PIL can open, and what to call it in an error."""
+    def _encoded(self, index: int) -> tuple[bytes, str]:
+        """The encoded image, and what to call it in an error."""
         raise NotImplementedError
 
     def _picture(self, index: int) -> tuple[Image.Image, str]:
-        source, where = self._open(index)
+        encoded, where = self._encoded(index)
         try:
-            picture = Image.open(source)
+            picture = Image.open(io.BytesIO(encoded))
             picture.load()
         # PIL raises SyntaxError for broken PNG chunks and DecompressionBombError for absurd sizes.
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -71,22 +78,27 @@ class EncodedSplit(Split):
 
     def fetch(self, indices: NDArray[np.int64]) -> Images:
         """Decoded images."""
+        if self._cache is None:
+            return np.stack([self._decode(int(index)) for index in indices])
+        for index in indices[~self._cached[indices]]:
+            self._cache[index] = self._decode(int(index))
+            self._cached[index] = True
+        return self._cache[indices]
+
+    def _decode(self, index: int) -> Images:
         height, width, channels = self.image_shape
-        out = np.empty((len(indices), height, width, channels), dtype=np.uint8)
-        for row, index in enumerate(indices):
-            picture, where = self._picture(int(index))
-            if picture.mode != ("L" if channels == 1 else "RGB"):
-                picture = picture.convert("L" if channels == 1 else "RGB")
-            if self._size:
-                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-            elif picture.size != (width, height):
-                raise DataError(
-                    f"the image is {picture.height}×{picture.width} pixels and the first {height}×{width}",
-                    layer=where,
-                    remedy="Give image_size to resize all images",
-                )
-            out[row] = np.asarray(picture).reshape(height, width, channels)
-        return out
+        picture, where = self._picture(index)
+        if picture.mode != ("L" if channels == 1 else "RGB"):
+            picture = picture.convert("L" if channels == 1 else "RGB")
+        if self._size:
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        elif picture.size != (width, height):
+            raise DataError(
+                f"the image is {picture.height}×{picture.width} pixels and the first {height}×{width}",
+                layer=where,
+                remedy="Give image_size to resize all images",
+            )
+        return np.asarray(picture).reshape(height, width, channels)
 
 
 class FolderSplit(EncodedSplit):
@@ -105,8 +117,16 @@ class FolderSplit(EncodedSplit):
         self.files = tuple(files)
         super().__init__(labels, classes, name, image_size=image_size, image_shape=image_shape)
 
-    def _open(self, index: int) -> tuple[Any, str]:
-        return self.files[index], str(self.files[index])
+    def _encoded(self, index: int) -> tuple[bytes, str]:
+        where = str(self.files[index])
+        try:
+            return self.files[index].read_bytes(), where
+        except OSError as error:
+            raise DataError(
+                f"the image cannot be read ({error.strerror})",
+                layer=where,
+                remedy="Restore or remove this image",
+            ) from error
 
 
 def list_folder(
@@ -164,14 +184,14 @@ class ParquetSplit(EncodedSplit):
         self._column, self._source = column, source
         super().__init__(labels, classes, name, image_size=image_size)
 
-    def _open(self, index: int) -> tuple[Any, str]:
+    def _encoded(self, index: int) -> tuple[bytes, str]:
         where = f"{self._source} row {index}"
         held = self._column[index].as_py()
         if held is None:
             raise DataError(
                 "the image has no bytes", layer=where, remedy="Store the encoded image in the file"
             )
-        return io.BytesIO(held), where
+        return bytes(held), where
 
     @classmethod
     def open(
@@ -225,13 +245,6 @@ class ParquetSplit(EncodedSplit):
         if names is None:
             names = tuple(str(label) for label in range(int(values.max(initial=-1)) + 1))
         return cls(images, values, names, name, source, image_size=image_size)
-
-    def in_memory(self) -> Split:
-        """Decoded once, where that takes little memory; else as it is."""
-        height, width, channels = self.image_shape
-        if len(self) * height * width * channels > _MEMORY_LIMIT:
-            return self
-        return ArraySplit(self.fetch(np.arange(len(self))), self.labels, self.classes, self.name)
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None, label: str = "label") -> tuple[str, ...] | None:

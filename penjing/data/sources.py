@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def _open_parquet(
     names = tuple(classes) if classes is not None else None
     for part, paths in files.items():
         if paths:
-            parts[part] = ParquetSplit.open(paths, names, part, image_size=image_size).in_memory()
+            parts[part] = ParquetSplit.open(paths, names, part, image_size=image_size)
             names = parts[part].classes
     return _bundle(parts, str(path), val_fraction, seed, mean, std)
 
@@ -186,9 +187,9 @@ def _open_npz(
     std: Sequence[float] | None = None,
 ) -> DataBundle:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             held = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"it cannot be read ({error})",
             layer=str(path),

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from penjing.data import ArraySplit, DataBundle, Split, glyphs, open_data
+from penjing.errors import DataError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, ArraySplit]:
+    bundle = glyphs(per_class=(6, 2, 3), num_classes=4)
+    splits = {"train": bundle.train, "val": bundle.val, "test": bundle.test}
+    return {name: split for name, split in splits.items() if isinstance(split, ArraySplit)}
+
+
+def encode(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_folder(root: Path, drawn: dict[str, ArraySplit]) -> Path:
+    for name, split in drawn.items():
+        for i, (image, label) in enumerate(split):
+            place = root / name / f"class{label}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{i:04}.png").write_bytes(encode(image))
+    return root
+
+
+def write_parquet(path: Path, split: Split, metadata: dict[str, str] | None = None) -> Path:
+    rows = [{"bytes": encode(image), "path": f"{i}.png"} for i, (image, _) in enumerate(split)]
+    table = pa.table({"image": rows, "label": pa.array(split.labels)})
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    return path
+
+
+def content(split: Any) -> list[tuple[int, bytes]]:
+    assert isinstance(split, Split)
+    return sorted((label, image.tobytes()) for image, label in split)
+
+
+def write_all(tmp_path: Path, drawn: dict[str, ArraySplit]) -> dict[str, DataBundle]:
+    for name, split in drawn.items():
+        write_parquet(tmp_path / f"{name}.parquet", split, {"classes": json.dumps(list("abcd"))})
+    arrays = {
+        f"{axis}_{name}": (s.images if axis == "x" else s.labels)
+        for name, s in drawn.items()
+        for axis in "xy"
+    }
+    np.savez(tmp_path / "all.npz", **arrays)
+    write_folder(tmp_path / "folder", drawn)
+    return {
+        "folder": open_data(tmp_path / "folder"),
+        "parquet folder": open_data(tmp_path),
+        "parquet files": open_data(
+            tmp_path / "train.parquet", val=tmp_path / "val.parquet", test=tmp_path / "test.parquet"
+        ),
+        "npz": open_data(tmp_path / "all.npz"),
+    }
+
+
+def test_every_source_gives_the_same_data(tmp_path: Path, drawn: dict[str, ArraySplit]) -> None:
+    bundles = write_all(tmp_path, drawn)
+    for name, bundle in bundles.items():
+        for part, split in drawn.items():
+            assert content(getattr(bundle, part)) == content(split), (name, part)
+        assert bundle.image_shape == (1, 32, 32)
+        assert bundle.num_classes == 4
+        assert bundle.mean == bundles["npz"].mean
+        json.dumps(bundle.to_dict())
+    assert bundles["parquet files"].classes == ("a", "b", "c", "d")
+    assert bundles["folder"].classes == ("class0", "class1", "class2", "class3")
+
+
+def test_validation_is_split_from_train_by_seed_and_never_from_test(
+    tmp_path: Path, drawn: dict[str, ArraySplit]
+) -> None:
+    np.savez(
+        tmp_path / "no_val.npz",
+        x_train=drawn["train"].images,
+        y_train=drawn["train"].labels,
+        x_test=drawn["test"].images,
+        y_test=drawn["test"].labels,
+    )
+    bundle = open_data(tmp_path / "no_val.npz", val_fraction=0.3, seed=1)
+    assert sorted(content(bundle.train) + content(bundle.val)) == content(drawn["train"])
+    assert content(bundle.test) == content(drawn["test"])
+    assert content(bundle.val) == content(open_data(tmp_path / "no_val.npz", val_fraction=0.3, seed=1).val)
+    assert content(bundle.val) != content(open_data(tmp_path / "no_val.npz", val_fraction=0.3, seed=2).val)
+
+
+def test_a_flat_folder_of_classes_is_training_data(tmp_path: Path, drawn: dict[str, ArraySplit]) -> None:
+    root = write_folder(tmp_path, {"train": drawn["train"]}) / "train"
+    bundle = open_data(root)
+    assert bundle.test is None
+    assert sorted(content(bundle.train) + content(bundle.val)) == content(drawn["train"])
+
+
+def test_images_of_several_sizes_need_image_size(tmp_path: Path, drawn: dict[str, ArraySplit]) -> None:
+    root = write_folder(tmp_path, drawn)
+    odd = root / "train" / "class1" / "odd.png"
+    Image.new("RGB", (20, 10)).save(odd)
+    with pytest.raises(DataError, match=r"odd\.png.*10×20 pixels and the first 32×32.*image_size"):
+        content(open_data(root, mean=(0.5,), std=(0.5,)).train)
+    split = open_data(root, image_size=16).train
+    assert isinstance(split, Split)
+    assert split.image_shape == (16, 16, 1)
+    assert split.load().images.shape == (25, 16, 16, 1)
+
+
+def test_hugging_face_class_names_are_read(tmp_path: Path, drawn: dict[str, ArraySplit]) -> None:
+    info = {
+        "info": {"features": {"label": {"names": ["one", "two", "three", "four"], "_type": "ClassLabel"}}}
+    }
+    write_parquet(tmp_path / "hf.parquet", drawn["train"], {"huggingface": json.dumps(info)})
+    assert open_data(tmp_path / "hf.parquet").classes == ("one", "two", "three", "four")
+
+
+def test_npz_floats_and_channels_first_are_understood(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "f.npz", x=(images / 255).astype(np.float32), y=np.arange(6) % 2)
+    bundle = open_data(tmp_path / "f.npz", val_fraction=0.34)
+    assert bundle.image_shape == (3, 8, 8)
+    both = content(bundle.train) + content(bundle.val)
+    assert sorted(raw for _, raw in both) == sorted(image.tobytes() for image in images.transpose(0, 2, 3, 1))
+
+
+# --- the user's own loaders
+
+FACTORY = """
+import torch
+from penjing.data import glyphs
+def loaders(n=3):
+    batches = [(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]))] * n
+    return batches, batches[:1]
+def as_dict():
+    return {"train": loaders()[0], "val": loaders()[1], "classes": ["a", "b"]}
+def bundle(): return glyphs(per_class=(2, 1, 1), num_classes=2)
+def once(): return iter(loaders()[0]), loaders()[1]
+def nothing(): return loaders()[0], None
+"""
+
+
+def test_loaders_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(FACTORY)
+    bundle = open_data(f"{file}:loaders", n=5)
+    assert len(list(bundle.loader("train", 99))) == 5
+    assert bundle.image_shape == (1, 4, 4)
+    assert open_data(f"{file}:as_dict").classes == ("a", "b")
+    assert open_data(f"{file}:bundle").num_classes == 2
+    with pytest.raises(DataError, match="list_iterator, which cannot be iterated again"):
+        open_data(f"{file}:once")
+    with pytest.raises(DataError, match="no val loader"):
+        open_data(f"{file}:nothing")
+    with pytest.raises(DataError, match=r"no function 'loader'.*loaders"):
+        open_data(f"{file}:loader")
+    with pytest.raises(DataError, match="no such file"):
+        open_data(f"{tmp_path / 'other.py'}:loaders")
+
+
+# --- what is wrong is said
+
+
+def empty_folder(root: Path) -> Path:
+    (root / "train" / "a").mkdir(parents=True)
+    return root
+
+
+def unlabelled_folder(root: Path) -> Path:
+    Image.new("L", (4, 4)).save(root / "loose.png")
+    return root
+
+
+def corrupt_image(root: Path) -> Path:
+    (root / "a").mkdir()
+    (root / "a" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n nonsense")
+    return root
+
+
+def truncated_image(root: Path) -> Path:
+    (root / "a").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 1), dtype=np.uint8)
+    (root / "a" / "short.png").write_bytes(encode(noise)[:300])
+    return root
+
+
+def pickled_npz(root: Path) -> Path:
+    np.savez(root / "p.npz", x=np.array([{"a": 1}], dtype=object), y=np.array([0]))
+    return root / "p.npz"
+
+
+def broken_npz(root: Path) -> Path:
+    (root / "b.npz").write_bytes(b"PK\x03\x04 not a zip")
+    return root / "b.npz"
+
+
+def npz_with(**arrays: NDArray[Any]) -> Callable[[Path], Path]:
+    def write(root: Path) -> Path:
+        np.savez(root / "w.npz", **arrays)  # type: ignore[arg-type]
+        return root / "w.npz"
+
+    return write
+
+
+def broken_parquet(root: Path) -> Path:
+    (root / "b.parquet").write_bytes(b"PAR1 nonsense")
+    return root / "b.parquet"
+
+
+def parquet_with(**columns: Any) -> Callable[[Path], Path]:
+    def write(root: Path) -> Path:
+        pq.write_table(pa.table(columns), root / "w.parquet")
+        return root / "w.parquet"
+
+    return write
+
+
+IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
+PIXELS = [{"bytes": encode(IMAGES[0]), "path": ""}] * 4
+NAN = np.full((4, 8, 8, 1), np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("write", "match"),
+    [
+        (lambda root: root / "missing", "no such file"),
+        (lambda root: root, "no class folders"),
+        (empty_folder, "not one sample"),
+        (unlabelled_folder, r"loose\.png, have no class folder"),
+        (corrupt_image, r"bad\.png: the image cannot be decoded"),
+        (truncated_image, r"short\.png: the image cannot be decoded"),
+        (pickled_npz, "pickle"),
+        (broken_npz, "cannot be read"),
+        (npz_with(x=NAN, y=np.zeros(4, int)), "NaN"),
+        (npz_with(x=IMAGES + 7.0, y=np.zeros(4, int)), "span 7…7"),
+        (npz_with(x=IMAGES, y=np.zeros((4, 3))), "labels are float64"),
+        (npz_with(x=IMAGES, y=np.array([0, 1, -1, 0])), "outside"),
+        (npz_with(x=IMAGES, y=np.arange(4)), "no class has two samples"),
+        (npz_with(a=IMAGES), "it holds a"),
+        (broken_parquet, "cannot be read as Parquet"),
+        (parquet_with(image=PIXELS), "its columns are image"),
+        (parquet_with(image=PIXELS, label=[0, 1, None, 0]), "1 of them missing"),
+        (parquet_with(image=["a"] * 4, label=[0, 1, 1, 0]), "the image column is string"),
+        (
+            parquet_with(image=[{"bytes": None, "path": "a"}] * 4, label=[0] * 4),
+            "row 0: the image has no bytes",
+        ),
+    ],
+)
+def test_bad_data_is_an_error_that_says_what(
+    tmp_path: Path, write: Callable[[Path], Path], match: str
+) -> None:
+    with pytest.raises(DataError, match=match):
+        open_data(write(tmp_path))
+
+
+def test_labels_outside_given_classes_and_shapes_that_differ(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=IMAGES, y=np.array([0, 0, 2, 2]))
+    with pytest.raises(DataError, match="outside 0…1"):
+        open_data(tmp_path / "a.npz", classes=("a", "b"))
+    y = np.zeros(4, int)
+    np.savez(tmp_path / "b.npz", x_train=IMAGES, y_train=y, x_test=IMAGES[:, :4], y_test=y)
+    with pytest.raises(DataError, match="test images are"):
+        open_data(tmp_path / "b.npz")
+
+
+def test_unknown_options_and_specs_are_suggested() -> None:
+    with pytest.raises(DataError, match="Did you mean 'per_class'"):
+        open_data("glyphs", per_clas=(1, 1, 1))
+    with pytest.raises(DataError, match="Did you mean 'glyphs'"):
+        open_data("glyph")
+
+
+def test_a_class_that_training_has_not_is_an_error(tmp_path: Path, drawn: dict[str, ArraySplit]) -> None:
+    root = write_folder(tmp_path, drawn)
+    (root / "test" / "class9").mkdir()
+    with pytest.raises(DataError, match="'class9' is not among the training classes"):
+        open_data(root)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the project")
+def test_real_parquet_opens_with_its_class_names() -> None:
+    bundle = open_data(SHARED / "cifar10-test.parquet")
+    assert bundle.classes[3] == "cat"
+    assert bundle.image_shape == (3, 32, 32)
+    x, y = next(iter(bundle.loader("val", 8)))
+    assert x.shape == (8, 3, 32, 32)
+    assert y.dtype == torch.int64
