@@ -18,6 +18,7 @@ from torch import nn
 
 from penjing.errors import ExportError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
+from penjing.export.coexist import make_peace
 from penjing.export.inputs import Feeds, as_call
 from penjing.export.inputs import input_names as default_input_names
 from penjing.files import atomic_write
@@ -63,6 +64,7 @@ def export_onnx(
     """
     path = Path(path)
     opset = DEFAULT_OPSET if opset is None else opset
+    make_peace()
     args, kwargs = as_call(example_inputs)
     names = list(input_names) if input_names is not None else default_input_names(model, example_inputs)
     with inference(model), quiet():

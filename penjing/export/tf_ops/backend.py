@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 import warnings
 from collections.abc import Iterator
 
-if importlib.util.find_spec("triton") is not None:
-    # TensorFlow and Triton each carry LLVM; Triton's library crashes the process when it is loaded second
-    # (torch.export loads it). Loaded first, both work.
-    importlib.import_module("triton")
+from penjing.export.coexist import make_peace
 
+make_peace()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

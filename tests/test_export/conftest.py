@@ -1,0 +1,43 @@
+"""Fixtures of the export tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from export_models import vgg_like
+from torch import nn
+
+
+@pytest.fixture
+def small_net() -> nn.Module:
+    """A fresh VGG-like net for 16×16 images."""
+    return vgg_like()
+
+
+@pytest.fixture
+def same_in_tensorflow(tmp_path: Path) -> Callable[..., None]:
+    """Assert that a model gives in TensorFlow what it gives in ONNX Runtime."""
+    from penjing.export.onnx import OnnxRunner
+    from penjing.export.saved_model import trace_onnx
+    from penjing.export.tf_ops.backend import quiet_tf, tf
+
+    def check(model: onnx.ModelProto, feeds: dict[str, np.ndarray], rtol: float = 1e-5) -> None:
+        path = tmp_path / "model.onnx"
+        onnx.save(model, str(path))
+        expected = OnnxRunner(path, threads=1).run(feeds)
+        with quiet_tf():
+            module, function = trace_onnx(path)
+            results = function(*[tf.constant(array) for array in feeds.values()])
+        for output, wanted in zip(model.graph.output, expected, strict=True):
+            got = results[output.name].numpy()
+            assert got.shape == wanted.shape
+            assert got.dtype == wanted.dtype
+            scale = max(float(np.abs(wanted).max()), 1.0) if wanted.size and wanted.dtype.kind == "f" else 1.0
+            np.testing.assert_allclose(got.astype(np.float64), wanted.astype(np.float64), rtol=0, atol=rtol * scale)
+        assert module is not None
+
+    return check
