@@ -1,0 +1,337 @@
+"""Models named by a spec: a library's name, a Python file, a model file or an artifact folder.
+
+=======================  ==========================================================================
+``timm:NAME``            ``timm.create_model`` (random weights unless ``pretrained=True``)
+``torchvision:NAME``     ``torchvision.models.get_model``
+``penjing:NAME``         `penjing.models.build`
+``file.py:factory``      a function in your own file giving a module, or (module, example inputs)
+``model.keras``          a Keras 3 file, run on the torch backend
+``model.pt2``            a ``torch.export`` archive (only when trusted: torch unpickles it)
+a folder                 an artifact of penjing
+=======================  ==========================================================================
+
+A new kind of spec is one row of `PREFIXES` or `SUFFIXES`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from penjing.errors import ArtifactError
+from penjing.models.weights import load_weights
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network and how to call it.
+
+    Attributes:
+        model: The network, in eval mode.
+        example_inputs: Tensor, tuple or dict it takes (batch 2), or None when the source does not say.
+        source: The spec it came from.
+        kind: ``"timm"``, ``"torchvision"``, ``"penjing"``, ``"file"``, ``"keras"``, ``"pt2"`` or ``"artifact"``.
+        info: What else the source says, e.g. ``mean`` and ``std`` of its inputs, or an artifact's history.
+    """
+
+    model: nn.Module
+    example_inputs: Any
+    source: str
+    kind: str
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_model(
+    spec: str | Path, *, weights: Path | str | None = None, trust: bool = False, **options: Any
+) -> LoadedModel:
+    """Build or read the network that ``spec`` names.
+
+    Args:
+        spec: See the table above.
+        weights: A ``.safetensors`` file to load strictly.
+        trust: Accept files that run code when opened (``.pt``, ``.pth``, ``.pt2``). A ``file.py`` is your own code
+            and always runs.
+        **options: Passed to the library's constructor or the factory, e.g. ``num_classes``.
+
+    Raises:
+        ArtifactError: an unknown spec, a missing package or file, options that do not fit, or weights that do not.
+    """
+    spec = str(spec)
+    loader = _loader(spec)
+    loaded = loader(spec, trust, options)
+    if weights is not None:
+        load_weights(loaded.model, weights, trust=trust)
+    return loaded
+
+
+_Loader = Callable[[str, bool, dict[str, Any]], LoadedModel]
+
+
+def _loader(spec: str) -> _Loader:
+    prefix, colon, _ = spec.partition(":")
+    if colon and prefix in PREFIXES:
+        return PREFIXES[prefix]
+    if re.search(r"\.py(:|$)", spec):
+        return _from_file
+    path = Path(spec)
+    if path.suffix in SUFFIXES:
+        return SUFFIXES[path.suffix]
+    if path.is_dir():
+        return _artifact
+    known = ", ".join(
+        [*(f"{name}:NAME" for name in PREFIXES), "file.py:factory", *SUFFIXES, "an artifact folder"]
+    )
+    near = difflib.get_close_matches(prefix, PREFIXES, n=1) if colon else []
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    what = "does not exist" if path.suffix == "" and not colon else "is no model spec"
+    raise ArtifactError(
+        f"{spec!r} {what}", remedy=f"{hint}Give one of: {known}".replace("? Give", "? Or give")
+    )
+
+
+def _name(spec: str) -> str:
+    return spec.partition(":")[2]
+
+
+def _timm(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
+    timm = _package("timm", spec)
+    name = _name(spec)
+    if not timm.is_model(name.partition(".")[0]):
+        raise _unknown(spec, name, timm.list_models())
+    model = _built(spec, lambda: timm.create_model(name, **options))
+    config = getattr(model, "pretrained_cfg", None) or {}
+    shape = tuple(config.get("input_size") or (3, 224, 224))
+    size = options.get("img_size")
+    if size is not None:
+        shape = (shape[0], *((size, size) if isinstance(size, int) else size))
+    if "in_chans" in options:
+        shape = (options["in_chans"], *shape[1:])
+    info = {key: list(config[key]) for key in ("mean", "std") if config.get(key)}
+    return LoadedModel(model.eval(), _noise(shape), spec, "timm", info)
+
+
+# Input shapes of torchvision models that are not 3×224×224, by the start of their names.
+_TORCHVISION_SHAPES = {
+    "inception_v3": (3, 299, 299),
+    "vit_h_14": (3, 224, 224),
+    "swin3d": (3, 16, 224, 224),
+    "mvit": (3, 16, 224, 224),
+    "s3d": (3, 16, 224, 224),
+    "r3d_18": (3, 16, 112, 112),
+    "mc3_18": (3, 16, 112, 112),
+    "r2plus1d_18": (3, 16, 112, 112),
+}
+
+
+def _torchvision(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
+    models = _package("torchvision", spec).models
+    name = _name(spec)
+    if name not in models.list_models():
+        raise _unknown(spec, name, models.list_models())
+    extra: dict[str, Any] = {"init_weights": True} if name in ("inception_v3", "googlenet") else {}
+    model = _built(spec, lambda: models.get_model(name, **{"weights": None, **extra, **options}))
+    shape = next(
+        (shape for start, shape in _TORCHVISION_SHAPES.items() if name.startswith(start)), (3, 224, 224)
+    )
+    if "image_size" in options:
+        shape = (3, options["image_size"], options["image_size"])
+    info = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    return LoadedModel(model.eval(), _noise(shape), spec, "torchvision", info)
+
+
+def _penjing(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
+    from penjing.models.zoo import build, names
+
+    name = _name(spec)
+    if name not in names():
+        raise _unknown(spec, name, list(names()))
+    options = {"num_classes": 10, **options}
+    model = _built(spec, lambda: build(name, **options))
+    size = options.get("image_size", 32)
+    return LoadedModel(model.eval(), _noise((options.get("in_channels", 3), size, size)), spec, "penjing")
+
+
+def _from_file(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
+    file, _, factory = spec.rpartition(":") if re.search(r"\.py:[^/\\]*$", spec) else (spec, "", "")
+    path = Path(file)
+    if not path.is_file():
+        raise ArtifactError(
+            f"{path} does not exist", layer=spec, remedy="Give the path of an existing Python file"
+        )
+    if not factory:
+        raise ArtifactError(
+            f"{spec!r} does not say which function builds the model",
+            remedy=f"Write {path}:NAME, e.g. {path}:build",
+        )
+    module = _import_file(path, spec)
+    build = getattr(module, factory, None)
+    if not callable(build):
+        raise _unknown(spec, factory, [name for name, value in vars(module).items() if callable(value)])
+    made = _built(spec, lambda: build(**options))
+    model, examples = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module):
+        raise ArtifactError(
+            f"{factory} gave a {type(model).__name__}, not a torch.nn.Module",
+            layer=spec,
+            remedy="Return the module, or (module, example inputs)",
+        )
+    return LoadedModel(model.eval(), examples, spec, "file")
+
+
+def _import_file(path: Path, spec: str) -> Any:
+    name = f"penjing_user_{path.stem}_{abs(hash(str(path.resolve())))}"
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses and type hints look their module up here
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ArtifactError(
+            f"{path} fails when imported ({type(error).__name__}: {error})",
+            layer=spec,
+            remedy="Correct this file",
+        ) from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    return module
+
+
+def _keras(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
+    from penjing.models.keras_door import load_keras
+
+    _no_options(spec, options)
+    return load_keras(spec)
+
+
+def _pt2(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
+    from penjing.graph import GraphModel, trace
+
+    _no_options(spec, options)
+    if not Path(spec).is_file():
+        raise ArtifactError(f"{spec} does not exist", layer=spec, remedy="Give an existing file")
+    if not trust:
+        raise ArtifactError(
+            f"{spec} is a torch.export archive, and torch unpickles parts of it, which can run any code",
+            layer=spec,
+            remedy="Give trust=True (--trust) if you made it yourself, or hand over a penjing artifact",
+        )
+    program = torch.export.load(spec)
+    args, kwargs = program.example_inputs or ((), {})
+    examples: Any = dict(kwargs) if kwargs and not args else args[0] if len(args) == 1 else tuple(args)
+    model = program.module(check_guards=False)
+    return LoadedModel(GraphModel(trace(_Plain(model), examples)), examples, spec, "pt2")
+
+
+class _Plain(nn.Module):
+    """An exported module under the names it had, free of export's refusal of train() and eval()."""
+
+    def __init__(self, exported: nn.Module) -> None:
+        super().__init__()
+        self._modules, self._parameters, self._buffers = (
+            exported._modules,
+            exported._parameters,
+            exported._buffers,
+        )
+        self._non_persistent_buffers_set = exported._non_persistent_buffers_set
+        object.__setattr__(self, "exported", exported)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.exported(*args, **kwargs)
+
+
+def _onnx(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
+    raise ArtifactError(
+        f"{spec} is an ONNX file; it can be quantized and exported, not turned back into a trainable module",
+        layer=spec,
+        remedy="Give the model it was exported from, or an artifact folder",
+    )
+
+
+def _pickled(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
+    _no_options(spec, options)
+    if not Path(spec).is_file():
+        raise ArtifactError(f"{spec} does not exist", layer=spec, remedy="Give an existing file")
+    if not trust:
+        raise ArtifactError(
+            f"{spec} is a pickled model, which can run any code when it is opened",
+            layer=spec,
+            remedy="Give file.py:factory with --weights x.safetensors, or trust=True (--trust) if you made it yourself",
+        )
+    model = torch.load(spec, map_location="cpu", weights_only=False)
+    if not isinstance(model, nn.Module):
+        raise ArtifactError(
+            f"{spec} holds a {type(model).__name__}, not a module",
+            layer=spec,
+            remedy="Give file.py:factory as the model and this file as its weights",
+        )
+    return LoadedModel(model.eval(), None, spec, "pickle")
+
+
+def _artifact(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
+    from penjing.artifact import load, read_artifact
+    from penjing.export.program import example_inputs_of, read_program
+
+    _no_options(spec, options)
+    info = read_artifact(spec, trust=trust).to_dict()
+    examples = example_inputs_of(read_program(Path(spec)))
+    return LoadedModel(load(spec, trust=trust), examples, spec, "artifact", info)
+
+
+PREFIXES: dict[str, _Loader] = {"timm": _timm, "torchvision": _torchvision, "penjing": _penjing}
+SUFFIXES: dict[str, _Loader] = {
+    ".keras": _keras,
+    ".pt2": _pt2,
+    ".onnx": _onnx,
+    ".pt": _pickled,
+    ".pth": _pickled,
+}
+
+
+def _noise(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+
+
+def _package(name: str, spec: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ArtifactError(f"{name} is not installed", layer=spec, remedy=f"pip install {name}") from error
+
+
+def _built(spec: str, build: Callable[[], Any]) -> Any:
+    try:
+        return build()
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ArtifactError(
+            f"building it fails ({type(error).__name__}: {error})",
+            layer=spec,
+            remedy="Give the options that this model takes",
+        ) from error
+
+
+def _unknown(spec: str, name: str, known: list[str]) -> ArtifactError:
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f"Nearest: {', '.join(near)}" if near else f"Known: {', '.join(known[:10])}"
+    return ArtifactError(f"there is no {name!r}", layer=spec, remedy=hint)
+
+
+def _no_options(spec: str, options: Mapping[str, Any]) -> None:
+    if options:
+        raise ArtifactError(
+            f"a model read from a file takes no options, got {', '.join(options)}",
+            layer=spec,
+            remedy="Leave them out",
+        )

@@ -1,0 +1,95 @@
+"""Weights from a safetensors file into a model, strictly: every difference is named with its nearest match."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import ArtifactError
+from penjing.export.program_tensors import read_safetensors
+
+_PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+_SHOWN = 5
+
+
+def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> None:
+    """Load ``path`` into ``model`` in place.
+
+    Args:
+        model: The network.
+        path: A ``.safetensors`` file holding exactly the model's state; names of tied weights may be given once.
+        trust: Also accept a pickled file (``.pt``, ``.pth``), which can run any code when it is opened.
+
+    Raises:
+        ArtifactError: when the file is unreadable, pickled, or differs from the model in names or shapes.
+    """
+    path = Path(path)
+    state = _unpickle(path, trust) if path.suffix in _PICKLED else read_safetensors(path)
+    expected = model.state_dict(keep_vars=True)
+    tied: dict[int, list[str]] = {}
+    for name, tensor in expected.items():
+        tied.setdefault(id(tensor), []).append(name)
+    for names in tied.values():
+        held = next((name for name in names if name in state), None)
+        if held is not None:
+            state.update({name: state[held] for name in names if name not in state})
+
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    if missing or unexpected:
+        problems = [_listed("lacks", missing, unexpected), _listed("has the unknown", unexpected, expected)]
+        raise ArtifactError(
+            f"{path} does not fit {type(model).__name__}: it "
+            + " and ".join(part for part in problems if part),
+            layer=(missing or unexpected)[0],
+            remedy="Give the weights of this very model, with its options (e.g. the number of classes)",
+        )
+    for name, tensor in expected.items():
+        if tensor.shape != state[name].shape:
+            raise ArtifactError(
+                f"{name!r} is {list(state[name].shape)} in {path} and {list(tensor.shape)} in {type(model).__name__}",
+                layer=name,
+                remedy="Build the model with the options it was trained with (e.g. the number of classes)",
+            )
+    model.load_state_dict(state)
+
+
+def _listed(verb: str, names: list[str], others: Iterable[str]) -> str:
+    """``"lacks 'a' (nearest: 'b'), 'c' and 7 more"``, or "" for no names."""
+    if not names:
+        return ""
+    candidates = list(others)
+    parts = []
+    for name in names[:_SHOWN]:
+        near = difflib.get_close_matches(name, candidates, n=1)
+        parts.append(f"{name!r}" + (f" (nearest: {near[0]!r})" if near else ""))
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{verb} {', '.join(parts)}{rest}"
+
+
+def _unpickle(path: Path, trust: bool) -> dict[str, Tensor]:
+    if not trust:
+        raise ArtifactError(
+            f"{path} is a pickled file, which can run any code when it is opened",
+            layer=path.name,
+            remedy="Convert it to .safetensors where you trust it, or give trust=True (--trust)",
+        )
+    if not path.is_file():
+        raise ArtifactError(
+            f"{path} does not exist", layer=path.name, remedy="Give an existing file of weights"
+        )
+    data = torch.load(path, map_location="cpu", weights_only=False)
+    if isinstance(data, nn.Module):
+        data = data.state_dict()
+    for key in ("state_dict", "model"):
+        if isinstance(data, dict) and isinstance(data.get(key), dict):
+            data = data[key]
+    if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
+        raise ArtifactError(
+            f"{path} holds no state dict", layer=path.name, remedy="Save model.state_dict() instead"
+        )
+    return dict(data)
