@@ -18,9 +18,9 @@ def mean_output(
 ) -> NDArray[np.float64] | None:
     """Mean of a linear layer's output per channel, without its bias.
 
-    A layer without bias is linear, so its mean output over samples is its output on the mean sample: exact, with
-    padding, in one call (the empirical correction of Nagel et al. 2019, section 4.2, without running the data
-    through again).
+    A layer without bias is linear, so its mean output over samples is its output on the mean sample: exact,
+    with padding, in one call (the empirical correction of Nagel et al. 2019, section 4.2, without running the
+    data through again).
 
     Args:
         node: Conv, Gemm or MatMul.

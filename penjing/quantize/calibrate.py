@@ -1,4 +1,4 @@
-"""Run the fp32 graph over the calibration data and gather what quantization needs to know of its activations."""
+"""Run the fp32 graph over the calibration data and gather what quantization must know of its activations."""
 
 from __future__ import annotations
 

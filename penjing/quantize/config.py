@@ -15,24 +15,27 @@ class QuantizeConfig(Config):
 
     Attributes:
         observer: How activation ranges are found, by name (``penjing.quantize.observers()`` lists them).
-        weights: How each output channel's weight scale is found: its largest magnitude, or least squared error.
+        weights: How each output channel's weight scale is found: its largest magnitude, or least squared
+            error.
         samples: Calibration samples read from the data, at most.
         values_per_sample: Values per tensor and sample that enter the histograms (extremes are always exact).
         memory_mb: Activations held at one time while calibrating, at most (at least one sample is).
         equalize: Even out channel ranges across layers where the function stays the same.
         bias_correction: Put the mean output error of the rounded weights into the biases.
-        rounding: ``"nearest"``, or ``"second_order"``: each weight's rounding error is carried over to the weights
-            not yet rounded, by the calibration inputs' second moments.
+        rounding: ``"nearest"``, or ``"second_order"``: each weight's rounding error is carried over to the
+            weights not yet rounded, by the calibration inputs' second moments.
         reduce_range: How weights are kept from overflowing the 16-bit sums of CPUs without int8 dot products:
             ``"pairs"`` limits only the weight pairs that would, ``"full"`` uses 7 bits, ``"off"`` neither,
             ``"auto"`` is ``"pairs"`` where this machine needs it.
-        max_drop: Largest accepted drop of the metric (a fraction, 0.01 is one point); layers go back to float until
-            it holds. None: no layer goes back.
+        max_drop: Largest accepted drop of the metric (a fraction, 0.01 is one point); layers go back to float
+            until it holds. None: no layer goes back.
         sensitivity: Measure each layer's share of the error even when ``max_drop`` asks for nothing.
         ignore: Layers kept in float, by name or by shell pattern.
         ops: Op types to quantize besides what follows from them.
-        min_agreement_db: Least agreement of the file's int8 kernels with the simulation of the same file, in dB.
-        check_samples: Samples on which the written file is compared with fp32 and with its simulation, at most.
+        min_agreement_db: Least agreement of the file's int8 kernels with the simulation of the same file, in
+            dB.
+        check_samples: Samples on which the written file is compared with fp32 and with its simulation, at
+            most.
     """
 
     observer: str = "mse"

@@ -126,7 +126,7 @@ class _Writer:
         source.name = name
 
     def emit_pair(self, value: ir.Value) -> None:
-        """``value → Q → DQ``; readers take the dequantized value, or the exact one where that costs nothing."""
+        """``value → Q → DQ``; readers take the restored value, or the exact one where that costs nothing."""
         name = name_of(value)
         emitted = name in self.placement.emitted
         readers = [(use.node, use.idx) for use in value.uses() if emitted or use.node in self.chosen]

@@ -144,7 +144,7 @@ def _check(array: NDArray[np.generic], spec: InputSpec, index: int) -> NDArray[n
     if not fits or array.ndim == 0:
         want = "×".join("N" if i == 0 or d is None else str(d) for i, d in enumerate(spec.dims))
         raise QuantizeError(
-            f"calibration batch {index} has shape {'×'.join(map(str, array.shape))} where the graph takes {want}",
+            f"batch {index} has shape {'×'.join(map(str, array.shape))} where the graph takes {want}",
             layer=spec.name,
             remedy="Give calibration data preprocessed as for the network's own inputs",
         )

@@ -65,7 +65,7 @@ def fold_gemm_factors(graph: ir.Graph) -> None:
 def scale_output(
     graph: ir.Graph, node: ir.Node, factor_O: NDArray[np.float64], shift_O: NDArray[np.float64] | None = None
 ) -> None:
-    """Change a Conv's or Gemm's constants so that its output channel o becomes ``factor[o]·y[o] + shift[o]``."""
+    """Change a Conv's or Gemm's constants so that output channel o becomes ``factor[o]·y[o] + shift[o]``."""
     w = weight_of(node).astype(np.float64)
     shape = [1] * w.ndim
     shape[weight_axis(node)] = -1

@@ -103,7 +103,7 @@ def float_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
 
 def set_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
     """Make an initializer of this name hold the array; an existing one of the name is changed."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     if name in graph.initializers:
         value = graph.initializers[name]
         value.const_value = tensor

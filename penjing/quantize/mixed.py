@@ -86,7 +86,7 @@ def sensitivities(
 
 
 def fewest(count: int, holds: Callable[[int], bool]) -> int | None:
-    """The least k in 1..count for which ``holds(k)``, by doubling and halving; None if not even all will do."""
+    """The least k in 1..count for which ``holds(k)``, by doubling and halving; None if not even all do."""
     high = 1
     while not holds(high):
         if high == count:

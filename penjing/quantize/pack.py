@@ -33,11 +33,11 @@ def save_quantized(
     params: Mapping[str, ActivationParams],
     encoded: Mapping[str, EncodedLayer],
 ) -> Path:
-    """Write every constant of the quantized graph: ``NAME`` int8 (or int32 bias), ``NAME.scale``, ``NAME.zero_point``.
+    """Write every constant of the quantized graph: ``NAME``, ``NAME.scale``, ``NAME.zero_point``.
 
-    Constants that stayed in float are in the file as they are. An activation tensor's scale and zero point are
-    ``activation:NAME.scale`` and ``activation:NAME.zero_point``. The header (key ``penjing.quantize``, JSON) lists
-    ``layers`` (op, weight, bias, axis, input tensor) and ``scheme``.
+    Constants that stayed in float are in the file as they are. An activation tensor's scale and zero point
+    are ``activation:NAME.scale`` and ``activation:NAME.zero_point``. The header (key ``penjing.quantize``,
+    JSON) lists ``layers`` (op, weight, bias, axis, input tensor, the tensor whose scale the input has) and ``scheme``.
 
     Args:
         path: The file; replaced atomically.
@@ -143,6 +143,7 @@ def _layers(
         raise QuantizeError("the quantized graph lost a layer", remedy="Report this model")
     for row, name in zip(rows, names, strict=True):
         row["name"] = name
+        row["scale_of"] = None if row["input"] is None else placement.roots[row["input"]]
     return rows
 
 

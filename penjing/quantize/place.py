@@ -142,7 +142,7 @@ def _data_inputs(node: ir.Node) -> list[ir.Value]:
 
 
 def _terminal(build: _Builder, value: ir.Value) -> ir.Value:
-    """The tensor to quantize for a value about to be emitted: past a Relu or Clip(0, ·) that alone reads it."""
+    """The tensor to quantize for a value to be emitted: past a Relu or Clip(0, ·) if that alone reads it."""
     node = only_consumer(value)
     if node is None or node.op_type not in RULES or RULES[node.op_type].kind != "clamp":
         return value
@@ -183,7 +183,7 @@ def _forwards(build: _Builder) -> None:
 
 
 def _leads_on(value: ir.Value) -> bool:
-    """Whether a layer can come after: a follower at the end of the graph keeps the output's full precision."""
+    """Whether a layer comes after: a follower at the end of the graph keeps the output's full precision."""
     seen: set[str] = set()
     waiting = [value]
     while waiting:

@@ -1,4 +1,4 @@
-"""Bring an ONNX model into the form that quantization works on: inference ops only, norms folded, own weights."""
+"""Bring an ONNX model into the form quantization works on: inference ops only, norms folded, own weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_onnx(path: Path) -> ir.Model:
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """The same function with constants as initializers, no Identity or Dropout, and norms folded into weights.
+    """The same function with constants as initializers, no Identity or Dropout, and norms folded.
 
     The model is changed and returned.
     """

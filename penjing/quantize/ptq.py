@@ -55,26 +55,27 @@ def quantize(
 ) -> QuantizeResult:
     """Write ``model`` as an int8 QDQ ONNX file that stock ONNX Runtime turns into int8 kernels.
 
-    Activations are unsigned and asymmetric, weights signed and symmetric per output channel, biases int32; batch
-    norms are folded and ReLU and clips absorbed. Ops without an int8 rule stay in float and are named in the result.
-    Beside ``out``, ``<stem>.safetensors`` holds the same numbers.
+    Activations are unsigned and asymmetric, weights signed and symmetric per output channel, biases int32;
+    batch norms are folded and ReLU and clips absorbed. Ops without an int8 rule stay in float and are named
+    in the result. Beside ``out``, ``<stem>.safetensors`` holds the same numbers.
 
     Args:
         model: A module (exported first), or an fp32 ONNX file.
-        data: Re-iterable batches: ``inputs``, ``(inputs, target)`` or a mapping, preprocessed as for the network.
+        data: Re-iterable batches: ``inputs``, ``(inputs, target)`` or a mapping, preprocessed as for the
+            network.
         config: How; by default squared-error ranges, equalization and bias correction.
         out: The ONNX file to write.
         example_inputs: What exports a module; by default the first batch.
-        labels_metric: ``f(outputs, targets) → mean over the samples``, higher is better; by default top-1 accuracy
-            (agreement with fp32 where the data has no targets). Used with ``max_drop``.
+        labels_metric: ``f(outputs, targets) → mean over the samples``, higher is better; by default top-1
+            accuracy (agreement with fp32 where the data has no targets). Used with ``max_drop``.
         eval_data: Batches that ``max_drop`` is judged on; by default ``data``.
         time_it: Time the file against fp32 at the end, with one thread and one sample.
         seed: Of the draws that histograms are made from.
         listen: Hears progress.
 
     Raises:
-        QuantizeError: for unusable data, a graph without layers to quantize, or a file that disagrees with its
-            own simulation.
+        QuantizeError: for unusable data, a graph without layers to quantize, or a file that disagrees with
+            its own simulation.
     """
     start = time.perf_counter()
     config = config or QuantizeConfig()
@@ -93,7 +94,7 @@ def quantize(
     notes = list(result.notes)
     if timing is not None and not timing.pays:
         notes.append(
-            f"int8 does not pay on this machine: {timing.int8_ms:.3f} ms against {timing.fp32_ms:.3f} ms in fp32"
+            f"int8 does not pay on this machine: {timing.int8_ms:.3f} ms, fp32 {timing.fp32_ms:.3f} ms"
         )
     for note in notes:
         listen(Event("quantize", "note", message=note))
@@ -261,7 +262,7 @@ class _Job:
     def fall_back(
         self, metric: mixed.Metric | None, eval_data: Iterable[Any] | None
     ) -> tuple[float, float, int]:
-        """Return layers to float until the drop holds; gives fp32's and int8's metric and the sample count."""
+        """Return layers to float until the drop holds; gives fp32 metric, int8 metric, sample count."""
         limit = self.config.max_drop
         assert limit is not None
         feeds = self.feeds if eval_data is None else Feeds(eval_data, self.feeds.specs, 2**62)
@@ -282,7 +283,7 @@ class _Job:
         if needed is None or needed == len(order):
             raise QuantizeError(
                 f"the metric drops by {fp32 - value:.4f} and no int8 layer can stay within max_drop={limit}",
-                remedy="Accept a larger drop, calibrate with more samples, or recover with quantization in the loop",
+                remedy="Accept a larger drop, or calibrate with more samples",
             )
         for item in order[:needed]:
             self.keep[item.layer] = f"returned to float for max_drop ({item.gain_db:+.2f} dB)"
@@ -302,7 +303,7 @@ class _Job:
         agree = agreement(out, self.feeds, config.check_samples)
         if agree < config.min_agreement_db:
             raise QuantizeError(
-                f"int8 kernels and simulation agree to {agree:.1f} dB only, less than {config.min_agreement_db:g} dB",
+                f"int8 kernels and simulation agree to {agree:.1f} dB, under {config.min_agreement_db:g} dB",
                 layer=out.name,
                 remedy="Set reduce_range to 'pairs' or 'full' if it is off; else report this model",
             )

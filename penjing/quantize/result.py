@@ -20,8 +20,8 @@ class LayerRow:
         range_max: Largest input value represented.
         observer: The observer that found the range, or "" for a float layer.
         weight_db: Signal to error of the weights alone, in dB.
-        output_db: Signal to error of the layer's output in the quantized network against fp32, in dB, with all
-            the errors of the layers before it; None where not measured.
+        output_db: Signal to error of the layer's output in the quantized network against fp32, in dB, with
+            all the errors of the layers before it; None where not measured.
         gain_db: What the network's output gains, in dB, when this layer alone goes back to float; None where
             not measured.
     """

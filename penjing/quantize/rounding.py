@@ -59,10 +59,11 @@ def second_moments(
 def second_order(
     w: NDArray[np.float32], start: QuantizedWeight, moments_GKK: NDArray[np.float64], *, guard: Guard
 ) -> QuantizedWeight:
-    """Round ``w`` with the scales of ``start`` so that the layer's output changes least on inputs with these moments.
+    """Round ``w`` with the scales of ``start`` so that outputs change least on inputs with these moments.
 
-    Columns are rounded one by one; the error of each moves the rest by ``−e·U[k, k+1:]/U[k, k]`` with ``U`` the upper
-    Cholesky factor of ``H⁻¹``. Under ``guard="pairs"`` a weight that would overflow with its neighbour is held back.
+    Columns are rounded one by one; the error of each moves the rest by ``−e·U[k, k+1:]/U[k, k]`` with ``U``
+    the upper Cholesky factor of ``H⁻¹``. Under ``guard="pairs"`` a weight that would overflow with its
+    neighbour is held back.
     """
     top = WEIGHT_MAX if guard != "full" else PAIR_MAX // 2
     rows_OK = as_rows(w, start.axis).astype(np.float64)

@@ -1,11 +1,11 @@
-"""What each op does when its inputs are 8-bit. One row per op; an op without a row stays in float and is named.
+"""What each op does when its inputs are 8-bit: one row per op. An op without a row stays in float.
 
 The kinds, and what ONNX Runtime's CPU kernels make of them (seen in its optimised graphs):
 
-* ``weighted``: multiplies by a constant weight. ``Conv`` becomes ``QLinearConv`` and must have an 8-bit output;
-  ``Gemm`` and ``MatMul`` may give float.
-* ``follower``: has an 8-bit kernel when all inputs and the output are 8-bit (``QLinearAdd``…). It never starts a
-  chain: on its own it would cost more than it saves.
+* ``weighted``: multiplies by a constant weight. ``Conv`` becomes ``QLinearConv`` and must have an 8-bit
+  output; ``Gemm`` and ``MatMul`` may give float.
+* ``follower``: has an 8-bit kernel when all inputs and the output are 8-bit (``QLinearAdd``…). It never
+  starts a chain: on its own it would cost more than it saves.
 * ``view``: moves values without changing them, so input and output share scale and zero point.
 * ``clamp``: a lower bound at zero that the 8-bit output's saturation performs for nothing.
 """

@@ -51,10 +51,11 @@ def quantize_weight(
 ) -> QuantizedWeight:
     """Choose scales and round.
 
-    ``absmax`` takes the smallest step that clips nothing; ``mse`` the step with the least squared error, between
-    0.6 and 2 times that. With ``guard="pairs"`` the weights are also changed, as little as possible, so that no two
-    neighbours that a 16-bit sum adds can overflow it. The neighbours are ``(2j, 2j+1)`` in the order kernel
-    height, width, input channel, which is how the runtime packs; depthwise kernels do not add in 16 bits.
+    ``absmax`` takes the smallest step that clips nothing; ``mse`` the step with the least squared error,
+    between 0.6 and 2 times that. With ``guard="pairs"`` the weights are also changed, as little as possible,
+    so that no two neighbours that a 16-bit sum adds can overflow it. The neighbours are ``(2j, 2j+1)`` in the
+    order kernel height, width, input channel, which is how the runtime packs; depthwise kernels do not add in
+    16 bits.
 
     Args:
         w: The weight: OIHW…, or 2-D with ``axis`` telling the output channels.
@@ -118,7 +119,7 @@ def round_rows(rows_OK: NDArray[np.floating], scale_O: NDArray[np.float32], guar
 
 
 def shrink_pairs(levels_OK: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Bring each neighbouring pair's sum within ±128, taking equally from both (the nearest point that fits)."""
+    """Bring each neighbouring pair's sum within ±128, taking equally from both (the nearest that fits)."""
     odd = levels_OK.shape[1] % 2
     even = levels_OK[:, : levels_OK.shape[1] - odd]
     first, second = even[:, 0::2], even[:, 1::2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from typing import Any
 
 from penjing.quantize.observe.base import Observer
 
@@ -16,7 +17,8 @@ def observers() -> dict[str, type[Observer]]:
     """All observers by name; a new one is a new module in this package."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    return {cls.name: cls for cls in _subclasses(Observer) if "name" in vars(cls)}
+    base: type[Any] = Observer
+    return {cls.name: cls for cls in _subclasses(base) if "name" in vars(cls)}
 
 
 def make_observer(name: str) -> Observer:
@@ -28,5 +30,8 @@ def make_observer(name: str) -> Observer:
     return observers()[name]()
 
 
-def _subclasses(base: type) -> list[type]:
-    return [found for cls in base.__subclasses__() for found in (cls, *_subclasses(cls))]
+def _subclasses(base: type[Any]) -> list[type[Any]]:
+    found: list[type[Any]] = []
+    for cls in base.__subclasses__():
+        found += [cls, *_subclasses(cls)]
+    return found

@@ -14,9 +14,9 @@ from penjing.quantize.scheme import LEVELS, activation_params
 class Entropy(HistogramObserver):
     """Least Kullback-Leibler divergence of the quantized from the clipped distribution.
 
-    After Migacz, "8-bit inference with TensorRT" (2017): values outside the range count at its ends; each level
-    then spreads its count evenly over its non-empty bins. The range shrinks from both sides in proportion, and
-    never below the width at which a level is one bin.
+    After Migacz, "8-bit inference with TensorRT" (2017): values outside the range count at its ends; each
+    level then spreads its count evenly over its non-empty bins. The range shrinks from both sides in
+    proportion, and never below the width at which a level is one bin.
     """
 
     name: ClassVar[str] = "entropy"
@@ -25,9 +25,24 @@ class Entropy(HistogramObserver):
     def choose(self, centers_B: NDArray[np.float64], counts_B: NDArray[np.float64]) -> tuple[float, float]:
         """Try every ratio; the widest of equals wins."""
         low, high = min(self.low, 0.0), max(self.high, 0.0)
+        counts_B = self._without_spike(counts_B, centers_B)
         usable = [r for r in self.ratios if r == 1.0 or (high - low) * r / LEVELS >= 2 * self.histogram.width]
         best = min(usable, key=lambda r: self._divergence(low * r, high * r, centers_B, counts_B))
         return low * best, high * best
+
+    def _without_spike(
+        self, counts_B: NDArray[np.float64], centers_B: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Give the bin of exact zeros its neighbour's count: zero is exact at every scale, whatever its mass.
+
+        Half of what leaves a ReLU is zero; a level that spreads that mass evenly would look like a great loss.
+        """
+        zero = int(np.argmin(np.abs(centers_B - self.histogram.width / 2)))
+        if len(counts_B) < 2 or not np.isclose(centers_B[zero], self.histogram.width / 2):
+            return counts_B
+        counts_B = counts_B.copy()
+        counts_B[zero] = min(counts_B[zero], counts_B[zero + 1 if zero + 1 < len(counts_B) else zero - 1])
+        return counts_B
 
     def _divergence(
         self, low: float, high: float, centers_B: NDArray[np.float64], counts_B: NDArray[np.float64]

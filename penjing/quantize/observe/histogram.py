@@ -13,9 +13,9 @@ _HALF = 4096
 class Histogram:
     """Counts in ``2·4096`` bins of width ``2^e`` around zero, exact under growth.
 
-    A bin is ``floor(x / 2^e)``, computed without error in binary floating point. When a value falls outside, e
-    grows and neighbours merge (``floor(i / 2)``), which gives the same counts as if the final e had been used
-    from the start. So the result is a function of the set of values alone.
+    A bin is ``floor(x / 2^e)``, computed without error in binary floating point. When a value falls outside,
+    e grows and neighbours merge (``floor(i / 2)``), which gives the same counts as if the final e had been
+    used from the start. So the result is a function of the set of values alone.
     """
 
     def __init__(self) -> None:

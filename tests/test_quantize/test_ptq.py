@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import nn
+
+from nets import Batches, Block, Residual, Vgg, batches, conv_chain, trained_stats
+from penjing.errors import QuantizeError
+from penjing.events import Event
+from penjing.quantize import QuantizeConfig, QuantizeResult, load_quantized, quantize, read_header
+
+
+def kernels(path: Path, folder: Path) -> Counter[str]:
+    """Op types of the graph that ONNX Runtime really runs."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+
+
+def run(path: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    out: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: x})[0]
+    return out
+
+
+@pytest.fixture(scope="module")
+def vgg() -> nn.Module:
+    return trained_stats(Vgg())
+
+
+@pytest.fixture(scope="module")
+def vgg_result(vgg: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> QuantizeResult:
+    return quantize(vgg, batches(), QuantizeConfig(sensitivity=True), out=tmp_path_factory.mktemp("q") / "m.int8.onnx")
+
+
+def test_every_layer_runs_in_an_int8_kernel(vgg_result: QuantizeResult, tmp_path: Path) -> None:
+    ops = kernels(vgg_result.path, tmp_path)
+    assert ops["QLinearConv"] == 2
+    assert ops["QGemm"] == 2
+    assert not ops.keys() & {"Conv", "Gemm", "FusedConv", "MaxPool", "Relu", "BatchNormalization", "FusedGemm"}
+    assert ops["QuantizeLinear"] == 1  # only the network's input
+    assert (vgg_result.num_quantized, vgg_result.num_float) == (4, 0)
+
+
+def test_the_output_is_close_on_fresh_data(vgg: nn.Module, vgg_result: QuantizeResult) -> None:
+    x = batches(1, 32, seed=99)[0]
+    with torch.no_grad():
+        wanted = vgg(torch.from_numpy(x)).numpy()
+    error = run(vgg_result.path, x) - wanted
+    assert 10 * np.log10(np.square(wanted).sum() / np.square(error).sum()) > 25
+    assert vgg_result.sqnr_db > 25
+    assert vgg_result.agreement_db >= 35
+
+
+def test_the_file_holds_no_float_copies(vgg_result: QuantizeResult) -> None:
+    kinds: Counter[int] = Counter()
+    for tensor in onnx.load(vgg_result.path).graph.initializer:
+        kinds[tensor.data_type] += numpy_helper.to_array(tensor).size
+    weights = 16 * 27 + 32 * 16 * 9 + 512 * 64 + 640
+    assert kinds[onnx.TensorProto.INT8] == weights + 16 + 32 + 64 + 10  # and one zero point per channel
+    assert kinds[onnx.TensorProto.FLOAT] < 300
+    assert vgg_result.size_bytes < vgg_result.fp32_bytes / 3
+
+
+def test_the_weights_file_says_what_the_onnx_file_says(vgg_result: QuantizeResult) -> None:
+    model = onnx.load(vgg_result.path)
+    inits = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    weights = load_quantized(vgg_result.weights_path)
+    header = read_header(vgg_result.weights_path)
+    made = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    checked = 0
+    for node in model.graph.node:
+        if node.op_type not in {"Conv", "Gemm"}:
+            continue
+        for position in (1, 2):
+            name, scale, zero = made[node.input[position]].input
+            shape = [-1] + [1] * (inits[name].ndim - 1)
+            exact = (inits[name].astype(np.float32) - inits[zero].reshape(shape)) * inits[scale].reshape(shape)
+            np.testing.assert_array_equal(weights[name], exact)
+            checked += 1
+    assert checked == 8
+    assert [layer["name"] for layer in header["layers"]] == [row.name for row in vgg_result.layers]
+    assert {layer["op"] for layer in header["layers"]} == {"Conv", "Gemm"}
+
+
+def test_bias_steps_are_input_times_weight_steps(vgg_result: QuantizeResult) -> None:
+    inits = {t.name: numpy_helper.to_array(t) for t in onnx.load(vgg_result.path).graph.initializer}
+    for layer in read_header(vgg_result.weights_path)["layers"]:
+        source = next(n for n in inits if n.endswith(".scale") and n.removesuffix(".scale") == _root(inits, layer))
+        expected = inits[source].astype(np.float64) * inits[f"{layer['weight']}.scale"]
+        np.testing.assert_allclose(inits[f"{layer['bias']}.scale"], expected, rtol=1e-6)
+        assert inits[layer["bias"]].dtype == np.int32
+
+
+def _root(inits: dict[str, NDArray[Any]], layer: dict[str, Any]) -> str:
+    """The tensor whose scale a layer's input has (a view's input shares its source's)."""
+    return str(layer["scale_of"])
+
+
+def test_weights_reproduce_the_network(vgg: nn.Module, vgg_result: QuantizeResult) -> None:
+    """A Gemm's stored weight is the module's own, to within a step."""
+    weights = load_quantized(vgg_result.weights_path)
+    own = vgg.state_dict()["classifier.4.weight"].numpy()
+    assert np.abs(weights["classifier.4.weight"] - own).max() < 3 * np.abs(own).max() / 127
+
+
+def test_rows_have_every_layer_with_its_errors(vgg_result: QuantizeResult) -> None:
+    assert [row.name for row in vgg_result.layers] == ["features.0", "features.4", "classifier.1", "classifier.4"]
+    for row in vgg_result.layers:
+        assert row.weight_db is not None
+        assert row.weight_db > 30
+        assert row.output_db is not None
+        assert row.output_db > 20
+        assert row.gain_db is not None
+    json.dumps(vgg_result.to_dict(), allow_nan=False)
+
+
+def test_the_same_seed_gives_the_same_bytes(vgg: nn.Module, tmp_path: Path) -> None:
+    paths = [quantize(vgg, batches(), out=tmp_path / f"{i}.onnx", time_it=False).path for i in range(2)]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_batch_size_of_the_data_does_not_matter(vgg: nn.Module, tmp_path: Path) -> None:
+    """Same samples in other batches: the same scales (bias means may differ in the last float bit)."""
+    small = [part for batch in batches() for part in np.split(batch, 4)]
+    one = quantize(vgg, batches(), out=tmp_path / "a.onnx", time_it=False)
+    two = quantize(vgg, small, out=tmp_path / "b.onnx", time_it=False)
+    assert [(r.range_min, r.range_max) for r in one.layers] == pytest.approx(
+        [(r.range_min, r.range_max) for r in two.layers]
+    )
+
+
+@pytest.fixture(scope="module")
+def residual_result(tmp_path_factory: pytest.TempPathFactory) -> QuantizeResult:
+    torch.manual_seed(1)
+    return quantize(Residual().eval(), batches(), out=tmp_path_factory.mktemp("r") / "r.onnx", time_it=False)
+
+
+def test_adds_concats_pads_and_means_are_int8(residual_result: QuantizeResult, tmp_path: Path) -> None:
+    ops = kernels(residual_result.path, tmp_path)
+    assert ops["QLinearConv"] == 5
+    assert ops["QLinearAdd"] == 2
+    assert ops["QLinearConcat"] == 1
+    assert ops["QLinearGlobalAveragePool"] == 1
+    assert ops["QGemm"] == 1
+    assert ops["QuantizeLinear"] == 1
+    assert not ops.keys() & {"Conv", "Relu", "Clip", "Add", "Concat", "ReduceMean", "FusedConv"}
+    assert residual_result.float_ops == ()
+    assert residual_result.sqnr_db > 20
+
+
+def test_ops_without_a_rule_stay_float_and_are_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = batches(3, 8, (12, 24))
+    result = quantize(Block().eval(), data, out=tmp_path / "b.onnx", time_it=False)
+    named = {op: why for _, op, why in result.float_ops}
+    assert named["LayerNormalization"] == "no rule for LayerNormalization"
+    assert named["Softmax"] == "no rule for Softmax"
+    assert result.num_quantized == 2
+    ops = kernels(result.path, tmp_path)
+    assert ops["MatMulIntegerToFloat"] + ops["QLinearMatMul"] + ops["QGemm"] == 2
+    assert result.sqnr_db > 30
+
+
+def test_ignored_layers_stay_float(vgg: nn.Module, tmp_path: Path) -> None:
+    result = quantize(
+        vgg, batches(), QuantizeConfig(ignore=("classifier.*",)), out=tmp_path / "m.onnx", time_it=False
+    )
+    assert [row.quantized for row in result.layers] == [True, True, False, False]
+    assert result.layers[-1].why == "ignored by the user"
+    assert kernels(result.path, tmp_path)["QLinearConv"] == 2
+
+
+def test_hand_written_onnx_with_batch_norm(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    weights = [draw.normal(size=s).astype(np.float32) * 0.2 for s in ((8, 4, 3, 3), (5, 8, 3, 3))]
+    path = conv_chain(tmp_path / "fp32.onnx", weights)
+    data = batches(2, 16, (4, 8, 8))
+    result = quantize(path, data, out=tmp_path / "int8.onnx", time_it=False)
+    ops = kernels(result.path, tmp_path)
+    assert ops["QLinearConv"] == 2
+    assert not ops["BatchNormalization"]
+    wanted = run(path, data[0])
+    error = run(result.path, data[0]) - wanted
+    assert 10 * np.log10(np.square(wanted).sum() / np.square(error).sum()) > 28
+
+
+def test_a_fixed_batch_graph_is_fed_whole_batches(tmp_path: Path) -> None:
+    w = np.random.default_rng(0).normal(size=(8, 4, 3, 3)).astype(np.float32)
+    path = conv_chain(tmp_path / "fp32.onnx", [w], batch=4)
+    result = quantize(path, batches(1, 10, (4, 8, 8)), out=tmp_path / "int8.onnx", time_it=False)
+    assert result.samples == 8
+    with pytest.raises(QuantizeError, match="no full batch"):
+        quantize(path, batches(1, 3, (4, 8, 8)), out=tmp_path / "int8.onnx")
+
+
+def test_large_biases_on_tiny_weights_fit_32_bits(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        model[0].weight[0] *= 1e-9
+        model[0].bias[0] = 50.0
+    data = batches(2, 16, (8,))
+    result = quantize(model, data, out=tmp_path / "m.onnx", time_it=False)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(data[0])).numpy()
+    assert np.abs(run(result.path, data[0]) - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+def test_saturation_is_guarded_on_any_machine(tmp_path: Path) -> None:
+    """All weights and inputs at their largest: the worst case of a 16-bit sum."""
+    model = nn.Linear(64, 4).eval()
+    with torch.no_grad():
+        model.weight.fill_(0.5)
+        model.weight[:, ::7] = -0.5
+    data = [np.abs(batch) for batch in batches(2, 16, (64,))]
+    data[0][0] = data[0].max()
+    result = quantize(model, data, QuantizeConfig(reduce_range="pairs"), out=tmp_path / "m.onnx", time_it=False)
+    assert result.agreement_db > 100
+    assert result.sqnr_db > 35
+
+
+def test_max_drop_returns_layers_to_float(vgg: nn.Module, tmp_path: Path) -> None:
+    """A metric that wants the outputs almost exact cannot be met by int8 alone."""
+    data = batches(2)
+    with torch.no_grad():
+        labelled = [(x, vgg(torch.from_numpy(x)).numpy()) for x in data]
+
+    def closeness(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
+        return 1.0 - float(np.abs(outputs - targets).mean() / np.abs(targets).mean())
+
+    loose = quantize(
+        vgg,
+        labelled,
+        QuantizeConfig(max_drop=0.5),
+        out=tmp_path / "a.onnx",
+        labels_metric=closeness,
+        time_it=False,
+    )
+    assert loose.metric_fp32 is not None
+    assert loose.metric_int8 is not None
+    assert loose.num_quantized == 4
+    drop = loose.metric_fp32 - loose.metric_int8
+    tight = quantize(
+        vgg,
+        labelled,
+        QuantizeConfig(max_drop=drop * 0.8),
+        out=tmp_path / "b.onnx",
+        labels_metric=closeness,
+        time_it=False,
+    )
+    assert tight.metric_int8 is not None
+    assert tight.metric_fp32 is not None
+    assert tight.metric_fp32 - tight.metric_int8 <= drop * 0.8
+    assert 0 < tight.num_quantized < 4
+    assert tight.metric_samples == 32
+    assert any("max_drop" in row.why for row in tight.layers)
+    with pytest.raises(QuantizeError, match="max_drop"):
+        quantize(
+            vgg,
+            labelled,
+            QuantizeConfig(max_drop=0.0),
+            out=tmp_path / "c.onnx",
+            labels_metric=lambda outputs, targets: closeness(outputs, targets),
+            time_it=False,
+        )
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "second_order"])
+@pytest.mark.parametrize("observer", ["min_max", "moving_average", "percentile", "entropy"])
+def test_every_observer_gives_a_usable_file(
+    vgg: nn.Module, tmp_path: Path, observer: str, rounding: str
+) -> None:
+    config = QuantizeConfig(observer=observer, rounding=rounding)  # type: ignore[arg-type]
+    result = quantize(vgg, batches(), config, out=tmp_path / "m.onnx", time_it=False)
+    assert result.sqnr_db > 18
+
+
+def test_timing_says_whether_int8_pays(vgg: nn.Module, tmp_path: Path) -> None:
+    heard: list[Event] = []
+    result = quantize(vgg, batches(), out=tmp_path / "m.onnx", listen=heard.append)
+    assert result.timing is not None
+    assert result.timing.speedup == pytest.approx(result.timing.fp32_ms / result.timing.int8_ms)
+    assert result.timing.pays == (not any("does not pay" in note for note in result.notes))
+    assert [heard[0].kind, heard[-1].kind] == ["start", "end"]
+
+
+def bad_batches(kind: str) -> Batches:
+    data = batches(1)
+    if kind == "nan":
+        data[0][3, 0, 0, 0] = np.nan
+    return {
+        "nan": data,
+        "constant": [np.ones_like(data[0])],
+        "shape": [data[0][:, :2]],
+        "empty": [],
+        "no samples": [data[0][:0]],
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("nan", "NaN"),
+        ("constant", "constant"),
+        ("shape", "shape 16×2×16×16"),
+        ("empty", "empty"),
+        ("no samples", "empty"),
+    ],
+)
+def test_bad_calibration_data_is_refused(vgg: nn.Module, tmp_path: Path, kind: str, text: str) -> None:
+    with pytest.raises(QuantizeError, match=text):
+        quantize(vgg, bad_batches(kind), out=tmp_path / "m.onnx", example_inputs=torch.zeros(2, 3, 16, 16))
+    assert not list(tmp_path.iterdir())
+
+
+def test_activations_that_overflow_are_named(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        model[0].weight.fill_(3e38)
+    with pytest.raises(QuantizeError, match="NaN or infinite"):
+        quantize(model, [np.abs(batches(1, 8, (8,))[0])], out=tmp_path / "m.onnx")
+
+
+def test_a_dead_layer_stays_float_and_is_named(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        model[2].bias.fill_(-100.0)
+    result = quantize(model, batches(2, 8, (8,)), out=tmp_path / "m.onnx", time_it=False)
+    assert [row.quantized for row in result.layers] == [True, True, False]
+    assert "constant" in result.layers[-1].why
+
+
+def test_a_generator_is_read_once(vgg: nn.Module, tmp_path: Path) -> None:
+    def stream() -> Iterator[NDArray[np.float32]]:
+        yield from batches()
+
+    once = quantize(vgg, stream(), out=tmp_path / "a.onnx", time_it=False)
+    again = quantize(vgg, batches(), out=tmp_path / "b.onnx", time_it=False)
+    assert once.path.read_bytes() == again.path.read_bytes()
+
+
+def test_a_quantized_file_is_refused(vgg_result: QuantizeResult, tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match="quantized already"):
+        quantize(vgg_result.path, batches(), out=tmp_path / "m.onnx")
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"no model")
+    with pytest.raises(QuantizeError, match="cannot read"):
+        quantize(tmp_path / "x.onnx", batches(), out=tmp_path / "m.onnx")
+    with pytest.raises(QuantizeError, match="cannot read"):
+        load_quantized(tmp_path / "x.onnx")
