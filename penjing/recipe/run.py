@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,10 @@ def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str
     listen(Event("run", "start", 0, total, "stage", message=f"{recipe.name} in {folder}"))
     skipped: list[str] = []
     completed: list[str] = []
-    digests: dict[str, str] = space.fingerprints()
+    given_digests = space.fingerprints()
+    digests = dict(given_digests)
     for index, stage in enumerate(stages):
-        inputs = {name: digests[name] for name in (*space.fingerprints(), *stage.requires)}
+        inputs = {name: digests[name] for name in (*given_digests, *stage.requires)}
         key = stage_key(stage.name, stage.config, recipe.seed, inputs)
         marker = space.store.finished(stage.name, key)
         if marker is not None:
@@ -91,7 +93,7 @@ def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str
                 error.completed = tuple(completed)
                 listen(Event(stage.name, "warning", message=str(error)))
                 raise
-            spent = _spent(space.work, stage.name, time.perf_counter() - started)
+            spent = _spent(output.timing, time.perf_counter() - started)
             marker = Marker(
                 stage.name,
                 key,
@@ -109,15 +111,10 @@ def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str
     return tuple(skipped)
 
 
-def _spent(work: Path, stage: str, seconds: float) -> float:
-    """Seconds a stage took over all sessions, as its training checkpoint remembers them; else of this session."""
-    import json
-
-    try:
-        state = json.loads((work / "checkpoints" / stage / "state.json").read_text(encoding="utf-8"))
-        return max(seconds, float(state["progress"]["seconds"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return seconds  # no training in this stage
+def _spent(timing: Mapping[str, Any], seconds: float) -> float:
+    """Seconds a stage took: of all sessions where its training remembers them, else of this one."""
+    remembered = timing.get("seconds")
+    return max(seconds, remembered) if isinstance(remembered, (int, float)) else seconds
 
 
 def _renamed(stage: str, listen: Listener) -> Listener:

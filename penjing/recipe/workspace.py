@@ -7,6 +7,8 @@ was interrupted and one that was not go through the same files.
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +22,11 @@ from torch import nn
 from penjing.data import DataBundle
 from penjing.errors import RunError
 from penjing.files import atomic_write
+from penjing.models import build
 from penjing.prune import Plan, apply
 from penjing.recipe.feed import Feed
 from penjing.recipe.schema import GIVEN, Recipe
-from penjing.recipe.store import Store
+from penjing.recipe.store import Store, hash_json
 from penjing.recover.checkpoint import model_tensors, restore_model
 
 
@@ -38,6 +41,12 @@ class Given:
 
     model: nn.Module | None = None
     data: DataBundle | None = None
+
+
+@dataclass(frozen=True)
+class _Source:
+    model: nn.Module
+    example_inputs: Any = None
 
 
 class Workspace:
@@ -83,14 +92,16 @@ class Workspace:
     @cached_property
     def _source(self) -> Any:
         """The network as its spec gives it, with its own example inputs."""
-        from penjing.models.spec import load_model
-
         config = self.recipe.model
         options = dict(config.options)
         if config.spec.startswith("penjing:"):
             channels, height = (*self.bundle.image_shape, 0, 0)[:2]
             fitting = {"num_classes": self.bundle.num_classes, "in_channels": channels, "image_size": height}
             options = {"seed": self.recipe.seed, **{k: v for k, v in fitting.items() if v}, **options}
+            if config.weights is None:
+                return _Source(build(config.spec.removeprefix("penjing:"), **options))
+        from penjing.models.spec import load_model
+
         return load_model(config.spec, weights=config.weights, **options)
 
     def original(self) -> nn.Module:
@@ -146,6 +157,17 @@ class Workspace:
             raise RunError(f"stage {stage} has not finished", remedy="Run again with --resume")
         return marker.result
 
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of what the recipe only calls ``<given>``, by name: the model's weights, the data's first samples."""
+        found = {}
+        if self.recipe.model.spec == GIVEN and self._given.model is not None:
+            found["given model"] = _hash_tensors(model_tensors(self._given.model))
+        if self.recipe.data.spec == GIVEN and self._given.data is not None:
+            facts = hash_json(self.bundle.to_dict())
+            tensors = {str(i): t for i, t in enumerate(_tensors(self.feed.examples(8)))}
+            found["given data"] = hash_json([facts, _hash_tensors(tensors)])
+        return found
+
     def _layout(self) -> str:
         """NHWC where the model's own example inputs have the data's channels last, NCHW otherwise."""
         if self.recipe.model.spec == GIVEN or self.recipe.model.spec.startswith("penjing:"):
@@ -163,6 +185,19 @@ def _own(value: torch.Tensor) -> torch.Tensor:
     """A contiguous tensor that shares memory with no other (safetensors refuses shared memory)."""
     value = value.detach().cpu().contiguous()
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _not_given(what: str, folder: Path) -> RunError:

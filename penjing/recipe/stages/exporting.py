@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from penjing.events import Event, Listener
-from penjing.export import export, get_format, open_file, verify
+from penjing.export import export, open_file, verify
+from penjing.export.base import get_format
 from penjing.measure import accuracy
 from penjing.quantize import quantize
 from penjing.recipe.schema import ExportConfig

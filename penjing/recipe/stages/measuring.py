@@ -244,5 +244,5 @@ def _robustness(space: Workspace, paths: dict[str, Path]) -> dict[str, dict[str,
             std=space.feed.bundle.std,
             seed=space.recipe.seed,
         )
-        out[key] = {name: cell_of(cell) for name, cell in found.accuracies.items()}
+        out[key] = {"clean": cell_of(found.clean)} | {name: cell_of(cell) for name, cell in found.corrupted.items()}
     return out
