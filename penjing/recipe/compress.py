@@ -75,10 +75,14 @@ def compress(
     if budget is not None:
         pruning["budget"] = budget.to_dict() if isinstance(budget, Budget) else dict(budget)
     quantizing = _quantize(quantize, max_drop)
-    extra = {key: dict(value) if isinstance(value, Mapping) else value for key, value in (options or {}).items()}
+    extra = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in (options or {}).items()
+    }
     for key in ("name", "seed", "prune", "recover", "quantize", "max_drop"):
         if key in extra:
-            raise RecipeError(f"{key!r} is an argument of its own", layer="options", remedy=f"Give {key}=… instead")
+            raise RecipeError(
+                f"{key!r} is an argument of its own", layer="options", remedy=f"Give {key}=… instead"
+            )
     values: dict[str, Any] = {
         "name": name,
         "seed": seed,
@@ -94,7 +98,8 @@ def compress(
     if not isinstance(data, str) and "normalize" not in values["data"]:
         values["data"]["normalize"] = "mean_std"  # an opened bundle already says how it is normalised
     given = Given(
-        model=None if isinstance(model, str) else model, data=None if isinstance(data, str) else as_bundle(data)
+        model=None if isinstance(model, str) else model,
+        data=None if isinstance(data, str) else as_bundle(data),
     )
     folder = Path(out) if out is not None else Path("runs") / name
     return run(Recipe.parse(values), folder, resume=resume, given=given, listen=listen)
@@ -113,13 +118,17 @@ def as_bundle(data: DataBundle | Sequence[Any] | Mapping[str, Any]) -> DataBundl
     size = len(data)
     if not {"train", "val"} <= parts.keys() or size != len(parts) or parts.keys() - set(names):
         raise DataError(
-            f"data has {', '.join(map(str, parts)) or 'nothing'}" if isinstance(data, Mapping) else f"data has {size} parts",
+            f"data has {', '.join(map(str, parts)) or 'nothing'}"
+            if isinstance(data, Mapping)
+            else f"data has {size} parts",
             remedy="Give (train, val) or (train, val, test), or a mapping with these names",
         )
     for key, part in parts.items():
         if not isinstance(part, Iterable) or iter(part) is part:
             raise DataError(
-                f"{key} can be iterated only once" if isinstance(part, Iterable) else f"{key} cannot be iterated",
+                f"{key} can be iterated only once"
+                if isinstance(part, Iterable)
+                else f"{key} cannot be iterated",
                 layer=key,
                 remedy="Give a DataLoader or a list of batches instead of a generator",
             )

@@ -116,6 +116,19 @@ class Feed:
         return Changed(batches, _channels_last) if self.layout == "nhwc" else batches
 
 
+def layout_of(example_inputs: Any, bundle: DataBundle) -> str:
+    """``"nhwc"`` where a model's own example inputs have the data's channels last, else ``"nchw"``."""
+    inputs, shape = example_inputs, tuple(bundle.image_shape)
+    if isinstance(inputs, Mapping):
+        inputs = tuple(inputs.values())
+    inputs = inputs[0] if isinstance(inputs, (tuple, list)) and inputs else inputs
+    if isinstance(inputs, torch.Tensor) and inputs.ndim == 4 and len(shape) == 3:
+        own = tuple(inputs.shape[1:])
+        if own == (*shape[1:], shape[0]) and own != shape:
+            return "nhwc"
+    return "nchw"
+
+
 def inputs_of(batch: Any) -> Any:
     """The inputs in a batch, without its target."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
@@ -137,7 +150,9 @@ def cut(value: Any, num: int) -> Any:
 def _first_tensor(value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    parts = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    )
     for part in parts:
         return _first_tensor(part)
     raise DataError(

@@ -148,7 +148,9 @@ def _store_recipe(recipe: Recipe, folder: Path) -> None:
         try:
             stored = Recipe.from_file(path).to_dict()
         except RecipeError as error:
-            raise RunError(f"the recipe stored in {path} cannot be read ({error.cause})", remedy="Start anew") from error
+            raise RunError(
+                f"the recipe stored in {path} cannot be read ({error.cause})", remedy="Start anew"
+            ) from error
         difference = first_difference(_fixed(stored), _fixed(recipe.to_dict()))
         if difference is not None:
             key, old, new = difference
@@ -162,5 +164,3 @@ def _store_recipe(recipe: Recipe, folder: Path) -> None:
 
 def _fixed(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in _FREE}
-
-

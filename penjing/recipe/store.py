@@ -85,9 +85,7 @@ class Store:
     def hash(self, path: Path) -> str:
         """sha256 of a file, or of a folder's names and contents; remembered while size and time stay the same."""
         if path.is_dir():
-            parts = {
-                str(p.relative_to(path)): self.hash(p) for p in sorted(path.rglob("*")) if p.is_file()
-            }
+            parts = {str(p.relative_to(path)): self.hash(p) for p in sorted(path.rglob("*")) if p.is_file()}
             return hash_json(parts)
         stat = path.stat()
         at = (str(path), stat.st_size, stat.st_mtime_ns)
@@ -109,7 +107,9 @@ def stage_key(stage: str, config: Any, seed: int, inputs: Mapping[str, str]) -> 
         seed: The run's seed.
         inputs: Digests of what it reads, by name.
     """
-    return hash_json({"format": FORMAT, "stage": stage, "config": config, "seed": seed, "inputs": dict(inputs)})
+    return hash_json(
+        {"format": FORMAT, "stage": stage, "config": config, "seed": seed, "inputs": dict(inputs)}
+    )
 
 
 def hash_json(data: Any) -> str:

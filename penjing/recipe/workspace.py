@@ -24,7 +24,7 @@ from penjing.errors import RunError
 from penjing.files import atomic_write
 from penjing.models import build
 from penjing.prune import Plan, apply
-from penjing.recipe.feed import Feed
+from penjing.recipe.feed import Feed, layout_of
 from penjing.recipe.schema import GIVEN, Recipe
 from penjing.recipe.store import Store, hash_json
 from penjing.recover.checkpoint import model_tensors, restore_model
@@ -169,16 +169,9 @@ class Workspace:
         return found
 
     def _layout(self) -> str:
-        """NHWC where the model's own example inputs have the data's channels last, NCHW otherwise."""
         if self.recipe.model.spec == GIVEN or self.recipe.model.spec.startswith("penjing:"):
             return "nchw"
-        inputs, shape = self._source.example_inputs, tuple(self.bundle.image_shape)
-        inputs = inputs[0] if isinstance(inputs, (tuple, list)) and inputs else inputs
-        if isinstance(inputs, torch.Tensor) and inputs.ndim == 4 and len(shape) == 3:
-            own = tuple(inputs.shape[1:])
-            if own == (*shape[1:], shape[0]) and own != shape:
-                return "nhwc"
-        return "nchw"
+        return layout_of(self._source.example_inputs, self.bundle)
 
 
 def _own(value: torch.Tensor) -> torch.Tensor:

@@ -65,7 +65,9 @@ def render(metrics: Metrics) -> str:
         "number": _number,
     }
     plots = {
-        "size": _tradeoff(metrics, [(row, float(row.size_bytes)) for row in metrics.rows], "file size, bytes"),
+        "size": _tradeoff(
+            metrics, [(row, float(row.size_bytes)) for row in metrics.rows], "file size, bytes"
+        ),
         "latency": _tradeoff(metrics, _latencies(metrics), _latency_label(metrics)),
         "accuracy_curve": _curves(metrics, "val_accuracy", "validation accuracy, %", 100.0),
         "loss_curve": _curves(metrics, "train_loss", "training loss", 1.0),
@@ -79,7 +81,10 @@ def render(metrics: Metrics) -> str:
         rows=[(row, table.cells(row, metrics)) for row in metrics.rows],
         conditions=table.conditions(metrics),
         plots={name: Markup(plot) for name, plot in plots.items()},
-        cut={"widths": max(0, len(metrics.widths) - _MANY), "quantized": max(0, len(metrics.quantized) - _MANY)},
+        cut={
+            "widths": max(0, len(metrics.widths) - _MANY),
+            "quantized": max(0, len(metrics.quantized) - _MANY),
+        },
         kept_float=[layer for layer in metrics.quantized if layer.kept_float],
         total_seconds=sum(metrics.seconds.values()),
     )

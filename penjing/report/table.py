@@ -12,7 +12,7 @@ from penjing.report.metrics import Metrics, Row
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
+    from rich.console import Group
 
 SPLITS = ("train", "val", "test")
 
@@ -45,18 +45,25 @@ def write_table(metrics: Metrics, folder: Path | str) -> tuple[Path, Path]:
     return csv, plain
 
 
-def terminal_table(metrics: Metrics) -> Table:
-    """The table for `rich`: the same numbers, shortened for reading."""
+def terminal_table(metrics: Metrics) -> Group:
+    """The table for `rich`, as two that fit a terminal of 80 columns: accuracy, then size and speed."""
+    from rich.console import Group
     from rich.table import Table
 
-    table = Table(title=None, header_style="bold", pad_edge=False)
-    table.add_column("")
-    for head in headers(metrics)[1:]:
-        table.add_column(head, justify="right")
-    for row in metrics.rows:
-        style = "bold" if row.key == metrics.after else ""
-        table.add_row(*cells(row, metrics), style=style)
-    return table
+    heads = headers(metrics)
+    parts = ((0, 1, 2, 3, 4), (0, *range(5, len(heads))))
+    tables = []
+    for columns in parts:
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+        for column in columns:
+            table.add_column(heads[column], justify="right" if column else "left", no_wrap=True)
+        for row in metrics.rows:
+            shown = cells(row, metrics)
+            table.add_row(
+                *(shown[column] for column in columns), style="bold" if row.key == metrics.after else ""
+            )
+        tables.append(table)
+    return Group(tables[0], "", tables[1], "", conditions(metrics))
 
 
 def headers(metrics: Metrics) -> list[str]:
@@ -81,7 +88,7 @@ def cells(row: Row, metrics: Metrics) -> list[str]:
     for batch in batches(metrics):
         cell = row.latency_at(batch)
         latency.append(
-            f"{text.milliseconds(cell.median_ms)} (p95 {text.milliseconds(cell.p95_ms)})" if cell else "–"
+            f"{text.milliseconds(cell.median_ms)} ({text.milliseconds(cell.p95_ms)})" if cell else "–"
         )
     return [
         row.label,

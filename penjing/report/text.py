@@ -75,9 +75,13 @@ def _latency_part(before: Row, after: Row) -> list[str]:
         if other is not None:
             return [
                 f"{milliseconds(cell.median_ms)} → {milliseconds(other.median_ms)} ms at batch {cell.batch} "
-                f"({times(cell.median_ms, other.median_ms)} faster)"
+                f"({_faster(cell.median_ms, other.median_ms)})"
             ]
     return []
+
+
+def _faster(before: float, after: float) -> str:
+    return f"{times(before, after)} faster" if after <= before else f"{times(after, before)} slower"
 
 
 def _accuracy_part(before: Row, after: Row) -> str:

@@ -42,7 +42,9 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     config = {**feed, "measure": _plain(recipe.measure)}
     stages.append(Stage("measure", "measure everything", measure_rows, config, before))
     stages.append(
-        Stage("report", "write the report and the artifact", write_all, recipe.to_dict(), (*before, "measure"))
+        Stage(
+            "report", "write the report and the artifact", write_all, recipe.to_dict(), (*before, "measure")
+        )
     )
     return tuple(stages)
 
@@ -73,7 +75,13 @@ def _baselines(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:
     scratch = {**feed, "train": _plain(recipe.train), "recover": _plain(recipe.recover)}
     return [
         Stage("prune-random", "prune at random", prune, pruning, ("train",)),
-        Stage("recover-random", "recover what was pruned at random", recover, recovery, ("train", "prune-random")),
+        Stage(
+            "recover-random",
+            "recover what was pruned at random",
+            recover,
+            recovery,
+            ("train", "prune-random"),
+        ),
         Stage("scratch", "train the small network from scratch", train_from_scratch, scratch, REPLACED),
     ]
 

@@ -149,7 +149,9 @@ def after_key(recipe: Recipe) -> str:
 def _file_of(space: Workspace, entry: Entry, model: nn.Module) -> Path:
     if entry.file:
         return space.folder / entry.file
-    return export_onnx(model, space.work / "measured" / f"{entry.key}.onnx", space.examples, dynamic_batch="auto")
+    return export_onnx(
+        model, space.work / "measured" / f"{entry.key}.onnx", space.examples, dynamic_batch="auto"
+    )
 
 
 def _kept(space: Workspace, paths: dict[str, Path]) -> tuple[str, ...]:
@@ -244,5 +246,7 @@ def _robustness(space: Workspace, paths: dict[str, Path]) -> dict[str, dict[str,
             std=space.feed.bundle.std,
             seed=space.recipe.seed,
         )
-        out[key] = {"clean": cell_of(found.clean)} | {name: cell_of(cell) for name, cell in found.corrupted.items()}
+        out[key] = {"clean": cell_of(found.clean)} | {
+            name: cell_of(cell) for name, cell in found.corrupted.items()
+        }
     return out

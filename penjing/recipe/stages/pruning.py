@@ -14,7 +14,13 @@ from penjing.recipe.workspace import Workspace
 
 
 def prune_round(
-    space: Workspace, listen: Listener, *, mark: str = "", before: str = "", share: float = 1.0, criterion: str = ""
+    space: Workspace,
+    listen: Listener,
+    *,
+    mark: str = "",
+    before: str = "",
+    share: float = 1.0,
+    criterion: str = "",
 ) -> Output:
     """One round of pruning.
 
@@ -95,7 +101,12 @@ def _budget(
         graph = trace(model, space.examples)
         original = dict(Cost(graph, couple(graph))({}))
     limits = budget.limits(original)
-    return Budget(**{name: max(2, int(original[name] * (limit / original[name]) ** share)) for name, limit in limits.items()})
+    return Budget(
+        **{
+            name: max(2, int(original[name] * (limit / original[name]) ** share))
+            for name, limit in limits.items()
+        }
+    )
 
 
 def _refit(

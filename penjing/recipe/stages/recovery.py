@@ -53,7 +53,9 @@ def train_from_scratch(space: Workspace, listen: Listener) -> Output:
     Requires: the plan, and the timings of training, pruning and recovery. Ensures: ``work/scratch.safetensors``.
     """
     budget = sum(_seconds(space, stage) for stage in REPLACED)
-    listen(Event("scratch", "note", message=f"{budget:.0f} s, as long as {', '.join(REPLACED)} took together"))
+    listen(
+        Event("scratch", "note", message=f"{budget:.0f} s, as long as {', '.join(REPLACED)} took together")
+    )
     model = space.student(start_of_recovery(space.recipe.prune, ""))
     reset_weights(model, space.recipe.seed + 1)
     basis = space.recipe.train or space.recipe.recover

@@ -21,7 +21,13 @@ from penjing.recipe.stages.measuring import after_key
 from penjing.recipe.workspace import Workspace
 from penjing.report import Metrics, write_report
 
-_CURVES = {"article": "article", "train": "train", "recover": "recover", "recover-random": "random", "scratch": "scratch"}
+_CURVES = {
+    "article": "article",
+    "train": "train",
+    "recover": "recover",
+    "recover-random": "random",
+    "scratch": "scratch",
+}
 _PACKAGES = ("penjing", "torch", "onnx", "onnxruntime", "tensorflow-cpu", "tensorflow", "keras", "numpy")
 _REPORT_FILES = ("report.html", "table.csv", "table.json")
 
@@ -97,7 +103,11 @@ def collect(space: Workspace) -> Metrics:
 
 def environment(space: Workspace) -> dict[str, str]:
     """What the numbers depend on outside the recipe."""
-    found = {"CPU": device_name(), "cores": str(os.cpu_count()), "threads (training)": str(torch.get_num_threads())}
+    found = {
+        "CPU": device_name(),
+        "cores": str(os.cpu_count()),
+        "threads (training)": str(torch.get_num_threads()),
+    }
     found["threads (latency)"] = str(space.recipe.measure.threads)
     found["system"] = f"{platform.system()} {platform.machine()}"
     found["Python"] = platform.python_version()
@@ -190,5 +200,3 @@ def _move_into(staging: Path, folder: Path) -> list[str]:
         os.replace(staging / name, target)
     staging.rmdir()
     return names
-
-

@@ -1,0 +1,104 @@
+"""The typer app and its exit codes. Nothing heavy is imported until a verb runs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+import typer
+
+from penjing.errors import PenjingError
+
+OK, NOT_HELD, BUG, WRONG, INTERRUPTED = 0, 3, 1, 2, 130
+"""Exit codes: done; done but the allowed loss did not hold; a bug; an error with cause and remedy; interrupted."""
+
+VERBS = ("inspect", "prune", "recover", "quantize", "export", "compress", "report", "bench", "demo", "run")
+_RESUMABLE = ("compress", "demo", "run")
+
+app = typer.Typer(
+    name="penjing",
+    help="Take a trained network and give back a small, fast one: pruned, recovered, quantized, exported, verified.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Exit codes: 0 done, 2 an error (its cause and remedy are printed), 3 done but the allowed loss of "
+    "accuracy did not hold, 130 interrupted. --debug after any verb shows the traceback of an error.",
+)
+for _verb in VERBS:
+    app.command(_verb)(import_module(f"penjing.cli.verbs.{_verb}").command)
+
+
+@app.callback()
+def _options(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+) -> None:
+    """Read by `main` before the verb is parsed, so that it may stand anywhere."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Args:
+        argv: Arguments after the program's name; by default the process's own.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or bool(os.environ.get("PENJING_DEBUG"))
+    arguments = [one for one in arguments if one != "--debug"]
+    sys.exit(_run(arguments, debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    previous = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code: Any = app(arguments, prog_name="penjing", standalone_mode=False)
+        return code if isinstance(code, int) else OK
+    except click.exceptions.Exit as stop:
+        return int(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return WRONG
+    except PenjingError as error:
+        if debug:
+            raise
+        _say(f"penjing: {error}")
+        return WRONG
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        if debug:
+            raise
+        _say(f"penjing: interrupted. {_how_to_resume(arguments)}".rstrip())
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the reader has gone: say nothing more
+        return OK
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"penjing: unexpected {type(error).__name__}: {error}. This is a bug; --debug shows where")
+        return BUG
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _how_to_resume(arguments: list[str]) -> str:
+    if not arguments or arguments[0] not in _RESUMABLE:
+        return ""
+    again = [*arguments, *(() if "--resume" in arguments else ("--resume",))]
+    return f"Go on with: penjing {shlex.join(again)}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,139 @@
+"""What the verbs share: options, parsing of ``key=value``, opening models and data, printing results."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from penjing.errors import RecipeError
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="timm:NAME, torchvision:NAME, penjing:NAME, file.py:factory, model.keras, model.onnx or an artifact folder."
+    ),
+]
+Weights = Annotated[str | None, typer.Option(help="A .safetensors file with trained weights.")]
+ModelOption = Annotated[list[str] | None, typer.Option("--option", help="key=value for the model's factory.")]
+Data = Annotated[
+    str | None, typer.Option(help="glyphs, an image folder, a .parquet or .npz file, or file.py:factory.")
+]
+NeededData = Annotated[
+    str, typer.Option("--data", help="glyphs, an image folder, .parquet, .npz or file.py:factory.")
+]
+DataOption = Annotated[list[str] | None, typer.Option(help="key=value for the data source.")]
+BatchSize = Annotated[int, typer.Option(help="Samples in a batch.")]
+Normalize = Annotated[
+    str, typer.Option(help="How images are fed: unit ([0, 1]) or mean_std (of the training images).")
+]
+Trust = Annotated[bool, typer.Option("--trust", help="Allow a model file to run code when it is opened.")]
+Seed = Annotated[int, typer.Option(help="Seeds everything that draws.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
+Budget = Annotated[
+    list[str] | None,
+    typer.Option(help="What may be left, e.g. params=0.1 (a fraction) or macs=50000000 (a count)."),
+]
+
+
+def pairs(given: Sequence[str] | None, what: str) -> dict[str, Any]:
+    """``["a=1", "b=[2,3]"]`` → ``{"a": 1, "b": [2, 3]}``; several may stand in one, with commas outside brackets.
+
+    Raises:
+        RecipeError: for an entry without "=", or a value that is not YAML.
+    """
+    found: dict[str, Any] = {}
+    for entry in given or ():
+        key, equals, value = entry.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(
+                f"{entry!r} is not key=value", layer=what, remedy=f"Write it as {what} key=value"
+            )
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{value!r} is not a value", layer=what, remedy="Quote it") from error
+    return found
+
+
+def names(given: str) -> tuple[str, ...]:
+    """``"onnx, saved_model"`` → ``("onnx", "saved_model")``."""
+    return tuple(name.strip() for name in given.split(",") if name.strip())
+
+
+def budget_of(given: Sequence[str] | None) -> dict[str, float] | None:
+    """The numbers of ``--budget``, or None.
+
+    Raises:
+        RecipeError: for a value that is not a number.
+    """
+    split = [part for entry in given or () for part in entry.split(",") if part.strip()]
+    found = pairs(split, "--budget")
+    for key, value in found.items():
+        try:
+            found[key] = float(value)
+        except (TypeError, ValueError):
+            raise RecipeError(
+                f"{key}={value!r} is not a number", layer="--budget", remedy="Give a number"
+            ) from None
+    return found or None
+
+
+def load(spec: str, *, weights: str | None, options: Sequence[str] | None, trust: bool) -> Any:
+    """The model of a spec, with its example inputs."""
+    from penjing.models.spec import load_model
+
+    return load_model(spec, weights=weights, trust=trust, **pairs(options, "--option"))
+
+
+def feed_of(
+    spec: str, options: Sequence[str] | None, *, model_inputs: Any, batch_size: int, normalize: str, seed: int
+) -> Any:
+    """The data of a spec as batches in the model's layout."""
+    from penjing.data import open_data
+    from penjing.recipe.feed import Feed, layout_of
+    from penjing.recipe.schema import DataConfig
+
+    config = DataConfig.parse(
+        {
+            "spec": spec,
+            "options": pairs(options, "--data-option"),
+            "batch_size": batch_size,
+            "normalize": normalize,
+        }
+    )
+    bundle = open_data(spec, **config.options)
+    layout = layout_of(model_inputs, bundle)
+    return Feed(config, bundle, layout=layout, seed=seed, unit=config.normalize != "mean_std")
+
+
+def emit(result: Any, text: Any, as_json: bool) -> None:
+    """Print a result on standard output: as JSON, or as text or a `rich` renderable."""
+    if as_json:
+        json.dump(jsonable(result), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+        sys.stdout.write("\n")
+        return
+    from rich.console import Console
+
+    Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty()).print(text)
+
+
+def jsonable(value: Any) -> Any:
+    """Plain JSON of a result: paths as text, what is not finite as null."""
+    if hasattr(value, "to_dict"):
+        return jsonable(value.to_dict())
+    if isinstance(value, dict):
+        return {str(key): jsonable(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -1,0 +1,64 @@
+"""`penjing bench`: time exported files side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penjing.cli import common
+from penjing.errors import MeasureError
+
+
+def command(
+    files: Annotated[list[Path], typer.Argument(help="ONNX files and SavedModel folders.")],
+    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; by default 1 and 32.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
+    runs: Annotated[int, typer.Option(help="Timed runs of each file.")] = 50,
+    json: common.Json = False,
+) -> None:
+    """Time files in their runtimes, in turns, so that a busy machine is unfair to none."""
+    from penjing.measure import latency, size_bytes
+
+    rows = []
+    for size in batch or [1, 32]:
+        candidates = {str(file): _candidate(file, size, threads) for file in files}
+        for name, timed in latency(candidates, num_runs=runs).items():
+            rows.append({"file": name, "size_bytes": size_bytes(Path(name)), **timed.to_dict()})
+    common.emit({"rows": rows}, _table(rows), json)
+
+
+def _candidate(file: Path, batch: int, threads: int) -> Any:
+    from penjing.measure import onnx_candidate, saved_model_candidate
+
+    if not file.exists():
+        raise MeasureError(f"{file} does not exist", remedy="Give an exported file")
+    if file.suffix == ".onnx":
+        return onnx_candidate(file, batch=batch, threads=threads)
+    if (file / "saved_model.pb").is_file():
+        return saved_model_candidate(file, batch=batch)
+    raise MeasureError(
+        f"{file} is no ONNX file and no SavedModel", remedy="Give .onnx files or SavedModel folders"
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    from penjing.report.text import milliseconds, size
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for head in ("file", "size", "batch", "median ms", "p95 ms", "threads", "runtime"):
+        table.add_column(head, justify="left" if head in ("file", "runtime") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["file"],
+            size(row["size_bytes"]),
+            str(row["batch"]),
+            milliseconds(row["median_ms"]),
+            milliseconds(row["p95_ms"]),
+            str(row["threads"]),
+            row["runtime"],
+        )
+    return table

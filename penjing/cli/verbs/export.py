@@ -1,0 +1,76 @@
+"""`penjing export`: write files that other runtimes serve, each checked there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penjing.cli import common
+from penjing.cli.progress import progress
+
+
+def command(
+    model: common.Model,
+    out: common.Out,
+    formats: Annotated[str, typer.Option(help="Formats, with commas.")] = "onnx,saved_model",
+    int8: Annotated[Path | None, typer.Option(help="An int8 ONNX file for the int8 formats.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX operator set.")] = None,
+    verify_only: Annotated[
+        bool, typer.Option("--verify-only", help="Check the files already in --out.")
+    ] = False,
+    data: common.Data = None,
+    data_option: common.DataOption = None,
+    batch_size: common.BatchSize = 128,
+    normalize: common.Normalize = "unit",
+    weights: common.Weights = None,
+    option: common.ModelOption = None,
+    trust: common.Trust = False,
+    json: common.Json = False,
+) -> None:
+    """Export a network and verify every file in its own runtime, at several batch sizes."""
+    from penjing.export import export
+
+    source: Any = Path(model)
+    inputs = None
+    if source.suffix != ".onnx":
+        loaded = common.load(model, weights=weights, options=option, trust=trust)
+        source, inputs = loaded.model, loaded.example_inputs
+    batches = None
+    if data is not None:
+        feed = common.feed_of(
+            data, data_option, model_inputs=inputs, batch_size=batch_size, normalize=normalize, seed=0
+        )
+        batches = feed.calibration()
+    chosen = common.names(formats)
+    if verify_only:
+        found = _verify(source, out, chosen, inputs, batches)
+        common.emit({"files": [one.to_dict() for one in found]}, "\n".join(map(_line, found)), json)
+        return
+    with progress(quiet=json) as listen:
+        made = export(
+            source, out, chosen, example_inputs=inputs, data=batches, int8=int8, opset=opset, listen=listen
+        )
+    common.emit(made, "\n".join(_line(file.verification) for file in made.files), json)
+
+
+def _verify(source: Any, out: Path, chosen: tuple[str, ...], inputs: Any, batches: Any) -> list[Any]:
+    from penjing.export import open_file, verify
+    from penjing.export.base import get_format
+
+    given = next(iter(batches)) if batches is not None else inputs
+    reference = open_file(source) if isinstance(source, Path) else source
+    found = []
+    for name in chosen:
+        exporter = get_format(name)
+        found.append(verify(out / exporter.filename, reference, given, quantized=exporter.quantized))
+    return found
+
+
+def _line(found: Any) -> str:
+    batches = ", ".join(str(row.batch) for row in found.rows)
+    return (
+        f"{found.path}: agrees within {found.relative:.1e} (relative), {found.max_abs:.1e} (absolute) "
+        f"at batch {batches} in {found.runtime}"
+    )

@@ -1,0 +1,81 @@
+"""`penjing prune`: make a network smaller, without training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from penjing.cli import common
+from penjing.cli.progress import progress
+
+
+def command(
+    model: common.Model,
+    out: common.Out,
+    ratio: Annotated[float, typer.Option(help="Fraction removed of each group's slots.")] = 0.5,
+    budget: common.Budget = None,
+    criterion: Annotated[str, typer.Option(help="How slots are scored.")] = "magnitude",
+    scope: Annotated[str, typer.Option(help="local, global or isomorphic.")] = "local",
+    ignore: Annotated[list[str] | None, typer.Option(help="Parameter-name globs that stay whole.")] = None,
+    round_to: Annotated[int, typer.Option(help="Widths become multiples of this.")] = 1,
+    reconstruct: Annotated[
+        bool, typer.Option("--reconstruct", help="Refit layers on --data afterwards.")
+    ] = False,
+    data: common.Data = None,
+    data_option: common.DataOption = None,
+    batch_size: common.BatchSize = 128,
+    normalize: common.Normalize = "unit",
+    weights: common.Weights = None,
+    option: common.ModelOption = None,
+    trust: common.Trust = False,
+    seed: common.Seed = 0,
+    json: common.Json = False,
+) -> None:
+    """Prune a network and write it as an artifact folder with its plan."""
+    from penjing.artifact import save_artifact
+    from penjing.prune import Budget, prune
+
+    loaded = common.load(model, weights=weights, options=option, trust=trust)
+    limits = common.budget_of(budget)
+    feed = None
+    if data is not None:
+        feed = common.feed_of(
+            data,
+            data_option,
+            model_inputs=loaded.example_inputs,
+            batch_size=batch_size,
+            normalize=normalize,
+            seed=seed,
+        )
+    with progress(quiet=json) as listen:
+        made = prune(
+            loaded.model,
+            loaded.example_inputs,
+            ratio,
+            criterion,
+            scope,  # type: ignore[arg-type]  # checked by `prune`, which names what is allowed
+            tuple(ignore or ()),
+            data=feed.calibration() if feed else None,
+            reconstruct=reconstruct,
+            budget=Budget.parse(limits) if limits else None,
+            round_to=round_to,
+            seed=seed,
+            listen=listen,
+        )
+    save_artifact(out, made.model, example_inputs=loaded.example_inputs, plan=made.plan, stages=["prune"])
+    result = {key: value for key, value in made.to_dict().items() if key != "plan"} | {"folder": str(out)}
+    common.emit(result, _text(made, out), json)
+
+
+def _text(made: Any, out: Any) -> str:
+    from penjing.report.text import count, times
+
+    lines = [
+        f"{name}: {count(made.before[name])} → {count(made.after[name])} ({times(made.before[name], made.after[name])})"
+        for name in made.before
+    ]
+    lines += [f"frozen: {one.reason}" for one in made.frozen]
+    if not made.in_place:
+        lines.append(f"the traced graph is what comes back: {made.reason}")
+    return "\n".join([*lines, f"written to {out}"])

@@ -1,0 +1,68 @@
+"""`penjing quantize`: a network or an ONNX file to int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penjing.cli import common
+from penjing.cli.progress import progress
+
+
+def command(
+    model: common.Model,
+    data: common.NeededData,
+    out: Annotated[Path, typer.Option(help="The int8 ONNX file to write.")],
+    max_drop: Annotated[
+        float | None, typer.Option(help="Largest loss, as a fraction; layers go back to float.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of any other option.")] = None,
+    data_option: common.DataOption = None,
+    batch_size: common.BatchSize = 128,
+    normalize: common.Normalize = "unit",
+    weights: common.Weights = None,
+    option: common.ModelOption = None,
+    trust: common.Trust = False,
+    seed: common.Seed = 0,
+    json: common.Json = False,
+) -> None:
+    """Write an int8 ONNX file that stock ONNX Runtime runs in int8 kernels, and its weights as safetensors."""
+    from penjing.quantize import QuantizeConfig, quantize
+
+    config = QuantizeConfig.parse({"max_drop": max_drop, **common.pairs(set_, "--set")})
+    source: Any = Path(model)
+    inputs = None
+    if source.suffix != ".onnx":
+        loaded = common.load(model, weights=weights, options=option, trust=trust)
+        source, inputs = loaded.model, loaded.example_inputs
+    feed = common.feed_of(
+        data, data_option, model_inputs=inputs, batch_size=batch_size, normalize=normalize, seed=seed
+    )
+    with progress(quiet=json) as listen:
+        made = quantize(
+            source,
+            feed.calibration(),
+            config,
+            out=out,
+            example_inputs=inputs,
+            eval_data=feed.split("val"),
+            seed=seed,
+            listen=listen,
+        )
+    common.emit(made, _text(made), json)
+
+
+def _text(made: Any) -> str:
+    from penjing.report.text import size, times
+
+    lines = [
+        f"{size(made.fp32_bytes)} → {size(made.size_bytes)} ({times(made.fp32_bytes, made.size_bytes)} smaller), "
+        f"{made.sqnr_db:.1f} dB against fp32",
+        f"{made.num_quantized} layers in int8, {made.num_float} ops in float",
+    ]
+    if made.timing is not None:
+        lines.append(f"{made.timing.fp32_ms:.3g} → {made.timing.int8_ms:.3g} ms ({made.timing.speedup:.3g}×)")
+    lines += [f"{layer.name} stays float: {layer.why}" for layer in made.layers if not layer.quantized]
+    return "\n".join([*lines, *made.notes, f"written to {made.path} and {made.weights_path}"])

@@ -1,0 +1,82 @@
+"""`penjing recover`: train a pruned network to answer as the original does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penjing.cli import common
+from penjing.cli.progress import progress
+
+
+def command(
+    student: common.Model,
+    teacher: Annotated[str, typer.Option(help="The original network, as a model spec.")],
+    data: common.NeededData,
+    out: common.Out,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.02,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of any other option.")] = None,
+    data_option: common.DataOption = None,
+    batch_size: common.BatchSize = 128,
+    normalize: common.Normalize = "unit",
+    teacher_weights: Annotated[str | None, typer.Option(help="Weights of the teacher.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="key=value for the teacher's factory.")] = None,
+    trust: common.Trust = False,
+    seed: common.Seed = 0,
+    json: common.Json = False,
+) -> None:
+    """Distil the original network into its pruned copy and write the result as an artifact folder."""
+    from penjing.artifact import save_artifact
+    from penjing.recover import RecoverConfig, recover
+
+    small = common.load(student, weights=None, options=None, trust=trust)
+    large = common.load(teacher, weights=teacher_weights, options=option, trust=trust)
+    config = RecoverConfig.parse({"epochs": epochs, "lr": lr, **common.pairs(set_, "--set")})
+    feed = common.feed_of(
+        data,
+        data_option,
+        model_inputs=small.example_inputs,
+        batch_size=batch_size,
+        normalize=normalize,
+        seed=seed,
+    )
+    with progress(quiet=json) as listen:
+        made = recover(
+            small.model,
+            large.model,
+            feed.train(),
+            config,
+            val=feed.split("val"),
+            plan=_plan(student),
+            seed=seed,
+            listen=listen,
+        )
+    plan = Path(student) / "plan.json"
+    save_artifact(
+        out,
+        made.model,
+        example_inputs=small.example_inputs,
+        plan=_plan(student),
+        stages=[*(["prune"] if plan.is_file() else []), "recover"],
+    )
+    common.emit({**made.to_dict(), "folder": str(out)}, _text(made, out), json)
+
+
+def _plan(student: str) -> Any:
+    path = Path(student) / "plan.json"
+    if not path.is_file():
+        return None
+    from penjing.prune import Plan
+
+    return Plan.load(path)
+
+
+def _text(made: Any, out: Path) -> str:
+    from penjing.report.text import duration, percent
+
+    last = made.history[-1] if made.history else {}
+    accuracy = f", validation accuracy {percent(last['val_accuracy'])}" if "val_accuracy" in last else ""
+    return f"{made.steps} steps in {duration(made.seconds)}{accuracy}; {made.stopped.value}\nwritten to {out}"

@@ -1,0 +1,33 @@
+"""`penjing report`: the table and the page of a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penjing.cli import common
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page and tables; by default the run's.")
+    ] = None,
+    json: common.Json = False,
+) -> None:
+    """Print a run's table and write its page anew from metrics.json."""
+    from rich.console import Group
+
+    from penjing.report import Metrics, terminal_table, write_report
+    from penjing.report.text import headline
+
+    metrics = Metrics.read(folder)
+    page = write_report(out or folder, metrics)
+    if out is None and (folder / "manifest.json").is_file():
+        from penjing.artifact import seal
+
+        seal(folder)
+    text = Group(terminal_table(metrics), "", headline(metrics), str(page))
+    common.emit({**metrics.to_dict(), "headline": headline(metrics), "page": str(page)}, text, json)
