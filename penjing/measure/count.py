@@ -164,7 +164,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # A view of a parameter (its transpose, a chunk of it) shares the parameter's storage.
         for arg in args:
             if isinstance(arg, Tensor):
-                owner = self.owners.get(arg.untyped_storage().data_ptr())
+                owner = self.owners.get(_storage(arg))
                 if owner is not None:
                     return owner
         return self.stack[-1] if self.stack else ""
@@ -211,11 +211,7 @@ def count(model: nn.Module, example_inputs: Any) -> Count:
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Seen:
-    owners = {
-        param.untyped_storage().data_ptr(): layer_of(name)
-        for name, param in model.named_parameters()
-        if param.numel()
-    }
+    owners = {_storage(param): layer_of(name) for name, param in model.named_parameters() if param.numel()}
     stack: list[str] = []
     counter = _Counter(owners, stack)
     with _plain_eval(model), _module_names(model, stack), torch.no_grad(), counter:
@@ -248,6 +244,13 @@ def _module_names(model: nn.Module, stack: list[str]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _storage(tensor: Tensor) -> int:
+    """Which memory a tensor looks at; tells meta tensors apart too, whose address is 0."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    return int(tensor.untyped_storage()._cdata)
 
 
 def layer_of(parameter: str) -> str:

@@ -35,8 +35,7 @@ def test_a_seed_fixes_the_weights_and_leaves_the_global_state(name: str) -> None
 
 
 def test_the_demo_network_has_100_million_parameters_most_of_them_linear() -> None:
-    with torch.device("meta"):
-        model = build("glyph_vgg", 100, 1, 32)
+    model = build("glyph_vgg", 100, 1, 32)
     total = sum(p.numel() for p in model.parameters())
     linear = sum(p.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) for p in m.parameters())
     assert total >= 100_000_000
@@ -52,7 +51,7 @@ def test_options_change_the_network() -> None:
 def test_mistakes_are_named_with_the_nearest_name() -> None:
     with pytest.raises(RecipeError, match="Did you mean 'glyph_vgg'"):
         build("glyph_vg", 10)
-    with pytest.raises(RecipeError, match="no option 'width'.*Did you mean 'widths'"):
+    with pytest.raises(RecipeError, match=r"no option 'width'.*Did you mean 'widths'"):
         build("vgg_small", 10, width=3)
     with pytest.raises(RecipeError, match="It takes none"):
         build("resnet20", 10, widths=3)
@@ -63,7 +62,7 @@ def test_mistakes_are_named_with_the_nearest_name() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("name", ["resnet20", "resnet56"])
+@pytest.mark.parametrize("name", ["resnet20", pytest.param("resnet56", marks=pytest.mark.slow)])
 def test_published_checkpoints_load_and_classify(name: str) -> None:
     file, data = SHARED / f"{name}-cifar10.safetensors", SHARED / "cifar10-test.parquet"
     if not file.is_file() or not data.is_file():
