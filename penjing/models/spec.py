@@ -39,7 +39,8 @@ class LoadedModel:
         model: The network, in eval mode.
         example_inputs: Tensor, tuple or dict it takes (batch 2), or None when the source does not say.
         source: The spec it came from.
-        kind: ``"timm"``, ``"torchvision"``, ``"penjing"``, ``"file"``, ``"keras"``, ``"pt2"`` or ``"artifact"``.
+        kind: ``"timm"``, ``"torchvision"``, ``"penjing"``, ``"file"``, ``"keras"``, ``"pt2"``, ``"pickle"`` or
+            ``"artifact"``.
         info: What else the source says, e.g. ``mean`` and ``std`` of its inputs, or an artifact's history.
     """
 
@@ -58,12 +59,12 @@ def load_model(
     Args:
         spec: See the table above.
         weights: A ``.safetensors`` file to load strictly.
-        trust: Accept files that run code when opened (``.pt``, ``.pth``, ``.pt2``). A ``file.py`` is your own code
-            and always runs.
+        trust: Accept files that run code when opened (``.pt``, ``.pth``, ``.pt2``). A ``file.py`` is your
+            own code and always runs.
         **options: Passed to the library's constructor or the factory, e.g. ``num_classes``.
 
     Raises:
-        ArtifactError: an unknown spec, a missing package or file, options that do not fit, or weights that do not.
+        ArtifactError: an unknown spec, a missing package or file, options or weights that do not fit.
     """
     spec = str(spec)
     loader = _loader(spec)
@@ -91,7 +92,7 @@ def _loader(spec: str) -> _Loader:
         [*(f"{name}:NAME" for name in PREFIXES), "file.py:factory", *SUFFIXES, "an artifact folder"]
     )
     near = difflib.get_close_matches(prefix, PREFIXES, n=1) if colon else []
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f"Did you mean {near[0]!r}? " if near else ""
     what = "does not exist" if path.suffix == "" and not colon else "is no model spec"
     raise ArtifactError(
         f"{spec!r} {what}", remedy=f"{hint}Give one of: {known}".replace("? Give", "? Or give")
@@ -268,7 +269,7 @@ def _pickled(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
         raise ArtifactError(
             f"{spec} is a pickled model, which can run any code when it is opened",
             layer=spec,
-            remedy="Give file.py:factory with --weights x.safetensors, or trust=True (--trust) if you made it yourself",
+            remedy="Give file.py:factory with --weights x.safetensors, or trust=True (--trust) if it is yours",
         )
     model = torch.load(spec, map_location="cpu", weights_only=False)
     if not isinstance(model, nn.Module):

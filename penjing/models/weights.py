@@ -1,4 +1,4 @@
-"""Weights from a safetensors file into a model, strictly: every difference is named with its nearest match."""
+"""Weights from a safetensors file into a model, strictly: differences are named with their nearest match."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
 
     Args:
         model: The network.
-        path: A ``.safetensors`` file holding exactly the model's state; names of tied weights may be given once.
+        path: A ``.safetensors`` file holding exactly the model's state; tied weights may be given once.
         trust: Also accept a pickled file (``.pt``, ``.pth``), which can run any code when it is opened.
 
     Raises:
@@ -51,7 +51,7 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
     for name, tensor in expected.items():
         if tensor.shape != state[name].shape:
             raise ArtifactError(
-                f"{name!r} is {list(state[name].shape)} in {path} and {list(tensor.shape)} in {type(model).__name__}",
+                f"{name!r} is {list(state[name].shape)} in {path}, {list(tensor.shape)} in the model",
                 layer=name,
                 remedy="Build the model with the options it was trained with (e.g. the number of classes)",
             )
