@@ -7,10 +7,15 @@ from torch import Tensor, fx
 
 from penjing.graph.trace import Graph
 
-PURE = {
-    f"aten.{name}"
-    for name in ["_to_copy", "add", "alias", "arange", "argsort", "cat", "clone", "contiguous", "detach", "detach_", "expand", "flatten", "flip", "floor_divide", "lift_fresh_copy", "mul", "permute", "remainder", "repeat", "reshape", "roll", "select", "slice", "squeeze", "stack", "sub", "to", "transpose", "unsqueeze", "view"]
-}
+# fmt: off
+_NAMES = [
+    "_to_copy", "add", "alias", "arange", "argsort", "cat", "clone", "contiguous", "detach", "detach_",
+    "expand", "flatten", "flip", "floor_divide", "lift_fresh_copy", "mul", "permute", "remainder",
+    "repeat", "reshape", "roll", "select", "slice", "squeeze", "stack", "sub", "to", "transpose",
+    "unsqueeze", "view",
+]
+# fmt: on
+PURE = {f"aten.{name}" for name in _NAMES}
 
 
 class Constants:

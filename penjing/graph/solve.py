@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from penjing.graph.axes import Axis, Leaf, Product, Reason, Sum, leaves
+from penjing.graph.axes import Axis, Leaf, Product, Reason, Sum, is_fixed, leaves
 from penjing.graph.constants import Constants
 from penjing.graph.groups import Coupling, Frozen, Group, Member
 from penjing.graph.rules import Axes, Notebook, Op, find_rule
@@ -230,8 +230,9 @@ def _frozen(graph: Graph, tensors: dict[str, Axes]) -> tuple[Frozen, ...]:
     affected: dict[Reason, dict[str, None]] = {}
     for name in graph.params:
         for dim, axis in enumerate(tensors[name]):
+            hidden = {"kernel"} if is_fixed(axis) else {"kernel", "spatial"}
             for leaf in leaves(axis):
-                if leaf.reason is not None and leaf.size > 1 and leaf.reason.kind != "kernel":
+                if leaf.reason is not None and leaf.size > 1 and leaf.reason.kind not in hidden:
                     affected.setdefault(leaf.reason, {})[f"{name}:{dim}"] = None
     return tuple(
         Frozen(reason.kind, reason.text, reason.op, reason.source, tuple(params))

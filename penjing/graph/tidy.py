@@ -44,11 +44,16 @@ def tidy(
     for node in list(graph.nodes):
         if node.op == "call_module" or str(node.target) in CHECKS or node.name == "_guards_fn":
             graph.erase_node(node)
+        elif str(node.target) == "aten.alias.default":
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
         elif node.op == "get_attr":
             node.target = aliases.get(str(node.target), str(node.target))
     free_views(graph)
     explicit_scale(graph)
     constants = fuse_shuffles(graph)
+    for name, index in constants.items():
+        module.register_buffer(name, index, persistent=False)
     for node in reversed(list(graph.nodes)):
         if not node.users and (node.op == "get_attr" or _is_scalar(node)):
             graph.erase_node(node)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from penjing.errors import TraceError
@@ -150,10 +151,25 @@ def _export(
         ) from error
 
 
+class _DropoutApart(TorchFunctionMode):
+    """Keeps a dropout's input and output two values while tracing.
+
+    In eval mode dropout returns its very input, and the tracer, which goes by object identity, would let
+    later uses of the input read the dropout: right in eval mode, wrong once the graph trains.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if "dropout" in getattr(func, "__name__", "") and args and isinstance(args[0], Tensor):
+            args = (torch.ops.aten.alias.default(args[0]), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
 def _run_export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
 ) -> ExportedProgram:
-    with warnings.catch_warnings(), torch.enable_grad():
+    with warnings.catch_warnings(), torch.enable_grad(), _DropoutApart():
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -198,9 +214,14 @@ def _free_batch(
 def _batch_is_free(program: ExportedProgram) -> bool:
     for node in program.graph.nodes:
         value = node.meta.get("val") if node.op == "placeholder" else None
-        if isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
+        if isinstance(value, Tensor) and any(is_symbolic(size) for size in value.shape):
             return True
     return False
+
+
+def is_symbolic(size: Any) -> bool:
+    """Whether a size is really free: a SymInt that a guard has fixed is not."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def _check_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

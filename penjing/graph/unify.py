@@ -392,6 +392,11 @@ def through(axis: Axis, index: Index, why: Reason) -> Axis:
         return axis
     if is_fixed(axis):
         return fixed_like(axis, len(index), why)
+    if (
+        len(index) == 1
+    ):  # an axis with one slot counts as unprunable everywhere, so the slot it shows must stay
+        freeze(axis, why)
+        return fixed_like(axis, 1, why)
     if isinstance(axis, Leaf | View):
         base, inner = as_view(axis)
         base.views.append(inner[index])
@@ -435,6 +440,8 @@ def _merge_parts(axis: Sum) -> Axis | None:
             return None
         base = as_view(part)[0]
         bases[base.id] = base
+    if any(base.size == 1 for base in bases.values()):
+        return None
     reason = next((base.reason for base in bases.values() if base.reason is not None), None)
     merged = Leaf(sum(base.size for base in bases.values()), next(iter(bases.values())).label, reason)
     start = 0

@@ -1,0 +1,224 @@
+"""Tracing: names, shapes, sources, signatures, errors; and the graph as a model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import TraceError
+from penjing.graph import Graph, GraphModel, trace
+
+
+class Net(nn.Module):
+    """Shared and unused parameters, buffers, a plain tensor attribute, batch norm, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.one, self.two = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.two.weight = self.one.weight
+        self.idle = nn.Linear(2, 2)
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("shift", torch.ones(8, 1, 1))
+        self.register_buffer("hidden", torch.full((8, 1, 1), 2.0), persistent=False)
+        self.plain = torch.tensor(3.0)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.two(self.one(self.norm(self.conv(x)).relu())) + self.shift * self.hidden * self.plain
+        n, _, h, w = y.shape
+        return {"map": y, "flat": self.drop(y).reshape(n * 2, -1, h * w).mean(-1)}
+
+
+@pytest.fixture
+def graph() -> Graph:
+    torch.manual_seed(0)
+    return trace(Net(), torch.randn(1, 3, 6, 6))
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
+
+
+def test_names_and_tensors(graph: Graph) -> None:
+    net = Net()
+    assert set(graph.params) == {name for name, _ in net.named_parameters()}
+    assert graph.aliases == {"two.weight": "one.weight"}
+    assert set(dict(net.named_buffers())) <= set(graph.buffers)
+    read = {node.target for node in graph.module.graph.nodes if node.op == "get_attr"}
+    assert "one.weight" in read
+    assert "two.weight" not in read
+    assert read <= {*graph.params, *graph.buffers}
+    assert graph.batch_dim
+    assert graph.notes == ()
+
+
+def test_shapes_and_sources(graph: Graph) -> None:
+    node = next(n for n in graph.module.graph.nodes if str(n.target) == "aten.conv2d.default")
+    assert [int(size) for size in graph.shape(node)[1:]] == [8, 6, 6]
+    assert graph.source(node).startswith("test_graph/test_trace.py:")
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    net = Net().train()
+    net.drop.eval()
+    before = copy.deepcopy(net.state_dict())
+    graph = trace(net, torch.randn(2, 3, 6, 6))
+    assert net.training
+    assert net.norm.training
+    assert not net.drop.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert graph.params["conv.weight"] is net.conv.weight
+    lstm = nn.LSTM(4, 3)
+    trace(lstm, torch.randn(5, 2, 4))
+    assert all(a is b for a, b in zip(lstm._flat_weights, lstm.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_graph_and_graph_model_compute_what_the_model_does(batch: int) -> None:
+    net, x = Net(), torch.randn(batch, 3, 6, 6)
+    net(torch.randn(8, 3, 6, 6))
+    graph = trace(net, torch.randn(1, 3, 6, 6))
+    expected = net.eval()(x)
+    model = GraphModel(graph)
+    for each in (graph, model, copy.deepcopy(model), GraphModel(trace(model, x))):
+        same(each(x), expected)
+    same(model(x=x), expected)
+
+
+def test_graph_model_keeps_the_state_dict_and_owns_its_tensors(graph: Graph) -> None:
+    model = GraphModel(graph)
+    names = set(Net().state_dict())
+    assert set(model.state_dict()) == names
+    twin = copy.deepcopy(model)
+    assert set(twin.state_dict()) == names
+    assert twin.get_parameter("one.weight") is twin.get_parameter("two.weight")
+    for other in (graph.params["conv.weight"], twin.get_parameter("conv.weight")):
+        assert other is not model.get_parameter("conv.weight")
+        assert other.data_ptr() != model.get_parameter("conv.weight").data_ptr()
+    model.load_state_dict(Net().state_dict())
+
+
+def test_graph_model_trains_like_the_model() -> None:
+    net, x = Net(), torch.randn(4, 3, 6, 6)
+    model = GraphModel(trace(net, x))
+    for each in (net, model):
+        each.train()
+        each(x)["map"].square().mean().backward()
+    for name, param in net.named_parameters():
+        grad = model.get_parameter(name).grad
+        assert (grad is None) == (param.grad is None)
+        if param.grad is not None:
+            torch.testing.assert_close(grad, param.grad)
+    for name, buffer in net.named_buffers():
+        if name in net.state_dict() and "num_batches" not in name:
+            torch.testing.assert_close(model.get_buffer(name), buffer)
+    assert not torch.equal(model(x)["flat"], model(x)["flat"])  # dropout draws
+    model.eval()
+    same(model(x), copy.deepcopy(model)(x))
+    assert copy.deepcopy(model.train()).training
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(3, 6)
+
+    def forward(self, first: Tensor, second: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        return self.a(first) + self.b(second) * scale, self.b(second)
+
+
+class TakesDict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 6)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.a(batch["x"]) * batch["y"]
+
+
+def test_inputs_as_tuple_keywords_and_a_dict_argument() -> None:
+    first, second = torch.randn(3, 4), torch.randn(3, 3)
+    two = Two().eval()
+    for given in ((first, second), {"first": first, "second": second}):
+        graph = trace(two, given)
+        assert graph.batch_dim
+        wide = torch.randn(7, 4), torch.randn(7, 3)
+        result = graph(*wide) if isinstance(given, tuple) else graph(first=wide[0], second=wide[1])
+        torch.testing.assert_close(result, two(*wide))
+    batch = {"x": torch.randn(2, 4), "y": torch.randn(2, 6)}
+    takes = TakesDict().eval()
+    torch.testing.assert_close(trace(takes, batch)(batch), takes(batch))
+
+
+class FixedBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) * 2 if x.shape[0] == 2 else x
+
+
+def test_a_batch_that_cannot_be_free_is_fixed_with_a_note() -> None:
+    net, x = FixedBatch().eval(), torch.randn(2, 4)
+    graph = trace(net, x)
+    assert not graph.batch_dim
+    assert "batch size is fixed" in graph.notes[0]
+    torch.testing.assert_close(graph(x), net(x))
+    assert not trace(nn.Linear(4, 4), x, dynamic_batch=False).batch_dim
+
+
+class Contexts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        with torch.autocast("cpu", enabled=False):
+            y = y.float() * 2
+        with torch.no_grad():
+            z = self.b(y) + 1
+        return y + z
+
+
+def test_autocast_and_no_grad_blocks_are_inlined() -> None:
+    net, x = Contexts().eval(), torch.randn(2, 4)
+    model = GraphModel(trace(net, x))
+    torch.testing.assert_close(model(x), net(x))
+    model(x).sum().backward()
+    assert model.get_parameter("b.weight").grad is None
+    assert model.get_parameter("a.weight").grad is not None
+
+
+def _broken_weights() -> nn.Module:
+    net = Two()
+    with torch.no_grad():
+        net.b.weight[0, 0] = float("nan")
+    return net
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum().item() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "words"),
+    [
+        (_broken_weights(), (torch.randn(2, 4), torch.randn(2, 3)), ["b.weight", "NaN"]),
+        (nn.Linear(4, 4), torch.randn(2, 5), ["(2, 5)", "example_inputs"]),
+        (Branches(), torch.randn(2, 5), ["torch.export refuses", "control flow"]),
+    ],
+)
+def test_errors_name_cause_and_remedy(model: nn.Module, inputs: Any, words: list[str]) -> None:
+    with pytest.raises(TraceError) as caught:
+        trace(model, inputs)
+    assert all(word in str(caught.value) for word in words)
+    assert str(caught.value).startswith("trace")
