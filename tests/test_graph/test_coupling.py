@@ -41,8 +41,8 @@ def by_id(coupling: Coupling) -> dict[str, Group]:
     return {group.id: group for group in coupling.groups}
 
 
-def conv(i: int, o: int, **options: int) -> nn.Conv2d:
-    return nn.Conv2d(i, o, 3, padding=1, **options)
+def conv(i: int, o: int, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(i, o, 3, padding=1, groups=groups)
 
 
 def test_plain_chain_with_flatten() -> None:
@@ -340,7 +340,8 @@ def test_tied_weights_are_one_tensor() -> None:
 
         def forward(self, tokens: Tensor) -> Tensor:
             e = self.embed(tokens)
-            return self.head(e + self.mix(e))
+            result: Tensor = self.head(e + self.mix(e))
+            return result
 
     graph = trace(Tied(), torch.randint(0, 20, (2, 5)))
     assert graph.aliases == {"head.weight": "embed.weight"}

@@ -23,6 +23,8 @@ class Net(nn.Module):
         self.two.weight = self.one.weight
         self.idle = nn.Linear(2, 2)
         self.drop = nn.Dropout(0.5)
+        self.shift: Tensor
+        self.hidden: Tensor
         self.register_buffer("shift", torch.ones(8, 1, 1))
         self.register_buffer("hidden", torch.full((8, 1, 1), 2.0), persistent=False)
         self.plain = torch.tensor(3.0)
@@ -139,7 +141,8 @@ class TakesDict(nn.Module):
         self.a = nn.Linear(4, 6)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.a(batch["x"]) * batch["y"]
+        result: Tensor = self.a(batch["x"]) * batch["y"]
+        return result
 
 
 def test_inputs_as_tuple_keywords_and_a_dict_argument() -> None:
@@ -162,7 +165,8 @@ class FixedBatch(nn.Module):
         self.a = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.a(x) * 2 if x.shape[0] == 2 else x
+        result: Tensor = self.a(x) * 2 if x.shape[0] == 2 else x
+        return result
 
 
 def test_a_batch_that_cannot_be_free_is_fixed_with_a_note() -> None:
@@ -185,7 +189,8 @@ class Contexts(nn.Module):
             y = y.float() * 2
         with torch.no_grad():
             z = self.b(y) + 1
-        return y + z
+        result: Tensor = y + z
+        return result
 
 
 def test_autocast_and_no_grad_blocks_are_inlined() -> None:
