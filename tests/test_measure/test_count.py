@@ -30,7 +30,7 @@ def test_a_convolution_costs_one_mac_for_each_product_in_its_sum(
     make = nn.ConvTranspose2d if transposed else nn.Conv2d
     conv = make(groups * per_in, groups * per_out, kernel, stride=stride, groups=groups)
     x = torch.ones(1, groups * per_in, 7, 6)
-    # With weights and inputs of 1, every product adds 1 to some output: their sum is the count (nothing is padded).
+    # With weights and inputs of 1 every product adds 1 to some output: their sum is the count (no padding).
     nn.init.ones_(conv.weight)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
