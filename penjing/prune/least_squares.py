@@ -10,6 +10,9 @@ from torch import Tensor
 
 from penjing.prune.moments import Moments, error
 
+# a change must lower the held-back error by this factor, or the layer stays as it is
+_WORTH = 0.999
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -34,8 +37,8 @@ def fit_moments(
 ) -> Fit:
     """Fit from second moments (normal equations).
 
-    Candidates are: no change, a shift alone, and each ridge; the best on the held-back rows wins and is then fitted on
-    all rows.
+    Candidates are: no change, a shift alone, and each ridge; the best on the held-back rows wins and is
+    then fitted on all rows.
 
     Args:
         fit: Rows to fit on.
@@ -53,15 +56,16 @@ def fit_moments(
         return float((error(held, change_GOF, shift_GO) * weights_GO).sum())
 
     before = float((held.rr_GO * weights_GO).sum())
-    best_ridge, best = None, min(judge(still), before)
-    shift_helps = best < before
+    shifted = judge(still)
+    shift_helps = shifted < before * _WORTH
+    best_ridge, best = None, shifted if shift_helps else before * _WORTH
     for ridge in ridges:
         if (judged := judge(centred.solve(ridge))) < best:
             best_ridge, best = ridge, judged
     everything = (fit + held).centred(intercept)
     if best_ridge is None:
         shift_GO = everything.r_GO if shift_helps else torch.zeros_like(everything.r_GO)
-        return Fit(None, shift_GO, before, best, None)
+        return Fit(None, shift_GO, before, shifted if shift_helps else before, None)
     change_GOF = everything.solve(best_ridge)
     shift_GO = everything.r_GO - (change_GOF @ everything.x_GF[:, :, None]).squeeze(2)
     return Fit(change_GOF, shift_GO, before, best, best_ridge)
@@ -72,7 +76,8 @@ def fit_samples(
 ) -> Fit:
     """The same for layers with more inputs than there are rows: by the kernel matrix of the rows.
 
-    The smallest change of weights is a combination of the input rows, so the system has the size of the number of rows.
+    The smallest change of weights is a combination of the input rows, so the system has the size of the
+    number of rows.
 
     Args:
         x_RF: Input rows.
@@ -101,13 +106,14 @@ def fit_samples(
     still = torch.zeros(r_RO.shape[1], x_RF.shape[1], dtype=torch.float64)
     mean_O = r_RO[~held].mean(0) if intercept else torch.zeros(r_RO.shape[1], dtype=torch.float64)
     before = float((r_RO[held].square().sum(0) * weights_O).sum())
-    best_ridge, best = None, min(judge(still, mean_O), before)
-    shift_helps = best < before
+    shifted = judge(still, mean_O)
+    shift_helps = shifted < before * _WORTH
+    best_ridge, best = None, shifted if shift_helps else before * _WORTH
     for ridge in ridges:
         if (judged := judge(*solve(~held, ridge))) < best:
             best_ridge, best = ridge, judged
     if best_ridge is None:
         shift = r_RO.mean(0) if intercept and shift_helps else torch.zeros_like(mean_O)
-        return Fit(None, shift[None], before, best, None)
+        return Fit(None, shift[None], before, shifted if shift_helps else before, None)
     change_OF, shift_O = solve(torch.ones_like(held), best_ridge)
     return Fit(change_OF[None], shift_O[None], before, best, best_ridge)

@@ -1,7 +1,7 @@
 """Streaming second moments of what a layer reads and what it should give.
 
-Everything a least-squares refit needs is in the sums of ``x``, ``r``, ``x xᵀ`` and ``r xᵀ``: their size is set by the
-layer, not by the number of samples.
+Everything a least-squares refit needs is in the sums of ``x``, ``r``, ``x xᵀ`` and ``r xᵀ``: their size is
+set by the layer, not by the number of samples.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 
 class Moments:
-    """Sums over rows of pairs (input row, residual row), in float64, for ``g`` independent groups of channels.
+    """Sums over rows of pairs (input row, residual row), in float64, for ``g`` independent groups of
+    channels.
 
     Attributes:
         count: Rows seen.
@@ -27,15 +28,14 @@ class Moments:
     """
 
     def __init__(self, groups: int, features: int, outputs: int, *, exact: bool = True) -> None:
-        zeros = {"dtype": torch.float64}
         self.count = 0
         # products of many rows are made in this type and added up in float64
         self._product = torch.float64 if exact else torch.float32
-        self.x_GF = torch.zeros(groups, features, **zeros)  # type: ignore[arg-type]
-        self.r_GO = torch.zeros(groups, outputs, **zeros)  # type: ignore[arg-type]
-        self.xx_GFF = torch.zeros(groups, features, features, **zeros)  # type: ignore[arg-type]
-        self.rx_GOF = torch.zeros(groups, outputs, features, **zeros)  # type: ignore[arg-type]
-        self.rr_GO = torch.zeros(groups, outputs, **zeros)  # type: ignore[arg-type]
+        self.x_GF = _zeros(groups, features)
+        self.r_GO = _zeros(groups, outputs)
+        self.xx_GFF = _zeros(groups, features, features)
+        self.rx_GOF = _zeros(groups, outputs, features)
+        self.rr_GO = _zeros(groups, outputs)
 
     def add(self, x_GRF: Tensor, r_GRO: Tensor) -> None:
         """Add rows: inputs ``[groups, rows, features]`` and residuals ``[groups, rows, outputs]``."""
@@ -48,7 +48,7 @@ class Moments:
         self.rr_GO += r.square().sum(1, dtype=torch.float64)
 
     def centred(self, intercept: bool) -> Centred:
-        """Means, covariances and the residual's variance; without an intercept, about zero instead of the mean."""
+        """Means, covariances, the residual's variance; without an intercept, about zero, not the mean."""
         n = max(self.count, 1)
         x_GF, r_GO = self.x_GF / n, self.r_GO / n
         if not intercept:
@@ -63,11 +63,16 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both sets of rows together."""
-        total = Moments(*self.rx_GOF.shape[:1], self.rx_GOF.shape[2], self.rx_GOF.shape[1])
+        groups, outputs, features = self.rx_GOF.shape
+        total = Moments(groups, features, outputs)
         total.count = self.count + other.count
         for name in ("x_GF", "r_GO", "xx_GFF", "rx_GOF", "rr_GO"):
             setattr(total, name, getattr(self, name) + getattr(other, name))
         return total
+
+
+def _zeros(*size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ class Centred:
         ):  # the ridge is below rounding error for this input: raise it to what is not
             damped.diagonal(dim1=1, dim2=2).add_((1e-8 * scale_G)[:, None])
             factor = torch.linalg.cholesky(damped)
-        return torch.cholesky_solve(self.cov_rx_GOF.transpose(1, 2), factor).transpose(1, 2)
+        change_GFO: Tensor = torch.cholesky_solve(self.cov_rx_GOF.transpose(1, 2), factor)
+        return change_GFO.transpose(1, 2)
 
 
 def error(moments: Moments, change_GOF: Tensor, shift_GO: Tensor) -> Tensor:
@@ -108,8 +114,8 @@ class Patches:
     """How the rows of a layer's input are cut: one row for each output position.
 
     Attributes:
-        kernel, stride, padding, dilation: Of a 2-d convolution (1-d ones are seen as height 1); an empty kernel is a
-            linear layer.
+        kernel, stride, padding, dilation: Of a 2-d convolution (1-d ones are seen as height 1); an empty
+            kernel is a linear layer.
         groups: Groups of the convolution.
     """
 
@@ -124,15 +130,29 @@ class Patches:
         if not self.kernel:
             return x.reshape(1, -1, x.shape[-1])
         x_NCHW = x if x.dim() == 4 else x[:, :, None]
-        if self.kernel == (1, 1) and self.padding == (0, 0):
-            x_NFP = x_NCHW[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
-        else:
-            x_NFP = F.unfold(x_NCHW, self.kernel, self.dilation, self.padding, self.stride)
-        if positions is not None:
-            x_NFP = x_NFP[:, :, positions]
+        x_NFP = self._unfold(x_NCHW) if positions is None else self._gather(x_NCHW, positions)
         n, f, p = x_NFP.shape
         x_NGFP = x_NFP.reshape(n, self.groups, f // self.groups, p)
         return x_NGFP.permute(1, 0, 3, 2).reshape(self.groups, n * p, f // self.groups)
+
+    def _unfold(self, x_NCHW: Tensor) -> Tensor:
+        if self.kernel == (1, 1) and self.padding == (0, 0):
+            return x_NCHW[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
+        return F.unfold(x_NCHW, self.kernel, self.dilation, self.padding, self.stride)
+
+    def _gather(self, x_NCHW: Tensor, positions: Tensor) -> Tensor:
+        """The same as `_unfold` at some positions only, without making the others."""
+        top, left = self.padding
+        padded = F.pad(x_NCHW, (left, left, top, top)) if top or left else x_NCHW
+        height, width = padded.shape[2:]
+        columns = (width - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1
+        y_P, x_P = positions // columns * self.stride[0], positions % columns * self.stride[1]
+        y_K = torch.arange(self.kernel[0]).repeat_interleave(self.kernel[1]) * self.dilation[0]
+        x_K = torch.arange(self.kernel[1]).repeat(self.kernel[0]) * self.dilation[1]
+        index_KP = (y_K[:, None] + y_P) * width + x_K[:, None] + x_P
+        assert int(index_KP.max()) < height * width, "positions are those of the output"
+        x_NCKP = padded.flatten(2)[:, :, index_KP]
+        return x_NCKP.flatten(1, 2)
 
     def outputs(self, y: Tensor, positions: Tensor | None = None) -> Tensor:
         """Output rows ``[groups, rows, outputs]`` that belong to the rows of `inputs`."""
@@ -158,6 +178,6 @@ def thin_out(total: int, wanted: int, generator: torch.Generator) -> Tensor | No
 
 
 def pair(values: Sequence[int], fill: int) -> tuple[int, int]:
-    """Two values for a 2-d convolution from the one of a 1-d convolution, or the two (or one for both) given."""
+    """The option of a 2-d convolution that stands for this one of a 1-d or 2-d convolution."""
     values = list(values)
     return (fill, values[0]) if len(values) == 1 else (values[0], values[1])

@@ -63,7 +63,7 @@ _PASSED = {
 
 
 def find_places(graph: Graph) -> dict[str, Place]:
-    """Layers by weight name: convolutions (1-d, 2-d, grouped) and linear layers that alone use their weight."""
+    """Layers by weight name: convolutions (1-d, 2-d, grouped) and linear layers that share no weight."""
     places: dict[str, Place] = {}
     for node in graph.module.graph.nodes:
         name, args = str(node.target), _filled(node)
@@ -117,7 +117,8 @@ def _as_norm(node: fx.Node) -> Norm | None:
         isinstance(part, fx.Node) and part.op == "get_attr" and len(part.users) == 1 for part in parts
     ):
         return None
-    return Norm(node, *(str(part.target) for part in parts), float(eps))
+    gamma, beta, running_mean, running_var = (str(part.target) for part in parts)
+    return Norm(node, gamma, beta, running_mean, running_var, float(eps))
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:
@@ -142,7 +143,6 @@ def _sum_after(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     if not isinstance(other, fx.Node) or other is node or other.op == "get_attr":
         return None, None
     mine, its = node.meta.get("val"), other.meta.get("val")
-    same = isinstance(mine, Tensor) and isinstance(its, Tensor) and mine.dim() == its.dim()
-    if not same or tuple(mine.shape[1:]) != tuple(its.shape[1:]):
+    if not isinstance(mine, Tensor) or not isinstance(its, Tensor):
         return None, None
-    return reader, other
+    return (reader, other) if tuple(mine.shape[1:]) == tuple(its.shape[1:]) else (None, None)

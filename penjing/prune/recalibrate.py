@@ -77,8 +77,8 @@ def rebase_(
 ) -> None:
     """Set running statistics to those of ``inputs`` and change scale and offset so that the function stays.
 
-    ``γ (x - m) / √(v + ε) + β`` is the same map of x before and after. In training mode, where the statistics of the
-    batch are used, the norm then also starts from that function.
+    ``γ (x - m) / √(v + ε) + β`` is the same map of x before and after. In training mode, where the
+    statistics of the batch are used, the norm then also starts from that function.
 
     Args:
         weight_C: γ, changed in place.

@@ -1,9 +1,10 @@
 """Keep the function before training anything: refit what reads pruned channels to the original's outputs.
 
-Layer after layer, in the order of computation, each layer's weights are fitted by ridge least squares: from the
-student's own inputs (already refitted up to there) to the teacher's outputs. Where the layer ends a residual branch, the
-target is the teacher's residual *sum* less the student's own shortcut, so that the branch also makes good what
-the shortcut stream has lost. Means of what was removed go into biases, or into the running means of batch norms.
+Layer after layer, in the order of computation, each layer's weights are fitted by ridge least squares:
+from the student's own inputs (already refitted up to there) to the teacher's outputs. Where the layer ends
+a residual branch, the target is the teacher's residual *sum* less the student's own shortcut, so that the
+branch also makes good what the shortcut stream has lost. Means of what was removed go into biases, or into
+the running means of batch norms.
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ class ReconstructConfig(Config):
     Attributes:
         max_samples: Most calibration samples taken from the data (labels are not looked at).
         holdout: Fraction of the samples held back to choose each layer's ridge.
-        ridges: Ridges to try, relative to the mean variance of a layer's inputs. A layer keeps its weights where none
-            of them lowers its error on the held-back samples.
-        layers: ``"pruned"`` refits layers that read pruned channels; ``"all"`` also those whose inputs have only
-            drifted.
+        ridges: Ridges to try, relative to the mean variance of a layer's inputs. A layer keeps its weights
+            where none of them lowers its error on the held-back samples.
+        layers: ``"pruned"`` refits layers that read pruned channels; ``"all"`` also those whose inputs
+            have only drifted.
         drift: Let residual branches correct the drift of their shortcut.
-        max_features: Layers with more inputs (channels × kernel) are fitted from samples instead of second moments.
+        max_features: Layers with more inputs (channels × kernel) are fitted from samples instead of second
+            moments.
         max_rows: Most rows (samples × positions) a layer is fitted on; positions are taken by chance.
-        rebase_norms: Set batch-norm statistics to those of the refitted network and change scale and offset so that the
-            function stays; training then starts from the function it was given.
+        rebase_norms: Set batch-norm statistics to those of the refitted network and change scale and
+            offset so that the function stays; training then starts from the function it was given.
     """
 
     max_samples: int = Field(default=2048, ge=8)
@@ -79,8 +81,8 @@ class ReconstructResult:
         model: The refitted copy of the student.
         layers: One entry for each layer looked at, in the order of computation.
         num_samples: Calibration samples used.
-        error_before, error_after: Squared difference between the student's and the teacher's outputs on the held-back
-            samples, relative to the teacher's variance.
+        error_before, error_after: Squared difference between the student's and the teacher's outputs on
+            the held-back samples, relative to the teacher's variance.
         seconds: Wall-clock seconds.
         notes: What was left out, and why.
     """

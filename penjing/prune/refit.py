@@ -57,8 +57,6 @@ class Refit:
         self.done: list[LayerFit] = []
         self._sums_in_work: set[fx.Node] = set()
 
-    # ------------------------------------------------------------------------------------------------ the walk
-
     @torch.no_grad()
     def run(self) -> list[LayerFit]:
         """Refit every chosen layer, in the order of computation."""
@@ -92,8 +90,6 @@ class Refit:
                     error += float((a - b).double().square().sum())
                     size += float((b - b.mean(0)).double().square().sum()) or float(b.double().square().sum())
         return error / max(size, 1e-30)
-
-    # ------------------------------------------------------------------------------------------------ one layer
 
     def _refit(self, place: Place) -> None:
         node, twin = place.node, self.twin[place.node]
@@ -188,9 +184,10 @@ class Refit:
         """Positions of the teacher's outputs that the student has."""
         kept = self.kept.get(place.weight, {}).get(0)
         theirs, mine = self.teacher.params[place.weight], self.student.params[place.weight]
-        if (len(theirs) if kept is None else len(kept)) != len(mine):
+        expected = len(theirs) if kept is None else len(kept)
+        if expected != len(mine):
             raise PruneError(
-                f"the plan keeps {len(theirs) if kept is None else len(kept)} outputs, the student has {len(mine)}",
+                f"the plan keeps {expected} outputs, the student has {len(mine)}",
                 layer=place.weight,
                 remedy="Pass the plan that made this student",
             )
@@ -224,9 +221,8 @@ class _Targets:
         plain = self._cut(work.theirs.values(work.twin[place.node])[index])
         if self.total is None or place.other is None:
             return plain
-        branch = (
-            self._cut(work.theirs.values(work.twin[self.total])[index]) - work.mine.values(place.other)[index]
-        )
+        whole: Tensor = self._cut(work.theirs.values(work.twin[self.total])[index])
+        branch = whole - work.mine.values(place.other)[index]
         if place.norm is None:
             return branch
         params, buffers = work.student.params, work.student.buffers

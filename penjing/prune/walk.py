@@ -1,7 +1,7 @@
 """Run a traced network node by node over all calibration batches at once.
 
-Values are kept only as long as something still reads them, so a network can be changed layer by layer while its
-data waits in front of the next layer, and every layer is computed once.
+Values are kept only as long as something still reads them, so a network can be changed layer by layer
+while its data waits in front of the next layer, and every layer is computed once.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Walk:
     @torch.no_grad()
     def evaluate(self, node: fx.Node, index: int) -> Any:
         """The node's value for one batch, from its inputs' values, without keeping it."""
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: self.values(source)[index])
+        given: Any = fx.node.map_arg((node.args, node.kwargs), lambda source: self.values(source)[index])
+        args, kwargs = given
         if _in_place(node):
             args = (args[0].clone(), *args[1:])
         assert callable(node.target), "placeholders, attributes and the output are not evaluated"

@@ -98,7 +98,7 @@ def _kept(plan: Any, mine: nn.Module, theirs: nn.Module, name: str, dim: int) ->
             f"the student has {ours.shape[dim]} of the teacher's {original.shape[dim]} channels and "
             + ("no plan says which" if plan is None else f"the plan's entry for {full} does not fit"),
             layer=name,
-            remedy="Pass the plan the student was pruned with, or a loss that needs no alignment (at, rkd, sp)",
+            remedy="Pass the plan the student was pruned with, or use an unaligned loss (at, rkd, sp)",
         )
     return positions
 

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from penjing.errors import DataError, PruneError
+from penjing.models import build
+from penjing.prune import prune
+from penjing.prune.recalibrate import rebase_, recalibrate
+from penjing.prune.reconstruct import ReconstructConfig, reconstruct
+
+
+def images(count: int = 4, size: int = 32, channels: int = 3, seed: int = 0) -> list[Tensor]:
+    """Batches of smooth random images: channels and pixels hang together, as in real ones."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = (torch.randn(size, channels, 4, 4, generator=generator) for _ in range(count))
+    return [F.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False) for x in coarse]
+
+
+def settle(model: nn.Module, data: list[Tensor]) -> nn.Module:
+    """Give the batch norms statistics and the norms scales as a trained network has them."""
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+    return recalibrate(model, data).eval()
+
+
+def vgg() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(12, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(256, 48),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(48, 10),
+    )
+
+
+class Depthwise(nn.Module):
+    """A grouped and a depthwise convolution, a linear attention projection, a residual with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.deep = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.point = nn.Conv2d(16, 24, 1)
+        self.norm = nn.LayerNorm(24)
+        self.up, self.down = nn.Linear(24, 48), nn.Linear(48, 24)
+        self.drop = nn.Dropout(0.1)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = self.point(F.relu(self.deep(F.relu(self.grouped(x))))).flatten(2).transpose(1, 2)
+        x = x + self.drop(self.down(F.gelu(self.up(self.norm(x)))))
+        out: Tensor = self.head(x.mean(1))
+        return out
+
+
+def error(a: nn.Module, b: nn.Module, data: list[Tensor]) -> float:
+    with torch.no_grad():
+        return float(sum((a(x) - b(x)).square().sum() for x in data))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "vgg": vgg,
+    "resnet": lambda: build("resnet20", num_classes=10, in_channels=3, image_size=16),
+    "grouped and transformer": Depthwise,
+}
+
+
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
+def test_the_error_falls_on_data_the_fit_has_not_seen(make: Callable[[], nn.Module]) -> None:
+    data, unseen = images(), images(seed=9)
+    teacher = settle(make().eval(), data)
+    pruned = prune(teacher, data[0][:2], ratio=0.3)
+    before = copy.deepcopy(pruned.model.state_dict())
+    original = copy.deepcopy(teacher.state_dict())
+    result = reconstruct(pruned.model, teacher, pruned.plan, data)
+    assert error(result.model, teacher, unseen) < 0.7 * error(pruned.model, teacher, unseen)
+    assert result.error_after < result.error_before
+    assert result.layers
+    assert not result.notes
+    assert all(layer.error_after <= layer.error_before for layer in result.layers)
+    json.dumps(result.to_dict(), allow_nan=False)
+    # neither argument is changed
+    assert all(torch.equal(before[name], value) for name, value in pruned.model.state_dict().items())
+    assert all(torch.equal(original[name], value) for name, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("max_features", [2560, 8], ids=["moments", "samples"])
+def test_channels_that_are_combinations_of_kept_ones_are_recovered_exactly(max_features: int) -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(20, 24), nn.Linear(24, 16), nn.Linear(16, 5)).double()
+    with (
+        torch.no_grad()
+    ):  # rows 12… of the first layer, and 8… of the second, are combinations of those before
+        for layer, kept in ((teacher[1], 12), (teacher[2], 8)):
+            assert isinstance(layer, nn.Linear)
+            mixing = torch.randn(len(layer.weight) - kept, kept).double() / kept
+            layer.weight[kept:] = mixing @ layer.weight[:kept]
+            layer.bias[kept:] = mixing @ layer.bias[:kept] + 1.5  # and a constant, for the bias to take up
+    plan = {
+        "1.weight": {0: range(12)},
+        "1.bias": {0: range(12)},
+        "2.weight": {0: range(8), 1: range(12)},
+        "2.bias": {0: range(8)},
+        "3.weight": {1: range(8)},
+    }
+    student = nn.Sequential(nn.Flatten(), nn.Linear(20, 12), nn.Linear(12, 8), nn.Linear(8, 5)).double()
+    state = teacher.state_dict()
+    for name, dims in plan.items():
+        for dim, kept_range in dims.items():
+            state[name] = state[name].index_select(dim, torch.tensor(list(kept_range)))
+    student.load_state_dict(state)
+    data = [torch.randn(40, 20).double() for _ in range(4)]
+    config = ReconstructConfig(ridges=(1e-9,), max_features=max_features)
+    result = reconstruct(student, teacher, plan, data, config)
+    assert result.error_before > 0.1
+    assert result.error_after < 1e-10
+    x = torch.randn(50, 20).double()
+    torch.testing.assert_close(result.model(x), teacher(x), rtol=1e-4, atol=1e-4)
+
+
+def test_an_unpruned_student_stays_as_it_is() -> None:
+    data = images(2)
+    teacher = settle(vgg().eval(), data)
+    config = ReconstructConfig(layers="all", rebase_norms=False)
+    result = reconstruct(teacher, teacher, {}, data, config)
+    assert all(layer.method == "kept" for layer in result.layers)
+    assert len(result.layers) == 4
+    assert result.error_after == result.error_before == 0
+    assert all(
+        torch.equal(a, b) for a, b in zip(result.model.parameters(), teacher.parameters(), strict=True)
+    )
+
+
+def test_correcting_the_drift_of_the_shortcut_beats_ignoring_it() -> None:
+    data, unseen = images(6), images(seed=9)
+    teacher = settle(build("resnet20", num_classes=10, in_channels=3, image_size=16).eval(), data)
+    inner = ["bn1.weight", "layer*.bn2.weight"]
+    pruned = prune(teacher, data[0][:2], ratio=0.4, ignore=inner)
+    with_drift = reconstruct(pruned.model, teacher, pruned.plan, data)
+    without = reconstruct(pruned.model, teacher, pruned.plan, data, ReconstructConfig(drift=False))
+    assert {layer.target for layer in with_drift.layers} == {"sum"}
+    assert {layer.target for layer in without.layers} == {"output"}
+    assert error(with_drift.model, teacher, unseen) < error(without.model, teacher, unseen)
+
+
+def test_rebased_norms_give_the_same_function_and_hold_the_true_statistics() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(6).eval()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    x = 3 * torch.randn(8, 6, 5, 5) + 2
+    before = norm(x)
+    rebase_(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps, [x[:3], x[3:]])
+    torch.testing.assert_close(norm(x), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, x.var((0, 2, 3), unbiased=False), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.train()(x), before, rtol=1e-3, atol=1e-4)  # training starts from it
+
+
+def test_recalibration_measures_the_data() -> None:
+    data = images(3)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
+    done = recalibrate(model, data)
+    with torch.no_grad():
+        y = torch.stack([model[0](x) for x in data])
+    expected = y.mean((0, 1, 3, 4))
+    torch.testing.assert_close(done[1].running_mean, expected, rtol=1e-4, atol=1e-5)  # type: ignore[index]
+    assert torch.equal(model[1].running_mean, torch.zeros(4))  # type: ignore[arg-type]
+    assert done.training
+    assert done[1].momentum == 0.1  # type: ignore[index]
+
+
+def test_wrong_arguments_are_named() -> None:
+    data = images(2)
+    teacher = vgg().eval()
+    pruned = prune(teacher, data[0][:2], ratio=0.3)
+    with pytest.raises(DataError, match="fewer than two samples"):
+        reconstruct(pruned.model, teacher, pruned.plan, [])
+    with pytest.raises(DataError, match="NaN"):
+        reconstruct(pruned.model, teacher, pruned.plan, [data[0] * float("nan")])
+    with pytest.raises(PruneError, match=r"different things|operations"):
+        reconstruct(pruned.model, nn.Sequential(*list(vgg())[:-2]), pruned.plan, data)
+    with pytest.raises(PruneError, match="the plan keeps"):
+        reconstruct(pruned.model, teacher, {"4.weight": {1: range(8)}}, data)
