@@ -41,8 +41,9 @@ def tee(*listeners: Listener) -> Listener:
 class JsonLog:
     """Appends events to a JSON-lines file; itself a listener, and a context manager.
 
-    A process killed while writing leaves a last line without its end; opening again drops that fragment, so the
-    file always parses. Each line is handed to the system at once, so a killed process loses no finished line.
+    A process killed while writing leaves a last line without its end; opening again drops that fragment, so
+    the file always parses. Each line is handed to the system at once, so a killed process loses no finished
+    line.
 
     Args:
         path: The file, made if missing.

@@ -45,7 +45,8 @@ Budget = Annotated[
 
 
 def pairs(given: Sequence[str] | None, what: str) -> dict[str, Any]:
-    """``["a=1", "b=[2,3]"]`` → ``{"a": 1, "b": [2, 3]}``; several may stand in one, with commas outside brackets.
+    """``["a=1", "b=[2,3]"]`` → ``{"a": 1, "b": [2, 3]}``; several may stand in one, with commas outside
+    brackets.
 
     Raises:
         RecipeError: for an entry without "=", or a value that is not YAML.

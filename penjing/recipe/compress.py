@@ -30,7 +30,7 @@ def compress(
     budget: Budget | Mapping[str, float] | None = None,
     max_drop: float | None = 0.01,
     recover: RecoverConfig | None = None,
-    quantize: QuantizeConfig | None | bool = True,
+    quantize: QuantizeConfig | bool | None = True,
     formats: Sequence[str] = ("onnx",),
     prune: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -42,21 +42,22 @@ def compress(
 ) -> RunResult:
     """Make a trained network small: prune to the budget, recover from the original, quantize, export, verify.
 
-    The model is copied; the steps are those of any recipe, and the recipe that was carried out is in the result's
-    folder.
+    The model is copied; the steps are those of any recipe, and the recipe that was carried out is in the
+    result's folder.
 
     Args:
         model: A trained network, or a model spec such as ``timm:resnet18``.
         data: A `DataBundle`, a data spec such as a folder of images, or one's own re-iterable loaders as
             ``(train, val)``, ``(train, val, test)`` or a mapping with these names.
         budget: What may be left, e.g. ``Budget(params=0.1)``; by default half of the parameters.
-        max_drop: Largest loss of validation accuracy (a fraction: 0.01 is one point) that counts as holding; also
-            the bound under which quantization keeps layers in float. The result says whether it held.
+        max_drop: Largest loss of validation accuracy (a fraction: 0.01 is one point) that counts as holding;
+            also the bound under which quantization keeps layers in float. The result says whether it held.
         recover: Recovery options.
         quantize: Options of quantization; True takes the defaults, False or None leaves the network in fp32.
         formats: Export formats.
         prune: Further entries of the recipe's ``prune``.
-        options: Further entries of the recipe, e.g. ``{"data": {"batch_size": 64}, "measure": {"threads": 2}}``.
+        options: Further entries of the recipe, e.g. ``{"data": {"batch_size": 64}, "measure": {"threads":
+            2}}``.
         out: Folder; by default ``runs/<name>``.
         name: Name of the run.
         seed: Seeds everything that draws.
@@ -144,7 +145,7 @@ def as_bundle(data: DataBundle | Sequence[Any] | Mapping[str, Any]) -> DataBundl
     )
 
 
-def _quantize(quantize: QuantizeConfig | None | bool, max_drop: float | None) -> QuantizeConfig | None:
+def _quantize(quantize: QuantizeConfig | bool | None, max_drop: float | None) -> QuantizeConfig | None:
     if isinstance(quantize, QuantizeConfig):
         return quantize
     return QuantizeConfig(max_drop=max_drop) if quantize else None

@@ -18,8 +18,8 @@ from penjing.errors import RunError
 def run_lock(folder: Path) -> Iterator[str]:
     """Hold the folder for this process.
 
-    The lock is the kernel's (``flock``), so it ends with its process, however that ends; the file's content only
-    says who holds it. A content left without a lock is the mark of a process that was killed.
+    The lock is the kernel's (``flock``), so it ends with its process, however that ends; the file's content
+    only says who holds it. A content left without a lock is the mark of a process that was killed.
 
     Args:
         folder: The run folder, made if missing.

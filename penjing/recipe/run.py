@@ -32,8 +32,8 @@ def run(
 ) -> RunResult:
     """Do everything the recipe says, and leave an artifact in the folder.
 
-    Every stage reads and writes files and leaves a marker with the hash of all it depended on, so a run that ended
-    anywhere (in the middle of an epoch too) goes on from there to the same files.
+    Every stage reads and writes files and leaves a marker with the hash of all it depended on, so a run that
+    ended anywhere (in the middle of an epoch too) goes on from there to the same files.
 
     Args:
         recipe: What to do.
@@ -47,8 +47,8 @@ def run(
         The folder and its numbers.
 
     Raises:
-        RunError: if the folder is in use, holds a run and ``resume`` was not asked for, or was begun with another
-            recipe (naming the entry).
+        RunError: if the folder is in use, holds a run and ``resume`` was not asked for, or was begun with
+            another recipe (naming the entry).
         PenjingError: from a stage; ``completed`` lists the stages done before.
     """
     folder = Path(folder)

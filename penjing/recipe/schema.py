@@ -30,10 +30,12 @@ class DataConfig(Config):
         eval_batch_size: Samples in a batch when nothing is trained.
         augment: Augmentation of training batches by name (``penjing.recover.augment``), or None.
         augment_options: Options of the augmentation.
-        layout: Layout of the batches the model is given: ``"nchw"``, ``"nhwc"``, or ``"auto"``, by the model's inputs.
-        normalize: ``"mean_std"`` of the training images, ``"unit"`` ([0, 1] as it is), or ``"auto"``: mean_std where
-            this recipe trains the network, unit where it comes trained from a file.
-        calibration: Most training samples used for statistics (importance, reconstruction, quantization ranges).
+        layout: Layout of the batches the model is given: ``"nchw"``, ``"nhwc"``, or ``"auto"``, by the
+            model's inputs.
+        normalize: ``"mean_std"`` of the training images, ``"unit"`` ([0, 1] as it is), or ``"auto"``:
+            mean_std where this recipe trains the network, unit where it comes trained from a file.
+        calibration: Most training samples used for statistics (importance, reconstruction, quantization
+            ranges).
     """
 
     spec: str
@@ -82,7 +84,7 @@ class PruneConfig(Config):
     ratio: float | None = Field(default=None, ge=0, lt=1)
     ratios: dict[str, float] = Field(default_factory=dict)
     criterion: str = "magnitude"
-    scope: str = "global"
+    scope: Literal["local", "global", "isomorphic"] = "global"
     ignore: tuple[str, ...] = ()
     round_to: int = Field(default=1, ge=1)
     min_slots: int = Field(default=1, ge=1)
@@ -112,7 +114,8 @@ class ExportConfig(Config):
     """Which files are written.
 
     Attributes:
-        formats: Names of export formats (``penjing.export``); ``onnx`` is always among them, it is what is measured.
+        formats: Names of export formats (``penjing.export``); ``onnx`` is always among them, it is what is
+            measured.
         opset: ONNX opset; None takes the exporter's default.
         batch_sizes: Batch sizes at which every file is checked against the network it was made from.
     """
@@ -153,17 +156,18 @@ class Recipe(Config):
         seed: Seeds everything that draws.
         data: The samples.
         model: The network.
-        article: Training the way the article's text does it, for the first row of the table; None leaves the row out.
+        article: Training the way the article's text does it, for the first row of the table; None leaves the
+            row out.
         train: Training of the dense network; None where it comes trained.
         prune: How it is made smaller.
         recover: Distillation from the dense network.
         quantize: Post-training quantization; None leaves the network in fp32.
         export: The files.
         measure: The table.
-        max_drop: Largest loss of validation accuracy, dense to final file, that counts as holding (a fraction: 0.01
-            is one point); None does not judge.
-        baselines: Also run random pruning with the same recovery, and the small network trained from scratch for the
-            same time.
+        max_drop: Largest loss of validation accuracy, dense to final file, that counts as holding (a
+            fraction: 0.01 is one point); None does not judge.
+        baselines: Also run random pruning with the same recovery, and the small network trained from scratch
+            for the same time.
     """
 
     name: str = "run"

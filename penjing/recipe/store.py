@@ -20,7 +20,8 @@ class Marker:
 
     Attributes:
         stage: Its name.
-        key: Hash of all it depended on: its part of the recipe, the seed, and the outputs of the stages it read.
+        key: Hash of all it depended on: its part of the recipe, the seed, and the outputs of the stages it
+            read.
         result: Numbers and facts that are the same whenever the run is repeated.
         timing: Seconds and latencies, which are not.
         files: sha256 of each file or folder it wrote, by path relative to the run folder.

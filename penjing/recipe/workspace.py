@@ -1,7 +1,7 @@
 """What the stages of one run share: its folder, data and models. Models always come from disk.
 
-A stage never hands a module to the next one: it writes weights and plans, and the next one reads them. So a run that
-was interrupted and one that was not go through the same files.
+A stage never hands a module to the next one: it writes weights and plans, and the next one reads them. So a
+run that was interrupted and one that was not go through the same files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 from penjing.data import DataBundle
 from penjing.errors import RunError
 from penjing.files import atomic_write
-from penjing.models import build
+from penjing.models.spec import LoadedModel, load_model
 from penjing.prune import Plan, apply
 from penjing.recipe.feed import Feed, layout_of
 from penjing.recipe.schema import GIVEN, Recipe
@@ -41,12 +41,6 @@ class Given:
 
     model: nn.Module | None = None
     data: DataBundle | None = None
-
-
-@dataclass(frozen=True)
-class _Source:
-    model: nn.Module
-    example_inputs: Any = None
 
 
 class Workspace:
@@ -90,7 +84,7 @@ class Workspace:
         return self.feed.examples(2)
 
     @cached_property
-    def _source(self) -> Any:
+    def _source(self) -> LoadedModel:
         """The network as its spec gives it, with its own example inputs."""
         config = self.recipe.model
         options = dict(config.options)
@@ -98,10 +92,6 @@ class Workspace:
             channels, height = (*self.bundle.image_shape, 0, 0)[:2]
             fitting = {"num_classes": self.bundle.num_classes, "in_channels": channels, "image_size": height}
             options = {"seed": self.recipe.seed, **{k: v for k, v in fitting.items() if v}, **options}
-            if config.weights is None:
-                return _Source(build(config.spec.removeprefix("penjing:"), **options))
-        from penjing.models.spec import load_model
-
         return load_model(config.spec, weights=config.weights, **options)
 
     def original(self) -> nn.Module:

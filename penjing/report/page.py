@@ -125,7 +125,7 @@ def _curves(metrics: Metrics, name: str, label: str, factor: float) -> str:
         )
         if points:
             series.append(svg.Series(STAGE_NAMES.get(stage, stage), points))
-    return svg.chart(series, x_label="epoch", y_label=label)
+    return svg.chart(series, x_label="epoch", y_label=label, whole_x=True)
 
 
 def _widths(metrics: Metrics) -> str:

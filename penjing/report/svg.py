@@ -1,7 +1,7 @@
 """Small hand-made SVG plots: no script, no network, colours from the page's own light and dark themes.
 
-Every plot is one ``<svg>`` with a viewBox 480 units wide, so that text stays readable when a phone shrinks it, and
-every mark carries a ``<title>`` (the browser's tooltip) with its exact numbers.
+Every plot is one ``<svg>`` with a viewBox 480 units wide, so that text stays readable when a phone shrinks
+it, and every mark carries a ``<title>`` (the browser's tooltip) with its exact numbers.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
         ticks = [m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high]
         if len(ticks) >= 3:
             return ticks
-    return ticks or [low]
+    return ticks if len(ticks) >= 2 else Scale(low, high, 0, 1).ticks()
 
 
 def chart(
@@ -97,6 +97,7 @@ def chart(
     format_x: Callable[[float], str] | None = None,
     format_y: Callable[[float], str] | None = None,
     height: int = 300,
+    whole_x: bool = False,
 ) -> str:
     """A line chart, or with ``lines=False`` a scatter plot (each point labelled, with its interval).
 
@@ -110,6 +111,7 @@ def chart(
         format_x: How x ticks are written.
         format_y: How y ticks are written.
         height: Height of the plot in viewBox units.
+        whole_x: Only whole numbers are ticks of x.
 
     Returns:
         The SVG element as text.
@@ -123,7 +125,7 @@ def chart(
         return ""
     x = _x_scale(points, log_x)
     y = _y_scale(points, y_range, height)
-    body = [_grid(x, y, x_label, y_label, format_x or _short, format_y or _short, height)]
+    body = [_grid(x, y, x_label, y_label, format_x or _short, format_y or _short, height, whole_x)]
     for index, one in enumerate(kept):
         colour = f"c{index % NUM_COLOURS + 1}"
         if lines and len(one.points) > 1:
@@ -208,6 +210,7 @@ def _grid(
     format_x: Callable[[float], str],
     format_y: Callable[[float], str],
     height: int,
+    whole_x: bool,
 ) -> str:
     base = height - _BOTTOM
     parts = []
@@ -217,7 +220,7 @@ def _grid(
         parts.append(
             f'<text class="tick" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{format_y(value)}</text>'
         )
-    for value in x.ticks():
+    for value in (t for t in x.ticks() if not whole_x or abs(t - round(t)) < 1e-9):
         parts.append(
             f'<text class="tick" x="{x(value):.1f}" y="{base + 17}" text-anchor="middle">{format_x(value)}</text>'
         )

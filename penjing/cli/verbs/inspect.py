@@ -31,7 +31,7 @@ def command(
         from penjing.files import atomic_write
 
         with atomic_write(html) as aside:
-            aside.write_text(found.to_html(), encoding="utf-8")
+            aside.write_text(found.html(), encoding="utf-8")
     result = {**found.to_dict(), **({"history": history} if history else {})}
     common.emit(result, _text(found, history), json)
 

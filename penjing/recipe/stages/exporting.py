@@ -21,7 +21,8 @@ INT8 = "onnx_int8"
 def quantize_student(space: Workspace, listen: Listener) -> Output:
     """Bring the recovered network to int8.
 
-    Requires: the plan and ``work/recovered.safetensors``. Ensures: ``work/int8/model.int8.onnx`` and its quantized
+    Requires: the plan and ``work/recovered.safetensors``. Ensures: ``work/int8/model.int8.onnx`` and its
+        quantized
     weights ``work/int8/model.int8.safetensors``.
     """
     out = space.work / "int8" / "model.int8.onnx"
@@ -82,7 +83,8 @@ def export_student(space: Workspace, listen: Listener) -> Output:
 def verify_files(space: Workspace, listen: Listener) -> Output:
     """Open every file in its own runtime, compare it with the recovered network, and measure its accuracy.
 
-    Requires: the exported files. Ensures: nothing on disk but its numbers; a file that disagrees stops the run.
+    Requires: the exported files. Ensures: nothing on disk but its numbers; a file that disagrees stops the
+        run.
 
     Raises:
         VerifyError: naming the file and the first op that differs.

@@ -19,6 +19,7 @@ from penjing.recipe.stages.base import Output, plain
 from penjing.recipe.stages.exporting import cell_of
 from penjing.recipe.stages.pruning import start_of_recovery
 from penjing.recipe.workspace import Workspace
+from penjing.recover import RecoverConfig
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def entries(recipe: Recipe) -> tuple[Entry, ...]:
     start = start_of_recovery(recipe.prune, "")
     rows = []
     if recipe.article is not None:
-        note = f"{recipe.article.steps_per_epoch or 'all'} optimizer step(s) an epoch, {recipe.article.epochs} epochs"
+        note = _article_note(recipe.article)
         rows.append(Entry("article", "as the article trains it", lambda s: s.dense("article"), note=note))
     dense = "dense, trained properly" if recipe.train is not None else "dense, as given"
     rows.append(Entry("dense", dense, lambda s: s.dense()))
@@ -83,7 +84,10 @@ def entries(recipe: Recipe) -> tuple[Entry, ...]:
                 note="everything as above but the criterion",
             )
         )
-        note = "the pruned widths, random weights, given the time of train, prune and recover together; cut by the clock"
+        note = (
+            "the pruned widths, random weights, given the time of train, prune and recover together; "
+            "cut by the clock"
+        )
         rows.append(
             Entry("scratch", "same size, trained from scratch", lambda s: s.student("scratch"), note=note)
         )
@@ -146,6 +150,12 @@ def after_key(recipe: Recipe) -> str:
     return "int8" if recipe.quantize is not None else "recovered"
 
 
+def _article_note(config: RecoverConfig) -> str:
+    steps = "every step" if config.steps_per_epoch is None else f"{config.steps_per_epoch} optimizer step"
+    plural = "s" if (config.steps_per_epoch or 1) > 1 else ""
+    return f"{steps}{plural} an epoch, for {config.epochs} epoch{'s' if config.epochs != 1 else ''}"
+
+
 def _file_of(space: Workspace, entry: Entry, model: nn.Module) -> Path:
     if entry.file:
         return space.folder / entry.file
@@ -184,7 +194,7 @@ def _changed_classes(
     """The classes that lost or gained most from the dense row to the delivered one."""
     old, new = measured[before], measured[after_key(space.recipe)]
     names = space.bundle.classes
-    changes = []
+    changes: list[dict[str, Any]] = []
     for index in range(len(old.per_class)):
         n = int(old.confusion[index].sum())
         if n and old.per_class[index] != new.per_class[index]:

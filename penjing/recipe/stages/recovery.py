@@ -50,7 +50,8 @@ def between(recipe: Recipe) -> RecoverConfig:
 def train_from_scratch(space: Workspace, listen: Listener) -> Output:
     """Train a network of the pruned widths from random weights, in the time the whole way took.
 
-    Requires: the plan, and the timings of training, pruning and recovery. Ensures: ``work/scratch.safetensors``.
+    Requires: the plan, and the timings of training, pruning and recovery. Ensures:
+        ``work/scratch.safetensors``.
     """
     budget = sum(_seconds(space, stage) for stage in REPLACED)
     listen(
@@ -64,14 +65,15 @@ def train_from_scratch(space: Workspace, listen: Listener) -> Output:
 
 
 def reset_weights(model: nn.Module, seed: int) -> None:
-    """Draw all parameters anew: by each module's own ``reset_parameters``, else from a normal distribution of the
-    tensor's present mean and deviation (which has the scale that training found fitting)."""
+    """Draw all parameters anew: by each module's own ``reset_parameters``, else from a normal distribution of
+    the tensor's present mean and deviation (which has the scale that training found fitting)."""
     done: set[int] = set()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for module in model.modules():
-            if callable(getattr(module, "reset_parameters", None)):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
                 done |= {id(p) for p in module.parameters(recurse=False)}
         for parameter in model.parameters():
             if id(parameter) not in done:

@@ -35,7 +35,8 @@ _REPORT_FILES = ("report.html", "table.csv", "table.json")
 def write_all(space: Workspace, listen: Listener) -> Output:
     """Assemble the artifact in the run folder.
 
-    Requires: all other stages. Ensures: the artifact's files in the run folder, ``report.html`` and the tables among
+    Requires: all other stages. Ensures: the artifact's files in the run folder, ``report.html`` and the
+        tables among
     them; the artifact loads without the original code and answers as the recovered network does.
 
     Raises:
@@ -60,7 +61,7 @@ def write_all(space: Workspace, listen: Listener) -> Output:
         recipe=space.recipe,
         metrics=metrics.to_dict(),
         files=files,
-        stages=[stage for stage in metrics.seconds],
+        stages=list(metrics.seconds),
     )
     _check(staging, student, space.examples)
     moved = _move_into(staging, space.folder)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penjing.data import ArraySplit, DataBundle
+from penjing.errors import DataError
+from penjing.recipe.compress import as_bundle
+from penjing.recipe.feed import Feed, Take, cut, layout_of
+from penjing.recipe.schema import DataConfig
+
+
+def bundle(num=10):
+    images = np.arange(num * 2 * 3 * 3).reshape(num, 2, 3, 3).astype(np.uint8)
+    split = ArraySplit(images, np.arange(num) % 2, ("a", "b"))
+    return DataBundle(split, split, split, ("a", "b"), (0.5,) * 3, (0.25,) * 3, (3, 2, 3))
+
+
+def feed(**changes):
+    options = {"layout": "nchw", "seed": 0, "unit": True, **changes}
+    return Feed(DataConfig(spec="x", batch_size=4, eval_batch_size=4), bundle(), **options)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(1, 30))
+def test_take_gives_the_first_samples(sizes, limit):
+    flat = torch.arange(sum(sizes))
+    batches = list(flat.split(sizes))
+    taken = torch.cat([x for x, _ in Take([(b, b) for b in batches], limit)])
+    assert torch.equal(taken, flat[:limit])
+
+
+def test_limit_is_spread_evenly_and_in_order():
+    (labels,) = [y for _, y in feed().split("train", 4)]
+    assert labels.tolist() == [0, 1, 0, 1]
+    assert sum(len(y) for _, y in feed().split("train")) == 10
+
+
+def test_layouts_hold_the_same_numbers():
+    for (x, y), (turned, same) in zip(feed().split("val"), feed(layout="nhwc").split("val"), strict=True):
+        assert torch.equal(x.permute(0, 2, 3, 1), turned)
+        assert torch.equal(y, same)
+
+
+def test_wrapped_loader_keeps_epochs():
+    wrapped = feed(layout="nhwc").train()
+    wrapped.set_epoch(1)
+    first = torch.cat([y for _, y in wrapped])
+    wrapped.set_epoch(2)
+    second = torch.cat([x.flatten(1)[:, 0] for x, _ in wrapped])
+    wrapped.set_epoch(1)
+    assert torch.equal(torch.cat([y for _, y in wrapped]), first)
+    assert len(wrapped) == 3
+    assert len(second) == 10
+
+
+def test_unit_and_mean_std():
+    unit = next(iter(feed().split("val")))[0]
+    normal = next(iter(feed(unit=False).split("val")))[0]
+    assert 0 <= float(unit.min()) <= float(unit.max()) <= 1
+    torch.testing.assert_close((unit - 0.5) / 0.25, normal)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "layout"),
+    [
+        (torch.zeros(1, 3, 2, 3), "nchw"),
+        (torch.zeros(1, 2, 3, 3), "nhwc"),
+        ((torch.zeros(1, 2, 3, 3),), "nhwc"),
+        ({"image": torch.zeros(1, 2, 3, 3)}, "nhwc"),
+        (None, "nchw"),
+    ],
+)
+def test_layout_by_the_models_inputs(inputs, layout):
+    assert layout_of(inputs, bundle()) == layout
+
+
+def test_cut_reaches_into_structures():
+    x = torch.arange(4)
+    assert cut({"a": (x, [x])}, 2)["a"][1][0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("data", [(1,), ([], [], [], []), {"train": []}, {"train": [], "val": [], "extra": []}])
+def test_loaders_of_the_wrong_number(data):
+    with pytest.raises(DataError):
+        as_bundle(data)
+
+
+def test_generators_are_refused():
+    with pytest.raises(DataError, match="only once"):
+        as_bundle((iter([1]), [1]))

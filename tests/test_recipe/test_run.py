@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import penjing
+from penjing.errors import RecipeError, RecoverError, RunError
+from penjing.measure import accuracy, onnx_session
+from penjing.prune import Plan
+from penjing.recipe import Recipe
+from penjing.recipe.run import run
+from penjing.recipe.stages import stages_of
+from penjing.recipe.store import Store
+from penjing.recipe.workspace import Workspace
+
+# What depends on the clock; everything else repeats exactly.
+CLOCKED = ("metrics.json", "report.html", "table.csv", "table.json", "manifest.json", "log.jsonl")
+
+
+def contents(folder):
+    """sha256 of everything in a run folder that must repeat."""
+    store = Store(folder)
+    out = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.name in CLOCKED or name.startswith("work/stages/") or name == "work/lock.json":
+            continue
+        out[name] = store.hash(path)
+    return out
+
+
+def numbers(folder):
+    """All that the stages reported, without timings."""
+    stages = folder / "work" / "stages"
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(stages.glob("*.json"))}
+    return {name: (marker["key"], marker["result"]) for name, marker in found.items()}
+
+
+def stop_at(predicate):
+    """A listener that interrupts the run at the first event for which the predicate holds."""
+
+    def listen(event):
+        if predicate(event):
+            raise KeyboardInterrupt
+
+    return listen
+
+
+class TestFinishedRun:
+    def test_artifact_is_whole(self, finished):
+        folder = finished[0].folder
+        names = ["model.safetensors", "plan.json", "model.onnx", "model.int8.onnx", "model.int8.safetensors"]
+        names += ["recipe.yaml", "metrics.json", "report.html", "table.csv", "table.json", "log.jsonl"]
+        assert [name for name in names if not (folder / name).is_file()] == []
+
+    def test_budget_is_met(self, finished):
+        metrics = finished[0].metrics
+        dense, small = metrics.row("dense"), metrics.row("recovered")
+        assert 0.5 * dense.num_params < small.num_params <= 0.6 * dense.num_params
+        assert metrics.row("int8").size_bytes < small.size_bytes < dense.size_bytes
+
+    def test_network_learned(self, finished):
+        metrics = finished[0].metrics
+        assert metrics.row("dense").accuracy["test"].value > 0.9
+        assert metrics.row("int8").accuracy["test"].value > 0.9
+        assert metrics.held is True
+
+    def test_numbers_are_those_of_the_files(self, finished, tiny_recipe):
+        result = finished[0]
+        space = Workspace(tiny_recipe, result.folder)
+        for key in ("recovered", "int8"):
+            row = result.metrics.row(key)
+            path = result.folder / row.file
+            assert row.size_bytes == path.stat().st_size
+            again = accuracy(onnx_session(path), space.feed.split("test"))
+            assert (row.accuracy["test"].value, row.accuracy["test"].n) == (again.value, again.n)
+
+    def test_loads_in_a_new_process_without_the_code(self, finished, tiny_recipe):
+        folder = finished[0].folder
+        space = Workspace(tiny_recipe, folder)
+        inputs = space.feed.examples(5)
+        with torch.no_grad():
+            expected = space.student("recovered").eval()(inputs)
+        np.save(folder.parent / "inputs.npy", inputs.numpy())
+        code = (
+            "import sys, numpy as np, torch, penjing\n"
+            "model = penjing.load(sys.argv[1]).eval()\n"
+            "assert 'penjing.models.vgg' not in sys.modules\n"
+            "np.save(sys.argv[3], model(torch.from_numpy(np.load(sys.argv[2]))).detach().numpy())\n"
+        )
+        out = folder.parent / "outputs.npy"
+        arguments = [str(folder), str(folder.parent / "inputs.npy"), str(out)]
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=120)
+        torch.testing.assert_close(torch.from_numpy(np.load(out)), expected, rtol=1e-5, atol=1e-6)
+
+    def test_plan_cuts_the_original_to_the_student(self, finished, tiny_recipe):
+        space = Workspace(tiny_recipe, finished[0].folder)
+        plan = Plan.load(finished[0].folder / "plan.json")
+        sliced = plan.slice_state(space.dense().state_dict())
+        student = finished[0].model.state_dict()
+        assert {k: tuple(v.shape) for k, v in sliced.items()} == {k: tuple(v.shape) for k, v in student.items()}
+
+    def test_stored_recipe_is_the_recipe(self, finished, tiny_recipe):
+        assert Recipe.from_file(finished[0].folder / "recipe.yaml") == tiny_recipe
+
+    def test_log_has_every_stage(self, finished, tiny_recipe):
+        from penjing.log import read_log
+
+        lines = read_log(finished[0].folder / "log.jsonl")
+        started = [line["stage"] for line in lines if line["kind"] == "start"]
+        assert started == ["run", *(stage.name for stage in stages_of(tiny_recipe))]
+
+    def test_checkpoints_are_gone(self, finished):
+        left = finished[0].folder / "work" / "checkpoints"
+        assert not left.exists() or not any(left.iterdir())
+
+    def test_result_speaks(self, finished):
+        result = finished[0]
+        assert "parameters" in result.headline
+        assert "<table>" in result._repr_html_()
+        assert list(result.table["row"]) == ["dense", "pruned", "recovered", "int8"]
+        json.dumps(result.to_dict(), allow_nan=False)
+
+
+class TestResume:
+    def test_finished_run_does_nothing_again(self, finished, tiny_recipe):
+        folder = finished[0].folder
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+        again = run(tiny_recipe, folder, resume=True)
+        after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+        changed = {path.relative_to(folder).as_posix() for path in after if before.get(path) != after[path]}
+        assert changed <= {"log.jsonl", "work/lock.json", "work/recipe.yaml"}
+        assert again.skipped == tuple(stage.name for stage in stages_of(tiny_recipe))
+
+    def test_interrupted_anywhere_ends_the_same(self, finished, tiny_recipe, tmp_path):
+        folder = tmp_path / "broken"
+        moments = [
+            lambda e: e.stage == "train" and e.metrics.get("epoch") == 2,
+            lambda e: e.stage == "prune" and e.kind == "start",
+            lambda e: e.stage == "recover" and e.metrics.get("epoch") == 1,
+            lambda e: e.stage == "quantize" and e.kind == "note",
+            lambda e: e.stage == "measure" and e.kind == "progress" and e.step > 3,
+            lambda e: e.stage == "report" and e.kind == "note",
+        ]
+        for moment in moments:
+            with pytest.raises(KeyboardInterrupt):
+                run(tiny_recipe, folder, resume=True, listen=stop_at(moment))
+        run(tiny_recipe, folder, resume=True)
+        assert numbers(folder) == numbers(finished[0].folder)
+        assert contents(folder) == contents(finished[0].folder)
+
+    def test_damaged_output_is_made_again(self, finished, tiny_recipe, tmp_path):
+        import shutil
+
+        folder = tmp_path / "copy"
+        shutil.copytree(finished[0].folder, folder)
+        damaged = folder / "work" / "pruned.safetensors"
+        damaged.write_bytes(damaged.read_bytes()[:-8] + b"\x00" * 8)
+        again = run(tiny_recipe, folder, resume=True)
+        assert "train" in again.skipped
+        assert "prune" not in again.skipped
+        assert "recover" in again.skipped  # what it reads is what it was
+        assert contents(folder) == contents(finished[0].folder)
+
+    @pytest.mark.slow
+    def test_killed_at_random_moments(self, finished, tiny_recipe, tmp_path):
+        folder, recipe = tmp_path / "killed", tmp_path / "recipe.yaml"
+        tiny_recipe.to_yaml(recipe)
+        command = [sys.executable, "-m", "penjing.cli", "run", str(recipe), "--out", str(folder), "--resume"]
+        rng = random.Random(0)
+        for _ in range(20):
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(rng.uniform(1.0, 20.0))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert numbers(folder) == numbers(finished[0].folder)
+        assert contents(folder) == contents(finished[0].folder)
+
+
+class TestRefusals:
+    def test_folder_with_a_run_needs_resume(self, finished, tiny_recipe):
+        with pytest.raises(RunError, match="already holds a run"):
+            run(tiny_recipe, finished[0].folder)
+
+    def test_folder_with_other_files(self, tiny_recipe, tmp_path):
+        (tmp_path / "mine.txt").write_text("mine")
+        with pytest.raises(RunError, match="holds other files"):
+            run(tiny_recipe, tmp_path)
+        assert sorted(os.listdir(tmp_path)) == ["mine.txt"]
+
+    def test_changed_recipe_names_the_entry(self, finished, tiny_values):
+        changed = Recipe.parse({**tiny_values, "train": {"epochs": 4, "lr": 0.05}})
+        with pytest.raises(RunError, match=r"train\.epochs was 3 and is now 4"):
+            run(changed, finished[0].folder, resume=True)
+
+    def test_failing_stage_lists_what_was_done(self, tiny_values, tmp_path):
+        values = {**tiny_values, "train": {"epochs": 1, "lr": 1e30, "grad_clip": None, "schedule": "constant"}}
+        with pytest.raises(RecoverError) as caught:
+            run(Recipe.parse(values), tmp_path / "run")
+        assert caught.value.completed == ()
+        with pytest.raises(RecipeError) as unknown:
+            run(Recipe.parse({**tiny_values, "model": {"spec": "penjing:vgg_smal"}}), tmp_path / "other")
+        assert "vgg_small" in str(unknown.value)
+
+
+class TestHonesty:
+    def test_test_split_is_read_by_the_measuring_stage_alone(self, tiny_recipe, tmp_path, monkeypatch):
+        from penjing.data import DataBundle
+
+        current, read = [""], set()
+        original = DataBundle.loader
+
+        def spy(self, which, *args, **kwargs):
+            read.add((which, current[0]))
+            return original(self, which, *args, **kwargs)
+
+        monkeypatch.setattr(DataBundle, "loader", spy)
+
+        def listen(event):
+            if event.kind == "start" and event.stage != "run":
+                current[0] = event.stage
+
+        run(tiny_recipe, tmp_path / "run", listen=listen)
+        assert {stage for which, stage in read if which == "test"} == {"measure"}
+        assert {which for which, stage in read if stage == "train"} == {"train", "val"}
+
+
+class TestFull:
+    def test_baselines_join_a_finished_run(self, finished, tiny_recipe, tmp_path):
+        import shutil
+
+        folder = tmp_path / "full"
+        shutil.copytree(finished[0].folder, folder)
+        result = run(tiny_recipe, folder, resume=True, full=True)
+        assert {"train", "prune", "recover", "export"} <= set(result.skipped)
+        rows = {row.key: row for row in result.metrics.rows}
+        assert {"random", "scratch"} <= rows.keys()
+        assert rows["scratch"].num_params == rows["recovered"].num_params
+        dense = rows["dense"].num_params
+        assert rows["random"].num_params <= 0.6 * dense
+
+
+def test_rounds_approach_the_budget_step_by_step(tiny_values, tmp_path):
+    values = {**tiny_values, "quantize": None, "prune": {"budget": {"params": 0.36}, "steps": 2}}
+    result = run(Recipe.parse(values), tmp_path / "rounds")
+    markers = numbers(result.folder)
+    before = markers["prune"][1]["before"]["params"]
+    first, last = (markers[name][1]["after"]["params"] for name in ("prune-1", "prune"))
+    assert first <= 0.6 * before
+    assert 0.3 * before < last <= 0.36 * before < first
+    assert result.metrics.row("recovered").num_params == last
+    assert isinstance(penjing.load(result.folder), torch.nn.Module)
+    assert Path(result.folder / "plan.json").is_file()

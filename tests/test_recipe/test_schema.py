@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penjing.errors import RecipeError
+from penjing.recipe import Recipe
+from penjing.recipe.schema import first_difference
+
+BASE = {
+    "data": {"spec": "glyphs"},
+    "model": {"spec": "penjing:vgg_small"},
+    "prune": {"ratio": 0.5},
+}
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def test_yaml_is_the_object(tmp_path):
+    recipe = Recipe.parse({**BASE, "train": {"epochs": 3}, "quantize": None, "name": "a-b_1.2"})
+    path = tmp_path / "recipe.yaml"
+    text = recipe.to_yaml(path)
+    assert Recipe.from_file(path) == recipe
+    assert Recipe.parse(yaml.safe_load(text)) == recipe
+    assert Recipe.parse(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "words"),
+    [
+        ({"prunee": {}}, "Recipe", "did you mean 'prune'"),
+        ({"data": {"spec": "glyphs", "batchsize": 3}}, "data", "did you mean 'batch_size'"),
+        ({"prune": {"ratio": 1.0}}, "prune.ratio", "less than 1"),
+        ({"prune": {}}, "prune", "budget"),
+        ({"prune": {"ratio": 0.5, "budget": {"params": 0.1}}}, "prune", "either"),
+        ({"prune": {"ratio": 0.5, "steps": 3}}, "prune", "budget"),
+        ({"prune": {"ratio": 0.5, "reconstruct": {"rigde": 1}}}, "prune", "ridge"),
+        ({"recover": {"epochs": "many"}}, "recover.epochs", "integer"),
+        ({"article": {"epochs": 1}}, "Recipe", "train"),
+        ({"name": "../up"}, "name", "letters"),
+        ({"max_drop": 2}, "max_drop", "less than or equal to 1"),
+        ({"measure": {"threads": 0}}, "measure.threads", "greater than or equal to 1"),
+    ],
+)
+def test_wrong_entries_are_named(change, where, words):
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse({**BASE, **change})
+    assert words in str(caught.value)
+    assert caught.value.layer == where
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00", "just words"])
+def test_files_that_are_no_recipe(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError):
+        Recipe.from_file(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(RecipeError, match=r"none\.yaml"):
+        Recipe.from_file(tmp_path / "none.yaml")
+
+
+def test_onnx_is_always_exported():
+    recipe = Recipe.parse({**BASE, "export": {"formats": ["saved_model"]}})
+    assert recipe.export.formats == ("onnx", "saved_model")
+
+
+def test_demo_recipe_is_valid():
+    from importlib.resources import files
+
+    recipe = Recipe.parse(yaml.safe_load((files("penjing.recipe") / "demo.yaml").read_text("utf-8")))
+    assert recipe.name == "demo"
+    assert recipe.article is not None
+    assert recipe.article.steps_per_epoch == 1
+
+
+@given(plain)
+def test_no_difference_to_itself(value):
+    assert first_difference(value, value) is None
+
+
+@given(plain, plain)
+def test_a_difference_is_found_in_both_directions(old, new):
+    forward, backward = first_difference(old, new), first_difference(new, old)
+    assert (forward is None) == (backward is None)
+    if forward is not None:
+        assert forward[1] != forward[2]
+
+
+def test_difference_names_the_dotted_key():
+    assert first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ("a.c", 2, 3)
+    assert first_difference({"a": 1}, {"a": 1, "b": 2}) == ("b", None, 2)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penjing.errors import RunError
+from penjing.recipe.lock import run_lock
+from penjing.recipe.store import Marker, Store, hash_json, stage_key
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from penjing.recipe.lock import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_marker_round_trip(tmp_path):
+    store = Store(tmp_path)
+    marker = Marker("prune", "key", {"a": [1, 2.5]}, {"seconds": 1.0}, {})
+    store.write(marker)
+    assert store.read("prune") == marker
+    assert store.finished("prune", "key") == marker
+    assert store.finished("prune", "other") is None
+    store.remove("prune")
+    assert store.read("prune") is None
+
+
+def test_a_changed_file_unfinishes_a_stage(tmp_path):
+    store = Store(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_text("one")
+    (tmp_path / "b").write_text("two")
+    store.write(Marker("s", "k", {}, {}, store.hash_files(["folder", "b"])))
+    assert Store(tmp_path).finished("s", "k") is not None
+    (tmp_path / "folder" / "a").write_text("three")
+    assert Store(tmp_path).finished("s", "k") is None
+    (tmp_path / "folder" / "a").write_text("one")
+    assert Store(tmp_path).finished("s", "k") is not None
+    (tmp_path / "b").unlink()
+    assert Store(tmp_path).finished("s", "k") is None
+
+
+def test_half_a_marker_is_none(tmp_path):
+    store = Store(tmp_path)
+    store.write(Marker("s", "k", {"x": 1}))
+    path = tmp_path / "work" / "stages" / "s.json"
+    path.write_text(path.read_text()[:20])
+    assert store.read("s") is None
+    path.write_text(json.dumps({"format": 999}))
+    assert store.read("s") is None
+
+
+def test_digest_ignores_timing_only():
+    marker = Marker("s", "k", {"x": 1}, {"seconds": 1}, {"f": "h"})
+    assert replace(marker, timing={"seconds": 2}).digest == marker.digest
+    assert replace(marker, result={"x": 2}).digest != marker.digest
+    assert replace(marker, files={"f": "i"}).digest != marker.digest
+
+
+@given(st.dictionaries(st.text(max_size=4), st.integers(), max_size=5))
+def test_hash_does_not_depend_on_order(values):
+    assert hash_json(values) == hash_json(dict(reversed(list(values.items()))))
+
+
+def test_key_depends_on_everything():
+    base = ("s", {"a": 1}, 0, {"train": "x"})
+    others = [("t", *base[1:]), ("s", {"a": 2}, *base[2:]), (*base[:2], 1, base[3]), (*base[:3], {"train": "y"})]
+    keys = {stage_key(*arguments) for arguments in (base, *others)}
+    assert len(keys) == 5
+
+
+def test_lock_names_its_owner_and_dies_with_it(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline().strip() == "held"
+        with pytest.raises(RunError, match=f"process {process.pid} on"), run_lock(tmp_path):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    with run_lock(tmp_path) as taken_over:
+        assert f"process {process.pid}" in taken_over
+    with run_lock(tmp_path) as taken_over:
+        assert taken_over == ""
+
+
+def test_lock_is_free_after_an_error(tmp_path):
+    with pytest.raises(ValueError, match="inside"), run_lock(tmp_path):
+        raise ValueError("inside")
+    with run_lock(tmp_path) as taken_over:
+        assert taken_over == ""
