@@ -6,6 +6,7 @@ serves as a stateless function of them. When pruning changes their sizes, the Ke
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import sys
@@ -138,12 +139,19 @@ class KerasModule(nn.Module):
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        twin = type(self)(self.net)
+        # The Keras model is only a function of the weights: copies share it until one of them changes its sizes.
+        twin = type(self).__new__(type(self))
+        nn.Module.__init__(twin)
         memo[id(self)] = twin
-        twin.load_state_dict(self.state_dict())
-        for (_, new), (_, old) in zip(twin.named_parameters(), self.named_parameters(), strict=True):
-            new.requires_grad_(old.requires_grad)
-        return twin.train(self.training)
+        twin._net, twin._names = [self._net[0]], list(self._names)
+        for name, child in self._modules.items():
+            twin.add_module(name, copy.deepcopy(child, memo))
+        for name, parameter in self._parameters.items():
+            twin.register_parameter(name, copy.deepcopy(parameter, memo))
+        for name, buffer in self._buffers.items():
+            twin.register_buffer(name, copy.deepcopy(buffer, memo))
+        twin.training = self.training
+        return twin
 
 
 def load_keras(path: Path | str) -> LoadedModel:
