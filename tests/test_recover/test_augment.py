@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from penjing.errors import RecipeError
+from penjing.recover.augment import (
+    Augmentation,
+    Compose,
+    Photometric,
+    RandAugment,
+    RandomAffine,
+    RandomCrop,
+    RandomErasing,
+    RandomFlip,
+    make_augment,
+)
+from penjing.recover.mix import mix
+
+ALL: list[Augmentation] = [
+    RandomAffine(),
+    RandomCrop(),
+    RandomCrop(2, "reflect"),
+    RandomFlip(),
+    RandomErasing(1.0),
+    Photometric(),
+    RandAugment(3, 1.0, mirror=True),
+    Compose((RandomCrop(), RandomFlip())),
+]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(seed: int = 0) -> Tensor:
+    return torch.rand(16, 3, 12, 10, generator=seeded(seed))
+
+
+@pytest.mark.parametrize("augment", ALL, ids=repr)
+def test_same_seed_same_batch_shape_kept_range_kept_input_kept(augment: Augmentation) -> None:
+    x_NCHW = batch()
+    one, two, other = augment(x_NCHW, seeded()), augment(x_NCHW, seeded()), augment(x_NCHW, seeded(1))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    assert torch.equal(x_NCHW, batch())
+    assert one.shape == x_NCHW.shape
+    assert one.dtype == x_NCHW.dtype
+    assert float(one.min()) >= -1e-6
+    assert float(one.max()) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(
+    "still",
+    [RandomAffine(0, 0, 0, 0), RandomCrop(0), RandomFlip(0), RandomErasing(0), Photometric(0, 0, 0)],
+    ids=repr,
+)
+def test_nothing_asked_nothing_done(still: Augmentation) -> None:
+    torch.testing.assert_close(still(batch(), seeded()), batch(), rtol=0, atol=1e-5)
+
+
+def test_flip_twice_is_the_identity_and_crop_is_a_shift() -> None:
+    x_NCHW = batch()
+    assert torch.equal(RandomFlip(1)(RandomFlip(1)(x_NCHW, seeded()), seeded()), x_NCHW)
+    cropped = RandomCrop(1)(x_NCHW, seeded())
+    padded = torch.nn.functional.pad(x_NCHW, (1, 1, 1, 1))
+    for image, source in zip(cropped, padded, strict=True):
+        windows = [source[:, i : i + 12, j : j + 10] for i in range(3) for j in range(3)]
+        assert any(torch.equal(image, window) for window in windows)
+
+
+def test_a_quarter_turn_on_a_square_is_a_rotation() -> None:
+    x_NCHW = torch.rand(1, 1, 8, 8, generator=seeded())
+    turn = RandomAffine(90, 0, 0, 0, "zeros")
+    turned = [turn(x_NCHW, seeded(seed)) for seed in range(400)]
+    nearest = min(float((image - x_NCHW.rot90(1, (2, 3))).abs().mean()) for image in turned)
+    assert nearest < 0.03  # some draw comes close to the full angle
+
+
+def test_erasing_covers_the_asked_share() -> None:
+    x_NCHW = torch.rand(400, 1, 40, 40, generator=seeded())
+    erased = RandomErasing(1.0, (0.1, 0.1), 2.0)(x_NCHW, seeded())
+    share = (erased != x_NCHW).float().mean((1, 2, 3))
+    assert float(share.mean()) == pytest.approx(0.1, abs=0.01)
+    assert float(
+        (RandomErasing(0.3)(x_NCHW, seeded()) != x_NCHW).flatten(1).any(1).float().mean()
+    ) == pytest.approx(0.3, abs=0.07)
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}], ids=str)
+def test_mixing_keeps_probabilities_and_says_what_it_did(options: dict[str, float]) -> None:
+    # constant images of value = label, so a mixed image's mean tells its share of each label
+    y_N = torch.arange(6)
+    x_NCHW = y_N.float()[:, None, None, None].expand(6, 1, 8, 8)
+    for seed in range(20):
+        mixed, target_NK = mix(x_NCHW, y_N, 6, seeded(seed), **options)
+        torch.testing.assert_close(target_NK.sum(1), torch.ones(6))
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), target_NK @ y_N.float(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(
+        mix(x_NCHW, y_N, 6, seeded(), **options)[0], mix(x_NCHW, y_N, 6, seeded(), **options)[0]
+    )
+
+
+def test_names() -> None:
+    assert make_augment("flip", {"chance": 0.25}) == RandomFlip(0.25)
+    assert make_augment("photos") == Compose((RandomCrop(), RandomFlip()))
+    with pytest.raises(RecipeError, match="'photo' is not known"):
+        make_augment("photo")
+    with pytest.raises(RecipeError, match="It takes chance"):
+        make_augment("flip", {"odds": 0.5})
