@@ -1,0 +1,241 @@
+"""Every format says what the model says; files that do not are refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export_models import needs_tensorflow
+from onnx import numpy_helper
+from torch import nn
+
+import penjing.export as pe
+from penjing.errors import ExportError, VerifyError
+from penjing.events import Event
+from penjing.export.base import get_format
+
+X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+DATA = [torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+
+
+@pytest.fixture
+def onnx_file(small_net: nn.Module, tmp_path: Path) -> Path:
+    return pe.export_onnx(small_net, tmp_path / "model.onnx", X)
+
+
+def test_onnx_gives_what_the_model_gives_at_any_batch_size(small_net: nn.Module, onnx_file: Path) -> None:
+    runner = pe.OnnxRunner(onnx_file, threads=1)
+    small_net.eval()
+    for batch in (1, 2, 7):
+        x = torch.randn(batch, 3, 16, 16)
+        expected = small_net(x).detach().numpy()
+        np.testing.assert_allclose(runner.run({"input": x.numpy()})[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_exporting_changes_nothing_in_the_model(small_net: nn.Module, tmp_path: Path) -> None:
+    small_net.train()
+    small_net[1].eval()
+    flags = [m.training for m in small_net.modules()]
+    before = {k: v.clone() for k, v in small_net.state_dict().items()}
+    pe.export_onnx(small_net, tmp_path / "model.onnx", X)
+    assert [m.training for m in small_net.modules()] == flags
+    assert all(torch.equal(v, before[k]) for k, v in small_net.state_dict().items())
+
+
+def test_batch_norm_is_folded_and_names_are_clean(onnx_file: Path) -> None:
+    model = onnx.load(str(onnx_file))
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    assert [i.name for i in model.graph.input] == ["input"]
+    assert [o.name for o in model.graph.output] == ["output"]
+    layers = {p.value for node in model.graph.node for p in node.metadata_props if p.key == "layer"}
+    assert "0" in layers
+    assert str(Path(__file__).parent).encode() not in onnx_file.read_bytes()
+
+
+def test_named_inputs_and_outputs_are_kept(tmp_path: Path) -> None:
+    class Pair(nn.Module):
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"total": left + right, "gap": left - right}
+
+    example = {"left": torch.randn(2, 3), "right": torch.randn(2, 3)}
+    runner = pe.OnnxRunner(pe.export_onnx(Pair(), tmp_path / "m.onnx", example))
+    assert [i.name for i in runner.inputs] == ["left", "right"]
+    assert runner.outputs == ("total", "gap")
+    result = pe.verify(runner, Pair(), example)
+    assert result.relative < 1e-6
+
+
+def test_a_model_that_fixes_its_batch_is_refused_or_fixed(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(4, -1) if x.shape[0] == 4 else x.reshape(5, -1)
+
+    with pytest.raises(ExportError, match="batch"):
+        pe.export_onnx(Fixed(), tmp_path / "m.onnx", X)
+    assert list(tmp_path.iterdir()) == []
+    runner = pe.OnnxRunner(pe.export_onnx(Fixed(), tmp_path / "m.onnx", X, dynamic_batch="auto"))
+    assert runner.inputs[0].shape == (4, 3, 16, 16)
+
+
+@pytest.mark.tf
+@needs_tensorflow
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_every_tensorflow_format_agrees(small_net: nn.Module, tmp_path: Path, layout: str) -> None:
+    formats = ["onnx", "saved_model", "litert", "litert_fp16", "litert_dynamic", "litert_int8"]
+    heard: list[Event] = []
+    result = pe.export(
+        small_net, tmp_path, formats, example_inputs=X, data=DATA, layout=layout, listen=heard.append  # type: ignore[arg-type]
+    )
+    assert [file.format for file in result.files] == formats
+    assert result.ok
+    for name in ("onnx", "saved_model", "litert"):
+        assert result[name].verification.relative <= 1e-5
+        assert [row.batch for row in result[name].verification.rows] == [1, 3, 8]
+    assert result["litert_int8"].verification.rows[-1].rms_relative < 0.1
+    assert result["litert_int8"].size_bytes < 0.5 * result["litert"].size_bytes
+    assert [event.kind for event in heard] == ["start"] + ["progress"] * 6 + ["end"]
+    runner = pe.open_file(tmp_path / "saved_model")
+    image = runner.inputs[0].shape
+    assert image == ((None, 16, 16, 3) if layout == "nhwc" else (None, 3, 16, 16))
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+SERVE = """
+import sys, numpy as np, tensorflow as tf
+assert not any(name.startswith("penjing") for name in sys.modules)
+served = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+x = np.load(sys.argv[2])
+np.save(sys.argv[3], served(input=tf.constant(x))["output"].numpy())
+"""
+
+
+@pytest.mark.tf
+@needs_tensorflow
+def test_the_saved_model_serves_without_this_package(small_net: nn.Module, tmp_path: Path) -> None:
+    pe.export(small_net, tmp_path, ["saved_model"], example_inputs=X)
+    np.save(tmp_path / "x.npy", X.numpy())
+    command = [sys.executable, "-c", SERVE, str(tmp_path / "saved_model"), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    expected = small_net.eval()(X).detach().numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-5, atol=1e-5)
+
+
+def _quantized(path: Path, calibration: np.ndarray) -> Path:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.samples: Iterator[np.ndarray] = iter([calibration])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            sample = next(self.samples, None)
+            return None if sample is None else {"input": sample}
+
+    out = path.with_name("quantized.onnx")
+    quantize_static(
+        str(path),
+        str(out),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
+    return out
+
+
+@pytest.mark.tf
+@needs_tensorflow
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantized_file_is_exported_beside_and_keeps_its_integers(
+    small_net: nn.Module, onnx_file: Path, tmp_path: Path
+) -> None:
+    int8 = _quantized(onnx_file, DATA[0].numpy())
+    result = pe.export(small_net, tmp_path / "out", ["saved_model_int8"], example_inputs=X, data=DATA, int8=int8)
+    assert [file.format for file in result.files] == ["saved_model_int8", "onnx_int8"]
+    a = pe.OnnxRunner(tmp_path / "out" / "model.int8.onnx").run({"input": X.numpy()})[0]
+    b = pe.open_file(tmp_path / "out" / "saved_model_int8").run({"input": X.numpy()})[0]
+    step = np.abs(a).max() / 127
+    assert np.abs(a - b).max() <= 2.1 * step  # the runtime's integer kernels round one step apart at most
+    import tensorflow as tf
+
+    with np.errstate(all="ignore"):
+        served = tf.saved_model.load(str(tmp_path / "out" / "saved_model_int8"))
+    assert any(v.dtype == tf.int8 for v in served.weights)
+
+
+def test_verification_names_the_first_op_that_differs(small_net: nn.Module, onnx_file: Path) -> None:
+    model = onnx.load(str(onnx_file))
+    weight = next(t for t in model.graph.initializer if len(t.dims) == 4 and t.dims[0] == 12)
+    name = weight.name
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.5, name))
+    onnx.save(model, str(onnx_file))
+    with pytest.raises(VerifyError, match=r"Conv .* or Relu .* of layer '6'") as caught:
+        pe.verify(onnx_file, small_net, X)
+    assert caught.value.layer == str(onnx_file)
+    report = pe.verify(onnx_file, small_net, X, raise_on_failure=False)
+    assert not report.ok
+
+
+def test_verification_refuses_values_that_are_not_finite(small_net: nn.Module, onnx_file: Path) -> None:
+    model = onnx.load(str(onnx_file))
+    bias = next(t for t in model.graph.initializer if list(t.dims) == [10])
+    bias.CopyFrom(numpy_helper.from_array(np.full(10, np.nan, np.float32), bias.name))
+    onnx.save(model, str(onnx_file))
+    with pytest.raises(VerifyError, match="not finite"):
+        pe.verify(onnx_file, small_net, X)
+
+
+def test_an_onnx_file_is_a_source_like_any_other(small_net: nn.Module, onnx_file: Path, tmp_path: Path) -> None:
+    result = pe.export(onnx_file, tmp_path / "out", ["onnx"])
+    assert result["onnx"].verification.relative == 0.0
+    assert result["onnx"].path.read_bytes() == onnx_file.read_bytes()
+
+
+def test_large_weights_go_beside_the_file(
+    small_net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penjing.export.onnx._EXTERNAL_ABOVE", 1000)
+    path = pe.export_onnx(small_net, tmp_path / "a" / "model.onnx", X)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+    result = pe.export(path, tmp_path / "b", ["onnx"], example_inputs=X)
+    assert result.ok
+    assert result["onnx"].size_bytes > 4 * sum(p.numel() for p in small_net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda net, out: pe.export(net, out, ["savedmodel"], example_inputs=X), "saved_model"),
+        (lambda net, out: pe.export(net, out, [], example_inputs=X), "no format"),
+        (lambda net, out: pe.export(net, out, ["onnx_int8"], example_inputs=X), "Quantize first"),
+        (lambda net, out: pe.export(net, out, ["onnx"], example_inputs="x"), "holds no tensor"),
+        (lambda net, out: pe.export(out / "none.onnx", out, ["onnx"]), "no such ONNX file"),
+        (lambda net, out: pe.export_onnx(net, out / "m.onnx", torch.randn(2, 5, 16, 16)), "cannot|channels"),
+        (lambda net, out: pe.open_file(out / "missing.onnx"), "no such file"),
+    ],
+)
+def test_mistakes_are_told(small_net: nn.Module, tmp_path: Path, call: object, words: str) -> None:
+    with pytest.raises(ExportError, match=words):
+        call(small_net, tmp_path)  # type: ignore[operator]
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ExportError, match=r"pip install 'penjing\[tf\]'") as caught:
+        get_format("saved_model").require()
+    assert "\n" not in str(caught.value)
+
+
+def test_importing_the_package_loads_no_serving_framework() -> None:
+    code = "import sys, penjing.export as e; e.formats(); print([m for m in ('tensorflow', 'openvino') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
