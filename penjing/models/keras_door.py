@@ -165,7 +165,9 @@ def load_keras(path: Path | str) -> LoadedModel:
         raise ArtifactError(f"{path} does not exist", layer=path.name, remedy="Give an existing .keras file")
     if not zipfile.is_zipfile(path):
         raise ArtifactError(
-            f"{path} is not a Keras 3 file", layer=path.name, remedy="Save it with model.save('model.keras') in Keras 3"
+            f"{path} is not a Keras 3 file",
+            layer=path.name,
+            remedy="Save it with model.save('model.keras') in Keras 3",
         )
     keras = import_keras()
     try:
@@ -190,10 +192,13 @@ def from_keras(net: Any, source: str = "keras") -> LoadedModel:
         )
     generator = torch.Generator().manual_seed(0)
     examples = [
-        torch.randn([2, *(size or _FREE_SIZE for size in tensor.shape[1:])], generator=generator) for tensor in net.inputs
+        torch.randn([2, *(size or _FREE_SIZE for size in tensor.shape[1:])], generator=generator)
+        for tensor in net.inputs
     ]
     info: Mapping[str, Any] = {"layout": "NHWC", "name": net.name}
-    return LoadedModel(KerasModule(net), examples[0] if len(examples) == 1 else (examples,), source, "keras", info)
+    return LoadedModel(
+        KerasModule(net), examples[0] if len(examples) == 1 else (examples,), source, "keras", info
+    )
 
 
 def save_keras(module: KerasModule, path: Path | str) -> Path:

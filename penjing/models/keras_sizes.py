@@ -47,7 +47,9 @@ SIZES: dict[str, Edit] = {
     ),
     "Dense": lambda config, old, new: {"units": new["kernel"][-1]},
     "Embedding": lambda config, old, new: {"output_dim": new["embeddings"][-1]},
-    **dict.fromkeys(("LSTM", "GRU", "SimpleRNN"), lambda config, old, new: {"units": new["recurrent_kernel"][0]}),
+    **dict.fromkeys(
+        ("LSTM", "GRU", "SimpleRNN"), lambda config, old, new: {"units": new["recurrent_kernel"][0]}
+    ),
     "MultiHeadAttention": _attention,
     "Reshape": _reshape,
 }
@@ -87,7 +89,9 @@ def resized(model: Any, shapes: Sequence[Shape]) -> Any:
 def _edit(model: Any, config: dict[str, Any], shapes: Mapping[int, Shape]) -> None:
     layers = {layer.name: layer for layer in model.layers}
     for entry in config["layers"]:
-        entry.pop("build_config", None)  # holds the old input shapes; Keras builds the layer when it is called
+        entry.pop(
+            "build_config", None
+        )  # holds the old input shapes; Keras builds the layer when it is called
         inner = entry["config"]
         layer = layers.get(inner.get("name"))
         if layer is None:  # input layers of a Sequential
@@ -106,4 +110,9 @@ def _edit(model: Any, config: dict[str, Any], shapes: Mapping[int, Shape]) -> No
 def _local(layer: Any, variable: Any) -> str:
     """Path of a variable below its layer, e.g. ``"kernel"`` or ``"query/kernel"``."""
     _, _, rest = str(variable.path).rpartition(f"{layer.name}/")
-    return (rest or str(variable.name)).removeprefix("lstm_cell/").removeprefix("gru_cell/").removeprefix("simple_rnn_cell/")
+    return (
+        (rest or str(variable.name))
+        .removeprefix("lstm_cell/")
+        .removeprefix("gru_cell/")
+        .removeprefix("simple_rnn_cell/")
+    )

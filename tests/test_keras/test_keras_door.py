@@ -1,0 +1,178 @@
+"""Keras models go through the torch door, are pruned, and come back as native Keras files."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from penjing.artifact import load, save_artifact
+from penjing.errors import ArtifactError
+from penjing.graph import couple, trace
+from penjing.models.spec import load_model
+from penjing.prune import prune
+
+pytest.importorskip("keras")
+door = pytest.importorskip("penjing.models.keras_door")
+pytestmark = [pytest.mark.keras]
+
+
+def sequential(keras: Any) -> Any:
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            layers.Input((12, 12, 3)),
+            layers.Conv2D(8, 3, padding="same", use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(16, activation="relu"),
+            layers.Dropout(0.3),
+            layers.Dense(4),
+        ]
+    )
+
+
+def residual(keras: Any) -> Any:
+    layers = keras.layers
+    x = inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same")(x)
+    y = layers.ReLU()(layers.BatchNormalization()(x))
+    y = layers.DepthwiseConv2D(3, padding="same")(y)
+    y = layers.Conv2D(8, 1)(y)
+    squeeze = layers.Reshape((1, 1, 8))(layers.GlobalAveragePooling2D()(y))
+    y = layers.Multiply()([y, layers.Conv2D(8, 1, activation="sigmoid")(squeeze)])
+    x = layers.GlobalAveragePooling2D()(layers.Add()([x, y]))
+    return keras.Model(inputs, layers.Dense(4)(x))
+
+
+BUILD: list[Callable[[Any], Any]] = [sequential, residual]
+
+
+@pytest.fixture(params=BUILD, ids=lambda build: build.__name__)
+def keras_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    keras = door.import_keras()
+    keras.utils.set_random_seed(0)
+    net = request.param(keras)
+    for variable in net.variables:  # statistics and biases that matter
+        if variable.path.endswith(("bias", "beta", "moving_mean", "gamma", "moving_variance")):
+            variable.assign(keras.random.uniform(variable.shape, 0.5, 1.5))
+    path = tmp_path / "net.keras"
+    net.save(path)
+    return path
+
+
+def test_the_module_is_the_keras_model(keras_file: Path) -> None:
+    loaded = load_model(keras_file)
+    net = door.import_keras().saving.load_model(keras_file, compile=False)
+    assert torch.equal(loaded.model(loaded.example_inputs), net(loaded.example_inputs, training=False))
+    assert copy.deepcopy(loaded.model).state_dict().keys() == loaded.model.state_dict().keys()
+
+
+def test_it_is_traced_with_a_free_batch_and_couples(keras_file: Path) -> None:
+    loaded = load_model(keras_file)
+    graph = trace(loaded.model, loaded.example_inputs)
+    assert graph.batch_dim
+    assert len(couple(graph).groups) >= 2
+    x = torch.randn(5, *loaded.example_inputs.shape[1:])
+    torch.testing.assert_close(graph(x), loaded.model(x))
+
+
+def test_training_updates_the_moving_statistics(keras_file: Path) -> None:
+    loaded = load_model(keras_file)
+    before = {name: tensor.clone() for name, tensor in loaded.model.named_buffers()}
+    assert before
+    loaded.model.train()(loaded.example_inputs).sum().backward()
+    assert all(p.grad is not None for p in loaded.model.parameters() if p.requires_grad)
+    for name, tensor in loaded.model.named_buffers():
+        assert not torch.equal(tensor, before[name])
+
+
+def test_pruned_trained_saved_and_read_again(keras_file: Path, tmp_path: Path) -> None:
+    loaded = load_model(keras_file)
+    result = prune(loaded.model, loaded.example_inputs, ratio=0.5)
+    assert result.in_place
+    model = result.model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    model.train()(loaded.example_inputs).square().sum().backward()
+    optimizer.step()
+    model.eval()
+    door.save_keras(model, tmp_path / "small.keras")
+    again = load_model(tmp_path / "small.keras").model
+    torch.testing.assert_close(again(loaded.example_inputs), model(loaded.example_inputs))
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (loaded.model, again)]
+    assert sizes[1] < 0.7 * sizes[0]
+    net = model.to_keras()
+    assert type(net).from_config(net.get_config()).count_params() == net.count_params()
+
+
+def test_the_artifact_of_a_keras_model_needs_no_keras(keras_file: Path, tmp_path: Path) -> None:
+    loaded = load_model(keras_file)
+    save_artifact(tmp_path / "out", loaded.model, example_inputs=loaded.example_inputs)
+    torch.testing.assert_close(
+        load(tmp_path / "out")(loaded.example_inputs), loaded.model(loaded.example_inputs)
+    )
+
+
+ON_TENSORFLOW = """
+import sys, keras, numpy
+from safetensors.numpy import load_file, save_file
+assert keras.backend.backend() == "tensorflow"
+model = keras.saving.load_model(sys.argv[1], compile=False)
+x = load_file(sys.argv[2])["x"]
+y = numpy.asarray(model(x, training=False))
+model.compile("sgd", "mse"); model.fit(x, y, epochs=1, verbose=0)
+save_file({"y": y}, sys.argv[3])
+"""
+
+
+@pytest.mark.tf
+@pytest.mark.slow
+def test_the_pruned_file_serves_and_trains_on_tensorflow(keras_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    loaded = load_model(keras_file)
+    model = prune(loaded.model, loaded.example_inputs, ratio=0.5).model
+    door.save_keras(model, tmp_path / "small.keras")
+    x = torch.randn(5, *loaded.example_inputs.shape[1:])
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    files = [str(tmp_path / name) for name in ("small.keras", "x.safetensors", "y.safetensors")]
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    subprocess.run([sys.executable, "-c", ON_TENSORFLOW, *files], check=True, env=environment)
+    torch.testing.assert_close(load_file(files[2])["y"], model(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_code_in_a_file_is_refused(tmp_path: Path) -> None:
+    keras = door.import_keras()
+    net = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x * 2), keras.layers.Dense(2)])
+    net.save(tmp_path / "net.keras")
+    with pytest.raises(ArtifactError, match="cannot load"):
+        load_model(tmp_path / "net.keras")
+
+
+def test_what_is_no_keras_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "net.keras").write_text("x")
+    for name in ("net.keras", "none.keras"):
+        with pytest.raises(ArtifactError, match=name):
+            load_model(tmp_path / name)
+
+
+def test_another_backend_in_the_process_is_an_error_not_a_wrong_model() -> None:
+    script = (
+        "import keras; from penjing.models.spec import load_model; from penjing.errors import ArtifactError\n"
+        "from penjing.models.keras_door import import_keras\n"
+        "try: import_keras()\nexcept ArtifactError as error: print(error)\n"
+    )
+    environment = {**os.environ, "KERAS_BACKEND": "numpy"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, env=environment, capture_output=True, text=True
+    )
+    assert "numpy backend" in done.stdout

@@ -1,0 +1,132 @@
+"""Model specs: every way in gives a callable network, every mistake is named with its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from penjing.artifact import save_artifact
+from penjing.errors import ArtifactError
+from penjing.models.spec import load_model
+from penjing.models.weights import load_weights
+
+FACTORY = """
+import torch
+from torch import nn
+
+def build(width=4):
+    return nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2)), torch.zeros(2, 3)
+
+def only_model():
+    return nn.Linear(3, 2)
+
+def wrong():
+    return 3
+"""
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> Path:
+    path = tmp_path / "nets.py"
+    path.write_text(FACTORY)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("spec", "package", "options"),
+    [
+        ("penjing:vgg_small", "penjing", {"num_classes": 7}),
+        ("timm:resnet10t", "timm", {"num_classes": 7}),
+        ("torchvision:squeezenet1_1", "torchvision", {"num_classes": 7}),
+    ],
+)
+def test_by_name(spec: str, package: str, options: dict[str, Any]) -> None:
+    pytest.importorskip(package)
+    loaded = load_model(spec, **options)
+    assert not loaded.model.training
+    with torch.no_grad():
+        assert loaded.model(loaded.example_inputs).shape == (2, 7)
+
+
+def test_by_file(factory: Path) -> None:
+    loaded = load_model(f"{factory}:build", width=6)
+    assert loaded.model(loaded.example_inputs).shape == (2, 2)
+    assert loaded.model[0].out_features == 6  # type: ignore[index]
+    assert load_model(f"{factory}:only_model").example_inputs is None
+
+
+def test_artifact_folder(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU()).eval()
+    save_artifact(tmp_path / "a", model, example_inputs=torch.randn(2, 3))
+    loaded = load_model(tmp_path / "a")
+    assert loaded.kind == "artifact"
+    assert torch.equal(loaded.model(loaded.example_inputs), model(loaded.example_inputs))
+
+
+def test_pt2_only_when_trusted(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU()).eval()
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(model, (torch.randn(2, 3),)), path)
+    with pytest.raises(ArtifactError, match="trust"):
+        load_model(path)
+    loaded = load_model(path, trust=True)
+    assert loaded.model.state_dict().keys() == model.state_dict().keys()
+    torch.testing.assert_close(loaded.model(loaded.example_inputs), model(loaded.example_inputs))
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("tim:resnet18", "'timm'"),
+        ("penjing:vgg_smal", "vgg_small"),
+        ("penjing:vgg_small", "widdths"),
+        ("nowhere", "does not exist"),
+        ("net.pt", "does not exist"),
+        ("net.onnx", "ONNX"),
+        ("nets.py:build", "does not exist"),
+    ],
+)
+def test_mistakes_are_named(spec: str, says: str) -> None:
+    options = {"widdths": 3} if says == "widdths" else {}
+    with pytest.raises(ArtifactError, match=says):
+        load_model(spec, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("", "which function"), (":buidl", "Nearest: build"), (":wrong", "not a torch")]
+)
+def test_mistakes_in_a_file_are_named(factory: Path, name: str, says: str) -> None:
+    with pytest.raises(ArtifactError, match=says):
+        load_model(f"{factory}{name}")
+
+
+def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "net.pt").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(ArtifactError, match="pickled"):
+        load_model(tmp_path / "net.pt")
+    with pytest.raises(ArtifactError, match="pickled"):
+        load_weights(nn.Linear(1, 1), tmp_path / "net.pt")
+
+
+def test_weights_are_strict(factory: Path, tmp_path: Path) -> None:
+    spec, path = f"{factory}:build", tmp_path / "w.safetensors"
+    state = load_model(spec).model.state_dict()
+    state = {name: torch.randn_like(tensor) for name, tensor in state.items()}
+    save_file(state, path)
+    loaded = load_model(spec, weights=path).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+    save_file({("0.wieght" if name == "0.weight" else name): t for name, t in state.items()}, path)
+    with pytest.raises(ArtifactError, match=r"lacks '0.weight' \(nearest: '0.wieght'\)"):
+        load_model(spec, weights=path)
+    save_file(state | {"0.weight": torch.zeros(9, 9)}, path)
+    with pytest.raises(ArtifactError, match=r"\[9, 9\]"):
+        load_model(spec, weights=path)
+    path.write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(ArtifactError, match="safetensors"):
+        load_model(spec, weights=path)
