@@ -18,11 +18,11 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from penjing.config import Config
 from penjing.errors import DataError, PruneError
 from penjing.events import Event, Listener, silent
+from penjing.recover.batches import Inputs, check, map_inputs, unpack
 
 
 class ReconstructConfig(Config):
@@ -156,15 +156,13 @@ def reconstruct(
     return ReconstructResult(model, tuple(layers), work.num_samples, before, after, seconds, tuple(notes))
 
 
-def calibration_batches(data: Iterable[Any], max_samples: int) -> list[list[Any]]:
-    """The flat inputs of the first ``max_samples`` samples, batch by batch.
+def calibration_batches(data: Iterable[Any], max_samples: int) -> list[Inputs]:
+    """The inputs of the first ``max_samples`` samples, batch by batch.
 
     Raises:
         DataError: no data, or NaN in it.
     """
-    from penjing.recover.batches import check, map_inputs, unpack
-
-    taken: list[list[Any]] = []
+    taken: list[Inputs] = []
     count = 0
     for index, item in enumerate(data):
         batch = unpack(item)
@@ -172,7 +170,7 @@ def calibration_batches(data: Iterable[Any], max_samples: int) -> list[list[Any]
         room = max_samples - count
         inputs = map_inputs(batch.inputs, lambda x, room=room: x[:room])
         count += min(batch.size, room)
-        taken.append(pytree.tree_leaves(inputs))
+        taken.append(inputs)
         if count >= max_samples:
             break
     if count < 2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +17,7 @@ from penjing.prune.places import Norm, Place, find_norms, find_places
 from penjing.prune.recalibrate import rebase_
 from penjing.prune.reconstruct import LayerFit, ReconstructConfig, same_structure
 from penjing.prune.walk import Walk
+from penjing.recover.batches import Inputs, call_model, map_inputs, tensors
 
 # products in float64 up to this many features; beyond it, products in float32 are added up in float64
 _EXACT_FEATURES = 768
@@ -32,15 +32,20 @@ class Refit:
         student: nn.Module,
         teacher: nn.Module,
         kept: Mapping[str, Mapping[int, Tensor]],
-        batches: Sequence[Sequence[Any]],
+        batches: Sequence[Inputs],
         config: ReconstructConfig,
         seed: int,
         listen: Listener,
     ) -> None:
         self.kept, self.batches, self.config, self.listen = kept, batches, config, listen
         self.generator = torch.Generator().manual_seed(seed)
-        example = tuple(leaf[:2] if isinstance(leaf, Tensor) else leaf for leaf in batches[0])
+        example = map_inputs(batches[0], lambda x: x[:2])
         self.student, self.teacher = trace(student, example), trace(teacher, example)
+        if not (self.student.batch_dim and self.teacher.batch_dim):
+            raise PruneError(
+                "the network works for one batch size only",
+                remedy="Reconstruct a network whose forward does not depend on the batch size",
+            )
         self.twin = same_structure(self.student.module, self.teacher.module)
         places = find_places(self.student)
         reading = {name for name, dims in kept.items() if 1 in dims}
@@ -53,15 +58,16 @@ class Refit:
         self.places = {place.node: place for place in chosen.values()}
         self.norms = find_norms(self.student) if config.rebase_norms else {}
         self.total = len(self.places)
-        self.num_samples = sum(len(batch[0]) for batch in batches)
+        self.num_samples = sum(len(tensors(batch)[0]) for batch in batches)
         self.done: list[LayerFit] = []
         self._sums_in_work: set[fx.Node] = set()
 
     @torch.no_grad()
     def run(self) -> list[LayerFit]:
         """Refit every chosen layer, in the order of computation."""
-        self.mine = Walk(self.student, self.batches)
-        self.theirs = Walk(self.teacher, self.batches, pinned=[self.twin[node] for node in self.places])
+        leaves = [tensors(batch) for batch in self.batches]
+        self.mine = Walk(self.student, leaves)
+        self.theirs = Walk(self.teacher, leaves, pinned=[self.twin[node] for node in self.places])
         output = next(node for node in self.student.module.graph.nodes if node.op == "output")
         for node in output.all_input_nodes:
             self.mine.ensure(node, self._before)
@@ -78,13 +84,13 @@ class Refit:
         """Squared difference of the outputs on the held-back samples, relative to the teacher's variance."""
         error = size = 0.0
         for batch in self.batches:
-            start = self._split(len(batch[0]))
-            held = [leaf[start:] if isinstance(leaf, Tensor) else leaf for leaf in batch]
-            if len(held[0]) == 0:
+            samples = len(tensors(batch)[0])
+            if samples < 2:
                 continue
-            outputs = zip(
-                pytree.tree_leaves(self.student(*held)), pytree.tree_leaves(self.teacher(*held)), strict=True
-            )
+            start = self._split(samples)
+            held = map_inputs(batch, lambda x, start=start: x[start:])
+            answers = (call_model(graph.module, held) for graph in (self.student, self.teacher))
+            outputs = zip(*(pytree.tree_leaves(answer) for answer in answers), strict=True)
             for a, b in outputs:
                 if isinstance(a, Tensor) and a.shape == b.shape and a.is_floating_point():
                     error += float((a - b).double().square().sum())
@@ -232,7 +238,8 @@ class _Targets:
         shape = [1, -1] + [1] * (plain.dim() - 2)
         safe = torch.where(live, gain, torch.ones_like(gain)).to(plain.dtype).reshape(shape)
         offset, mean = params[place.norm.bias].reshape(shape), buffers[place.norm.mean].reshape(shape)
-        return torch.where(live.reshape(shape), (branch - offset) / safe + mean, plain)
+        corrected: Tensor = torch.where(live.reshape(shape), (branch - offset) / safe + mean, plain)
+        return corrected
 
     def _cut(self, x: Tensor) -> Tensor:
         return x if self.kept is None else x.index_select(self.dim, self.kept)
