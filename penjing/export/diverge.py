@@ -14,12 +14,15 @@ from penjing.export.inputs import Feeds
 
 
 def first_divergence(file: Runner, reference: Runner, feeds: Feeds, tolerance: float) -> str | None:
-    """Name of the first op whose output differs by more than ``tolerance`` (relative), or None if none can be named.
+    """Name of the first op whose output differs by more than ``tolerance`` (relative), or None if none can
+    be named.
 
-    Where ops before it have values that only one side has (a folded batch norm), they are named as well, at most four.
+    Where ops before it have values that only one side has (a folded batch norm), they are named as well, at
+    most four.
 
-    ONNX files are compared value by value: with another ONNX file by value names, with a torch module by running its
-    traced graph, whose node names the exporter keeps. Other runtimes do not show their intermediate values.
+    ONNX files are compared value by value: with another ONNX file by value names, with a torch module by
+    running its traced graph, whose node names the exporter keeps. Other runtimes do not show their
+    intermediate values.
     """
     from penjing.export.onnx import OnnxRunner
     from penjing.export.verify import TorchRunner
@@ -54,7 +57,11 @@ def _called(node: onnx.NodeProto) -> str:
 def _relative(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a.astype(np.float64), b.astype(np.float64)
     difference = np.abs(a - b)
-    return float("inf") if not np.isfinite(difference).all() else float(difference.max() / max(np.abs(b).max(), 1e-12))
+    return (
+        float("inf")
+        if not np.isfinite(difference).all()
+        else float(difference.max() / max(np.abs(b).max(), 1e-12))
+    )
 
 
 def onnx_values(path: Path, feeds: Feeds) -> dict[str, np.ndarray]:
@@ -77,7 +84,9 @@ def onnx_values(path: Path, feeds: Feeds) -> dict[str, np.ndarray]:
         session = ort.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         values = session.run(names, feeds)
-    return {n: v for n, v in zip(names, values, strict=True) if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
+    return {
+        n: v for n, v in zip(names, values, strict=True) if isinstance(v, np.ndarray) and v.dtype.kind == "f"
+    }
 
 
 def torch_values(reference: Runner, feeds: Feeds) -> dict[str, np.ndarray]:

@@ -92,13 +92,13 @@ def export(
     Args:
         model: A module, or the path of an ONNX file from any framework.
         folder: Made if need be; each file in it is replaced atomically.
-        formats: Names such as ``"onnx"``, ``"onnx_int8"``, ``"saved_model"``, ``"litert"``, ``"litert_int8"``,
-            ``"openvino"``; see `penjing.export.formats`.
+        formats: Names such as ``"onnx"``, ``"onnx_int8"``, ``"saved_model"``, ``"litert"``, ``"openvino"``;
+            all are in `penjing.export.formats`.
         example_inputs: As the model is called; needed for a module.
         data: Batches (inputs, or inputs and target): files are verified on the first ones, and LiteRT int8 is
             calibrated with them. Without it, verification uses ``example_inputs``.
-        int8: A quantized (QDQ) ONNX file for the ``*_int8`` ONNX and SavedModel formats; when given, ``onnx_int8`` is
-            written without being asked for.
+        int8: A quantized (QDQ) ONNX file for the ``*_int8`` ONNX and SavedModel formats; when given,
+            ``onnx_int8`` is written without being asked for.
         opset: ONNX operator set.
         layout: ``"nhwc"`` gives TensorFlow formats a channels-last image signature.
         batch_sizes: What verification feeds.
@@ -118,7 +118,9 @@ def export(
     listen(Event("export", "start", 0, len(exporters), "file"))
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
-        onnx_path, reference, feeds = _onnx_source(model, folder, Path(scratch), exporters, example_inputs, data, opset)
+        onnx_path, reference, feeds = _onnx_source(
+            model, folder, Path(scratch), exporters, example_inputs, data, opset
+        )
         onnx_seconds = time.perf_counter() - started
         source = Source(
             onnx=onnx_path,
@@ -172,12 +174,16 @@ def _onnx_source(
         return path, TorchRunner(model, example_inputs, names), feeds
     path = Path(model)
     if not path.is_file():
-        raise ExportError("no such ONNX file", layer=str(path), remedy="Give a module or the path of an .onnx file")
+        raise ExportError(
+            "no such ONNX file", layer=str(path), remedy="Give a module or the path of an .onnx file"
+        )
     runner = OnnxRunner(path)
     names = [spec.name for spec in runner.inputs]
     if real is None and example_inputs is None:
         rng = np.random.default_rng(0)
-        feeds = {s.name: _random(rng, s.dtype, [2 if d is None else d for d in s.shape]) for s in runner.inputs}
+        feeds = {
+            s.name: _random(rng, s.dtype, [2 if d is None else d for d in s.shape]) for s in runner.inputs
+        }
     else:
         feeds = as_feeds(example_inputs if real is None else batch_of(real), names)
     return path, runner, feeds

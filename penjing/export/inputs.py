@@ -1,4 +1,5 @@
-"""Example inputs: one tensor, a tuple, or a dict of tensors — as call arguments, and as named arrays to feed a file."""
+"""Example inputs: one tensor, a tuple, or a dict of tensors — as call arguments, and as named arrays to feed
+a file."""
 
 from __future__ import annotations
 
@@ -102,8 +103,8 @@ def batch_of(inputs: Any) -> Any:
 def resized(feeds: Feeds, batch: int, *, seed: int = 0) -> Feeds:
     """``feeds`` with ``batch`` samples: real rows first, further ones are earlier rows with a little noise.
 
-    Integer inputs (token ids, masks) repeat rows unchanged, since noise would leave their range. Inputs whose first
-    dimension differs from the first input's are not batched and stay as they are.
+    Integer inputs (token ids, masks) repeat rows unchanged, since noise would leave their range. Inputs
+    whose first dimension differs from the first input's are not batched and stay as they are.
     """
     rng = np.random.default_rng(seed)
     sizes = [array.shape[0] for array in feeds.values() if array.ndim]

@@ -1,7 +1,9 @@
-"""LiteRT (TensorFlow Lite) files, by TensorFlow's own converter: float, half precision, dynamic range, full int8."""
+"""LiteRT (TensorFlow Lite) files, by TensorFlow's own converter: float, half precision, dynamic range, full
+int8."""
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -31,8 +33,8 @@ def write_litert(
     Args:
         saved_model: The folder.
         path: The ``.tflite`` file; replaced atomically.
-        precision: ``"float"``, ``"fp16"`` (half-precision weights), ``"dynamic"`` (int8 weights, float activations) or
-            ``"int8"`` (int8 weights and activations, float at the interface).
+        precision: ``"float"``, ``"fp16"`` (half-precision weights), ``"dynamic"`` (int8 weights, float
+            activations) or ``"int8"`` (int8 weights and activations, float at the interface).
         samples: For ``"int8"``: gives calibration inputs by name, one sample each.
 
     Returns:
@@ -53,7 +55,8 @@ def write_litert(
         if precision == "int8":
             if samples is None:
                 raise ExportError(
-                    "a full int8 LiteRT file needs calibration data", remedy="Pass data=… with a few hundred samples"
+                    "a full int8 LiteRT file needs calibration data",
+                    remedy="Pass data=… with a few hundred samples",
                 )
             converter.representative_dataset = samples
             # Ops without an int8 kernel (NMS, RNN loops) stay in float instead of stopping the conversion.
@@ -75,7 +78,9 @@ def write_litert(
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower() or "op:" in line.lower()]
+    lines = [
+        line.strip() for line in str(error).splitlines() if "error" in line.lower() or "op:" in line.lower()
+    ]
     return (lines or [str(error).strip() or type(error).__name__])[0][:300]
 
 
@@ -86,7 +91,9 @@ def calibration(source: Source) -> Callable[[], Iterator[Feeds]]:
         ExportError: if there is no data.
     """
     if source.data is None:
-        raise ExportError("a full int8 LiteRT file needs calibration data", remedy="Pass data=… with a few hundred samples")
+        raise ExportError(
+            "a full int8 LiteRT file needs calibration data", remedy="Pass data=… with a few hundred samples"
+        )
     data: Iterable[Any] = source.data
     turned = source.layout == "nhwc"
 
@@ -146,10 +153,8 @@ class LiteRTRunner(Runner):
 
 def _interpreter_class() -> tuple[Any, str]:
     try:
-        import ai_edge_litert
-        from ai_edge_litert.interpreter import Interpreter
-
-        return Interpreter, f"ai_edge_litert {getattr(ai_edge_litert, '__version__', '')}".strip()
+        interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter
+        return interpreter, "ai_edge_litert"
     except ImportError:
         from penjing.export.tf_ops.backend import tf
 

@@ -27,7 +27,8 @@ DEFAULT_OPSET = 20
 """Has GELU and every op torch's exporter emits; read by ONNX Runtime ≥ 1.17, OpenVINO and TensorRT 10."""
 
 _EXTERNAL_ABOVE = 2**31 - 2**24
-"""Protocol buffers end at 2 GiB; beyond this many bytes of weights they go to ``<name>.data`` beside the file."""
+"""Protocol buffers end at 2 GiB; beyond this many bytes of weights they go to ``<name>.data`` beside the
+file."""
 
 _KEPT_NODE_METADATA = "pkg.torch.onnx.name_scopes"
 
@@ -44,23 +45,27 @@ def export_onnx(
 ) -> Path:
     """Write ``model`` in inference mode as one ONNX file (weights beside it when they pass 2 GB).
 
-    Constants are folded and batch norms go into the convolution or linear layer before them. Each node keeps the name
-    of the module it came from (metadata key ``layer``). The model is not copied; its training flags are given back.
+    Constants are folded and batch norms go into the convolution or linear layer before them. Each node keeps
+    the name of the module it came from (metadata key ``layer``). The model is not copied; its training flags
+    are given back.
 
     Args:
         model: Any module ``torch.export`` accepts.
         path: The file; replaced atomically.
-        example_inputs: A tensor, a tuple or a dict of tensors, as the model is called; dimension 0 is the batch.
+        example_inputs: A tensor, a tuple or a dict of tensors, as the model is called; dimension 0 is the
+            batch.
         dynamic_batch: Leave the batch size free. ``"auto"`` fixes it only where the model itself does.
         opset: ONNX operator set, by default 20.
-        input_names: Names for the inputs; by default ``input``, or the argument names where there are several.
+        input_names: Names for the inputs; by default ``input``, or the argument names where there are
+            several.
         metadata: Further entries for the file's metadata.
 
     Returns:
         The path written.
 
     Raises:
-        ExportError: naming the op or the reason when the model cannot be expressed, or the batch cannot be free.
+        ExportError: naming the op or the reason when the model cannot be expressed, or the batch cannot be
+            free.
     """
     path = Path(path)
     opset = DEFAULT_OPSET if opset is None else opset
@@ -82,7 +87,8 @@ def inference(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     model.eval()
-    # The fused attention kernels of nn.TransformerEncoder have no ONNX counterpart; the plain path is the same function.
+    # The fused attention kernels of nn.TransformerEncoder have no ONNX counterpart; the plain path is the
+    # same function.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
@@ -128,7 +134,7 @@ def _to_program(
         # A batch of one would be read as a constant, so the example is doubled.
         wide = [
             torch.cat([leaf, leaf]) if is_batched and batch == 1 else leaf
-            for leaf, is_batched in zip(leaves, batched)
+            for leaf, is_batched in zip(leaves, batched, strict=True)
         ]
         for dim in (torch.export.Dim("batch"), torch.export.Dim.DYNAMIC):
             shapes = [({0: dim} if is_batched else None) for is_batched in batched]
@@ -147,19 +153,20 @@ def _to_program(
         if dynamic != "auto":
             raise ExportError(
                 f"the batch size cannot be left free: {_first_line(failure)}",
-                remedy="Pass dynamic_batch=False (or 'auto') to export it for the batch size of example_inputs",
+                remedy="Pass dynamic_batch=False (or 'auto') to keep the batch size of example_inputs",
             ) from failure
     try:
         return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise ExportError(
             f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}",
-            remedy="Check that example_inputs fit the model's forward and that the forward has no data-dependent branch",
+            remedy="Check that example_inputs fit the forward, and that it has no data-dependent branch",
         ) from error
 
 
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``dynamic_shapes`` as torch.export wants it: by argument name, with ``*args`` and ``**kwargs`` gathered."""
+    """``dynamic_shapes`` as torch.export wants it: by argument name, with ``*args`` and ``**kwargs``
+    gathered."""
     import inspect
 
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
@@ -237,7 +244,8 @@ def _clean(graph: Any, opset: int, metadata: Mapping[str, str]) -> None:
 
 
 def _deepest_scope(scopes: str) -> str:
-    """The innermost module of torch's scope list ``['', 'features', 'features.0', 'conv2d']``, whose end is the op."""
+    """The innermost module of torch's scope list ``['', 'features', 'features.0', 'conv2d']``, whose end is
+    the op."""
     parts = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
     return parts[-2] if len(parts) > 1 else ""
 

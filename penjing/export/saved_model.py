@@ -1,7 +1,8 @@
 """TensorFlow SavedModel, from the ONNX file: ops by the table `penjing.export.tf_ops`, weights as variables.
 
-The folder serves with any TensorFlow that reads SavedModel (Serving, `tf.saved_model.load`, `saved_model_cli`): one
-signature ``serving_default`` with the model's own input and output names and a free batch size.
+The folder serves with any TensorFlow that reads SavedModel (Serving, `tf.saved_model.load`,
+`saved_model_cli`): one signature ``serving_default`` with the model's own input and output names and a free
+batch size.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def write_saved_model(onnx_path: Path | str, folder: Path | str, *, layout: Layo
     Args:
         onnx_path: The ONNX file; external weights are read from beside it.
         folder: The folder; replaced atomically.
-        layout: ``"nchw"`` keeps the order of ONNX in the signature; ``"nhwc"`` takes and gives image tensors (rank 4)
-            with channels last, as TensorFlow users expect.
+        layout: ``"nchw"`` keeps ONNX's order in the signature; ``"nhwc"`` takes and gives image tensors
+            (rank 4) with channels last, as TensorFlow users expect.
 
     Returns:
         The folder.
@@ -71,13 +72,14 @@ def trace_onnx(
         outputs = tracer(feeds)
         return {
             _identifier(name): tf.identity(
-                value.last() if layout == "nhwc" and value.rank == 4 else value.plain(), name=_identifier(name)
+                value.last() if layout == "nhwc" and value.rank == 4 else value.plain(),
+                name=_identifier(name),
             )
             for name, value in zip(output_names, outputs, strict=True)
         }
 
-    # tf.function would trace the whole graph twice and keep the variables' initial values; so the graph is traced once
-    # by wrap_function, and what tf.function adds (a signature with names) is traced around it.
+    # tf.function would trace the whole graph twice and keep the variables' initial values; so the graph is
+    # traced once by wrap_function, and what tf.function adds (a signature with names) is traced around it.
     traced = tf.compat.v1.wrap_function(serve, specs)
     function = tf.function(lambda *tensors: traced(*tensors), input_signature=specs, autograph=False)
     module = tf.Module(name="penjing")

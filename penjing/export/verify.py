@@ -20,7 +20,8 @@ TOLERANCE = 1e-4
 """Largest difference allowed between float files, relative to the largest output."""
 
 QUANTIZED_TOLERANCE = 0.5
-"""For quantized files: root-mean-square difference relative to the output's (−6 dB); accuracy says the rest."""
+"""For quantized files: root-mean-square difference relative to the output's (−6 dB); accuracy says the
+rest."""
 
 Metric = Callable[[Runner], float]
 
@@ -34,7 +35,8 @@ class VerifyRow:
         max_abs: Largest absolute difference over all outputs.
         relative: Largest difference over the largest reference output (the worst output counts).
         rms_relative: Root-mean-square difference over root-mean-square reference.
-        agreement: Share of samples with the same largest entry in the first output; None if that is not a matrix.
+        agreement: Share of samples with the same largest entry in the first output; None if that is not a
+            matrix.
         shapes: Output shapes of the file.
         shapes_match: Whether they equal the reference's.
         finite: Whether every value is finite where the reference is.
@@ -98,7 +100,8 @@ class VerifyResult:
 
 
 class TorchRunner(Runner):
-    """A torch module behind the runner interface: the reference. Training flags are restored after each call."""
+    """A torch module behind the runner interface: the reference. Training flags are restored after each
+    call."""
 
     def __init__(self, model: nn.Module, example_inputs: Any, names: Sequence[str] | None = None) -> None:
         self.model = model
@@ -144,8 +147,8 @@ def verify(
     Args:
         file: An exported file, opened from disk, or a runner that already did.
         reference: The module (run in inference mode) or another file's runner.
-        inputs: Real inputs: a tensor, tuple, dict, or a batch ``(inputs, target)``. More samples than given are made
-            from these with a little noise.
+        inputs: Real inputs: a tensor, tuple, dict, or a batch ``(inputs, target)``. More samples than given
+            are made from these with a little noise.
         batch_sizes: What to feed. A file whose batch is fixed is fed that size alone.
         metric: Computes the task metric from the file's runner.
         tolerance: Largest relative difference; by default 1e-4, or 0.5 root-mean-square for quantized files.
@@ -157,7 +160,8 @@ def verify(
         Rows, metric and latency.
 
     Raises:
-        VerifyError: if shapes or values differ or are not finite, naming the first op that diverges where possible.
+        VerifyError: if shapes or values differ or are not finite, naming the first op that diverges where
+            possible.
     """
     runner = file if isinstance(file, Runner) else open_file(file)
     names = [spec.name for spec in runner.inputs]
@@ -196,7 +200,7 @@ def verify(
     return result
 
 
-_REMEDY = "Do not deploy this file; compare the op named, or allow a larger tolerance if the difference is acceptable"
+_REMEDY = "Do not deploy this file; look at the op named, or allow a larger tolerance"
 
 
 def _has_free_dimension(runner: Runner) -> bool:

@@ -37,7 +37,9 @@ def same_in_tensorflow(tmp_path: Path) -> Callable[..., None]:
             assert got.shape == wanted.shape
             assert got.dtype == wanted.dtype
             scale = max(float(np.abs(wanted).max()), 1.0) if wanted.size and wanted.dtype.kind == "f" else 1.0
-            np.testing.assert_allclose(got.astype(np.float64), wanted.astype(np.float64), rtol=0, atol=rtol * scale)
+            np.testing.assert_allclose(
+                got.astype(np.float64), wanted.astype(np.float64), rtol=0, atol=rtol * scale
+            )
         assert module is not None
 
     return check

@@ -20,7 +20,8 @@ needs_tensorflow = pytest.mark.skipif(
 
 
 def vgg_like() -> nn.Module:
-    """Convolutions, batch norm, ReLU, max-pooling, wide linears, dropout: with statistics that are not trivial."""
+    """Convolutions, batch norm, ReLU, max-pooling, wide linears, dropout: with statistics that are not
+    trivial."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),

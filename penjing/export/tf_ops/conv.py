@@ -12,7 +12,11 @@ from penjing.export.tf_ops.value import Tensor, Value
 
 
 def spatial_pads(
-    node: Node, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], sizes: Sequence[int | None]
+    node: Node,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    sizes: Sequence[int | None],
 ) -> list[tuple[int, int]]:
     """Zeros before and after each spatial dimension, from ``pads`` or ``auto_pad``."""
     auto = node.attr("auto_pad", "NOTSET")
@@ -92,8 +96,8 @@ def _conv(node: Node) -> Value:
 def _plus_bias(out: Tensor, bias: Value, group: int) -> Tensor:
     if group == 1 or (bias.const is None and bias.quantized is None):
         return tf.nn.bias_add(out, bias.plain())
-    # TensorFlow's graph optimizer fuses a convolution with an addition of a vector, and the fused CPU kernel refuses
-    # groups; a subtraction is left alone.
+    # TensorFlow's graph optimizer fuses a convolution with an addition of a vector, and the fused CPU kernel
+    # refuses groups; a subtraction is left alone.
     return out - bias.mapped("negated", np.negative)
 
 
@@ -167,11 +171,13 @@ def _conv_transpose(node: Node) -> Value:
     x = value.last()
     # A dilated kernel is one with zeros in between; the transposed op has no dilation on the CPU.
     wide = np.zeros((*w.shape[:2], *spans), w.dtype)
-    wide[(..., *(slice(None, None, d) for d in dilations))] = w
+    wide[(slice(None), slice(None), *(slice(None, None, d) for d in dilations))] = w
     parts = zip(tf.split(x, group, -1), np.split(wide, group, 0), strict=True)
     outs = [_transposed(node, part, kernel, i, strides, full) for i, (part, kernel) in enumerate(parts)]
     out = outs[0] if group == 1 else tf.concat(outs, -1)
-    out = tf.pad(out, [(0, 0), *((0, max(e - after, 0)) for (_, after), e in zip(crops, extra, strict=True)), (0, 0)])
+    out = tf.pad(
+        out, [(0, 0), *((0, max(e - after, 0)) for (_, after), e in zip(crops, extra, strict=True)), (0, 0)]
+    )
     picks = [slice(b, b + n + e - b - a) for (b, a), n, e in zip(crops, full, extra, strict=True)]
     out = out[(slice(None), *picks, slice(None))]
     return Value(last=tf.nn.bias_add(out, node.x(2)) if node.has(2) else out)

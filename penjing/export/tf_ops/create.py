@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 
@@ -41,7 +43,7 @@ def _eye_like(node: Node) -> Value:
     return plain(tf.cast(tf.equal(away, int(node.attr("k", 0))), dtype))
 
 
-def tf_type(onnx_type: int) -> object:
+def tf_type(onnx_type: int) -> Any:
     """TensorFlow dtype of an ONNX element type."""
     return tf.as_dtype(onnx.helper.tensor_dtype_to_np_dtype(onnx_type))
 

@@ -80,7 +80,9 @@ WITH_ATTRIBUTES: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
         {"alpha": 1.6732632, "gamma": 1.050701},
     ),
     "Shrink": (
-        lambda x, lambd, bias: tf.where(x < -lambd, x + bias, tf.where(x > lambd, x - bias, tf.zeros_like(x))),
+        lambda x, lambd, bias: tf.where(
+            x < -lambd, x + bias, tf.where(x > lambd, x - bias, tf.zeros_like(x))
+        ),
         {"lambd": 0.5, "bias": 0.0},
     ),
     "Swish": (lambda x, alpha: x * tf.sigmoid(alpha * x), {"alpha": 1.0}),
@@ -140,7 +142,9 @@ op(*NARY)(_nary)
 @op("Mean")
 def _mean(node: Node) -> Value:
     tensors, last = aligned([node.value(i) for i in range(len(node.inputs))])
-    return restore(tf.add_n(tf.nest.flatten(tensors)) / len(tensors) if len(tensors) > 1 else tensors[0], last)
+    return restore(
+        tf.add_n(tf.nest.flatten(tensors)) / len(tensors) if len(tensors) > 1 else tensors[0], last
+    )
 
 
 @op("Pow")

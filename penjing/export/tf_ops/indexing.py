@@ -101,7 +101,9 @@ def _one_hot(node: Node) -> Value:
     size = int(depth.reshape(()))
     at = tf.cast(index, tf.int64)
     at = tf.where(at < 0, at + size, at)
-    return plain(tf.one_hot(at, size, on_value=on, off_value=off, axis=int(node.attr("axis", -1)), dtype=on.dtype))
+    return plain(
+        tf.one_hot(at, size, on_value=on, off_value=off, axis=int(node.attr("axis", -1)), dtype=on.dtype)
+    )
 
 
 @op("TopK")
@@ -148,7 +150,11 @@ def _non_max_suppression(node: Node) -> Value:
         for c in range(classes):
             picked = tf.image.non_max_suppression(corners, scores[n, c], limit, overlap, lowest)
             rows = tf.cast(picked, tf.int64)
-            found.append(tf.stack([tf.fill(tf.shape(rows), np.int64(n)), tf.fill(tf.shape(rows), np.int64(c)), rows], 1))
+            found.append(
+                tf.stack(
+                    [tf.fill(tf.shape(rows), np.int64(n)), tf.fill(tf.shape(rows), np.int64(c)), rows], 1
+                )
+            )
     return plain(tf.concat(found, 0))
 
 

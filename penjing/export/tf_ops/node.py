@@ -75,7 +75,7 @@ class Node:
         """A list that older op sets give as an attribute and newer ones as an input; None if left out."""
         if attribute in self.attributes:
             given = self.attributes[attribute]
-            return [int(given)] if np.isscalar(given) else [int(i) for i in given]
+            return [int(i) for i in np.atleast_1d(given)]
         if not self.has(index):
             return None
         return [int(i) for i in np.atleast_1d(self.static(index, attribute))]

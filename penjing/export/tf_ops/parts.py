@@ -1,7 +1,7 @@
 """Shape arithmetic, element by element: what ONNX graphs do with ``Shape`` keeps its fixed numbers fixed.
 
-``Shape → Gather → Concat → Reshape`` with a free batch gives a vector of which all but one element are known. TensorFlow
-would forget the known ones; here each element is an int or a scalar tensor.
+``Shape → Gather → Concat → Reshape`` with a free batch gives a vector of which all but one element are
+known. TensorFlow would forget the known ones; here each element is an int or a scalar tensor.
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ def parts_of(value: Value | None) -> Parts | None:
         return None
     if value.parts is not None:
         return value.parts
-    if value.const is not None and value.const.ndim <= 1 and value.const.dtype.kind == "i" and value.const.size <= 64:
+    if (
+        value.const is not None
+        and value.const.ndim <= 1
+        and value.const.dtype.kind == "i"
+        and value.const.size <= 64
+    ):
         return [int(i) for i in value.const.reshape(-1)]
     return None
 
@@ -48,7 +53,12 @@ def fold_parts(node: Node) -> Value | None:
     if first is None:
         return None
     rank = node.inputs[0].rank if node.inputs[0] is not None else None
-    if node.op == "Gather" and given[1] is not None and rank == 1 and all(isinstance(i, int) for i in given[1]):
+    if (
+        node.op == "Gather"
+        and given[1] is not None
+        and rank == 1
+        and all(isinstance(i, int) for i in given[1])
+    ):
         return _value([first[i] for i in given[1]], scalar=node.value(1).rank == 0)
     if node.op == "Concat" and all(part is not None for part in given):
         return _value([element for part in given if part is not None for element in part], scalar=False)
@@ -64,7 +74,7 @@ def fold_parts(node: Node) -> Value | None:
         if node.op == "Unsqueeze" and rank != 0:
             return None
         return _value(first, scalar=scalar)
-    if node.op in _ARITHMETIC and given[1] is not None and 1 in (len(first), len(given[1])) :
+    if node.op in _ARITHMETIC and given[1] is not None and 1 in (len(first), len(given[1])):
         a, b = first, given[1]
         size = max(len(a), len(b))
         a, b = (side * size if len(side) == 1 else side for side in (a, b))

@@ -11,7 +11,8 @@ from penjing.export.tf_ops.value import Tensor, Value
 
 
 class _Window:
-    """Kernel, strides, dilations and pads of a pooling node; ``ceil`` is what ceil_mode reads beyond the pads."""
+    """Kernel, strides, dilations and pads of a pooling node; ``ceil`` is what ceil_mode reads beyond the
+    pads."""
 
     def __init__(self, node: Node) -> None:
         self.kernel = [int(k) for k in node.attr("kernel_shape")]
@@ -69,8 +70,8 @@ def _pad_for_maximum(x: Tensor, window: _Window, non_negative: bool) -> Tensor:
         for (b, a), k, d in zip(window.pads, window.kernel, window.dilations, strict=True)
     )
     if mirrored and not any(window.ceil) and x.shape.rank <= 4:
-        # A window that reaches over the edge contains what the edge mirrors, so its maximum stays; unlike −∞ this
-        # keeps the range of the values, which quantization needs.
+        # A window that reaches over the edge contains what the edge mirrors, so its maximum stays; unlike −∞
+        # this keeps the range of the values, which quantization needs.
         return tf.pad(x, pads, mode="SYMMETRIC")
     lowest = x.dtype.min if x.dtype.is_integer else np.float32(-np.inf)
     return tf.pad(x, pads, constant_values=tf.cast(lowest, x.dtype))
@@ -82,7 +83,9 @@ def _pool(x: Tensor, window: _Window, kind: str, padding: str) -> Tensor:
     if any(s > k for s, k in zip(window.strides, window.kernel, strict=True)) and len(window.kernel) == 2:
         pool = tf.nn.max_pool2d if kind == "MAX" else tf.nn.avg_pool2d
         return pool(x, window.kernel, window.strides, padding)
-    return tf.nn.pool(x, window.kernel, kind, strides=window.strides, padding=padding, dilations=window.dilations)
+    return tf.nn.pool(
+        x, window.kernel, kind, strides=window.strides, padding=padding, dilations=window.dilations
+    )
 
 
 @op("AveragePool")
@@ -100,7 +103,8 @@ def _average_pool(node: Node) -> Value:
 
 
 def _counted(node: Node, window: _Window, count_pads: bool) -> np.ndarray | None:
-    """Kernel size over the number of elements that count, for each output position; None when it is 1 everywhere."""
+    """Kernel size over the number of elements that count, for each output position; None when it is 1
+    everywhere."""
     if count_pads and not any(window.ceil):
         return None
     factor = np.ones((1,))

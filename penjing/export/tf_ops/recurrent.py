@@ -36,7 +36,9 @@ def _stored(node: Node, index: int, direction: int, what: str, array: np.ndarray
     return tf.constant(array) if node.weights is None else node.weights.tensor(key, array)
 
 
-def _over_time(x_TBG: Tensor, state: tuple[Tensor, ...], step: Step, backwards: bool) -> tuple[Tensor, tuple[Any, ...]]:
+def _over_time(
+    x_TBG: Tensor, state: tuple[Tensor, ...], step: Step, backwards: bool
+) -> tuple[Tensor, tuple[Any, ...]]:
     """Run ``step`` over the first axis; outputs (time, batch, hidden) and the last state."""
     x_TBG = tf.reverse(x_TBG, [0]) if backwards else x_TBG
     length = x_TBG.shape[0]
@@ -76,7 +78,11 @@ def _lstm(node: Node) -> list[Value]:
             c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(new)
             return tf.sigmoid(o) * tf.tanh(c), c
 
-        results.append(_over_time(gates, (_initial(node, 5, d, x, hidden), _initial(node, 6, d, x, hidden)), step, backwards))
+        results.append(
+            _over_time(
+                gates, (_initial(node, 5, d, x, hidden), _initial(node, 6, d, x, hidden)), step, backwards
+            )
+        )
     return _collected(results)
 
 
@@ -92,7 +98,9 @@ def _gru(node: Node) -> list[Value]:
     for d, backwards in enumerate(_directions(node)):
         bias_w, bias_r = b[d, : 3 * hidden], b[d, 3 * hidden :]
         kernel = _stored(node, 2, d, "R", r[d].T)
-        gates = tf.matmul(tf.reshape(x, [-1, w.shape[2]]), _stored(node, 1, d, "W", w[d].T)) + tf.constant(bias_w)
+        gates = tf.matmul(tf.reshape(x, [-1, w.shape[2]]), _stored(node, 1, d, "W", w[d].T)) + tf.constant(
+            bias_w
+        )
         gates = tf.reshape(gates, tf.concat([tf.shape(x)[:2], [3 * hidden]], 0))
         gates.set_shape([x.shape[0], x.shape[1], 3 * hidden])
 

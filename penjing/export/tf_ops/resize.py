@@ -114,7 +114,7 @@ def _nearest(node: Node, at: np.ndarray, n: int) -> np.ndarray:
         "floor": np.floor(at),
         "ceil": np.ceil(at),
     }[how]
-    return picks.clip(0, n - 1).astype(np.int64)
+    return np.asarray(picks.clip(0, n - 1), np.int64)
 
 
 def _matrix(node: Node, mode: str, at: np.ndarray, n: int, scale: float, antialias: bool) -> np.ndarray:
@@ -131,16 +131,16 @@ def _matrix(node: Node, mode: str, at: np.ndarray, n: int, scale: float, antiali
             weights = np.where(inside, weights, 0.0)
         total = weights.sum()
         np.add.at(matrix[row], taps.clip(0, n - 1), weights / total)
-    return matrix.astype(np.float32)
+    return np.asarray(matrix, np.float32)
 
 
 def _tap(distance: np.ndarray, mode: str, a: float) -> np.ndarray:
     d = np.abs(distance)
     if mode == "linear":
-        return np.maximum(1.0 - d, 0.0)
+        return np.asarray(np.maximum(1.0 - d, 0.0))
     near = (a + 2) * d**3 - (a + 3) * d**2 + 1  # Keys 1981, cubic convolution
     far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    return np.asarray(np.where(d <= 1, near, np.where(d < 2, far, 0.0)))
 
 
 def _along_axis(x: Tensor, matrix: np.ndarray, axis: int) -> Tensor:
@@ -154,7 +154,11 @@ def _along_axis(x: Tensor, matrix: np.ndarray, axis: int) -> Tensor:
 def _grid_sample(node: Node) -> Value:
     x, grid = node.value().last(), node.x(1)
     mode = _text(node, "mode", "linear")
-    if mode not in ("linear", "bilinear") or _text(node, "padding_mode", "zeros") != "zeros" or x.shape.rank != 4:
+    if (
+        mode not in ("linear", "bilinear")
+        or _text(node, "padding_mode", "zeros") != "zeros"
+        or x.shape.rank != 4
+    ):
         raise node.error("only two-dimensional bilinear sampling with zeros outside is known")
     height, width = x.shape[1], x.shape[2]
     corners = bool(node.attr("align_corners", 0))
@@ -171,7 +175,10 @@ def _grid_sample(node: Node) -> Value:
             weight = (1 - tf.abs(px - ix)) * (1 - tf.abs(py - iy))
             inside = (ix >= 0) & (ix <= width - 1) & (iy >= 0) & (iy <= height - 1)
             at = tf.stack(
-                [tf.clip_by_value(tf.cast(iy, tf.int32), 0, height - 1), tf.clip_by_value(tf.cast(ix, tf.int32), 0, width - 1)],
+                [
+                    tf.clip_by_value(tf.cast(iy, tf.int32), 0, height - 1),
+                    tf.clip_by_value(tf.cast(ix, tf.int32), 0, width - 1),
+                ],
                 -1,
             )
             taken = tf.gather_nd(x, at, batch_dims=1)

@@ -142,7 +142,11 @@ def _squeeze(node: Node) -> Value:
     value, rank = node.value(), node.rank()
     axes = node.ints("axes", 1)
     shape = value.shape or []
-    chosen = [i for i, d in enumerate(shape) if d == 1] if axes is None else [a + rank if a < 0 else a for a in axes]
+    chosen = (
+        [i for i, d in enumerate(shape) if d == 1]
+        if axes is None
+        else [a + rank if a < 0 else a for a in axes]
+    )
     if value.is_last and sorted(chosen) == list(range(2, rank)):
         return plain(tf.squeeze(value.tensor(), list(range(1, rank - 1))))
     return plain(tf.squeeze(value.plain(), chosen) if chosen else value.plain())

@@ -16,7 +16,8 @@ from penjing.export.tf_ops.parts import fold_parts
 from penjing.export.tf_ops.value import Tensor, Value, Weights
 
 _FOLD_LIMIT = 1 << 16
-"""Ops on constants are computed now if they make no more elements than they take, or than this: files stay small."""
+"""Ops on constants are computed now if they make no more elements than they take, or than this: files stay
+small."""
 
 
 class GraphTracer:
@@ -42,7 +43,7 @@ class GraphTracer:
                 missing.setdefault(node.op_type, node.name or node.output[0])
         if missing:
             raise ExportError(
-                f"no TensorFlow translation for ONNX op{'s' if len(missing) > 1 else ''} {', '.join(sorted(missing))}",
+                f"no TensorFlow translation for ONNX {', '.join(sorted(missing))}",
                 layer=", ".join(missing.values()),
                 remedy="Export to ONNX only, or change these layers",
             )
@@ -105,7 +106,9 @@ class GraphTracer:
         except ExportError:
             raise
         except Exception as error:  # TensorFlow raises many kinds for operands it cannot take
-            raise node.error(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+            raise node.error(
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r}"
+            ) from error
         for name, value in zip(names, results, strict=False):
             if not name:
                 continue

@@ -1,8 +1,8 @@
 """What flows along an edge of the ONNX graph while it is traced into TensorFlow.
 
-TensorFlow's CPU kernels want channels last, ONNX is channels first. A `Value` remembers in which order its tensor is
-held, and gives the other one when asked: between two convolutions nothing is transposed, and an explicit
-``Transpose`` to channels-last order in the ONNX graph costs nothing either.
+TensorFlow's CPU kernels want channels last, ONNX is channels first. A `Value` remembers in which order its
+tensor is held, and gives the other one when asked: between two convolutions nothing is transposed, and an
+explicit ``Transpose`` to channels-last order in the ONNX graph costs nothing either.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Weights:
         self.variables: dict[str, Any] = {}
 
     def tensor(self, key: str, array: np.ndarray) -> Tensor:
-        """``array`` as a variable's tensor (arrays), or as a constant (scalars, shapes and other integers)."""
+        """``array`` as a variable's tensor (arrays), or as a constant (scalars, shapes and other
+        integers)."""
         if array.ndim == 0 or array.size < 2 or array.dtype.kind not in "fiu" or array.dtype.itemsize == 8:
             return tf.constant(array)
         if array.dtype.kind != "f" and array.dtype.itemsize > 1:
@@ -55,7 +56,8 @@ class Value:
         const: The array, when it is known now.
         parts: For integer vectors and scalars of shape arithmetic: each element an int or a scalar tensor.
         quantized: For a dequantized constant: its integers, scale and zero point, each of the value's rank.
-        non_negative: Whether no element can be below zero (after ReLU): zero padding then equals −∞ for a maximum.
+        non_negative: Whether no element can be below zero (after ReLU): zero padding then equals −∞ for a
+            maximum.
     """
 
     def __init__(
