@@ -1,4 +1,4 @@
-"""Structured logging: every event of a run as one JSON line, in a file that survives being cut off anywhere."""
+"""Structured logging: every event of a run as one JSON line, in a file that may be cut off anywhere."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ class JsonLog:
             raise _unwritable(self.path, error) from error
 
     def __call__(self, event: Event) -> None:
+        """Append the event."""
         record = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event_to_dict(event)}
         try:
             self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")

@@ -16,20 +16,21 @@ import typer
 from penjing.errors import PenjingError
 
 OK, NOT_HELD, BUG, WRONG, INTERRUPTED = 0, 3, 1, 2, 130
-"""Exit codes: done; done but the allowed loss did not hold; a bug; an error with cause and remedy; interrupted."""
+"""Exit codes: done; done but the allowed loss did not hold; a bug; an error with its remedy; interrupted."""
 
 VERBS = ("inspect", "prune", "recover", "quantize", "export", "compress", "report", "bench", "demo", "run")
 _RESUMABLE = ("compress", "demo", "run")
 
 app = typer.Typer(
     name="penjing",
-    help="Take a trained network and give back a small, fast one: pruned, recovered, quantized, exported, verified.",
+    help="Take a trained network and give back a small, fast one: pruned, recovered, quantized, exported and "
+    "verified.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 done, 2 an error (its cause and remedy are printed), 3 done but the allowed loss of "
-    "accuracy did not hold, 130 interrupted. --debug after any verb shows the traceback of an error.",
+    epilog="Exit codes: 0 done, 2 an error (its cause and remedy are printed), 3 done but the allowed loss "
+    "of accuracy did not hold, 130 interrupted. --debug after any verb shows the traceback of an error.",
 )
 for _verb in VERBS:
     app.command(_verb)(import_module(f"penjing.cli.verbs.{_verb}").command)

@@ -17,7 +17,8 @@ from penjing.errors import RecipeError
 Model = Annotated[
     str,
     typer.Argument(
-        help="timm:NAME, torchvision:NAME, penjing:NAME, file.py:factory, model.keras, model.onnx or an artifact folder."
+        help="timm:NAME, torchvision:NAME, penjing:NAME, file.py:factory, model.keras, model.onnx "
+        "or an artifact folder."
     ),
 ]
 Weights = Annotated[str | None, typer.Option(help="A .safetensors file with trained weights.")]

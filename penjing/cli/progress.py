@@ -153,4 +153,5 @@ class _Plain:
         spent = now - self._began.get(event.stage, now)
         if event.stage == "run" or not event.step or spent < 1:
             return ""
-        return f"({event.step / spent:.3g} {event.unit}/s, {spent / event.step * (event.total - event.step):.0f} s left)"
+        rate = event.step / spent
+        return f"({rate:.3g} {event.unit}/s, {(event.total - event.step) / rate:.0f} s left)"

@@ -22,8 +22,8 @@ def finish(result: RunResult, as_json: bool) -> int:
     emit(result, Group(terminal_table(result.metrics), "", result.headline, where), as_json)
     if result.held is False:
         print(
-            f"penjing: the allowed loss of {100 * (result.metrics.max_drop or 0):g} points of validation accuracy did "
-            "not hold. Give a larger budget, more recovery epochs, or a larger --max-drop",
+            f"penjing: the allowed loss of {100 * (result.metrics.max_drop or 0):g} points of validation "
+            "accuracy did not hold. Give a larger budget, more recovery epochs, or a larger --max-drop",
             file=sys.stderr,
         )
         return NOT_HELD

@@ -81,4 +81,5 @@ class RunResult:
             "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in table.cells(row, self.metrics)) + "</tr>"
             for row in self.metrics.rows
         )
-        return f"<p>{escape(self.headline)}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        table_html = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return f"<p>{escape(self.headline)}</p>{table_html}"

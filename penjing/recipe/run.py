@@ -1,4 +1,4 @@
-"""`run`: do a recipe's stages in a folder; what is finished is not done again, whatever ended the run before."""
+"""`run`: do a recipe's stages in a folder; what is finished is not done again."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _spent(timing: Mapping[str, Any], seconds: float) -> float:
 
 
 def _renamed(stage: str, listen: Listener) -> Listener:
-    """Events of the functions inside come out under the stage's name; their own start and end become notes."""
+    """Events from inside come out under the stage's name; their own start and end become notes."""
 
     def heard(event: Event) -> None:
         kind = "note" if event.kind in ("start", "end") else event.kind

@@ -1,4 +1,4 @@
-"""The recipe: everything a run does, as one object. The YAML file, the run's stored record and Python share it."""
+"""The recipe: everything a run does, as one object, the same in YAML, in the run's record and in Python."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ class Recipe(Config):
         return cls.parse(values)
 
     def to_yaml(self, path: Path | str | None = None) -> str:
-        """The recipe as YAML text that `from_file` reads back as an equal object; also written to ``path``."""
+        """The recipe as YAML that `from_file` reads back as an equal object; also written to ``path``."""
         text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
         if path is not None:
             with atomic_write(path) as aside:
@@ -230,7 +230,7 @@ class Recipe(Config):
 
 
 def first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any] | None:
-    """The first entry in which two recipes (as plain data) differ: dotted key, old value, new value; or None."""
+    """The first entry in which two recipes (plain data) differ: dotted key, old, new; or None."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in (*old, *(k for k in new if k not in old)):
             at = f"{where}.{key}" if where else str(key)

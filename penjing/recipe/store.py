@@ -1,4 +1,4 @@
-"""What a run remembers on disk: one marker per finished stage, with the hash of what went in and what came out."""
+"""What a run remembers on disk: a marker per finished stage, with hashes of what went in and came out."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Store:
         self._path(stage).unlink(missing_ok=True)
 
     def finished(self, stage: str, key: str) -> Marker | None:
-        """The marker, if the stage finished with exactly these inputs and its files are still what it wrote."""
+        """The marker, if the stage finished with these inputs and its files are still what it wrote."""
         marker = self.read(stage)
         if marker is None or marker.key != key:
             return None
@@ -84,7 +84,7 @@ class Store:
         return {name: self.hash(self.folder / name) for name in names}
 
     def hash(self, path: Path) -> str:
-        """sha256 of a file, or of a folder's names and contents; remembered while size and time stay the same."""
+        """sha256 of a file, or of a folder's names and contents; remembered while size and time stay."""
         if path.is_dir():
             parts = {str(p.relative_to(path)): self.hash(p) for p in sorted(path.rglob("*")) if p.is_file()}
             return hash_json(parts)

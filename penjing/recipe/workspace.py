@@ -148,7 +148,7 @@ class Workspace:
         return marker.result
 
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of what the recipe only calls ``<given>``, by name: the model's weights, the data's first samples."""
+        """Hashes of what the recipe calls ``<given>``: the model's weights, the data's first samples."""
         found = {}
         if self.recipe.model.spec == GIVEN and self._given.model is not None:
             found["given model"] = _hash_tensors(model_tensors(self._given.model))
@@ -186,5 +186,5 @@ def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 def _not_given(what: str, folder: Path) -> RunError:
     return RunError(
         f"the recipe of {folder} was made in Python around a {what} that has no name",
-        remedy=f"Go on from Python: penjing.compress(…, out={str(folder)!r}, resume=True) with the same {what}",
+        remedy=f"Go on in Python: penjing.compress(…, out={str(folder)!r}, resume=True), same {what}",
     )

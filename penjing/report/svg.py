@@ -57,6 +57,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        """Where a value lies."""
         low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
         at = math.log10(value) if self.log else value
         share = (at - low) / (high - low) if high > low else 0.5
@@ -222,12 +223,14 @@ def _grid(
         )
     for value in (t for t in x.ticks() if not whole_x or abs(t - round(t)) < 1e-9):
         parts.append(
-            f'<text class="tick" x="{x(value):.1f}" y="{base + 17}" text-anchor="middle">{format_x(value)}</text>'
+            f'<text class="tick" x="{x(value):.1f}" y="{base + 17}" text-anchor="middle">'
+            f"{format_x(value)}</text>"
         )
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(
-        f'<text class="axis-label" x="{middle}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text class="axis-label" x="{middle}" y="{height - 6}" text-anchor="middle">'
+        f"{escape(x_label)}</text>"
     )
     across = (base + _TOP) / 2
     parts.append(
@@ -242,12 +245,14 @@ def _mark(point: Point, x: Scale, y: Scale, colour: str, *, small: bool, name: s
     parts = []
     if point.low is not None and point.high is not None:
         parts.append(
-            f'<line class="line {colour}" x1="{at_x:.1f}" x2="{at_x:.1f}" y1="{y(point.low):.1f}" y2="{y(point.high):.1f}"/>'
+            f'<line class="line {colour}" x1="{at_x:.1f}" x2="{at_x:.1f}" '
+            f'y1="{y(point.low):.1f}" y2="{y(point.high):.1f}"/>'
         )
     title = escape(point.title or f"{name}: {point.x:g}, {point.y:g}")
     radius = 2.4 if small else 5
     parts.append(
-        f'<circle class="dot {colour}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="{radius}"><title>{title}</title></circle>'
+        f'<circle class="dot {colour}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="{radius}">'
+        f"<title>{title}</title></circle>"
     )
     return "".join(parts)
 
@@ -267,7 +272,8 @@ def _labels(series: Sequence[Series], x: Scale, y: Scale) -> list[str]:
         anchor = "start" if right else "end"
         edge = start if right else start + width
         parts.append(
-            f'<text class="value" x="{edge:.1f}" y="{at:.1f}" text-anchor="{anchor}">{escape(point.label)}</text>'
+            f'<text class="value" x="{edge:.1f}" y="{at:.1f}" text-anchor="{anchor}">'
+            f"{escape(point.label)}</text>"
         )
     return parts
 

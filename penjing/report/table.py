@@ -112,7 +112,8 @@ def conditions(metrics: Metrics) -> str:
     if cell is not None:
         threads = f"{cell.threads} thread{'s' if cell.threads != 1 else ''}"
         parts.append(
-            f"latency: median (95th percentile) of {cell.num_runs} runs, {cell.runtime}, {cell.device}, {threads}"
+            f"latency: median (95th percentile) of {cell.num_runs} runs, {cell.runtime}, {cell.device}, "
+            f"{threads}"
         )
     return "; ".join(parts)
 

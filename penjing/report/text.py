@@ -91,5 +91,6 @@ def _accuracy_part(before: Row, after: Row) -> str:
             points = 100 * (new.value - old.value)
             name = {"test": "test", "val": "validation"}[split]
             sign = "±" if abs(points) < 0.005 else "+" if points > 0 else "−"
-            return f"; {name} accuracy {percent(old.value)} → {percent(new.value)} ({sign}{abs(points):.2f} points)"
+            change = f"{sign}{abs(points):.2f} points"
+            return f"; {name} accuracy {percent(old.value)} → {percent(new.value)} ({change})"
     return ""

@@ -82,7 +82,9 @@ def test_cut_reaches_into_structures():
     assert cut({"a": (x, [x])}, 2)["a"][1][0].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("data", [(1,), ([], [], [], []), {"train": []}, {"train": [], "val": [], "extra": []}])
+@pytest.mark.parametrize(
+    "data", [(1,), ([], [], [], []), {"train": []}, {"train": [], "val": [], "extra": []}]
+)
 def test_loaders_of_the_wrong_number(data):
     with pytest.raises(DataError):
         as_bundle(data)

@@ -108,7 +108,7 @@ class TestFinishedRun:
         plan = Plan.load(finished[0].folder / "plan.json")
         sliced = plan.slice_state(space.dense().state_dict())
         student = finished[0].model.state_dict()
-        assert {k: tuple(v.shape) for k, v in sliced.items()} == {k: tuple(v.shape) for k, v in student.items()}
+        assert {k: v.shape for k, v in sliced.items()} == {k: v.shape for k, v in student.items()}
 
     def test_stored_recipe_is_the_recipe(self, finished, tiny_recipe):
         assert Recipe.from_file(finished[0].folder / "recipe.yaml") == tiny_recipe
@@ -176,7 +176,7 @@ class TestResume:
     def test_killed_at_random_moments(self, finished, tiny_recipe, tmp_path):
         folder, recipe = tmp_path / "killed", tmp_path / "recipe.yaml"
         tiny_recipe.to_yaml(recipe)
-        command = [sys.executable, "-m", "penjing.cli", "run", str(recipe), "--out", str(folder), "--resume"]
+        command = [sys.executable, "-m", "penjing", "run", str(recipe), "--out", str(folder), "--resume"]
         rng = random.Random(0)
         for _ in range(20):
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -205,7 +205,8 @@ class TestRefusals:
             run(changed, finished[0].folder, resume=True)
 
     def test_failing_stage_lists_what_was_done(self, tiny_values, tmp_path):
-        values = {**tiny_values, "train": {"epochs": 1, "lr": 1e30, "grad_clip": None, "schedule": "constant"}}
+        train = {"epochs": 1, "lr": 1e30, "grad_clip": None, "schedule": "constant"}
+        values = {**tiny_values, "train": train}
         with pytest.raises(RecoverError) as caught:
             run(Recipe.parse(values), tmp_path / "run")
         assert caught.value.completed == ()

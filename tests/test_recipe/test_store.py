@@ -73,7 +73,8 @@ def test_hash_does_not_depend_on_order(values):
 
 def test_key_depends_on_everything():
     base = ("s", {"a": 1}, 0, {"train": "x"})
-    others = [("t", *base[1:]), ("s", {"a": 2}, *base[2:]), (*base[:2], 1, base[3]), (*base[:3], {"train": "y"})]
+    others = [("t", *base[1:]), ("s", {"a": 2}, *base[2:]), (*base[:2], 1, base[3])]
+    others.append((*base[:3], {"train": "y"}))
     keys = {stage_key(*arguments) for arguments in (base, *others)}
     assert len(keys) == 5
 

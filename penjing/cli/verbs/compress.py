@@ -35,7 +35,7 @@ def command(
     resume: common.Resume = False,
     json: common.Json = False,
 ) -> int:
-    """Prune to a budget, recover from the original, quantize, export and verify; the folder is the artifact."""
+    """Prune to a budget, recover from the original, quantize, export, verify; the folder is the artifact."""
     from penjing.recipe import compress
     from penjing.recover import RecoverConfig
 

@@ -17,7 +17,7 @@ def command(
     resume: common.Resume = False,
     json: common.Json = False,
 ) -> int:
-    """Train a network of 100M parameters on 100 glyph classes, make it ten times smaller, and show what was kept."""
+    """Train 100M parameters on 100 glyph classes, make them ten times fewer, and show what was kept."""
     from importlib.resources import as_file, files
 
     with as_file(files("penjing.recipe") / "demo.yaml") as recipe:

@@ -21,7 +21,7 @@ def command(
     trust: common.Trust = False,
     json: common.Json = False,
 ) -> None:
-    """Show the groups of a network, its frozen axes with reasons, parameters and MACs; of an artifact, its history."""
+    """Show the groups of a network, its frozen axes and why, parameters, MACs; an artifact's history."""
     from penjing.measure import inspect
 
     loaded = common.load(model, weights=weights, options=option, trust=trust)

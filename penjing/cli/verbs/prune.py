@@ -71,10 +71,8 @@ def command(
 def _text(made: Any, out: Any) -> str:
     from penjing.report.text import count, times
 
-    lines = [
-        f"{name}: {count(made.before[name])} → {count(made.after[name])} ({times(made.before[name], made.after[name])})"
-        for name in made.before
-    ]
+    pairs = [(name, made.before[name], made.after[name]) for name in made.before]
+    lines = [f"{name}: {count(old)} → {count(new)} ({times(old, new)})" for name, old, new in pairs]
     lines += [f"frozen: {one.reason}" for one in made.frozen]
     if not made.in_place:
         lines.append(f"the traced graph is what comes back: {made.reason}")

@@ -28,7 +28,7 @@ def command(
     seed: common.Seed = 0,
     json: common.Json = False,
 ) -> None:
-    """Write an int8 ONNX file that stock ONNX Runtime runs in int8 kernels, and its weights as safetensors."""
+    """Write an int8 ONNX file for stock ONNX Runtime's int8 kernels, and its weights as safetensors."""
     from penjing.quantize import QuantizeConfig, quantize
 
     config = QuantizeConfig.parse({"max_drop": max_drop, **common.pairs(set_, "--set")})
@@ -58,8 +58,8 @@ def _text(made: Any) -> str:
     from penjing.report.text import size, times
 
     lines = [
-        f"{size(made.fp32_bytes)} → {size(made.size_bytes)} ({times(made.fp32_bytes, made.size_bytes)} smaller), "
-        f"{made.sqnr_db:.1f} dB against fp32",
+        f"{size(made.fp32_bytes)} → {size(made.size_bytes)} "
+        f"({times(made.fp32_bytes, made.size_bytes)} smaller), {made.sqnr_db:.1f} dB against fp32",
         f"{made.num_quantized} layers in int8, {made.num_float} ops in float",
     ]
     if made.timing is not None:

@@ -175,7 +175,7 @@ def _runtime() -> str:
 
 
 def _accuracy_of_files(space: Workspace, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Test accuracy of every exported file in its own runtime (of the ONNX files it is in their rows already)."""
+    """Test accuracy of every exported file in its own runtime (that of ONNX files is in their rows)."""
     known = {row["file"]: row["accuracy"].get("test") for row in rows if row["file"]}
     found = {}
     for file in space.result("export")["files"]:

@@ -91,7 +91,7 @@ def _prune(
 def _budget(
     space: Workspace, budget: Budget, model: nn.Module, share: float, original: dict[str, int] | None
 ) -> Budget:
-    """The budget of this round in absolute counts: the whole way for ``share`` 1, the geometric part before."""
+    """The budget of this round: the recipe's for ``share`` 1, the geometric part of it before."""
     if share == 1.0 and original is None:
         return budget
     if original is None:

@@ -1,4 +1,4 @@
-"""The last stage: everything measured becomes ``metrics.json``, the page, and the artifact that any process loads."""
+"""The last stage: what was measured becomes ``metrics.json``, the page, and an artifact any process loads."""
 
 from __future__ import annotations
 

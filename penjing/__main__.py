@@ -1,0 +1,5 @@
+"""``python -m penjing``: the command line."""
+
+from penjing.cli import main
+
+main()
