@@ -37,7 +37,8 @@ def save_quantized(
 
     Constants that stayed in float are in the file as they are. An activation tensor's scale and zero point
     are ``activation:NAME.scale`` and ``activation:NAME.zero_point``. The header (key ``penjing.quantize``,
-    JSON) lists ``layers`` (op, weight, bias, axis, input tensor, the tensor whose scale the input has) and ``scheme``.
+    JSON) lists ``scheme`` and ``layers``: op, weight, bias, axis, input tensor, the tensor whose scale that
+    has.
 
     Args:
         path: The file; replaced atomically.

@@ -38,6 +38,8 @@ class Session:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
+        # Idle threads that spin take the cores that the statistics are computed on.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Arenas keep the largest batch's memory for good; calibration wants it back.
         options.enable_cpu_mem_arena = outputs is None
         if simulate:

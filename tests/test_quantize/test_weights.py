@@ -22,7 +22,8 @@ def weight(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_rows_and_back_is_the_identity(shape: tuple[int, ...], axis: int) -> None:
     q = np.random.default_rng(0).integers(-127, 128, shape).astype(np.int8)
-    np.testing.assert_array_equal(from_rows(as_rows(q.astype(np.float32), axis).astype(np.int8), shape, axis), q)
+    rows_OK = as_rows(q.astype(np.float32), axis).astype(np.int8)
+    np.testing.assert_array_equal(from_rows(rows_OK, shape, axis), q)
 
 
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
@@ -48,11 +49,12 @@ def test_mse_is_never_worse_than_absmax(guard: str) -> None:
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), size=st.integers(1, 40), method=st.sampled_from(["absmax", "mse"]))
 def test_no_pair_overflows_sixteen_bits(seed: int, size: int, method: str) -> None:
-    w = weight((5, size), seed) * np.random.default_rng(seed).choice([0.01, 1.0, 9.0], (5, size)).astype(np.float32)
+    spread = np.random.default_rng(seed).choice([0.01, 1.0, 9.0], (5, size)).astype(np.float32)
+    w = weight((5, size), seed) * spread
     q = quantize_weight(w, 0, method=method, guard="pairs").q.astype(int)  # type: ignore[arg-type]
     even = q[:, : size - size % 2]
     assert np.abs(even[:, ::2] + even[:, 1::2]).max(initial=0) <= PAIR_MAX
-    assert 255 * PAIR_MAX <= np.iinfo(np.int16).max
+    assert np.iinfo(np.int16).max >= 255 * PAIR_MAX
 
 
 @settings(max_examples=50, deadline=None)

@@ -35,7 +35,7 @@ class Entropy(HistogramObserver):
     ) -> NDArray[np.float64]:
         """Give the bin of exact zeros its neighbour's count: zero is exact at every scale, whatever its mass.
 
-        Half of what leaves a ReLU is zero; a level that spreads that mass evenly would look like a great loss.
+        Half of what leaves a ReLU is zero; a level that spread that mass evenly would look like a great loss.
         """
         zero = int(np.argmin(np.abs(centers_B - self.histogram.width / 2)))
         if len(counts_B) < 2 or not np.isclose(centers_B[zero], self.histogram.width / 2):
