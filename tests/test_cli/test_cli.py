@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from penjing.cli.app import main
+from penjing.cli.common import budget_of, names, pairs
+from penjing.errors import RecipeError
+
+HEAVY = ("torch", "onnx", "onnxruntime", "tensorflow", "pandas", "numpy", "plotly", "jinja2", "keras")
+
+
+def call(capsys, *arguments):
+    """Exit code, standard output and standard error of the command line."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+def test_import_is_light():
+    code = f"import sys, penjing, penjing.cli\nprint([n for n in {HEAVY} if n in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_help_names_every_verb(capsys):
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    for verb in ("inspect", "prune", "recover", "quantize", "export", "compress", "report", "bench", "demo"):
+        assert verb in out
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["inspect", "prune", "recover", "quantize", "export", "compress", "report", "bench", "demo", "run"],
+)
+def test_every_verb_offers_json(capsys, verb):
+    code, out, _ = call(capsys, verb, "--help")
+    assert code == 0
+    assert "--json" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["report", "/nowhere"], ["/nowhere", "finished run"]),
+        (["run", "/nowhere.yaml"], ["/nowhere.yaml", "YAML recipe"]),
+        (["bench", "/nowhere.onnx"], ["/nowhere.onnx", "does not exist"]),
+        (["inspect", "timn:resnet18"], ["timn:resnet18", "timm"]),
+        (["prune", "penjing:mlp", "--out", "/tmp/x", "--budget", "params"], ["params", "key=value"]),
+        (["prune", "penjing:mlp", "--out", "/tmp/x", "--budget", "params=few"], ["few", "number"]),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(capsys, arguments, words):
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_unknown_options_exit_2(capsys):
+    code, _, err = call(capsys, "demo", "--ful")
+    assert code == 2
+    assert "--ful" in err
+
+
+def test_debug_lets_the_error_through(capsys):
+    from penjing.errors import ArtifactError
+
+    with pytest.raises(ArtifactError):
+        main(["report", "/nowhere", "--debug"])
+
+
+def test_recipe_errors_name_the_entry(capsys, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("data: {spec: glyphs}\nmodel: {spec: 'penjing:mlp'}\nprune: {ratio: 0.5}\nrecovr: {}\n")
+    code, _, err = call(capsys, "run", str(path), "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "recover" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_interrupt_says_how_to_resume(tmp_path):
+    command = [sys.executable, "-m", "penjing", "demo", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("[run]"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    last = err.strip().splitlines()[-1]
+    assert last.endswith(f"penjing demo --out {tmp_path / 'run'} --resume")
+    assert "Traceback" not in err
+
+
+def test_report_from_metrics_alone(capsys, tmp_path):
+    from penjing.files import write_json
+
+    row = {"label": "x", "num_params": 10, "num_macs": 1, "size_bytes": 40}
+    values = {"name": "r", "before": "dense", "after": "int8"}
+    rows = [{**row, "key": "dense"}, {**row, "key": "int8", "num_params": 5}]
+    write_json(tmp_path / "metrics.json", {**values, "rows": rows})
+    code, out, _ = call(capsys, "report", str(tmp_path), "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["name"] == "r"
+    assert (tmp_path / "report.html").is_file()
+    code, out, _ = call(capsys, "report", str(tmp_path))
+    assert "10 → 5 parameters" in out
+
+
+class TestParsing:
+    def test_pairs(self):
+        assert pairs(["a=1", "b=[2, 3]", "c=x=y"], "--option") == {"a": 1, "b": [2, 3], "c": "x=y"}
+        assert pairs(None, "--option") == {}
+
+    def test_budget(self):
+        assert budget_of(["params=0.1,macs=5e7"]) == {"params": 0.1, "macs": 5e7}
+        assert budget_of(["params=0.1", "macs=2"]) == {"params": 0.1, "macs": 2.0}
+        assert budget_of(None) is None
+
+    def test_names(self):
+        assert names("onnx, saved_model,") == ("onnx", "saved_model")
+
+    @pytest.mark.parametrize("entry", ["a", "=1", "a=["])
+    def test_bad_pairs(self, entry):
+        with pytest.raises(RecipeError):
+            pairs([entry], "--option")

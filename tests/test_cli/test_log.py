@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penjing.events import Event
+from penjing.log import JsonLog, event_to_dict, read_log, tee
+
+
+def test_log_survives_being_cut_anywhere(tmp_path_factory):
+    path = tmp_path_factory.mktemp("log") / "log.jsonl"
+    with JsonLog(path) as log:
+        for step in range(3):
+            log(Event("train", "progress", step, 3, "batch", {"loss": 0.5}, "Zeile ü"))
+    whole = path.read_bytes()
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        with JsonLog(path) as log:
+            log(Event("train", "note", message="again"))
+        lines = read_log(path)
+        assert lines[-1]["message"] == "again"
+        assert len(lines) == whole[:cut].count(b"\n") + 1
+
+
+@given(st.floats(), st.text(max_size=20))
+def test_every_event_is_json(value, message):
+    record = event_to_dict(Event("s", "metric", metrics={"x": value}, message=message))
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+
+
+def test_tee_tells_all():
+    heard = []
+    tee(lambda e: heard.append(1), lambda e: heard.append(2))(Event("s", "note"))
+    assert heard == [1, 2]

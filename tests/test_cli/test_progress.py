@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import io
+
+from penjing.cli.progress import progress
+from penjing.events import Event
+
+EVENTS = [
+    Event("run", "start", 0, 2, "stage", message="demo in runs/demo"),
+    Event("train", "start", message="train the dense network"),
+    Event("train", "progress", 1, 10, "batch", {"loss": 1.25}),
+    Event("train", "metric", metrics={"val_accuracy": 0.5}),
+    Event("train", "warning", message="slow disk"),
+    Event("train", "end", metrics={"seconds": 2.0}, message="train the dense network"),
+    Event("run", "progress", 1, 2, "stage", message="train: done"),
+    Event("run", "end", 2, 2, "stage"),
+]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def shown(stream, **options):
+    with progress(stream=stream, **options) as listen:
+        for event in EVENTS:
+            listen(event)
+    return stream.getvalue()
+
+
+def test_plain_lines_have_no_control_signs():
+    text = shown(io.StringIO())
+    assert "\x1b" not in text
+    assert "\r" not in text
+    lines = text.splitlines()
+    assert lines[0] == "[run] demo in runs/demo"
+    assert "[train] 1/10 batch loss 1.25" in lines
+    assert "[train] val_accuracy 0.5" in lines
+    assert "[train] warning: slow disk" in lines
+    assert "[train] done train the dense network seconds 2" in lines
+
+
+def test_plain_progress_is_rare():
+    stream = io.StringIO()
+    with progress(stream=stream) as listen:
+        for step in range(1000):
+            listen(Event("train", "progress", step + 1, 1000, "batch"))
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_terminal_keeps_what_happened():
+    text = shown(Terminal())
+    assert "✓ train the dense network" in text
+    assert "slow disk" in text
+
+
+def test_quiet_is_silent():
+    assert shown(io.StringIO(), quiet=True) == ""

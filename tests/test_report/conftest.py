@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+
+from penjing.report import Metrics
+
+VALUES = {
+    "name": "sample <b>&",
+    "before": "dense",
+    "after": "int8",
+    "max_drop": 0.005,
+    "held": True,
+    "rows": [
+        {
+            "key": "dense",
+            "label": "dense, trained properly",
+            "accuracy": {
+                "train": {"value": 0.99, "n": 2000, "low": 0.985, "high": 0.993},
+                "val": {"value": 0.95, "n": 2000, "low": 0.939, "high": 0.959},
+                "test": {"value": 0.9412, "n": 5000, "low": 0.9343, "high": 0.9474},
+            },
+            "num_params": 102_300_000,
+            "num_macs": 180_000_000,
+            "size_bytes": 409_000_000,
+            "file": "",
+            "latency": [
+                {
+                    "batch": 1,
+                    "median_ms": 12.1,
+                    "p95_ms": 13.0,
+                    "threads": 1,
+                    "runtime": "onnxruntime 1",
+                    "num_runs": 50,
+                },
+                {
+                    "batch": 32,
+                    "median_ms": 210.0,
+                    "p95_ms": 222.0,
+                    "threads": 1,
+                    "runtime": "onnxruntime 1",
+                    "num_runs": 50,
+                },
+            ],
+        },
+        {
+            "key": "pruned",
+            "label": "pruned, before recovery",
+            "note": "no training",
+            "accuracy": {"test": {"value": 0.31, "n": 5000, "low": 0.297, "high": 0.323}},
+            "num_params": 9_800_000,
+            "num_macs": 45_000_000,
+            "size_bytes": 39_300_000,
+        },
+        {
+            "key": "int8",
+            "label": "int8",
+            "accuracy": {
+                "val": {"value": 0.949, "n": 2000, "low": 0.938, "high": 0.958},
+                "test": {"value": 0.9404, "n": 5000, "low": 0.9335, "high": 0.9466},
+            },
+            "num_params": 9_800_000,
+            "num_macs": 45_000_000,
+            "size_bytes": 9_900_000,
+            "file": "model.int8.onnx",
+            "latency": [
+                {
+                    "batch": 1,
+                    "median_ms": 1.1,
+                    "p95_ms": 1.2,
+                    "threads": 1,
+                    "runtime": "onnxruntime 1",
+                    "num_runs": 50,
+                }
+            ],
+        },
+    ],
+    "curves": {
+        "train": [
+            {"epoch": 1, "train_loss": 4.0, "val_accuracy": 0.2},
+            {"epoch": 2, "train_loss": 1.0, "val_accuracy": 0.95},
+        ],
+        "recover": [{"epoch": 1, "train_loss": 0.4, "val_accuracy": 0.949}],
+    },
+    "widths": [{"name": "features.0.weight:0", "before": 64, "after": 20, "kind": "channel"}],
+    "frozen": [
+        {"reason": "no rule for op", "op": "aten.x", "source": "model.py:12", "params": ["a.weight:0"]}
+    ],
+    "quantized": [
+        {"name": "features.0", "op": "Conv", "sqnr_db": 41.2},
+        {"name": "head", "op": "Gemm", "kept_float": "the drop did not hold with it"},
+    ],
+    "checks": [
+        {
+            "file": "model.onnx",
+            "format": "onnx",
+            "runtime": "onnxruntime 1",
+            "batch": 3,
+            "max_abs_diff": 1e-6,
+            "rel_diff": 2e-7,
+            "against": "torch",
+        }
+    ],
+    "files": [
+        {
+            "file": "model.onnx",
+            "format": "onnx",
+            "size_bytes": 39_300_000,
+            "accuracy": {"val": {"value": 0.95, "n": 2000, "low": 0.939, "high": 0.959}},
+        }
+    ],
+    "classes": [{"name": "Ж", "n": 50, "before": 0.9, "after": 0.8}],
+    "robustness": {"dense": {"noise": {"value": 0.9, "n": 5000, "low": 0.89, "high": 0.91}}},
+    "notes": ["a note"],
+    "recipe": "name: sample\n",
+    "environment": {"CPU": "a CPU"},
+    "seconds": {"train": 340.2, "recover": 61.0},
+}
+
+
+@pytest.fixture
+def metrics():
+    return Metrics.parse(VALUES)
+
+
+@pytest.fixture
+def bare():
+    """The least a run can measure."""
+    row = {"label": "x", "num_params": 1, "num_macs": 1, "size_bytes": 1}
+    return Metrics.parse(
+        {
+            "name": "bare",
+            "before": "dense",
+            "after": "recovered",
+            "rows": [{**row, "key": "dense"}, {**row, "key": "recovered"}],
+        }
+    )

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from penjing.report import render, write_report
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Checker(HTMLParser):
+    """Tags must nest; text is collected."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.external = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        self.external += [value for name, value in attrs if name in ("src", "href", "srcset") and value]
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(page):
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+def test_page_is_whole_and_asks_for_nothing(metrics):
+    page = render(metrics)
+    checker = read(page)
+    assert checker.external == []
+    assert re.findall(r"(?:https?:)?//[\w.]+|@import|url\(|<script", page) == []
+
+
+def test_page_says_it_all(metrics):
+    words = " ".join(" ".join(read(render(metrics)).text).split())
+    for fact in (
+        "sample <b>&",
+        "102M → 9.8M parameters",
+        "held",
+        "dense, trained properly",
+        "94.12",
+        "n=5000",
+        "12.1 (13.0)",
+        "64 → 20",
+        "41.2 dB",
+        "head stays float: the drop did not hold with it",
+        "model.py:12",
+        "1.00e-06",
+        "Ж",
+        "a note",
+        "name: sample",
+        "5 min 40 s",
+        "a CPU",
+    ):
+        assert fact in words, fact
+
+
+def test_a_loss_that_did_not_hold_is_said(metrics):
+    page = render(metrics.model_copy(update={"held": False}))
+    assert "did not hold" in page
+
+
+def test_least_metrics_make_a_page(bare):
+    words = " ".join(read(render(bare)).text)
+    assert "Nothing was frozen" in words
+    assert "bare" in words
+
+
+def test_same_metrics_same_page(metrics):
+    assert render(metrics) == render(metrics)
+
+
+def test_every_plot_is_xml(metrics):
+    plots = re.findall(r"<svg.*?</svg>", render(metrics), flags=re.S)
+    assert len(plots) >= 6
+    for plot in plots:
+        ET.fromstring(plot)
+
+
+def test_written_beside_its_tables(metrics, tmp_path):
+    path = write_report(tmp_path, metrics)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "table.csv", "table.json"]
+    assert path.read_text(encoding="utf-8") == render(metrics)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@pytest.mark.parametrize("dark", [False, True])
+def test_drawn_in_a_browser(metrics, tmp_path, dark):
+    page = write_report(tmp_path, metrics)
+    shot = tmp_path / "shot.png"
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", "--window-size=900,1200"]
+    if dark:
+        command.append("--blink-settings=preferredColorScheme=0")
+    subprocess.run([*command, page.as_uri()], check=True, capture_output=True, timeout=120)
+    with Image.open(shot) as image:
+        corner = image.convert("L").getpixel((3, 3))
+        darkest, brightest = image.convert("L").getextrema()
+    assert (corner < 60) == dark
+    assert brightest - darkest > 150  # there is writing on it

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penjing.report.svg import Bar, Point, Scale, Series, bars, chart
+
+numbers = st.floats(-1e6, 1e6)
+positive = st.floats(1e-3, 1e9)
+
+
+@given(positive, st.floats(1.01, 1e6), st.floats(0, 1), st.booleans())
+def test_scale_keeps_order_and_ends(low, factor, share, log):
+    scale = Scale(low, low * factor, 10, 110, log)
+    assert scale(low) == pytest.approx(10)
+    assert scale(low * factor) == pytest.approx(110)
+    assert 10 - 1e-6 <= scale(low + share * (low * factor - low)) <= 110 + 1e-6
+
+
+@given(positive, st.floats(1.01, 1e6), st.booleans())
+def test_ticks_are_inside_and_few(low, factor, log):
+    scale = Scale(low, low * factor, 0, 1, log)
+    ticks = scale.ticks()
+    assert ticks == sorted(set(ticks))
+    assert 1 <= len(ticks) <= 12
+    assert all(low * (1 - 1e-6) <= tick <= low * factor * (1 + 1e-6) for tick in ticks)
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=6), st.booleans())
+def test_chart_is_xml_with_every_point(pairs, lines):
+    points = tuple(Point(x, y, label="a<b") for x, y in pairs)
+    text = chart([Series("one & two", points)], x_label="x", y_label="y", lines=lines)
+    root = ET.fromstring(text)
+    assert len(root.findall("circle")) == len(pairs)
+    assert len(root.findall("polyline")) == (1 if lines and len(pairs) > 1 else 0)
+
+
+def test_nothing_to_draw_is_nothing():
+    assert chart([], x_label="x", y_label="y") == ""
+    assert chart([Series("a", (Point(-1, 1),))], x_label="x", y_label="y", log_x=True) == ""
+    assert bars([], label="none") == ""
+
+
+def test_bars_are_as_long_as_their_values():
+    root = ET.fromstring(bars([Bar("a", 5, "5", whole=10), Bar("b", 10, "10", whole=10)], label="l"))
+    widths = [float(rect.get("width")) for rect in root.findall("rect")]
+    assert widths[1] == pytest.approx(widths[0] / 2, abs=0.2)
+    assert widths[3] == widths[2] == widths[0]
+
+
+def test_whole_ticks_only():
+    points = tuple(Point(x, x) for x in (1.0, 2.0))
+    root = ET.fromstring(chart([Series("a", points)], x_label="epoch", y_label="y", whole_x=True))
+    below = [
+        t.text for t in root.findall("text") if t.get("class") == "tick" and t.get("text-anchor") == "middle"
+    ]
+    assert below == ["1", "2"]

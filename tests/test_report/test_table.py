@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from penjing.errors import ArtifactError
+from penjing.files import write_json
+from penjing.report import Metrics, build_table, terminal_table, text, write_table
+
+
+def test_metrics_round_trip(metrics, tmp_path):
+    write_json(tmp_path / "metrics.json", metrics.to_dict())
+    assert Metrics.read(tmp_path) == metrics
+    assert Metrics.read(tmp_path / "metrics.json") == metrics
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "{}", '{"name": "x", "rows": [], "before": "a", "after": "b", "z": 1}']
+)
+def test_metrics_that_are_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"metrics\.json"):
+        Metrics.read(tmp_path)
+
+
+def test_csv_json_and_frame_agree(metrics, tmp_path):
+    csv, plain = write_table(metrics, tmp_path)
+    frame, read = build_table(metrics), pd.read_csv(csv, keep_default_na=True)
+    assert list(read.columns) == list(frame.columns)
+    assert list(read["row"]) == ["dense", "pruned", "int8"]
+    records = json.loads(plain.read_text())
+    assert [set(record) for record in records] == [set(frame.columns)] * 3
+    for record, (_, row) in zip(records, read.iterrows(), strict=True):
+        for name in ("num_params", "size_bytes", "test_accuracy", "test_n", "latency_batch1_median_ms"):
+            assert (record[name] is None and pd.isna(row[name])) or record[name] == row[name]
+
+
+def test_terminal_fits_eighty_columns(metrics):
+    out = io.StringIO()
+    Console(file=out, width=100).print(terminal_table(metrics))
+    lines = out.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= 100
+    assert any("94.12" in line for line in lines)
+    assert any("12.1 (13.0)" in line for line in lines)
+    assert "…" not in out.getvalue()
+
+
+def test_headline(metrics, bare):
+    line = text.headline(metrics)
+    assert "(10.4× fewer)" in line
+    assert "409 MB → 9.9 MB on disk (41.3× smaller)" in line
+    assert "12.1 → 1.10 ms at batch 1 (11× faster)" in line
+    assert "94.12% → 94.04% (−0.08 points)" in line
+    assert text.headline(bare).endswith(".")
+    assert text.headline(bare.model_copy(update={"before": "none"})) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(512, "512"), (9_870_000, "9.87M"), (102_345_678, "102M"), (999_999, "1e+03k"), (0, "0")],
+)
+def test_counts(value, shown):
+    assert text.count(value) == shown.replace("1e+03k", "1000k")
+
+
+@given(st.floats(0, 1e7))
+def test_durations_have_units(seconds):
+    assert text.duration(seconds)[-1] in "sn"
+
+
+@given(st.floats(1e-4, 1e5))
+def test_milliseconds_keep_three_digits(value):
+    assert float(text.milliseconds(value)) == pytest.approx(value, rel=0.01, abs=0.001)
