@@ -2,8 +2,8 @@
 
     python bench/zoo.py ../shared/data/zoo.json --out zoo.csv [--models 'resnet*'] [--onnx] [--jobs 2]
 
-For each model, in a process of its own: parameters removed, forward and backward, output shape, the relative error of
-masked equivalence, plan → JSON → fresh copy gives identical weights and outputs, with ``--onnx`` also the largest
+For each model, in a process of its own: parameters removed, forward and backward, output shape, the relative
+error of masked equivalence, plan → JSON → fresh copy gives identical weights, with ``--onnx`` also the largest
 difference between ONNX Runtime and torch; the time of torch.export apart from the time of solving, planning and
 slicing; and what is frozen and why. Rows are written one by one to CSV and JSON lines, a summary at the end.
 """
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 FIELDS = (
-    "name", "source", "ok", "passed", "in_place", "removed", "macs_removed", "error", "leak", "identical", "shape_kept",
-    "backward", "onnx", "seconds_export", "seconds_couple", "seconds_plan", "seconds_apply", "groups", "frozen",
-    "reason", "failure",
+    "name", "source", "ok", "passed", "in_place", "removed", "macs_removed", "error", "leak", "identical",
+    "shape_kept", "backward", "onnx", "seconds_export", "seconds_couple", "seconds_plan", "seconds_apply",
+    "groups", "frozen", "reason", "failure",
 )  # fmt: skip
 TOLERANCE = 1e-4
 
@@ -112,7 +112,7 @@ def line(row: dict[str, Any]) -> str:
     times = "+".join(f"{row['seconds_' + k]:.1f}" for k in ("export", "couple", "plan", "apply"))
     return (
         f"{mark} {row['name']:40s} removed {row['removed']:.1%} error {row['error']:.1e} "
-        f"{'class' if row['in_place'] else 'graph'} {times} s {row['onnx'] if row['onnx'] is not None else ''}"
+        f"{'class' if row['in_place'] else 'graph'} {times} s {'' if row['onnx'] is None else row['onnx']}"
     )
 
 

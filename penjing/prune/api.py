@@ -98,7 +98,7 @@ def prune(
         "seed": seed,
     }
     result = prune_slots(model, example_inputs, graph, coupling, kept, made=made)
-    if reconstruct:
+    if reconstruct and data is not None:
         from penjing.prune.reconstruct import reconstruct as refit
 
         refitted = refit(result.model, model, result.plan, data, listen=listen)

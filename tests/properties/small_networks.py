@@ -268,7 +268,7 @@ class FlippedResidual(nn.Module):
 
 
 class OptionA(nn.Module):
-    """CIFAR ResNet's parameter-free shortcut: subsampling and zero-padded channels, half before and half after."""
+    """CIFAR ResNet's parameter-free shortcut: subsampled, with zero channels half before and half after."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,11 +14,11 @@ from penjing.errors import PruneError
 from penjing.prune import AttributeEdit, GroupEdit, Plan
 
 
-def kept(*positions: int) -> np.ndarray:  # type: ignore[type-arg]
+def kept(*positions: int) -> np.ndarray:
     return np.array(positions, dtype=np.int64)
 
 
-def plan_of(rows: np.ndarray, columns: np.ndarray, size: tuple[int, int] = (8, 6)) -> Plan:  # type: ignore[type-arg]
+def plan_of(rows: np.ndarray, columns: np.ndarray, size: tuple[int, int] = (8, 6)) -> Plan:
     return Plan(
         shapes={"weight": size, "bias": (size[0],)},
         groups={"weight:0": GroupEdit(size[0], rows)},
@@ -49,7 +49,7 @@ def test_slices_state_and_leaves_unknown_names() -> None:
 
 @given(st.data())
 def test_composition_is_slicing_twice(data: st.DataObject) -> None:
-    def subset(size: int) -> np.ndarray:  # type: ignore[type-arg]
+    def subset(size: int) -> np.ndarray:
         return np.array(sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1))), dtype=np.int64)
 
     first = plan_of(subset(8), subset(6))

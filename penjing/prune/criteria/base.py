@@ -146,7 +146,8 @@ _REDUCTIONS: Mapping[str, Callable[[NDArray[np.float64]], Scores]] = {
 
 def normalise(scores: Scores, how: Normalisation) -> Scores:
     """Scale the scores of one group; the order of its slots is kept."""
-    return _NORMALISATIONS[how](np.asarray(scores, dtype=np.float64))
+    scaled: Scores = _NORMALISATIONS[how](np.asarray(scores, dtype=np.float64))
+    return scaled
 
 
 def _over(scores: Scores, scale: float) -> Scores:

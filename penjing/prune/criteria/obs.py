@@ -1,0 +1,244 @@
+"""Optimal brain surgeon for whole slots: what a removal costs after the best possible refit.
+
+The layers that read a group's slots are linear. With the second moments of what they read, the least-squares
+error that is left when a slot goes, and all others are refitted, has a closed form; slots are taken one at
+a time, the cheapest first, and the weights are refitted after each. `penjing.prune.reconstruct` then makes
+that very refit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from penjing.errors import DataError
+from penjing.events import Event
+from penjing.graph import Graph, Group
+from penjing.prune.criteria.base import (
+    Criterion,
+    Material,
+    MemberCriterion,
+    Normalisation,
+    Scores,
+    criterion,
+    make_criterion,
+)
+from penjing.prune.moments import Moments, thin_out
+from penjing.prune.places import Place, find_places
+from penjing.prune.walk import Walk
+from penjing.recover.batches import check, map_inputs, tensors, unpack
+
+
+@criterion("obs")
+@dataclass(frozen=True)
+class BrainSurgeon(Criterion):
+    """Rise of the readers' least-squares error (Hassibi & Stork 1993, eq. 5, for groups of weights at once).
+
+    The rise is relative to the variance of the reader's output (behind its batch norm), and summed over
+    the readers, so scores of different layers compare. A slot's score is the rise at its turn. Groups that
+    no supported layer reads are scored by magnitude, scaled to the median of the others.
+
+    Attributes:
+        ridge: Added to the second moments, relative to their mean.
+        max_samples: Most samples used.
+        max_features: Readers with more inputs (channels × kernel) are scored without compensation, by the
+            variance of each input alone.
+        max_rows: Most rows (samples × positions) per reader.
+    """
+
+    normalisation: Normalisation = "none"
+    ridge: float = 1e-3
+    max_samples: int = 2048
+    max_features: int = 2560
+    max_rows: int = 65_536
+
+    needs_data: ClassVar[bool] = True
+
+    def raw_scores(self, material: Material) -> Iterable[Scores]:
+        """Measure what every reader reads, then remove slots on paper."""
+        places = find_places(material.graph)
+        read = {m.tensor for group in material.coupling.groups for m in group.members if m.dim == 1}
+        readers = self._measure(material, {name: places[name] for name in places if name in read})
+        scores = [self._group(group, readers) for group in material.coupling.groups]
+        known = [row for row in scores if row is not None]
+        middle = float(np.median(np.concatenate(known))) if known else 1.0
+        fallback = make_criterion("magnitude")
+        assert isinstance(fallback, MemberCriterion)
+        plain = list(fallback.raw_scores(material))
+        for row, magnitude in zip(scores, plain, strict=True):
+            yield row if row is not None else middle * magnitude / max(float(np.median(magnitude)), 1e-30)
+
+    def _measure(self, material: Material, places: Mapping[str, Place]) -> dict[str, _Reader]:
+        """Second moments of what each reader reads, in one walk through the network."""
+        batches, count = [], 0
+        for index, item in enumerate(material.data or ()):
+            batch = unpack(item)
+            check(batch, index)
+            room = self.max_samples - count
+            batches.append(tensors(map_inputs(batch.inputs, lambda x, room=room: x[:room])))
+            count += min(batch.size, room)
+            if count >= self.max_samples:
+                break
+        if not batches:
+            raise DataError("no batches", remedy="Give at least one batch of training data")
+        generator = torch.Generator().manual_seed(material.seed)
+        walk = Walk(material.graph, batches)
+        by_node = {place.node: name for name, place in places.items()}
+        readers: dict[str, _Reader] = {}
+
+        @torch.no_grad()
+        def before(node: fx.Node) -> None:
+            name = by_node.get(node)
+            if name is None:
+                return
+            place = places[name]
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            readers[name] = self._reader(material.graph, place, walk, source, count, generator)
+            material.listen(
+                Event("prune", "progress", len(readers), len(places), "layer", message=f"moments of {name}")
+            )
+
+        output = next(node for node in material.graph.module.graph.nodes if node.op == "output")
+        for node in output.all_input_nodes:
+            walk.ensure(node, before)
+        return readers
+
+    def _reader(
+        self,
+        graph: Graph,
+        place: Place,
+        walk: Walk,
+        source: fx.Node,
+        samples: int,
+        generator: torch.Generator,
+    ) -> _Reader:
+        weight = graph.params[place.weight].detach()
+        groups, features = place.patches.groups, weight[0].numel()
+        full = features <= self.max_features
+        moments = Moments(groups, features, 0, exact=features <= 768) if full else None
+        sums = torch.zeros(3, groups, features, dtype=torch.float64)  # count, sum, sum of squares
+        for index, x in enumerate(walk.values(source)):
+            positions = None
+            if place.patches.kernel:
+                total = place.patches.num_positions(walk.evaluate(place.node, index)[:1])
+                positions = thin_out(total, max(self.max_rows // samples, 1), generator)
+            x_GRF = place.patches.inputs(x, positions)
+            if moments is not None:
+                moments.add(x_GRF, x_GRF[:, :, :0])
+            else:
+                sums[0] += x_GRF.shape[1]
+                sums[1] += x_GRF.sum(1, dtype=torch.float64)
+                sums[2] += x_GRF.double().square().sum(1)
+        intercept = place.bias is not None or place.norm is not None
+        w_GOF = weight.double().reshape(groups, -1, features)
+        if place.norm is not None:
+            gain_O = graph.params[place.norm.weight].detach().double()
+            gain_O = gain_O / (graph.buffers[place.norm.var].double() + place.norm.eps).sqrt()
+            w_GOF = w_GOF * gain_O.reshape(groups, -1, 1)
+        if moments is not None:
+            return _Reader(w_GOF, moments.centred(intercept).cov_xx_GFF, None, weight[0, 0].numel())
+        mean_GF = sums[1] / sums[0] if intercept else torch.zeros_like(sums[1])
+        return _Reader(w_GOF, None, sums[2] / sums[0] - mean_GF.square(), weight[0, 0].numel())
+
+    def _group(self, group: Group, readers: Mapping[str, _Reader]) -> Scores | None:
+        """Scores of one group; None when no measured layer reads it."""
+        found = [
+            _Removal(readers[m.tensor], m.index, self.ridge)
+            for m in group.members
+            if m.dim == 1 and m.tensor in readers
+        ]
+        if not found:
+            return None
+        left = np.ones(group.size, dtype=bool)
+        scores, turn, rise = np.zeros(group.size), 0, 0.0
+        while left.any():
+            costs = np.where(left, sum(removal.costs() for removal in found), np.inf)
+            slot = int(costs.argmin())
+            # a later removal never counts less than an earlier one, and ties keep their order
+            rise = max(rise * (1 + 1e-9), float(costs[slot]), 1e-30)
+            scores[slot] = rise
+            left[slot] = False
+            turn += 1
+            for removal in found:
+                removal.remove(slot)
+        return scores
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A layer's weights (times the gain of its norm) and the second moments of its inputs.
+
+    Attributes:
+        w_GOF: Weights.
+        cov_GFF: Covariance of the inputs, or None where it would be too large.
+        var_GF: Their variances where it is.
+        kernel: Features of one input channel.
+    """
+
+    w_GOF: Tensor
+    cov_GFF: Tensor | None
+    var_GF: Tensor | None
+    kernel: int
+
+
+class _Removal:
+    """Slots going one by one from what one layer reads."""
+
+    def __init__(self, reader: _Reader, index: np.ndarray, ridge: float) -> None:  # type: ignore[type-arg]
+        kernel = torch.arange(reader.kernel)
+        positions = torch.from_numpy(np.asarray(index))
+        # rows of features that go together, (slots, k·kernel); a row shorter than the others repeats its first entry
+        positions = torch.where(positions >= 0, positions, positions[:, :1])
+        self.features = (positions[:, :, None] * reader.kernel + kernel).flatten(1)
+        self.w_GOF = reader.w_GOF.clone()
+        self.gone = torch.zeros(len(positions), dtype=torch.bool)
+        self.whole = all(len(row.unique()) == len(row) for row in self.features)
+        if reader.cov_GFF is not None and self.whole:
+            cov = reader.cov_GFF.clone()
+            size = (self.w_GOF @ cov * self.w_GOF).sum()
+            scale_G = cov.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+            cov.diagonal(dim1=1, dim2=2).add_((ridge * scale_G)[:, None])
+            self.inverse: Tensor | None = torch.cholesky_inverse(torch.linalg.cholesky(cov))
+            self.variance = torch.zeros(0)
+        else:
+            self.inverse = None
+            variance = (
+                reader.var_GF if reader.var_GF is not None else reader.cov_GFF.diagonal(dim1=1, dim2=2)  # type: ignore[union-attr]
+            )
+            energy_GF = self.w_GOF.square().sum(1) * variance
+            size = energy_GF.sum()
+            self.variance = energy_GF.sum(0)[self.features].sum(1)
+        self.size = max(float(size), 1e-30)
+
+    def costs(self) -> Scores:
+        """Rise of the error if a slot went now, for each slot, relative to the size of the output."""
+        if self.inverse is None:
+            return np.asarray(self.variance.numpy() / self.size)
+        rows, width = self.features.shape
+        blocks = self.inverse[:, self.features[:, :, None], self.features[:, None, :]]
+        # slots that are gone have an empty block: any invertible one serves, their cost is not looked at
+        blocks[:, self.gone] = torch.eye(width, dtype=blocks.dtype)
+        w_GSKO = self.w_GOF[:, :, self.features].permute(0, 2, 3, 1)
+        solved = torch.linalg.solve(blocks, w_GSKO)
+        return np.asarray((w_GSKO * solved).sum((0, 2, 3)).numpy().reshape(rows) / self.size)
+
+    def remove(self, slot: int) -> None:
+        """Take a slot out and refit the others."""
+        self.gone[slot] = True
+        if self.inverse is None:
+            return
+        rows = self.features[slot]
+        columns_GFK = self.inverse[:, :, rows]
+        pivot_GKF = torch.linalg.solve(columns_GFK[:, rows], columns_GFK.transpose(1, 2))
+        self.w_GOF -= self.w_GOF[:, :, rows] @ pivot_GKF
+        self.inverse -= columns_GFK @ pivot_GKF
+        # exactly zero, not nearly: rounding left here would be divided by later
+        self.w_GOF[:, :, rows] = 0
+        self.inverse[:, rows] = 0
+        self.inverse[:, :, rows] = 0

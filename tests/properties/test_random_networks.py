@@ -1,0 +1,50 @@
+"""Masked equivalence, exact counts and training over random networks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_networks import Program, RandomNetwork, programs
+
+from penjing.graph import couple, trace
+from penjing.prune import allocate, make_criterion, prune_slots
+from penjing.prune.compare import relative_error, run
+from penjing.prune.criteria import Material
+from penjing.prune.masked import masked_output
+from penjing.prune.slots import by_leaf
+
+unhurried = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+
+def check(program: Program, ratio: float) -> None:
+    with torch.random.fork_rng():
+        model = RandomNetwork(program).eval()
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(program.seed))
+    graph = trace(model, x)
+    coupling = couple(graph)
+    assert not [f for f in coupling.frozen if f.reason.startswith("no rule")]
+    scores = make_criterion("random").scores(Material(model, graph, coupling, seed=program.seed))
+    kept = allocate(coupling.groups, scores, ratio=ratio)
+    result = prune_slots(model, x, graph, coupling, kept)
+    expected, leak = masked_output(graph, coupling, by_leaf(coupling, kept), x)
+    assert leak <= 1e-4
+    assert relative_error(run(result.model, x), expected) <= 1e-4
+    assert result.after["params"] == sum(p.numel() for p in result.model.parameters())
+    result.model.train()
+    result.model(x).square().mean().backward()
+    assert all(p.grad is not None for p in result.model.parameters())
+
+
+@settings(unhurried, max_examples=40)
+@given(program=programs, ratio=st.sampled_from([0.3, 0.5, 0.8]))
+def test_random_networks(program: Program, ratio: float) -> None:
+    check(program, ratio)
+
+
+@pytest.mark.slow
+@settings(unhurried, max_examples=400)
+@given(program=programs, ratio=st.floats(0.1, 0.9))
+def test_many_random_networks(program: Program, ratio: float) -> None:
+    check(program, ratio)
