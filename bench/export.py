@@ -3,9 +3,9 @@ format.
 
     python bench/export.py zoo.json --formats onnx,saved_model,litert --prune 0.5 --out export.csv
 
-``zoo.json`` is a list of ``{"name", "source": "timm" | "torchvision", "kind", "input": [1, 3, 224, 224]}``. Each model
-runs in a process of its own with a time limit, so that one that crashes or hangs costs one row. Weights are
-random.
+``zoo.json`` is a list of ``{"name", "source": "timm" | "torchvision", "kind", "input": [1, 3, 224, 224]}``.
+Each model runs in a process of its own with a time limit, so that one that crashes or hangs costs one row.
+Weights are random.
 """
 
 from __future__ import annotations
@@ -193,9 +193,8 @@ def summary(rows: list[dict[str, Any]]) -> None:
         good = [row for row in group if row["ok"]]
         seconds = [float(row["seconds"]) for row in good if int(row["params"] or 0) < 30_000_000]
         middle = f"{median(seconds):.1f} s" if seconds else "-"
-        print(
-            f"{name}: {len(good)}/{len(group)} = {100 * len(good) / len(group):.1f}%, median {middle} below 30M params"
-        )
+        share = 100 * len(good) / len(group)
+        print(f"{name}: {len(good)}/{len(group)} = {share:.1f}%, median {middle} below 30M parameters")
         for cause, count in Counter(str(row["error"])[:100] for row in group if not row["ok"]).most_common(5):
             print(f"   {count} × {cause}")
 

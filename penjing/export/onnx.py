@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -283,11 +284,12 @@ def _check(path: Path) -> None:
 
 
 def _first_line(error: BaseException | None) -> str:
-    """The line of a long exporter error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [
-        line for line in lines if not line.startswith(("#", "Failed to", "Context", "⬆", "<", "- ", "("))
-    ]
+    """The line that says something, of the error at the bottom of an exporter's chain of causes."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("#", "Failed to", "Context", "<", "- ", "("))]
     return (telling or lines or [type(error).__name__])[0][:300]
 
 
