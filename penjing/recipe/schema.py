@@ -103,8 +103,10 @@ class PruneConfig(Config):
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
-        if (self.budget is None) == (self.ratio is None and not self.ratios):
-            raise ValueError("give either `budget` or `ratio` (or `ratios`)")
+        if self.budget is not None and self.ratio is not None:
+            raise ValueError("give either `budget` or `ratio`")
+        if self.budget is None and self.ratio is None and not self.ratios:
+            raise ValueError("give a `budget`, a `ratio` or `ratios`")
         if self.steps > 1 and self.budget is None:
             raise ValueError("`steps` needs a `budget` to approach step by step")
         return self

@@ -62,6 +62,9 @@ class RecoverConfig(Config):
         label_smoothing: For the cross-entropy, 0 to 1.
         mixup, cutmix: Beta parameters α of mixup (Zhang 2018) and CutMix (Yun 2019); 0 is off. With both
             on, each batch takes one of the two.
+        dropout: Probability of the model's dropout layers in this run; None keeps their own. A pruned
+            network has fewer units to spare: Han et al. 2015 scale the original's by
+            √(connections left / connections).
         precision: ``"fp32"``, ``"bf16"`` autocast, or ``"auto"``: whichever a short measurement on this
             machine finds faster.
         channels_last: Memory format of 4-d inputs and weights; None decides by the model (on where it has 2-d
@@ -99,6 +102,7 @@ class RecoverConfig(Config):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     mixup: float = Field(default=0.0, ge=0)
     cutmix: float = Field(default=0.0, ge=0)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool | None = None
     compile: bool = False

@@ -25,6 +25,7 @@ from penjing.recover import chance
 from penjing.recover.batches import Batch, call_model, check, count_batches, logits_of, move, share, unpack
 from penjing.recover.checkpoint import load_checkpoint, model_tensors, restore_model, save_checkpoint
 from penjing.recover.config import LossTerm, RecoverConfig
+from penjing.recover.dropout import dropout_at
 from penjing.recover.ema import WeightAverage
 from penjing.recover.evaluate import evaluate
 from penjing.recover.features import Taps
@@ -108,6 +109,7 @@ class Loop:
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.wrapped: nn.Module = self.accelerator.prepare_model(self.model)
         self.forward: Any = torch.compile(self.wrapped) if config.compile else self.wrapped
+        self.stack.enter_context(dropout_at(self.model, config.dropout))
         if config.losses:
             self._aim(config.losses)
 
