@@ -43,7 +43,7 @@ _KINDS = (
     _Kind("layout", torch.layout, _bare, _torch_constant(torch.layout)),
     _Kind("memory_format", torch.memory_format, _bare, _torch_constant(torch.memory_format)),
     _Kind("device", torch.device, str, torch.device),
-    _Kind("complex", complex, lambda z: [repr(z.real), repr(z.imag)], lambda pair: complex(*map(float, pair))),
+    _Kind("complex", complex, lambda z: [repr(z.real), repr(z.imag)], lambda z: complex(*map(float, z))),
     _Kind("ellipsis", type(...), lambda _: None, lambda _: ...),
 )
 _DECODERS = {kind.tag: kind.decode for kind in _KINDS}

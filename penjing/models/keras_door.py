@@ -1,7 +1,8 @@
-"""Keras 3 models as torch modules, and back: ``.keras`` in, pruned and trained like any module, ``.keras`` out.
+"""Keras 3 models as torch modules and back: ``.keras`` in, pruned and trained as any module, ``.keras`` out.
 
-Inputs stay as in the file, channels last. The weights are ordinary parameters of the torch module; the Keras model
-serves as a stateless function of them. When pruning changes their sizes, the Keras model is rebuilt to fit.
+Inputs stay as in the file, channels last. The weights are ordinary parameters of the torch module; the Keras
+model serves as a stateless function of them. When pruning changes their sizes, the Keras model is rebuilt to
+fit.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def import_keras() -> Any:
     """The ``keras`` package on its torch backend.
 
     Raises:
-        ArtifactError: when Keras is missing, or was already imported in this process on another backend.
+        ArtifactError: when Keras is missing, or already runs on another backend here.
     """
     if "keras" not in sys.modules:
         before = os.environ.get("KERAS_BACKEND")
@@ -57,7 +58,8 @@ def import_keras() -> Any:
 class KerasModule(nn.Module):
     """A Keras model as a torch module that owns the weights.
 
-    ``train()`` and ``eval()`` set Keras's ``training`` argument; moving statistics are buffers that training updates.
+    ``train()`` and ``eval()`` set Keras's ``training`` argument; moving statistics are buffers that training
+    updates.
 
     Args:
         net: A built functional or Sequential Keras model on the torch backend. It is not changed.
@@ -93,7 +95,7 @@ class KerasModule(nn.Module):
 
     @property
     def net(self) -> Any:
-        """The Keras model, rebuilt if the sizes of the weights have changed. Its own weights may be out of date."""
+        """The Keras model, rebuilt if the weights changed their sizes; its own weights are out of date."""
         net = self._net[0]
         shapes = [
             tuple(variable.shape if name is None else self._tensor(name).shape)
@@ -129,7 +131,7 @@ class KerasModule(nn.Module):
         return output
 
     def to_keras(self) -> Any:
-        """A Keras model of its own with the present sizes and weights; saves, trains and loads on any backend."""
+        """A Keras model of its own with the present sizes and weights; its file loads on any backend."""
         net = self.net
         made = type(net).from_config(net.get_config())
         if not made.built:
@@ -139,7 +141,7 @@ class KerasModule(nn.Module):
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # The Keras model is only a function of the weights: copies share it until one of them changes its sizes.
+        # The Keras model is only a function of the weights: copies share it until one changes its sizes.
         twin = type(self).__new__(type(self))
         nn.Module.__init__(twin)
         memo[id(self)] = twin

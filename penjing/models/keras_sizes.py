@@ -56,7 +56,8 @@ SIZES: dict[str, Edit] = {
 
 
 def resized(model: Any, shapes: Sequence[Shape]) -> Any:
-    """A Keras model of the same architecture whose variables have ``shapes``, in the order of ``model.variables``.
+    """A Keras model of the same architecture whose variables have ``shapes``, in the order of
+    ``model.variables``.
 
     Raises:
         PruneError: when a layer's config cannot express its new size, naming the layer.

@@ -39,8 +39,8 @@ class LoadedModel:
         model: The network, in eval mode.
         example_inputs: Tensor, tuple or dict it takes (batch 2), or None when the source does not say.
         source: The spec it came from.
-        kind: ``"timm"``, ``"torchvision"``, ``"penjing"``, ``"file"``, ``"keras"``, ``"pt2"``, ``"pickle"`` or
-            ``"artifact"``.
+        kind: ``"timm"``, ``"torchvision"``, ``"penjing"``, ``"file"``, ``"keras"``, ``"pt2"``,
+            ``"pickle"`` or ``"artifact"``.
         info: What else the source says, e.g. ``mean`` and ``std`` of its inputs, or an artifact's history.
     """
 
@@ -269,7 +269,7 @@ def _pickled(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
         raise ArtifactError(
             f"{spec} is a pickled model, which can run any code when it is opened",
             layer=spec,
-            remedy="Give file.py:factory with --weights x.safetensors, or trust=True (--trust) if it is yours",
+            remedy="Give file.py:factory with --weights x.safetensors, or trust=True (--trust)",
         )
     model = torch.load(spec, map_location="cpu", weights_only=False)
     if not isinstance(model, nn.Module):

@@ -162,7 +162,8 @@ def test_runs_in_a_process_without_the_class(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from safetensors.torch import load_file, save_file\n"
         "from penjing.export.program import load_program\n"
-        "folder = Path(sys.argv[1]); x = {k: v.clone() for k, v in load_file(folder / 'in.safetensors').items()}\n"
+        "folder = Path(sys.argv[1])\n"
+        "x = {k: v.clone() for k, v in load_file(folder / 'in.safetensors').items()}\n"
         "out = load_program(folder)(x['x'], x['shift']); out['out'].sum().backward()\n"
         "save_file({k: v.detach() for k, v in out.items()}, folder / 'out.safetensors')\n"
     )

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from penjing.artifact import load, save_artifact
 from penjing.errors import ArtifactError
 from penjing.graph import couple, trace
+from penjing.models import keras_door as door
 from penjing.models.spec import load_model
 from penjing.prune import prune
 
-pytest.importorskip("keras")
-door = pytest.importorskip("penjing.models.keras_door")
+if find_spec("keras") is None:  # importing it here would choose its backend
+    pytest.skip("Keras is not installed", allow_module_level=True)
 pytestmark = [pytest.mark.keras]
 
 
@@ -82,7 +84,7 @@ def test_it_is_traced_with_a_free_batch_and_couples(keras_file: Path) -> None:
     loaded = load_model(keras_file)
     graph = trace(loaded.model, loaded.example_inputs)
     assert graph.batch_dim
-    assert len(couple(graph).groups) >= 2
+    assert sum(group.size for group in couple(graph).groups) >= 8
     x = torch.randn(5, *loaded.example_inputs.shape[1:])
     torch.testing.assert_close(graph(x), loaded.model(x))
 
@@ -165,14 +167,9 @@ def test_what_is_no_keras_file_is_named(tmp_path: Path) -> None:
             load_model(tmp_path / name)
 
 
-def test_another_backend_in_the_process_is_an_error_not_a_wrong_model() -> None:
-    script = (
-        "import keras; from penjing.models.spec import load_model; from penjing.errors import ArtifactError\n"
-        "from penjing.models.keras_door import import_keras\n"
-        "try: import_keras()\nexcept ArtifactError as error: print(error)\n"
-    )
-    environment = {**os.environ, "KERAS_BACKEND": "numpy"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], check=True, env=environment, capture_output=True, text=True
-    )
-    assert "numpy backend" in done.stdout
+def test_another_backend_in_the_process_is_an_error_not_a_wrong_model(
+    keras_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door.import_keras().backend, "backend", lambda: "tensorflow")
+    with pytest.raises(ArtifactError, match="tensorflow backend in this process"):
+        load_model(keras_file)
