@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from penjing.config import Config
 from penjing.errors import DataError, PruneError
 from penjing.events import Event, Listener, silent
+from penjing.graph import Graph
 from penjing.recover.batches import Inputs, check, map_inputs, unpack
 
 
@@ -109,7 +110,7 @@ class ReconstructResult:
 
 def reconstruct(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | Graph,
     plan: Any,
     data: Iterable[Any],
     config: ReconstructConfig | None = None,
@@ -121,7 +122,7 @@ def reconstruct(
 
     Args:
         student: The pruned network (the user's class or a traced graph). It is copied.
-        teacher: The original.
+        teacher: The original; its graph, where it is traced already, saves time.
         plan: The plan that made the student, or a mapping ``{tensor: {dim: kept positions}}``.
         data: A re-iterable of batches, as for training.
         config: Options.

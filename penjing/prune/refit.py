@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import PruneError
 from penjing.events import Event, Listener
-from penjing.graph import trace
+from penjing.graph import Graph, trace
 from penjing.prune.least_squares import Fit, fit_moments, fit_samples
 from penjing.prune.moments import Moments, thin_out
 from penjing.prune.places import Norm, Place, find_norms, find_places
@@ -30,7 +30,7 @@ class Refit:
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | Graph,
         kept: Mapping[str, Mapping[int, Tensor]],
         batches: Sequence[Inputs],
         config: ReconstructConfig,
@@ -40,7 +40,8 @@ class Refit:
         self.kept, self.batches, self.config, self.listen = kept, batches, config, listen
         self.generator = torch.Generator().manual_seed(seed)
         example = map_inputs(batches[0], lambda x: x[:2])
-        self.student, self.teacher = trace(student, example), trace(teacher, example)
+        self.student = trace(student, example)
+        self.teacher = teacher if isinstance(teacher, Graph) else trace(teacher, example)
         if not (self.student.batch_dim and self.teacher.batch_dim):
             raise PruneError(
                 "the network works for one batch size only",
@@ -246,7 +247,8 @@ class _Targets:
 
     def _gain(self, norm: Norm) -> Tensor:
         params, buffers = self.work.student.params, self.work.student.buffers
-        return params[norm.weight].detach().double() / (buffers[norm.var].double() + norm.eps).sqrt()
+        gain: Tensor = params[norm.weight].detach().double() / (buffers[norm.var].double() + norm.eps).sqrt()
+        return gain
 
 
 class _Rows:

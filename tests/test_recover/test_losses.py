@@ -124,7 +124,8 @@ def test_dist_sees_relations_only() -> None:
 
 
 def rotation(size: int) -> Tensor:
-    return torch.linalg.qr(draw(5, size, size)).Q
+    q: Tensor = torch.linalg.qr(draw(5, size, size)).Q
+    return q
 
 
 @pytest.mark.parametrize(

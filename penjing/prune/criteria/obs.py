@@ -208,9 +208,10 @@ class _Removal:
             self.variance = torch.zeros(0)
         else:
             self.inverse = None
-            variance = (
-                reader.var_GF if reader.var_GF is not None else reader.cov_GFF.diagonal(dim1=1, dim2=2)  # type: ignore[union-attr]
-            )
+            variance = reader.var_GF
+            if variance is None:
+                assert reader.cov_GFF is not None, "a reader has the one or the other"
+                variance = reader.cov_GFF.diagonal(dim1=1, dim2=2)
             energy_GF = self.w_GOF.square().sum(1) * variance
             size = energy_GF.sum()
             self.variance = energy_GF.sum(0)[self.features].sum(1)
