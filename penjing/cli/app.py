@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-import click
 import typer
 
+from penjing.cli.codes import Code
 from penjing.errors import PenjingError
-
-OK, NOT_HELD, BUG, WRONG, INTERRUPTED = 0, 3, 1, 2, 130
-"""Exit codes: done; done but the allowed loss did not hold; a bug; an error with its remedy; interrupted."""
 
 VERBS = ("inspect", "prune", "recover", "quantize", "export", "compress", "report", "bench", "demo", "run")
 _RESUMABLE = ("compress", "demo", "run")
@@ -59,33 +56,33 @@ def _run(arguments: list[str], debug: bool) -> int:
     previous = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code: Any = app(arguments, prog_name="penjing", standalone_mode=False)
-        return code if isinstance(code, int) else OK
-    except click.exceptions.Exit as stop:
-        return int(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        return WRONG
+        code = app(arguments, prog_name="penjing", standalone_mode=False)
+        if code == Code.INTERRUPTED:  # how typer gives back a KeyboardInterrupt
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else Code.OK
     except PenjingError as error:
         if debug:
             raise
         _say(f"penjing: {error}")
-        return WRONG
-    except (KeyboardInterrupt, click.exceptions.Abort):
+        return Code.WRONG
+    except (KeyboardInterrupt, typer.Abort):
         if debug:
             raise
         _say(f"penjing: interrupted. {_how_to_resume(arguments)}".rstrip())
-        return INTERRUPTED
+        return Code.INTERRUPTED
     except BrokenPipeError:
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # the reader has gone: say nothing more
-        return OK
+        return Code.OK
     except Exception as error:
+        if hasattr(error, "show"):  # a wrong option; typer does not export the class
+            error.show()
+            return Code.WRONG
         if debug:
             raise
         _say(f"penjing: unexpected {type(error).__name__}: {error}. This is a bug; --debug shows where")
-        return BUG
+        return Code.BUG
     finally:
         signal.signal(signal.SIGTERM, previous)
 

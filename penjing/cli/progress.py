@@ -98,8 +98,9 @@ class _Live:
         if self._stage is not None:
             self._shown.remove_task(self._stage)
         self._began = time.monotonic()
-        self._stage = self._shown.add_task(event.message or event.stage, total=None, unit="step", live="")
-        self._shown.update(self._stage, total=event.total or 1)
+        self._stage = self._shown.add_task(
+            event.message or event.stage, total=event.total or 1, unit="step", live=""
+        )
 
     def _advance(self, event: Event) -> None:
         if self._stage is None:

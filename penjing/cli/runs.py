@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from penjing.cli.app import NOT_HELD, OK
+from penjing.cli.codes import Code
 from penjing.cli.common import emit
 
 if TYPE_CHECKING:
@@ -26,5 +26,5 @@ def finish(result: RunResult, as_json: bool) -> int:
             "accuracy did not hold. Give a larger budget, more recovery epochs, or a larger --max-drop",
             file=sys.stderr,
         )
-        return NOT_HELD
-    return OK
+        return Code.NOT_HELD
+    return Code.OK

@@ -6,19 +6,21 @@ from penjing.report.metrics import AccuracyCell, Metrics, Row
 
 
 def count(value: float) -> str:
-    """``102.3M``, ``9.87M``, ``512``: three significant digits."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}" if value / size < 1000 else f"{value / size:.0f}{unit}"
-    return f"{value:g}"
+    """``102M``, ``9.87M``, ``512``: three significant digits."""
+    return _scaled(value, (("G", 1e9), ("M", 1e6), ("k", 1e3)), "")
 
 
 def size(num_bytes: float) -> str:
     """``409 MB``, ``9.87 MB``, ``12 kB`` (powers of ten)."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.3g} {unit}"
-    return f"{num_bytes:g} B"
+    return _scaled(num_bytes, ((" GB", 1e9), (" MB", 1e6), (" kB", 1e3)), " B")
+
+
+def _scaled(value: float, units: tuple[tuple[str, float], ...], plain: str) -> str:
+    rounded = float(f"{value:.3g}")  # first, so that 999,999 becomes 1M and not 1000k
+    for unit, scale in units:
+        if abs(rounded) >= scale:
+            return f"{rounded / scale:.3g}{unit}"
+    return f"{rounded:g}{plain}"
 
 
 def milliseconds(value: float) -> str:

@@ -36,7 +36,7 @@ def tiny_values(shapes_npz):
         "data": {"spec": str(shapes_npz), "batch_size": 32, "eval_batch_size": 40, "calibration": 64},
         "model": {
             "spec": "penjing:vgg_small",
-            "options": {"widths": [8, 12], "convs": [1, 1], "hidden": [24, 24]},
+            "options": {"widths": [8, 12], "convs": [1, 1], "hidden": [64, 64]},
         },
         "train": {"epochs": 3, "lr": 0.05},
         "prune": {"budget": {"params": 0.6}},

@@ -64,10 +64,10 @@ def test_headline(metrics, bare):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(512, "512"), (9_870_000, "9.87M"), (102_345_678, "102M"), (999_999, "1e+03k"), (0, "0")],
+    [(512, "512"), (9_870_000, "9.87M"), (102_345_678, "102M"), (999_999, "1M"), (0, "0")],
 )
 def test_counts(value, shown):
-    assert text.count(value) == shown.replace("1e+03k", "1000k")
+    assert text.count(value) == shown
 
 
 @given(st.floats(0, 1e7))

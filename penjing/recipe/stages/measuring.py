@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from penjing.events import Event, Listener
@@ -111,7 +111,7 @@ def measure_rows(space: Workspace, listen: Listener) -> Output:
         cost = count(model, space.examples)
         del model
         gc.collect()
-        session = onnx_session(path, threads=os.cpu_count() or 1)
+        session = onnx_session(path, threads=torch.get_num_threads())
         cells = {}
         for at, (name, limit) in enumerate(splits):
             message = f"{entry.label}: {name} accuracy"
@@ -245,7 +245,7 @@ def _feeds(path: Path, inputs: Any, batch: int) -> dict[str, Any]:
 def _robustness(space: Workspace, paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
     out = {}
     for key in ("dense", after_key(space.recipe)):
-        session = onnx_session(paths[key], threads=os.cpu_count() or 1)
+        session = onnx_session(paths[key], threads=torch.get_num_threads())
         which = "test" if space.feed.has("test") else "val"
         split = getattr(space.feed.bundle, which)
         found = robustness(
