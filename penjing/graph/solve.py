@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -146,9 +147,13 @@ def shapes_of(node: fx.Node) -> list[tuple[int, ...]]:
 def concrete(size: Any) -> int:
     """A size as a number; symbols take the value of the stand-in."""
     if isinstance(size, torch.SymInt):
-        expression = size.node.expr
-        return int(expression.subs(dict.fromkeys(expression.free_symbols, BATCH_STANDIN)))
+        return _stand_in(size.node.expr)
     return int(size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _stand_in(expression: Any) -> int:
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, BATCH_STANDIN)))
 
 
 def bind(node: fx.Node) -> dict[str, Any]:
