@@ -143,7 +143,8 @@ def _memory_order(tensor: torch.Tensor) -> tuple[int, ...] | None:
     """Dimensions by falling stride, when it is dense but not row-major: kernels round differently."""
     if tensor.is_contiguous() or tensor.numel() == 0:
         return None
-    order = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), dim))
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dim: (-strides[dim], dim))
     return tuple(order) if tensor.permute(order).is_contiguous() else None
 
 

@@ -230,7 +230,8 @@ def _pt2(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
             remedy="Give trust=True (--trust) if you made it yourself, or hand over a penjing artifact",
         )
     program = torch.export.load(spec)
-    args, kwargs = program.example_inputs or ((), {})
+    example: Any = program.example_inputs
+    args, kwargs = example or ((), {})
     examples: Any = dict(kwargs) if kwargs and not args else args[0] if len(args) == 1 else tuple(args)
     model = program.module(check_guards=False)
     return LoadedModel(GraphModel(trace(_Plain(model), examples)), examples, spec, "pt2")
@@ -238,6 +239,8 @@ def _pt2(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
 
 class _Plain(nn.Module):
     """An exported module under the names it had, free of export's refusal of train() and eval()."""
+
+    _exported: Callable[..., Any]
 
     def __init__(self, exported: nn.Module) -> None:
         super().__init__()
@@ -247,10 +250,10 @@ class _Plain(nn.Module):
             exported._buffers,
         )
         self._non_persistent_buffers_set = exported._non_persistent_buffers_set
-        object.__setattr__(self, "exported", exported)
+        object.__setattr__(self, "_exported", exported)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.exported(*args, **kwargs)
+        return self._exported(*args, **kwargs)
 
 
 def _onnx(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:

@@ -40,6 +40,9 @@ def cnn() -> nn.Module:
 class Attention(nn.Module):
     """Two inputs, dict output, tied weights, a constant, an unused parameter, a size taken from the input."""
 
+    scale: Tensor
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Linear(6, 8)
@@ -143,7 +146,7 @@ def test_a_loaded_program_can_be_traced_and_copied(case: tuple[nn.Module, Any], 
 
 
 def test_memory_order_and_requires_grad_are_kept(tmp_path: Path) -> None:
-    model = cnn().to(memory_format=torch.channels_last)
+    model: Any = cnn().to(memory_format=torch.channels_last)
     model[0].bias.requires_grad_(False)
     x = torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last)
     graph = trace(model, x)

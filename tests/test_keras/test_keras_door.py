@@ -104,6 +104,7 @@ def test_pruned_trained_saved_and_read_again(keras_file: Path, tmp_path: Path) -
     result = prune(loaded.model, loaded.example_inputs, ratio=0.5)
     assert result.in_place
     model = result.model
+    assert isinstance(model, door.KerasModule)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     model.train()(loaded.example_inputs).square().sum().backward()
     optimizer.step()
@@ -143,6 +144,7 @@ def test_the_pruned_file_serves_and_trains_on_tensorflow(keras_file: Path, tmp_p
     pytest.importorskip("tensorflow")
     loaded = load_model(keras_file)
     model = prune(loaded.model, loaded.example_inputs, ratio=0.5).model
+    assert isinstance(model, door.KerasModule)
     door.save_keras(model, tmp_path / "small.keras")
     x = torch.randn(5, *loaded.example_inputs.shape[1:])
     save_file({"x": x}, tmp_path / "x.safetensors")

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from penjing.artifact import save_artifact
-from penjing.errors import ArtifactError
+from penjing.errors import ArtifactError, PenjingError
 from penjing.models.spec import load_model
 from penjing.models.weights import load_weights
 
@@ -92,8 +92,8 @@ def test_pt2_only_when_trusted(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(spec: str, says: str) -> None:
-    options = {"widdths": 3} if says == "widdths" else {}
-    with pytest.raises(ArtifactError, match=says):
+    options: dict[str, Any] = {"widdths": 3} if says == "widdths" else {}
+    with pytest.raises(PenjingError, match=says):
         load_model(spec, **options)
 
 
