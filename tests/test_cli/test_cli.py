@@ -4,6 +4,8 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from penjing.errors import RecipeError
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorflow", "pandas", "numpy", "plotly", "jinja2", "keras")
 
 
-def call(capsys, *arguments):
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     """Exit code, standard output and standard error of the command line."""
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
@@ -22,13 +24,13 @@ def call(capsys, *arguments):
     return stop.value.code, out, err
 
 
-def test_import_is_light():
+def test_import_is_light() -> None:
     code = f"import sys, penjing, penjing.cli\nprint([n for n in {HEAVY} if n in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
 
 
-def test_help_names_every_verb(capsys):
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "--help")
     assert code == 0
     for verb in ("inspect", "prune", "recover", "quantize", "export", "compress", "report", "bench", "demo"):
@@ -39,7 +41,7 @@ def test_help_names_every_verb(capsys):
     "verb",
     ["inspect", "prune", "recover", "quantize", "export", "compress", "report", "bench", "demo", "run"],
 )
-def test_every_verb_offers_json(capsys, verb):
+def test_every_verb_offers_json(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     code, out, _ = call(capsys, verb, "--help")
     assert code == 0
     assert "--json" in out
@@ -56,7 +58,9 @@ def test_every_verb_offers_json(capsys, verb):
         (["prune", "penjing:mlp", "--out", "/tmp/x", "--budget", "params=few"], ["few", "number"]),
     ],
 )
-def test_an_error_is_one_line_and_exit_code_2(capsys, arguments, words):
+def test_an_error_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: Any
+) -> None:
     code, out, err = call(capsys, *arguments)
     assert code == 2
     assert out == ""
@@ -66,20 +70,20 @@ def test_an_error_is_one_line_and_exit_code_2(capsys, arguments, words):
         assert word in err
 
 
-def test_unknown_options_exit_2(capsys):
+def test_unknown_options_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, "demo", "--ful")
     assert code == 2
     assert "--ful" in err
 
 
-def test_debug_lets_the_error_through(capsys):
+def test_debug_lets_the_error_through(capsys: pytest.CaptureFixture[str]) -> None:
     from penjing.errors import ArtifactError
 
     with pytest.raises(ArtifactError):
         main(["report", "/nowhere", "--debug"])
 
 
-def test_recipe_errors_name_the_entry(capsys, tmp_path):
+def test_recipe_errors_name_the_entry(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("data: {spec: glyphs}\nmodel: {spec: 'penjing:mlp'}\nprune: {ratio: 0.5}\nrecovr: {}\n")
     code, _, err = call(capsys, "run", str(path), "--out", str(tmp_path / "run"))
@@ -88,9 +92,10 @@ def test_recipe_errors_name_the_entry(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_interrupt_says_how_to_resume(tmp_path):
+def test_interrupt_says_how_to_resume(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "penjing", "demo", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("[run]"):
             process.send_signal(signal.SIGINT)
@@ -102,7 +107,7 @@ def test_interrupt_says_how_to_resume(tmp_path):
     assert "Traceback" not in err
 
 
-def test_report_from_metrics_alone(capsys, tmp_path):
+def test_report_from_metrics_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from penjing.files import write_json
 
     row = {"label": "x", "num_params": 10, "num_macs": 1, "size_bytes": 40}
@@ -119,19 +124,19 @@ def test_report_from_metrics_alone(capsys, tmp_path):
 
 
 class TestParsing:
-    def test_pairs(self):
+    def test_pairs(self) -> None:
         assert pairs(["a=1", "b=[2, 3]", "c=x=y"], "--option") == {"a": 1, "b": [2, 3], "c": "x=y"}
         assert pairs(None, "--option") == {}
 
-    def test_budget(self):
+    def test_budget(self) -> None:
         assert budget_of(["params=0.1,macs=5e7"]) == {"params": 0.1, "macs": 5e7}
         assert budget_of(["params=0.1", "macs=2"]) == {"params": 0.1, "macs": 2.0}
         assert budget_of(None) is None
 
-    def test_names(self):
+    def test_names(self) -> None:
         assert names("onnx, saved_model,") == ("onnx", "saved_model")
 
     @pytest.mark.parametrize("entry", ["a", "=1", "a=["])
-    def test_bad_pairs(self, entry):
+    def test_bad_pairs(self, entry: str) -> None:
         with pytest.raises(RecipeError):
             pairs([entry], "--option")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +11,7 @@ from penjing.events import Event
 from penjing.log import JsonLog, event_to_dict, read_log, tee
 
 
-def test_log_survives_being_cut_anywhere(tmp_path_factory):
+def test_log_survives_being_cut_anywhere(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("log") / "log.jsonl"
     with JsonLog(path) as log:
         for step in range(3):
@@ -25,12 +27,12 @@ def test_log_survives_being_cut_anywhere(tmp_path_factory):
 
 
 @given(st.floats(), st.text(max_size=20))
-def test_every_event_is_json(value, message):
+def test_every_event_is_json(value: Any, message: Any) -> None:
     record = event_to_dict(Event("s", "metric", metrics={"x": value}, message=message))
     assert json.loads(json.dumps(record, allow_nan=False)) == record
 
 
-def test_tee_tells_all():
+def test_tee_tells_all() -> None:
     heard = []
     tee(lambda e: heard.append(1), lambda e: heard.append(2))(Event("s", "note"))
     assert heard == [1, 2]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from penjing.cli.progress import progress
 from penjing.events import Event
@@ -18,18 +19,18 @@ EVENTS = [
 
 
 class Terminal(io.StringIO):
-    def isatty(self):
+    def isatty(self) -> Any:
         return True
 
 
-def shown(stream, **options):
+def shown(stream: Any, **options: Any) -> Any:
     with progress(stream=stream, **options) as listen:
         for event in EVENTS:
             listen(event)
     return stream.getvalue()
 
 
-def test_plain_lines_have_no_control_signs():
+def test_plain_lines_have_no_control_signs() -> None:
     text = shown(io.StringIO())
     assert "\x1b" not in text
     assert "\r" not in text
@@ -41,7 +42,7 @@ def test_plain_lines_have_no_control_signs():
     assert "[train] done train the dense network seconds 2" in lines
 
 
-def test_plain_progress_is_rare():
+def test_plain_progress_is_rare() -> None:
     stream = io.StringIO()
     with progress(stream=stream) as listen:
         for step in range(1000):
@@ -49,11 +50,11 @@ def test_plain_progress_is_rare():
     assert len(stream.getvalue().splitlines()) == 1
 
 
-def test_terminal_keeps_what_happened():
+def test_terminal_keeps_what_happened() -> None:
     text = shown(Terminal())
     assert "✓ train the dense network" in text
     assert "slow disk" in text
 
 
-def test_quiet_is_silent():
+def test_quiet_is_silent() -> None:
     assert shown(io.StringIO(), quiet=True) == ""

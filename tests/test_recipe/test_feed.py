@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,38 +15,38 @@ from penjing.recipe.feed import Feed, Take, cut, layout_of
 from penjing.recipe.schema import DataConfig
 
 
-def bundle(num=10):
+def bundle(num: int = 10) -> Any:
     images = np.arange(num * 2 * 3 * 3).reshape(num, 2, 3, 3).astype(np.uint8)
     split = ArraySplit(images, np.arange(num) % 2, ("a", "b"))
     return DataBundle(split, split, split, ("a", "b"), (0.5,) * 3, (0.25,) * 3, (3, 2, 3))
 
 
-def feed(**changes):
+def feed(**changes: Any) -> Any:
     options = {"layout": "nchw", "seed": 0, "unit": True, **changes}
     return Feed(DataConfig(spec="x", batch_size=4, eval_batch_size=4), bundle(), **options)
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(1, 30))
-def test_take_gives_the_first_samples(sizes, limit):
+def test_take_gives_the_first_samples(sizes: Any, limit: Any) -> None:
     flat = torch.arange(sum(sizes))
-    batches = list(flat.split(sizes))
+    batches = list(torch.split(flat, sizes))
     taken = torch.cat([x for x, _ in Take([(b, b) for b in batches], limit)])
     assert torch.equal(taken, flat[:limit])
 
 
-def test_limit_is_spread_evenly_and_in_order():
+def test_limit_is_spread_evenly_and_in_order() -> None:
     (labels,) = [y for _, y in feed().split("train", 4)]
     assert labels.tolist() == [0, 1, 0, 1]
     assert sum(len(y) for _, y in feed().split("train")) == 10
 
 
-def test_layouts_hold_the_same_numbers():
+def test_layouts_hold_the_same_numbers() -> None:
     for (x, y), (turned, same) in zip(feed().split("val"), feed(layout="nhwc").split("val"), strict=True):
         assert torch.equal(x.permute(0, 2, 3, 1), turned)
         assert torch.equal(y, same)
 
 
-def test_wrapped_loader_keeps_epochs():
+def test_wrapped_loader_keeps_epochs() -> None:
     wrapped = feed(layout="nhwc").train()
     wrapped.set_epoch(1)
     first = torch.cat([y for _, y in wrapped])
@@ -56,7 +58,7 @@ def test_wrapped_loader_keeps_epochs():
     assert len(second) == 10
 
 
-def test_unit_and_mean_std():
+def test_unit_and_mean_std() -> None:
     unit = next(iter(feed().split("val")))[0]
     normal = next(iter(feed(unit=False).split("val")))[0]
     assert 0 <= float(unit.min()) <= float(unit.max()) <= 1
@@ -73,11 +75,11 @@ def test_unit_and_mean_std():
         (None, "nchw"),
     ],
 )
-def test_layout_by_the_models_inputs(inputs, layout):
+def test_layout_by_the_models_inputs(inputs: Any, layout: Any) -> None:
     assert layout_of(inputs, bundle()) == layout
 
 
-def test_cut_reaches_into_structures():
+def test_cut_reaches_into_structures() -> None:
     x = torch.arange(4)
     assert cut({"a": (x, [x])}, 2)["a"][1][0].tolist() == [0, 1]
 
@@ -85,11 +87,11 @@ def test_cut_reaches_into_structures():
 @pytest.mark.parametrize(
     "data", [(1,), ([], [], [], []), {"train": []}, {"train": [], "val": [], "extra": []}]
 )
-def test_loaders_of_the_wrong_number(data):
+def test_loaders_of_the_wrong_number(data: Any) -> None:
     with pytest.raises(DataError):
         as_bundle(data)
 
 
-def test_generators_are_refused():
+def test_generators_are_refused() -> None:
     with pytest.raises(DataError, match="only once"):
         as_bundle((iter([1]), [1]))

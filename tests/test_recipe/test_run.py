@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +16,76 @@ import torch
 
 import penjing
 from penjing.errors import RecipeError, RecoverError, RunError
+from penjing.events import Event
 from penjing.measure import accuracy, onnx_session
 from penjing.prune import Plan
-from penjing.recipe import Recipe
+from penjing.recipe import Recipe, RunResult
 from penjing.recipe.run import run
 from penjing.recipe.stages import stages_of
 from penjing.recipe.store import Store
 from penjing.recipe.workspace import Workspace
+from penjing.report import Metrics, Row
+
+Finished = tuple[RunResult, list[Event]]
+NUM_CLASSES = 4
+
+
+@pytest.fixture(scope="session")
+def shapes_npz(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Four classes of 8×8 images that a small network learns in seconds: a bright quadrant in noise."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "quadrants.npz"
+    arrays = {}
+    for split, count in (("train", 160), ("val", 60), ("test", 80)):
+        labels = np.arange(count) % NUM_CLASSES
+        images = rng.integers(0, 110, (count, 8, 8, 1))
+        for image, label in zip(images, labels, strict=True):
+            row, column = divmod(int(label), 2)
+            image[row * 4 : row * 4 + 4, column * 4 : column * 4 + 4] += 110
+        arrays[f"x_{split}"] = images.astype(np.uint8)
+        arrays[f"y_{split}"] = labels.astype(np.int64)
+    np.savez(path, allow_pickle=False, **arrays)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_values(shapes_npz: Path) -> Any:
+    """A whole recipe that runs in seconds."""
+    return {
+        "name": "tiny",
+        "seed": 3,
+        "data": {"spec": str(shapes_npz), "batch_size": 32, "eval_batch_size": 40, "calibration": 64},
+        "model": {
+            "spec": "penjing:vgg_small",
+            "options": {"widths": [8, 12], "convs": [1, 1], "hidden": [64, 64]},
+        },
+        "train": {"epochs": 3, "lr": 0.05},
+        "prune": {"budget": {"params": 0.6}},
+        "recover": {"epochs": 2, "lr": 0.02},
+        "export": {"formats": ["onnx"], "batch_sizes": [1, 3]},
+        "measure": {"runs": 3, "batches": [1, 4], "max_train": 50},
+        "max_drop": 1.0,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_values: dict[str, Any]) -> Any:
+    return Recipe.parse(tiny_values)
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run that nothing interrupted: its result and the events it emitted."""
+    events: list[Event] = []
+    result = run(tiny_recipe, tmp_path_factory.mktemp("runs") / "whole", listen=events.append)
+    return result, events
+
 
 # What depends on the clock; everything else repeats exactly.
 CLOCKED = ("metrics.json", "report.html", "table.csv", "table.json", "manifest.json", "log.jsonl")
 
 
-def contents(folder):
+def contents(folder: Path) -> Any:
     """sha256 of everything in a run folder that must repeat."""
     store = Store(folder)
     out = {}
@@ -39,17 +97,23 @@ def contents(folder):
     return out
 
 
-def numbers(folder):
+def numbers(folder: Path) -> Any:
     """All that the stages reported, without timings."""
     stages = folder / "work" / "stages"
     found = {path.stem: json.loads(path.read_text()) for path in sorted(stages.glob("*.json"))}
     return {name: (marker["key"], marker["result"]) for name, marker in found.items()}
 
 
-def stop_at(predicate):
+def row_of(metrics: Metrics, key: str) -> Row:
+    row = metrics.row(key)
+    assert row is not None
+    return row
+
+
+def stop_at(predicate: Any) -> Any:
     """A listener that interrupts the run at the first event for which the predicate holds."""
 
-    def listen(event):
+    def listen(event: Any) -> None:
         if predicate(event):
             raise KeyboardInterrupt
 
@@ -57,35 +121,35 @@ def stop_at(predicate):
 
 
 class TestFinishedRun:
-    def test_artifact_is_whole(self, finished):
+    def test_artifact_is_whole(self, finished: Finished) -> None:
         folder = finished[0].folder
         names = ["model.safetensors", "plan.json", "model.onnx", "model.int8.onnx", "model.int8.safetensors"]
         names += ["recipe.yaml", "metrics.json", "report.html", "table.csv", "table.json", "log.jsonl"]
         assert [name for name in names if not (folder / name).is_file()] == []
 
-    def test_budget_is_met(self, finished):
+    def test_budget_is_met(self, finished: Finished) -> None:
         metrics = finished[0].metrics
-        dense, small = metrics.row("dense"), metrics.row("recovered")
+        dense, small, int8 = row_of(metrics, "dense"), row_of(metrics, "recovered"), row_of(metrics, "int8")
         assert 0.5 * dense.num_params < small.num_params <= 0.6 * dense.num_params
-        assert metrics.row("int8").size_bytes < small.size_bytes < dense.size_bytes
+        assert int8.size_bytes < small.size_bytes < dense.size_bytes
 
-    def test_network_learned(self, finished):
+    def test_network_learned(self, finished: Finished) -> None:
         metrics = finished[0].metrics
-        assert metrics.row("dense").accuracy["test"].value > 0.9
-        assert metrics.row("int8").accuracy["test"].value > 0.9
+        assert row_of(metrics, "dense").accuracy["test"].value > 0.9
+        assert row_of(metrics, "int8").accuracy["test"].value > 0.9
         assert metrics.held is True
 
-    def test_numbers_are_those_of_the_files(self, finished, tiny_recipe):
+    def test_numbers_are_those_of_the_files(self, finished: Finished, tiny_recipe: Recipe) -> None:
         result = finished[0]
         space = Workspace(tiny_recipe, result.folder)
         for key in ("recovered", "int8"):
-            row = result.metrics.row(key)
+            row = row_of(result.metrics, key)
             path = result.folder / row.file
             assert row.size_bytes == path.stat().st_size
             again = accuracy(onnx_session(path), space.feed.split("test"))
             assert (row.accuracy["test"].value, row.accuracy["test"].n) == (again.value, again.n)
 
-    def test_loads_in_a_new_process_without_the_code(self, finished, tiny_recipe):
+    def test_loads_in_a_new_process_without_the_code(self, finished: Finished, tiny_recipe: Recipe) -> None:
         folder = finished[0].folder
         space = Workspace(tiny_recipe, folder)
         inputs = space.feed.examples(5)
@@ -103,28 +167,28 @@ class TestFinishedRun:
         subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=120)
         torch.testing.assert_close(torch.from_numpy(np.load(out)), expected, rtol=1e-5, atol=1e-6)
 
-    def test_plan_cuts_the_original_to_the_student(self, finished, tiny_recipe):
+    def test_plan_cuts_the_original_to_the_student(self, finished: Finished, tiny_recipe: Recipe) -> None:
         space = Workspace(tiny_recipe, finished[0].folder)
         plan = Plan.load(finished[0].folder / "plan.json")
         sliced = plan.slice_state(space.dense().state_dict())
         student = finished[0].model.state_dict()
         assert {k: v.shape for k, v in sliced.items()} == {k: v.shape for k, v in student.items()}
 
-    def test_stored_recipe_is_the_recipe(self, finished, tiny_recipe):
+    def test_stored_recipe_is_the_recipe(self, finished: Finished, tiny_recipe: Recipe) -> None:
         assert Recipe.from_file(finished[0].folder / "recipe.yaml") == tiny_recipe
 
-    def test_log_has_every_stage(self, finished, tiny_recipe):
+    def test_log_has_every_stage(self, finished: Finished, tiny_recipe: Recipe) -> None:
         from penjing.log import read_log
 
         lines = read_log(finished[0].folder / "log.jsonl")
         started = [line["stage"] for line in lines if line["kind"] == "start"]
         assert started == ["run", *(stage.name for stage in stages_of(tiny_recipe))]
 
-    def test_checkpoints_are_gone(self, finished):
+    def test_checkpoints_are_gone(self, finished: Finished) -> None:
         left = finished[0].folder / "work" / "checkpoints"
         assert not left.exists() or not any(left.iterdir())
 
-    def test_result_speaks(self, finished):
+    def test_result_speaks(self, finished: Finished) -> None:
         result = finished[0]
         assert "parameters" in result.headline
         assert "<table>" in result._repr_html_()
@@ -133,7 +197,7 @@ class TestFinishedRun:
 
 
 class TestResume:
-    def test_finished_run_does_nothing_again(self, finished, tiny_recipe):
+    def test_finished_run_does_nothing_again(self, finished: Finished, tiny_recipe: Recipe) -> None:
         folder = finished[0].folder
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
         again = run(tiny_recipe, folder, resume=True)
@@ -142,7 +206,9 @@ class TestResume:
         assert changed <= {"log.jsonl", "work/lock.json", "work/recipe.yaml"}
         assert again.skipped == tuple(stage.name for stage in stages_of(tiny_recipe))
 
-    def test_interrupted_anywhere_ends_the_same(self, finished, tiny_recipe, tmp_path):
+    def test_interrupted_anywhere_ends_the_same(
+        self, finished: Finished, tiny_recipe: Recipe, tmp_path: Path
+    ) -> None:
         folder = tmp_path / "broken"
         moments = [
             lambda e: e.stage == "train" and e.metrics.get("epoch") == 2,
@@ -159,7 +225,9 @@ class TestResume:
         assert numbers(folder) == numbers(finished[0].folder)
         assert contents(folder) == contents(finished[0].folder)
 
-    def test_damaged_output_is_made_again(self, finished, tiny_recipe, tmp_path):
+    def test_damaged_output_is_made_again(
+        self, finished: Finished, tiny_recipe: Recipe, tmp_path: Path
+    ) -> None:
         import shutil
 
         folder = tmp_path / "copy"
@@ -173,7 +241,7 @@ class TestResume:
         assert contents(folder) == contents(finished[0].folder)
 
     @pytest.mark.slow
-    def test_killed_at_random_moments(self, finished, tiny_recipe, tmp_path):
+    def test_killed_at_random_moments(self, finished: Finished, tiny_recipe: Recipe, tmp_path: Path) -> None:
         folder, recipe = tmp_path / "killed", tmp_path / "recipe.yaml"
         tiny_recipe.to_yaml(recipe)
         command = [sys.executable, "-m", "penjing", "run", str(recipe), "--out", str(folder), "--resume"]
@@ -189,22 +257,22 @@ class TestResume:
 
 
 class TestRefusals:
-    def test_folder_with_a_run_needs_resume(self, finished, tiny_recipe):
+    def test_folder_with_a_run_needs_resume(self, finished: Finished, tiny_recipe: Recipe) -> None:
         with pytest.raises(RunError, match="already holds a run"):
             run(tiny_recipe, finished[0].folder)
 
-    def test_folder_with_other_files(self, tiny_recipe, tmp_path):
+    def test_folder_with_other_files(self, tiny_recipe: Recipe, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("mine")
         with pytest.raises(RunError, match="holds other files"):
             run(tiny_recipe, tmp_path)
         assert sorted(os.listdir(tmp_path)) == ["mine.txt"]
 
-    def test_changed_recipe_names_the_entry(self, finished, tiny_values):
+    def test_changed_recipe_names_the_entry(self, finished: Finished, tiny_values: dict[str, Any]) -> None:
         changed = Recipe.parse({**tiny_values, "train": {"epochs": 4, "lr": 0.05}})
         with pytest.raises(RunError, match=r"train\.epochs was 3 and is now 4"):
             run(changed, finished[0].folder, resume=True)
 
-    def test_failing_stage_lists_what_was_done(self, tiny_values, tmp_path):
+    def test_failing_stage_lists_what_was_done(self, tiny_values: dict[str, Any], tmp_path: Path) -> None:
         train = {"epochs": 1, "lr": 1e30, "grad_clip": None, "schedule": "constant"}
         values = {**tiny_values, "train": train}
         with pytest.raises(RecoverError) as caught:
@@ -216,19 +284,21 @@ class TestRefusals:
 
 
 class TestHonesty:
-    def test_test_split_is_read_by_the_measuring_stage_alone(self, tiny_recipe, tmp_path, monkeypatch):
+    def test_test_split_is_read_by_the_measuring_stage_alone(
+        self, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from penjing.data import DataBundle
 
         current, read = [""], set()
         original = DataBundle.loader
 
-        def spy(self, which, *args, **kwargs):
+        def spy(self: Any, which: Any, *args: Any, **kwargs: Any) -> Any:
             read.add((which, current[0]))
             return original(self, which, *args, **kwargs)
 
         monkeypatch.setattr(DataBundle, "loader", spy)
 
-        def listen(event):
+        def listen(event: Any) -> None:
             if event.kind == "start" and event.stage != "run":
                 current[0] = event.stage
 
@@ -238,7 +308,9 @@ class TestHonesty:
 
 
 class TestFull:
-    def test_baselines_join_a_finished_run(self, finished, tiny_recipe, tmp_path):
+    def test_baselines_join_a_finished_run(
+        self, finished: Finished, tiny_recipe: Recipe, tmp_path: Path
+    ) -> None:
         import shutil
 
         folder = tmp_path / "full"
@@ -252,7 +324,7 @@ class TestFull:
         assert rows["random"].num_params <= 0.6 * dense
 
 
-def test_rounds_approach_the_budget_step_by_step(tiny_values, tmp_path):
+def test_rounds_approach_the_budget_step_by_step(tiny_values: dict[str, Any], tmp_path: Path) -> None:
     values = {**tiny_values, "quantize": None, "prune": {"budget": {"params": 0.36}, "steps": 2}}
     result = run(Recipe.parse(values), tmp_path / "rounds")
     markers = numbers(result.folder)
@@ -260,6 +332,6 @@ def test_rounds_approach_the_budget_step_by_step(tiny_values, tmp_path):
     first, last = (markers[name][1]["after"]["params"] for name in ("prune-1", "prune"))
     assert first <= 0.6 * before
     assert 0.3 * before < last <= 0.36 * before < first
-    assert result.metrics.row("recovered").num_params == last
+    assert row_of(result.metrics, "recovered").num_params == last
     assert isinstance(penjing.load(result.folder), torch.nn.Module)
     assert Path(result.folder / "plan.json").is_file()

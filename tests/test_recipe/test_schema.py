@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import yaml
 from hypothesis import given
@@ -21,7 +24,7 @@ plain = st.recursive(
 )
 
 
-def test_yaml_is_the_object(tmp_path):
+def test_yaml_is_the_object(tmp_path: Path) -> None:
     recipe = Recipe.parse({**BASE, "train": {"epochs": 3}, "quantize": None, "name": "a-b_1.2"})
     path = tmp_path / "recipe.yaml"
     text = recipe.to_yaml(path)
@@ -47,7 +50,7 @@ def test_yaml_is_the_object(tmp_path):
         ({"measure": {"threads": 0}}, "measure.threads", "greater than or equal to 1"),
     ],
 )
-def test_wrong_entries_are_named(change, where, words):
+def test_wrong_entries_are_named(change: Any, where: Any, words: Any) -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe.parse({**BASE, **change})
     assert words in str(caught.value)
@@ -55,24 +58,24 @@ def test_wrong_entries_are_named(change, where, words):
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\x00", "just words"])
-def test_files_that_are_no_recipe(tmp_path, text):
+def test_files_that_are_no_recipe(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError):
         Recipe.from_file(path)
 
 
-def test_missing_file(tmp_path):
+def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"none\.yaml"):
         Recipe.from_file(tmp_path / "none.yaml")
 
 
-def test_onnx_is_always_exported():
+def test_onnx_is_always_exported() -> None:
     recipe = Recipe.parse({**BASE, "export": {"formats": ["saved_model"]}})
     assert recipe.export.formats == ("onnx", "saved_model")
 
 
-def test_demo_recipe_is_valid():
+def test_demo_recipe_is_valid() -> None:
     from importlib.resources import files
 
     recipe = Recipe.parse(yaml.safe_load((files("penjing.recipe") / "demo.yaml").read_text("utf-8")))
@@ -82,18 +85,18 @@ def test_demo_recipe_is_valid():
 
 
 @given(plain)
-def test_no_difference_to_itself(value):
+def test_no_difference_to_itself(value: Any) -> None:
     assert first_difference(value, value) is None
 
 
 @given(plain, plain)
-def test_a_difference_is_found_in_both_directions(old, new):
+def test_a_difference_is_found_in_both_directions(old: Any, new: Any) -> None:
     forward, backward = first_difference(old, new), first_difference(new, old)
     assert (forward is None) == (backward is None)
     if forward is not None:
         assert forward[1] != forward[2]
 
 
-def test_difference_names_the_dotted_key():
+def test_difference_names_the_dotted_key() -> None:
     assert first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ("a.c", 2, 3)
     assert first_difference({"a": 1}, {"a": 1, "b": 2}) == ("b", None, 2)

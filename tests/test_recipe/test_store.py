@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,7 +25,7 @@ with run_lock(Path(sys.argv[1])):
 """
 
 
-def test_marker_round_trip(tmp_path):
+def test_marker_round_trip(tmp_path: Path) -> None:
     store = Store(tmp_path)
     marker = Marker("prune", "key", {"a": [1, 2.5]}, {"seconds": 1.0}, {})
     store.write(marker)
@@ -34,7 +36,7 @@ def test_marker_round_trip(tmp_path):
     assert store.read("prune") is None
 
 
-def test_a_changed_file_unfinishes_a_stage(tmp_path):
+def test_a_changed_file_unfinishes_a_stage(tmp_path: Path) -> None:
     store = Store(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a").write_text("one")
@@ -49,7 +51,7 @@ def test_a_changed_file_unfinishes_a_stage(tmp_path):
     assert Store(tmp_path).finished("s", "k") is None
 
 
-def test_half_a_marker_is_none(tmp_path):
+def test_half_a_marker_is_none(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write(Marker("s", "k", {"x": 1}))
     path = tmp_path / "work" / "stages" / "s.json"
@@ -59,7 +61,7 @@ def test_half_a_marker_is_none(tmp_path):
     assert store.read("s") is None
 
 
-def test_digest_ignores_timing_only():
+def test_digest_ignores_timing_only() -> None:
     marker = Marker("s", "k", {"x": 1}, {"seconds": 1}, {"f": "h"})
     assert replace(marker, timing={"seconds": 2}).digest == marker.digest
     assert replace(marker, result={"x": 2}).digest != marker.digest
@@ -67,11 +69,11 @@ def test_digest_ignores_timing_only():
 
 
 @given(st.dictionaries(st.text(max_size=4), st.integers(), max_size=5))
-def test_hash_does_not_depend_on_order(values):
+def test_hash_does_not_depend_on_order(values: Any) -> None:
     assert hash_json(values) == hash_json(dict(reversed(list(values.items()))))
 
 
-def test_key_depends_on_everything():
+def test_key_depends_on_everything() -> None:
     base = ("s", {"a": 1}, 0, {"train": "x"})
     others = [("t", *base[1:]), ("s", {"a": 2}, *base[2:]), (*base[:2], 1, base[3])]
     others.append((*base[:3], {"train": "y"}))
@@ -79,8 +81,9 @@ def test_key_depends_on_everything():
     assert len(keys) == 5
 
 
-def test_lock_names_its_owner_and_dies_with_it(tmp_path):
+def test_lock_names_its_owner_and_dies_with_it(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
         assert process.stdout.readline().strip() == "held"
         with pytest.raises(RunError, match=f"process {process.pid} on"), run_lock(tmp_path):
@@ -95,7 +98,7 @@ def test_lock_names_its_owner_and_dies_with_it(tmp_path):
         assert taken_over == ""
 
 
-def test_lock_is_free_after_an_error(tmp_path):
+def test_lock_is_free_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="inside"), run_lock(tmp_path):
         raise ValueError("inside")
     with run_lock(tmp_path) as taken_over:

@@ -5,38 +5,54 @@ import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from report_samples import least, sample
 
-from penjing.report import render, write_report
+from penjing.report import Metrics, render, write_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return sample()
+
+
+@pytest.fixture
+def bare() -> Metrics:
+    return least()
 
 
 class Checker(HTMLParser):
     """Tags must nest; text is collected."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.open, self.text, self.external = [], [], []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.external: list[str] = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: Any, attrs: Any) -> None:
         if tag not in VOID:
             self.open.append(tag)
         self.external += [value for name, value in attrs if name in ("src", "href", "srcset") and value]
 
-    def handle_startendtag(self, tag, attrs):
+    def handle_startendtag(self, tag: Any, attrs: Any) -> None:
         pass
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: Any) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: Any) -> None:
         self.text.append(data)
 
 
-def read(page):
+def read(page: Any) -> Any:
     checker = Checker()
     checker.feed(page)
     checker.close()
@@ -44,14 +60,14 @@ def read(page):
     return checker
 
 
-def test_page_is_whole_and_asks_for_nothing(metrics):
+def test_page_is_whole_and_asks_for_nothing(metrics: Metrics) -> None:
     page = render(metrics)
     checker = read(page)
     assert checker.external == []
     assert re.findall(r"(?:https?:)?//[\w.]+|@import|url\(|<script", page) == []
 
 
-def test_page_says_it_all(metrics):
+def test_page_says_it_all(metrics: Metrics) -> None:
     words = " ".join(" ".join(read(render(metrics)).text).split())
     for fact in (
         "sample <b>&",
@@ -75,29 +91,29 @@ def test_page_says_it_all(metrics):
         assert fact in words, fact
 
 
-def test_a_loss_that_did_not_hold_is_said(metrics):
+def test_a_loss_that_did_not_hold_is_said(metrics: Metrics) -> None:
     page = render(metrics.model_copy(update={"held": False}))
     assert "did not hold" in page
 
 
-def test_least_metrics_make_a_page(bare):
+def test_least_metrics_make_a_page(bare: Metrics) -> None:
     words = " ".join(read(render(bare)).text)
     assert "Nothing was frozen" in words
     assert "bare" in words
 
 
-def test_same_metrics_same_page(metrics):
+def test_same_metrics_same_page(metrics: Metrics) -> None:
     assert render(metrics) == render(metrics)
 
 
-def test_every_plot_is_xml(metrics):
+def test_every_plot_is_xml(metrics: Metrics) -> None:
     plots = re.findall(r"<svg.*?</svg>", render(metrics), flags=re.S)
     assert len(plots) >= 6
     for plot in plots:
         ET.fromstring(plot)
 
 
-def test_written_beside_its_tables(metrics, tmp_path):
+def test_written_beside_its_tables(metrics: Metrics, tmp_path: Path) -> None:
     path = write_report(tmp_path, metrics)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "table.csv", "table.json"]
     assert path.read_text(encoding="utf-8") == render(metrics)
@@ -105,7 +121,7 @@ def test_written_beside_its_tables(metrics, tmp_path):
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 @pytest.mark.parametrize("dark", [False, True])
-def test_drawn_in_a_browser(metrics, tmp_path, dark):
+def test_drawn_in_a_browser(metrics: Metrics, tmp_path: Path, dark: bool) -> None:
     page = write_report(tmp_path, metrics)
     shot = tmp_path / "shot.png"
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -114,7 +130,7 @@ def test_drawn_in_a_browser(metrics, tmp_path, dark):
         command.append("--blink-settings=preferredColorScheme=0")
     subprocess.run([*command, page.as_uri()], check=True, capture_output=True, timeout=120)
     with Image.open(shot) as image:
-        corner = image.convert("L").getpixel((3, 3))
-        darkest, brightest = image.convert("L").getextrema()
+        pixels = np.asarray(image.convert("L"), dtype=int)
+    corner, darkest, brightest = int(pixels[3, 3]), int(pixels.min()), int(pixels.max())
     assert (corner < 60) == dark
     assert brightest - darkest > 150  # there is writing on it

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ positive = st.floats(1e-3, 1e9)
 
 
 @given(positive, st.floats(1.01, 1e6), st.floats(0, 1), st.booleans())
-def test_scale_keeps_order_and_ends(low, factor, share, log):
+def test_scale_keeps_order_and_ends(low: Any, factor: Any, share: Any, log: bool) -> None:
     scale = Scale(low, low * factor, 10, 110, log)
     assert scale(low) == pytest.approx(10)
     assert scale(low * factor) == pytest.approx(110)
@@ -21,7 +22,7 @@ def test_scale_keeps_order_and_ends(low, factor, share, log):
 
 
 @given(positive, st.floats(1.01, 1e6), st.booleans())
-def test_ticks_are_inside_and_few(low, factor, log):
+def test_ticks_are_inside_and_few(low: Any, factor: Any, log: bool) -> None:
     scale = Scale(low, low * factor, 0, 1, log)
     ticks = scale.ticks()
     assert ticks == sorted(set(ticks))
@@ -30,7 +31,7 @@ def test_ticks_are_inside_and_few(low, factor, log):
 
 
 @given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=6), st.booleans())
-def test_chart_is_xml_with_every_point(pairs, lines):
+def test_chart_is_xml_with_every_point(pairs: Any, lines: bool) -> None:
     points = tuple(Point(x, y, label="a<b") for x, y in pairs)
     text = chart([Series("one & two", points)], x_label="x", y_label="y", lines=lines)
     root = ET.fromstring(text)
@@ -38,20 +39,20 @@ def test_chart_is_xml_with_every_point(pairs, lines):
     assert len(root.findall("polyline")) == (1 if lines and len(pairs) > 1 else 0)
 
 
-def test_nothing_to_draw_is_nothing():
+def test_nothing_to_draw_is_nothing() -> None:
     assert chart([], x_label="x", y_label="y") == ""
     assert chart([Series("a", (Point(-1, 1),))], x_label="x", y_label="y", log_x=True) == ""
     assert bars([], label="none") == ""
 
 
-def test_bars_are_as_long_as_their_values():
+def test_bars_are_as_long_as_their_values() -> None:
     root = ET.fromstring(bars([Bar("a", 5, "5", whole=10), Bar("b", 10, "10", whole=10)], label="l"))
-    widths = [float(rect.get("width")) for rect in root.findall("rect")]
+    widths = [float(rect.attrib["width"]) for rect in root.findall("rect")]
     assert widths[1] == pytest.approx(widths[0] / 2, abs=0.2)
     assert widths[3] == widths[2] == widths[0]
 
 
-def test_whole_ticks_only():
+def test_whole_ticks_only() -> None:
     points = tuple(Point(x, x) for x in (1.0, 2.0))
     root = ET.fromstring(chart([Series("a", points)], x_label="epoch", y_label="y", whole_x=True))
     below = [

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from report_samples import least, sample
 from rich.console import Console
 
 from penjing.errors import ArtifactError
@@ -14,7 +17,17 @@ from penjing.files import write_json
 from penjing.report import Metrics, build_table, terminal_table, text, write_table
 
 
-def test_metrics_round_trip(metrics, tmp_path):
+@pytest.fixture
+def metrics() -> Metrics:
+    return sample()
+
+
+@pytest.fixture
+def bare() -> Metrics:
+    return least()
+
+
+def test_metrics_round_trip(metrics: Metrics, tmp_path: Path) -> None:
     write_json(tmp_path / "metrics.json", metrics.to_dict())
     assert Metrics.read(tmp_path) == metrics
     assert Metrics.read(tmp_path / "metrics.json") == metrics
@@ -23,14 +36,14 @@ def test_metrics_round_trip(metrics, tmp_path):
 @pytest.mark.parametrize(
     "content", [None, "{", "{}", '{"name": "x", "rows": [], "before": "a", "after": "b", "z": 1}']
 )
-def test_metrics_that_are_none(tmp_path, content):
+def test_metrics_that_are_none(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"metrics\.json"):
         Metrics.read(tmp_path)
 
 
-def test_csv_json_and_frame_agree(metrics, tmp_path):
+def test_csv_json_and_frame_agree(metrics: Metrics, tmp_path: Path) -> None:
     csv, plain = write_table(metrics, tmp_path)
     frame, read = build_table(metrics), pd.read_csv(csv, keep_default_na=True)
     assert list(read.columns) == list(frame.columns)
@@ -42,7 +55,7 @@ def test_csv_json_and_frame_agree(metrics, tmp_path):
             assert (record[name] is None and pd.isna(row[name])) or record[name] == row[name]
 
 
-def test_terminal_fits_eighty_columns(metrics):
+def test_terminal_fits_eighty_columns(metrics: Metrics) -> None:
     out = io.StringIO()
     Console(file=out, width=100).print(terminal_table(metrics))
     lines = out.getvalue().splitlines()
@@ -52,7 +65,7 @@ def test_terminal_fits_eighty_columns(metrics):
     assert "…" not in out.getvalue()
 
 
-def test_headline(metrics, bare):
+def test_headline(metrics: Metrics, bare: Metrics) -> None:
     line = text.headline(metrics)
     assert "(10.4× fewer)" in line
     assert "409 MB → 9.9 MB on disk (41.3× smaller)" in line
@@ -66,15 +79,15 @@ def test_headline(metrics, bare):
     ("value", "shown"),
     [(512, "512"), (9_870_000, "9.87M"), (102_345_678, "102M"), (999_999, "1M"), (0, "0")],
 )
-def test_counts(value, shown):
+def test_counts(value: Any, shown: Any) -> None:
     assert text.count(value) == shown
 
 
 @given(st.floats(0, 1e7))
-def test_durations_have_units(seconds):
+def test_durations_have_units(seconds: float) -> None:
     assert text.duration(seconds)[-1] in "sn"
 
 
 @given(st.floats(1e-4, 1e5))
-def test_milliseconds_keep_three_digits(value):
+def test_milliseconds_keep_three_digits(value: Any) -> None:
     assert float(text.milliseconds(value)) == pytest.approx(value, rel=0.01, abs=0.001)

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
 from penjing.report import Metrics
 
-VALUES = {
+VALUES: dict[str, Any] = {
     "name": "sample <b>&",
     "before": "dense",
     "after": "int8",
@@ -117,15 +117,14 @@ VALUES = {
 }
 
 
-@pytest.fixture
-def metrics():
+def sample() -> Metrics:
+    """Every kind of number."""
     return Metrics.parse(VALUES)
 
 
-@pytest.fixture
-def bare():
+def least() -> Metrics:
     """The least a run can measure."""
-    row = {"label": "x", "num_params": 1, "num_macs": 1, "size_bytes": 1}
+    row: dict[str, Any] = {"label": "x", "num_params": 1, "num_macs": 1, "size_bytes": 1}
     return Metrics.parse(
         {
             "name": "bare",
