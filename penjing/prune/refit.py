@@ -229,7 +229,7 @@ class _Targets:
         if self.total is None or place.other is None:
             return plain
         whole: Tensor = self._cut(work.theirs.values(work.twin[self.total])[index])
-        branch = whole - work.mine.values(place.other)[index]
+        branch: Tensor = whole - work.mine.values(place.other)[index]
         if place.norm is None:
             return branch
         params, buffers = work.student.params, work.student.buffers

@@ -190,7 +190,7 @@ class _Reader:
 class _Removal:
     """Slots going one by one from what one layer reads."""
 
-    def __init__(self, reader: _Reader, index: np.ndarray, ridge: float) -> None:  # type: ignore[type-arg]
+    def __init__(self, reader: _Reader, index: np.ndarray, ridge: float) -> None:
         kernel = torch.arange(reader.kernel)
         positions = torch.from_numpy(np.asarray(index))
         # rows of features that go together, (slots, k·kernel); a row shorter than the others repeats its first entry
