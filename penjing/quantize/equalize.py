@@ -100,8 +100,8 @@ def find_regions(graph: ir.Graph, placement: Placement) -> list[Region]:
     for node in graph:
         if _commutes(node):
             data = [v for v in node.inputs[: 2 if node.op_type == "Add" else 1] if v is not None]
-            for value in data:
-                parent[root(name_of(value))] = root(name_of(node.outputs[0]))
+            for source in data:
+                parent[root(name_of(source))] = root(name_of(node.outputs[0]))
     regions: dict[str, Region] = {}
     frozen = {root(name_of(v)) for v in [*graph.inputs, *graph.outputs]}
     for node in graph:
@@ -197,9 +197,9 @@ def _apply(graph: ir.Graph, region: Region, factor_C: NDArray[np.float64]) -> No
             scale_output(graph, maker, 1.0 / factor_C)
     for reader in region.readers:
         w = weight_of(reader).astype(np.float64)
-        weight = reader.inputs[1]
-        assert weight is not None
-        set_initializer(graph, name_of(weight), _scale_inputs(reader, w, factor_C).astype(np.float32))
+        held = reader.inputs[1]
+        assert held is not None
+        set_initializer(graph, name_of(held), _scale_inputs(reader, w, factor_C).astype(np.float32))
 
 
 def _commutes(node: ir.Node) -> bool:

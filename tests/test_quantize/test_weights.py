@@ -71,7 +71,7 @@ def test_shrinking_a_pair_is_the_nearest_feasible_point(first: int, second: int)
 def test_pairs_lose_less_than_seven_bits() -> None:
     w = weight((64, 64, 3, 3), seed=9)
     errors = {
-        guard: np.square(quantize_weight(w, 0, guard=guard).dequantized() - w).sum()  # type: ignore[arg-type]
+        guard: np.square(quantize_weight(w, 0, guard=guard).dequantized() - w).sum()
         for guard in ("off", "pairs", "full")
     }
     assert errors["off"] <= errors["pairs"] < 0.8 * errors["full"]
