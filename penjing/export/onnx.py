@@ -132,12 +132,13 @@ def _to_program(
     batched = [isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch for leaf in leaves]
     failure: Exception | None = None
     if dynamic and batch:
-        # A batch of one would be read as a constant, so the example is doubled.
-        wide = [
-            torch.cat([leaf, leaf]) if is_batched and batch == 1 else leaf
-            for leaf, is_batched in zip(leaves, batched, strict=True)
-        ]
         for dim in (torch.export.Dim("batch"), torch.export.Dim.DYNAMIC):
+            # A batch of one would be read as a constant, so the example is doubled. Copies in any case:
+            # torch.export leaves a mark on tensors that it was given with a free dimension.
+            wide = [
+                torch.cat([leaf] * (2 if batch == 1 else 1)) if is_batched else leaf
+                for leaf, is_batched in zip(leaves, batched, strict=True)
+            ]
             shapes = [({0: dim} if is_batched else None) for is_batched in batched]
             dyn_args, dyn_kwargs = torch.utils._pytree.tree_unflatten(wide, spec)
             shape_args, shape_kwargs = torch.utils._pytree.tree_unflatten(shapes, spec)
@@ -228,7 +229,7 @@ def _clean(graph: Any, opset: int, metadata: Mapping[str, str]) -> None:
         scopes = node.metadata_props.get(_KEPT_NODE_METADATA, "")
         node.metadata_props.clear()
         node.doc_string = None
-        layer = _deepest_scope(scopes)
+        layer = _owner_of_weight(node) or _deepest_scope(scopes)
         if layer:
             node.metadata_props["layer"] = layer
     for value in [*graph.graph.inputs, *graph.graph.outputs, *graph.graph.initializers.values()]:
@@ -242,6 +243,14 @@ def _clean(graph: Any, opset: int, metadata: Mapping[str, str]) -> None:
     graph.producer_name = "penjing"
     graph.producer_version = getattr(penjing, "__version__", None) or "0"
     graph.graph.name = "penjing"
+
+
+def _owner_of_weight(node: Any) -> str:
+    """The module whose ``weight`` the node reads: a folded batch norm would lend a convolution its own
+    name."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    name = weight.name or "" if weight is not None and weight.is_initializer() else ""
+    return str(name.removesuffix(".weight")) if name.endswith(".weight") else ""
 
 
 def _deepest_scope(scopes: str) -> str:
