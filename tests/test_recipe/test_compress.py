@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import penjing as pj
+from penjing.errors import DataError, RecipeError, RunError
+from penjing.recipe import Recipe
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def halves(count: int, seed: int) -> Batches:
+    """Vectors of 12 numbers; the label says which half is larger. Batches of 20."""
+    generator = torch.Generator().manual_seed(seed)
+    x_NF = torch.randn(count, 12, generator=generator)
+    y_N = (x_NF[:, :6].sum(1) > x_NF[:, 6:].sum(1)).long()
+    return list(zip(x_NF.split(20), y_N.split(20), strict=True))
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """A trained network of one's own, outside any recipe."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+    trained: nn.Module = pj.train(model, halves(200, 0), pj.RecoverConfig(epochs=5, lr=0.1)).model
+    return trained
+
+
+def test_own_network_and_loaders(network: nn.Module, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    data = (halves(200, 0), halves(100, 1), halves(100, 2))
+    out = tmp_path / "small"
+    config = pj.RecoverConfig(epochs=2, lr=0.02)
+    budget = pj.Budget(params=0.3)
+    options = {"export": {"batch_sizes": [1, 3]}, "measure": {"runs": 3}}
+    result = pj.compress(network, data, budget=budget, max_drop=0.2, recover=config, out=out, options=options)
+    rows = {row.key: row for row in result.metrics.rows}
+    assert rows["int8"].num_params <= 0.3 * rows["dense"].num_params
+    assert rows["dense"].accuracy["test"].value > 0.9
+    assert result.held is True
+    loss = rows["dense"].accuracy["val"].value - rows["int8"].accuracy["val"].value
+    assert loss <= 0.2
+    # The network given is as it was, and the one that comes back is that of the artifact.
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert sum(p.numel() for p in result.model.parameters()) == rows["recovered"].num_params
+    # Again with the same network: nothing to do. With another one: all of it.
+    again = pj.compress(
+        network, data, budget=budget, max_drop=0.2, recover=config, out=out, options=options, resume=True
+    )
+    assert len(again.skipped) == len(result.metrics.seconds) + 1
+    # The stored recipe cannot be run by itself: it says so.
+    with pytest.raises(RunError, match="compress"):
+        pj.run(Recipe.from_file(out / "recipe.yaml"), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"data": [halves(20, 0)]}, DataError),
+        ({"data": (iter(halves(20, 0)), halves(20, 0))}, DataError),
+        ({"budget": {"parms": 0.1}}, RecipeError),
+        ({"budget": {"params": -1}}, RecipeError),
+        ({"max_drop": 3}, RecipeError),
+        ({"options": {"seed": 3}}, RecipeError),
+        ({"options": {"measur": {}}}, RecipeError),
+    ],
+)
+def test_wrong_arguments_leave_nothing(
+    network: nn.Module, tmp_path: Path, arguments: dict[str, object], error: type[Exception]
+) -> None:
+    out = tmp_path / "out"
+    good: dict[str, object] = {"data": (halves(20, 0), halves(20, 1)), "out": out}
+    with pytest.raises(error):
+        pj.compress(network, **(good | arguments))  # type: ignore[arg-type]
+    assert not out.exists()
