@@ -241,8 +241,11 @@ def _check_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _first_line(error: Exception) -> str:
+    """The first line for people: some of torch.export's messages begin with the graph traced so far."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+    code = ("def forward", "#", "class ")
+    words = [line for line in lines if " = " not in line and not line.startswith(code)]
+    return (words or lines or [type(error).__name__])[0][:300].rstrip(".")
 
 
 def _graph(model: nn.Module, unlifted: fx.GraphModule, is_dynamic: bool, notes: list[str]) -> Graph:
