@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from penjing.errors import DataError
 from penjing.events import Event
 from penjing.graph import Graph, Group
+from penjing.graph.axes import Index
 from penjing.prune.criteria.base import (
     Criterion,
     Material,
@@ -190,16 +191,16 @@ class _Reader:
 class _Removal:
     """Slots going one by one from what one layer reads."""
 
-    def __init__(self, reader: _Reader, index: np.ndarray, ridge: float) -> None:
+    def __init__(self, reader: _Reader, index: Index, ridge: float) -> None:
         kernel = torch.arange(reader.kernel)
         positions = torch.from_numpy(np.asarray(index))
-        # rows of features that go together, (slots, k·kernel); a row shorter than the others repeats its first entry
-        positions = torch.where(positions >= 0, positions, positions[:, :1])
+        # features that go together, (slots, k·kernel); rows shorter than the others are filled up
+        real = (positions >= 0)[:, :, None].expand(-1, -1, reader.kernel).flatten(1)
+        positions = positions.clamp_min(0)
         self.features = (positions[:, :, None] * reader.kernel + kernel).flatten(1)
         self.w_GOF = reader.w_GOF.clone()
         self.gone = torch.zeros(len(positions), dtype=torch.bool)
-        self.whole = all(len(row.unique()) == len(row) for row in self.features)
-        if reader.cov_GFF is not None and self.whole:
+        if reader.cov_GFF is not None and bool(real.all()):
             cov = reader.cov_GFF.clone()
             size = (self.w_GOF @ cov * self.w_GOF).sum()
             scale_G = cov.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
@@ -214,7 +215,7 @@ class _Removal:
                 variance = reader.cov_GFF.diagonal(dim1=1, dim2=2)
             energy_GF = self.w_GOF.square().sum(1) * variance
             size = energy_GF.sum()
-            self.variance = energy_GF.sum(0)[self.features].sum(1)
+            self.variance = (energy_GF.sum(0)[self.features] * real).sum(1)
         self.size = max(float(size), 1e-30)
 
     def costs(self) -> Scores:
