@@ -169,7 +169,9 @@ class Loop:
         batch: Batch | None = None
         for position, item in enumerate(window):
             number = index * config.grad_accumulation + position
-            batch = share(unpack(item), self.rank, self.world)
+            batch = unpack(item)
+            if config.workers_split:
+                batch = share(batch, self.rank, self.world)
             if batch is None:
                 continue
             check(batch, number)
