@@ -52,7 +52,7 @@ class RecoverError(PenjingError):
 
 
 class DataError(PenjingError):
-    """Raised when data cannot be read or does not fit: empty, wrong shape, NaN, labels outside the classes."""
+    """Raised when data cannot be read or does not fit: empty, wrong shape, NaN, labels out of range."""
 
     stage = "data"
 
@@ -94,6 +94,6 @@ class RecipeError(PenjingError):
 
 
 class RunError(PenjingError):
-    """Raised when a run cannot start or go on: locked by another process, recipe changed, unwritable folder."""
+    """Raised when a run cannot start or go on: locked by another process, recipe changed, unwritable."""
 
     stage = "run"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,13 +25,17 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        aside.touch()
+        mode = stat.S_IMODE(aside.stat().st_mode)  # what the umask gives; some writers make private files
         yield aside
+        aside.chmod(mode)
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
         raise RunError(
-            f"cannot write {path} ({error.strerror or error})", remedy="Choose a writable folder with free space"
+            f"cannot write {path} ({error.strerror or error})",
+            remedy="Choose a writable folder with free space",
         ) from error
     finally:
         aside.unlink(missing_ok=True)
@@ -59,7 +64,8 @@ def atomic_dir(path: Path | str) -> Iterator[Path]:
             os.replace(aside, path)
     except OSError as error:
         raise RunError(
-            f"cannot write {path} ({error.strerror or error})", remedy="Choose a writable folder with free space"
+            f"cannot write {path} ({error.strerror or error})",
+            remedy="Choose a writable folder with free space",
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

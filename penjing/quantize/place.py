@@ -176,6 +176,12 @@ def _forwards(build: _Builder) -> None:
             if data and all(name_of(v) in build.roots for v in data) and _leads_on(node.outputs[0]):
                 build.nodes.add(out)
                 _emit(build, node.outputs[0])
+        elif rule.kind == "clamp" and out not in build.roots:
+            # Not absorbed because others read its input too: it need not break a chain of 8-bit tensors.
+            source = node.inputs[0]
+            if source is not None and name_of(source) in build.roots and _leads_on(node.outputs[0]):
+                build.nodes.add(out)
+                _emit(build, node.outputs[0])
         elif rule.kind == "view":
             source = node.inputs[0]
             if source is not None and name_of(source) in build.roots and _is_view(node):

@@ -88,16 +88,12 @@ def test_a_model_that_fixes_its_batch_is_refused_or_fixed(tmp_path: Path) -> Non
 @needs_tensorflow
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_every_tensorflow_format_agrees(small_net: nn.Module, tmp_path: Path, layout: Layout) -> None:
-    formats = ["onnx", "saved_model", "litert", "litert_fp16", "litert_dynamic", "litert_int8"]
+    formats = ["onnx", "saved_model", "litert", "litert_int8"]
+    if layout == "nchw":
+        formats += ["litert_fp16", "litert_dynamic"]
     heard: list[Event] = []
     result = pe.export(
-        small_net,
-        tmp_path,
-        formats,
-        example_inputs=X,
-        data=DATA,
-        layout=layout,
-        listen=heard.append,
+        small_net, tmp_path, formats, example_inputs=X, data=DATA, layout=layout, listen=heard.append
     )
     assert [file.format for file in result.files] == formats
     assert result.ok
@@ -106,10 +102,9 @@ def test_every_tensorflow_format_agrees(small_net: nn.Module, tmp_path: Path, la
         assert [row.batch for row in result[name].verification.rows] == [1, 3, 8]
     assert result["litert_int8"].verification.rows[-1].rms_relative < 0.1
     assert result["litert_int8"].size_bytes < 0.5 * result["litert"].size_bytes
-    assert [event.kind for event in heard] == ["start"] + ["progress"] * 6 + ["end"]
+    assert [event.kind for event in heard] == ["start"] + ["progress"] * len(formats) + ["end"]
     runner = pe.open_file(tmp_path / "saved_model")
-    image = runner.inputs[0].shape
-    assert image == ((None, 16, 16, 3) if layout == "nhwc" else (None, 3, 16, 16))
+    assert runner.inputs[0].shape == ((None, 16, 16, 3) if layout == "nhwc" else (None, 3, 16, 16))
     json.dumps(result.to_dict(), allow_nan=False)
 
 

@@ -1,20 +1,30 @@
-"""Fixtures of the export tests."""
+"""What all tests share: one Keras backend a process, unhurried property tests, common fixtures."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from export_models import vgg_like
+from hypothesis import settings
 from torch import nn
+
+# Keras reads its backend once, when it is first imported: in the test processes that is torch.
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+# Property tests are not timed: the machine may be busy.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture
 def small_net() -> nn.Module:
     """A fresh VGG-like net for 16×16 images."""
+    from export_models import vgg_like
+
     return vgg_like()
 
 
