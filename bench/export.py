@@ -108,7 +108,9 @@ def build(entry: dict[str, Any]) -> Any:
     import torchvision
 
     backbone = {"weights_backbone": None} if entry["kind"] in ("det", "seg") else {}
-    return torchvision.models.get_model(entry["name"], weights=None, **backbone)
+    model = torchvision.models.get_model(entry["name"], weights=None, **backbone)
+    # A detector's post-processing depends on the data; what is compressed and served is its feature network.
+    return model.backbone if entry["kind"] == "det" else model
 
 
 def work(entry: dict[str, Any], formats: str, ratio: float) -> None:
@@ -123,7 +125,7 @@ def work(entry: dict[str, Any], formats: str, ratio: float) -> None:
     model = build(entry).eval()
     before = sum(p.numel() for p in model.parameters())
     x = torch.randn(*entry["input"])
-    example: Any = ([x[0]],) if entry["kind"] == "det" else x
+    example: Any = x
     if ratio:
         from penjing.prune import prune
 

@@ -65,6 +65,7 @@ class Source:
         data: Calibration batches, for formats that quantize.
         int8: A quantized (QDQ) ONNX file, if there is one.
         layout: Dimension order of image inputs in the file's signature.
+        scratch: A folder that lives as long as the export, for what several formats are made from.
     """
 
     onnx: Path
@@ -74,6 +75,7 @@ class Source:
     data: Iterable[Any] | None = None
     int8: Path | None = None
     layout: Layout = "nchw"
+    scratch: Path | None = None
 
 
 class Exporter(ABC):

@@ -130,6 +130,7 @@ def export(
             data=data,
             int8=None if int8 is None else Path(int8),
             layout=layout,
+            scratch=Path(scratch),
         )
         files = []
         for done, exporter in enumerate(exporters, 1):

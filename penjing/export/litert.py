@@ -170,10 +170,12 @@ class _LiteRTExporter(Exporter):
     precision: ClassVar[str]
 
     def write(self, source: Source, path: Path) -> None:
-        """ONNX → SavedModel (in a temporary folder) → LiteRT."""
+        """ONNX → SavedModel (in a temporary folder, shared by all precisions) → LiteRT."""
         samples = calibration(source) if self.precision == "int8" else None
         with tempfile.TemporaryDirectory() as folder:
-            saved = write_saved_model(source.onnx, Path(folder) / "saved_model", layout=source.layout)
+            saved = (source.scratch or Path(folder)) / "saved_model"
+            if not saved.is_dir():
+                write_saved_model(source.onnx, saved, layout=source.layout)
             write_litert(saved, path, precision=self.precision, samples=samples)
 
     def open(self, path: Path) -> Runner:

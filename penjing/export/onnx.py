@@ -22,6 +22,7 @@ from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.coexist import make_peace
 from penjing.export.inputs import Feeds, as_call
 from penjing.export.inputs import input_names as default_input_names
+from penjing.export.translations import translations
 from penjing.files import atomic_write
 
 DEFAULT_OPSET = 20
@@ -86,6 +87,7 @@ def export_onnx(
 def inference(model: nn.Module) -> Iterator[None]:
     """The model in eval mode without gradients; every module's training flag is restored afterwards."""
     training = [module for module in model.modules() if module.training]
+    recurrent = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     # The fused attention kernels of nn.TransformerEncoder have no ONNX counterpart; the plain path is the
@@ -98,6 +100,8 @@ def inference(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module in training:
             module.training = True
+        for rnn in recurrent:  # torch.export leaves its stand-ins in this cache of the weights
+            rnn._flat_weights = [getattr(rnn, name, None) for name in rnn._flat_weights_names]
 
 
 @contextlib.contextmanager
@@ -183,6 +187,7 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
             input_names=list(names),
             output_names=_output_names(program),
             opset_version=opset,
+            custom_translation_table=translations(program),
             external_data=False,
             verbose=False,
             optimize=True,

@@ -1,0 +1,53 @@
+"""ATen ops that torch's ONNX exporter lacks or knows in part: one function each, found by `translations`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from onnxscript import opset18 as op
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Scaled dot-product attention with any number of leading dimensions (torch translates four only)."""
+    if enable_gqa:
+        raise ValueError("grouped-query attention with other than four dimensions")
+    rank, width = len(query.shape), query.shape[-1]
+    factor = 1.0 / math.sqrt(width) if scale is None else scale
+    turned = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
+    scores = op.MatMul(op.Mul(query, op.CastLike(op.Constant(value_float=factor), query)), turned)
+    lowest = op.CastLike(op.Constant(value_float=float("-inf")), query)
+    if is_causal:
+        length, source = query.shape[-2], key.shape[-2]
+        attn_mask = op.Constant(value=_tensor(torch.ones(length, source, dtype=torch.bool).tril()))
+        scores = op.Where(attn_mask, scores, lowest)
+    elif attn_mask is not None:
+        is_bool = str(attn_mask.dtype).upper().endswith("BOOL")
+        scores = op.Where(attn_mask, scores, lowest) if is_bool else op.Add(scores, attn_mask)
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def _tensor(tensor: torch.Tensor) -> Any:
+    import onnx
+
+    return onnx.numpy_helper.from_array(tensor.numpy())
+
+
+def translations(program: torch.export.ExportedProgram) -> dict[Any, Callable[..., Any]]:
+    """The functions that this program needs in place of torch's own."""
+    sdpa = torch.ops.aten.scaled_dot_product_attention.default
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.target is sdpa and node.args[0].meta["val"].dim() != 4:
+            return {sdpa: attention}
+    return {}
