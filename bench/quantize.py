@@ -1,7 +1,7 @@
 """Int8 side by side: penjing.quantize and onnxruntime.quantization on CIFAR-10 ResNets with real weights.
 
-Each method runs in a process of its own, so that its time and peak memory are its own. Calibration images come
-from the training set; accuracy is over the test set, which chooses nothing.
+Each method runs in a process of its own, so that its time and peak memory are its own. Calibration images
+come from the training set; accuracy is over the test set, which chooses nothing.
 
     python bench/quantize.py --data ../shared/data --depth 20 --calibration 512 --test 10000
 """
@@ -12,7 +12,6 @@ import argparse
 import io
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -148,11 +147,17 @@ METHODS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
 
 def _worker(name: str, fp32: Path, out: Path, calibration: Path, answers: Any) -> None:
     method, options = METHODS[name]
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    base = _peak_mb()
     start, cpu = time.perf_counter(), time.process_time()
     method(fp32, out, calibration, **options)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    answers.put((time.perf_counter() - start, time.process_time() - cpu, peak / 1024, (peak - base) / 1024))
+    peak = _peak_mb()
+    answers.put((time.perf_counter() - start, time.process_time() - cpu, peak, peak - base))
+
+
+def _peak_mb() -> float:
+    """This process's own peak resident memory (``ru_maxrss`` starts at the parent's)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def outputs(path: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -74,12 +74,7 @@ def calibrate(
     def visit(name: str, x: NDArray[Any]) -> None:
         rows_NK = x.reshape(len(x), -1)
         low_N, high_N = rows_NK.min(axis=1), rows_NK.max(axis=1)
-        if not (np.isfinite(low_N).all() and np.isfinite(high_N).all()):
-            raise QuantizeError(
-                "its values are NaN or infinite on the calibration data",
-                layer=name,
-                remedy="Check the network in fp32 on this data first",
-            )
+        require_finite(name, low_N, high_N)
         if name in found.observers:
             size = rows_NK.shape[1]
             if size > values_per_sample:
@@ -108,6 +103,20 @@ def calibrate(
     for name in found.means:
         found.means[name] /= counts[name]
     return found
+
+
+def require_finite(name: str, *extremes: NDArray[Any]) -> None:
+    """Refuse a tensor whose extremes are NaN or infinite.
+
+    Raises:
+        QuantizeError: naming the tensor.
+    """
+    if not all(np.isfinite(values).all() for values in extremes):
+        raise QuantizeError(
+            "its values are NaN or infinite on the calibration data",
+            layer=name,
+            remedy="Check the network in fp32 on this data first",
+        )
 
 
 def stream(

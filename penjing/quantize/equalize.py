@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from penjing.quantize.calibrate import stream
+from penjing.quantize.calibrate import require_finite, stream
 from penjing.quantize.feeds import Feeds
 from penjing.quantize.fold import scale_output
 from penjing.quantize.graph import constant, int_attribute, name_of, set_initializer, weight_of
@@ -65,7 +65,8 @@ def equalize(model: ir.Model, placement: Placement, feeds: Feeds, *, memory_mb: 
     def visit(name: str, x: NDArray[Any]) -> None:
         rows_RC = np.moveaxis(x, axes[name], -1).reshape(-1, x.shape[axes[name]])
         largest_C = np.abs(rows_RC).max(axis=0).astype(np.float64)
-        square_C = np.square(rows_RC, dtype=np.float32).sum(axis=0, dtype=np.float64)
+        require_finite(name, largest_C)
+        square_C = np.einsum("rc,rc->c", rows_RC, rows_RC, dtype=np.float64)
         absmax[name] = np.maximum(absmax[name], largest_C) if name in absmax else largest_C
         power[name] = power[name] + square_C if name in power else square_C
         counts[name] = counts.get(name, 0) + len(rows_RC)
