@@ -41,7 +41,7 @@ class QuantizeConfig(Config):
     observer: str = "mse"
     weights: Literal["absmax", "mse"] = "mse"
     samples: Annotated[int, Field(ge=1)] = 512
-    values_per_sample: Annotated[int, Field(ge=16)] = 8192
+    values_per_sample: Annotated[int, Field(ge=16)] = 4096
     memory_mb: Annotated[int, Field(ge=1)] = 256
     equalize: bool = True
     bias_correction: bool = True

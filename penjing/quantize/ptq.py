@@ -134,6 +134,7 @@ class _Job:
     feeds: Feeds = field(init=False)
     seen: Calibration = field(init=False)
     placement: Placement = field(init=False)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     params: dict[str, ActivationParams] = field(default_factory=dict)
     moments: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     keep: dict[str, str] = field(default_factory=dict)
@@ -172,7 +173,7 @@ class _Job:
         self.seen = Calibration({})
         self._observe(placement)
         specs = {spec.name for spec in self.feeds.specs}
-        dead = {root for root, (low, high) in self.seen.ranges().items() if low == high}
+        dead = {root for root, (low, high) in self.ranges.items() if low == high}
         for name in dead & specs:
             raise QuantizeError(
                 "the calibration data is constant", layer=name, remedy="Calibrate with real, varied samples"
@@ -218,7 +219,9 @@ class _Job:
         self.seen.observers.update(found.observers)
         self.seen.means.update(found.means)
         self.seen.samples = max(self.seen.samples, found.samples)
-        self.params |= {name: activation_params(*pair) for name, pair in found.ranges().items()}
+        ranges = found.ranges()
+        self.ranges |= ranges
+        self.params |= {name: activation_params(*pair) for name, pair in ranges.items()}
 
     def encode(self, placement: Placement) -> dict[str, EncodedLayer]:
         """The numbers of each int8 layer."""

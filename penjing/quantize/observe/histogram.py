@@ -29,13 +29,14 @@ class Histogram:
 
     def add(self, values: NDArray[np.floating]) -> None:
         """Count all values (any shape); they must be finite."""
-        flat = np.asarray(values, np.float64).ravel()
+        flat = np.ravel(values)
         if flat.size == 0:
             return
         largest = float(max(flat.max(), -flat.min()))
         if largest > 0.0:
             self._fit(largest)
-        index = np.floor(np.ldexp(flat, -(self.exponent or 0))).astype(np.int64) + _HALF
+        # Scaling by a power of two does not round, so that floor finds the exact bin.
+        index = np.floor(np.ldexp(flat, -(self.exponent or 0))).astype(np.int32) + _HALF
         self.counts += np.bincount(index, minlength=2 * _HALF)
 
     def nonzero(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
