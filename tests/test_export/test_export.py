@@ -254,6 +254,12 @@ def test_an_onnx_file_is_a_source_like_any_other(
     assert result["onnx"].path.read_bytes() == onnx_file.read_bytes()
 
 
+def test_the_program_format_keeps_the_model_exactly(small_net: nn.Module, tmp_path: Path) -> None:
+    result = pe.export(small_net, tmp_path, ["program"], example_inputs=X)
+    assert result["program"].verification.max_abs == 0.0
+    assert pe.open_file(tmp_path / "program").inputs[0].name == "input"
+
+
 def test_large_weights_go_beside_the_file(
     small_net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,76 @@
+"""The traced network as JSON and safetensors, for PyTorch: every ATen op is kept and nothing is pickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from penjing.errors import ExportError
+from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
+from penjing.export.inputs import Feeds, to_numpy
+from penjing.export.onnx import inference
+from penjing.files import atomic_dir
+
+
+class ProgramRunner(Runner):
+    """A stored program, run by PyTorch without the class that defined it."""
+
+    def __init__(self, path: Path | str) -> None:
+        from penjing.export.program import load_program
+
+        self.path = Path(path)
+        self.runtime = f"torch {torch.__version__}"
+        self._model = load_program(self.path)
+        specs = []
+        for node in self._model.graph.find_nodes(op="placeholder"):
+            value: Any = node.meta.get("val")
+            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+            free = tuple(d if isinstance(d, int) else None for d in shape)
+            dtype = to_numpy(torch.zeros((), dtype=value.dtype)).dtype if shape else np.dtype("float32")
+            specs.append(TensorSpec(str(node.target), dtype, free))
+        self.inputs = tuple(specs)
+        self.outputs = ()
+
+    def run(self, feeds: Feeds) -> list[np.ndarray]:
+        """Outputs in the order of the model's own output structure; inputs in the order they are given."""
+        tensors = [torch.from_numpy(array) for array in feeds.values()]
+        with inference(self._model):
+            out = self._model(*tensors)
+        return [to_numpy(t) for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+
+
+@register
+class ProgramExporter(Exporter):
+    """The traced program, trainable and loadable without the model's source."""
+
+    name: ClassVar[str] = "program"
+    filename: ClassVar[str] = "program"
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """A folder with ``program.json`` in it."""
+        return (path / "program.json").is_file()
+
+    def write(self, source: Source, path: Path) -> None:
+        """Trace the module and store it.
+
+        Raises:
+            ExportError: if the source is an ONNX file, which has no ATen graph.
+        """
+        from penjing.export.program import save_program
+        from penjing.graph import trace
+
+        if source.model is None:
+            raise ExportError(
+                "format 'program' is made from a torch module, not from ONNX", remedy="Leave it out"
+            )
+        graph = trace(source.model, source.example_inputs)
+        with atomic_dir(path) as aside:
+            save_program(graph, aside)
+
+    def open(self, path: Path) -> Runner:
+        """The program in PyTorch."""
+        return ProgramRunner(path)
