@@ -2,10 +2,11 @@
 
     python bench/zoo.py ../shared/data/zoo.json --out zoo.csv [--models 'resnet*'] [--onnx] [--jobs 2]
 
-For each model, in a process of its own: parameters removed, forward and backward, output shape, the relative
-error of masked equivalence, plan → JSON → fresh copy gives identical weights, with ``--onnx`` also the largest
-difference between ONNX Runtime and torch; the time of torch.export apart from the time of solving, planning and
-slicing; and what is frozen and why. Rows are written one by one to CSV and JSON lines, a summary at the end.
+For each model, in a process of its own: parameters removed, forward and backward, output shape, the
+relative error of masked equivalence, plan → JSON → fresh copy gives identical weights, with ``--onnx``
+also the largest difference between ONNX Runtime and torch; the time of torch.export apart from the time
+of solving, planning and slicing; and what is frozen and why. Rows are written one by one to CSV and JSON
+lines, a summary at the end.
 """
 
 from __future__ import annotations

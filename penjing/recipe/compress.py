@@ -148,4 +148,4 @@ def as_bundle(data: DataBundle | Sequence[Any] | Mapping[str, Any]) -> DataBundl
 def _quantize(quantize: QuantizeConfig | bool | None, max_drop: float | None) -> QuantizeConfig | None:
     if isinstance(quantize, QuantizeConfig):
         return quantize
-    return QuantizeConfig(max_drop=max_drop) if quantize else None
+    return QuantizeConfig.parse({"max_drop": max_drop}) if quantize else None

@@ -98,7 +98,7 @@ class PruneConfig(Config):
         if isinstance(value, dict):
             from penjing.prune.reconstruct import ReconstructConfig  # imports torch: only when it is named
 
-            ReconstructConfig.parse(value)
+            ReconstructConfig.model_validate(value)  # its errors get this entry's place
         return value
 
     @model_validator(mode="after")

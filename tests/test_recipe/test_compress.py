@@ -18,7 +18,7 @@ def halves(count: int, seed: int) -> Batches:
     generator = torch.Generator().manual_seed(seed)
     x_NF = torch.randn(count, 12, generator=generator)
     y_N = (x_NF[:, :6].sum(1) > x_NF[:, 6:].sum(1)).long()
-    return list(zip(x_NF.split(20), y_N.split(20), strict=True))
+    return [(x_NF[i : i + 20], y_N[i : i + 20]) for i in range(0, count, 20)]
 
 
 @pytest.fixture(scope="module")

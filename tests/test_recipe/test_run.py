@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import penjing
-from penjing.errors import RecipeError, RecoverError, RunError
+from penjing.errors import ArtifactError, RecoverError, RunError
 from penjing.events import Event
 from penjing.measure import accuracy, onnx_session
 from penjing.prune import Plan
@@ -278,7 +278,7 @@ class TestRefusals:
         with pytest.raises(RecoverError) as caught:
             run(Recipe.parse(values), tmp_path / "run")
         assert caught.value.completed == ()
-        with pytest.raises(RecipeError) as unknown:
+        with pytest.raises(ArtifactError) as unknown:
             run(Recipe.parse({**tiny_values, "model": {"spec": "penjing:vgg_smal"}}), tmp_path / "other")
         assert "vgg_small" in str(unknown.value)
 

@@ -156,7 +156,7 @@ def _over(scores: Scores, scale: float) -> Scores:
 
 def _gauss(scores: Scores) -> Scores:
     deviation = float(scores.std())
-    return (scores - scores.mean()) / deviation if deviation > 0 else scores - scores.mean()
+    return _over(scores - float(scores.mean()), deviation)
 
 
 def _lamp(scores: Scores) -> Scores:

@@ -44,7 +44,7 @@ def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
                 )
                 if not bool(torch.isfinite(value)):
                     raise PruneError(
-                        f"the loss is {float(value)} at batch {count}",
+                        f"the loss is {float(value.detach())} at batch {count}",
                         remedy="Check the data and the weights for NaN and infinity",
                     )
                 grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)

@@ -131,8 +131,10 @@ class MaskedInterpreter(fx.Interpreter):
 def _masked_tensors(
     graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers with zeros at removed positions."""
+    """Parameters and buffers with zeros at removed positions; an index is no weight and stays what it is."""
     for name, tensor in (*graph.params.items(), *graph.buffers.items()):
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
         value = tensor.detach()
         for dim, axis in enumerate(coupling.tensors.get(name, ())):
             if not is_kept_whole(axis, kept):

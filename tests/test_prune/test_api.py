@@ -1,0 +1,174 @@
+"""`prune`, `apply` and `apply_` as a user calls them."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from penjing.errors import PruneError, TraceError
+from penjing.prune import Budget, Plan, apply, apply_, masked_equivalence, prune
+from penjing.prune.compare import relative_error, run
+
+
+def mlp(width: int = 10) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+X = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Baked(nn.Module):
+    """A class that cannot follow: a width is written into its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.drop, self.out = nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.drop(F.relu(self.inp(x)).reshape(x.shape[0], 8)))  # type: ignore[no-any-return]
+
+
+def test_widths_and_classes() -> None:
+    result = prune(mlp(), X, ratio=0.5)
+    assert result.in_place
+    assert isinstance(result.model, nn.Sequential)
+    linears = [module for module in result.model if isinstance(module, nn.Linear)]
+    first, second, last = linears
+    assert (first.out_features, second.in_features, second.out_features, last.in_features) == (5, 5, 4, 4)
+    assert (first.in_features, last.out_features) == (6, 3)
+    assert result.before == {"params": 185, "macs": 164}
+    assert result.after == {"params": 74, "macs": 62}
+    assert masked_equivalence(mlp(), result, X) <= 1e-5
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_a_class_that_cannot_follow_comes_back_as_a_graph() -> None:
+    model = Baked().train()
+    result = prune(model, X)
+    assert not result.in_place
+    assert result.reason
+    assert result.model.training
+    assert set(result.model.state_dict()) == set(model.state_dict())
+    assert masked_equivalence(model, result, X) <= 1e-5
+    torch.manual_seed(0)
+    assert len({tuple(result.model(X).flatten().tolist()) for _ in range(20)}) > 1  # dropout works
+    result.model.eval()
+    assert torch.equal(result.model(X), result.model(X))
+    assert result.model(torch.randn(5, 6)).shape == (5, 3)
+    again = apply(model, Plan.from_dict(result.plan.to_dict()), X)
+    assert not again.in_place
+    assert again.reason == result.reason
+    with pytest.raises(PruneError, match="cannot follow"):
+        apply_(model, result.plan, X)
+
+
+def test_apply_in_place_keeps_the_parameters_objects() -> None:
+    model = mlp()
+    result = prune(model, X)
+    params = dict(model.named_parameters())
+    assert apply_(model, result.plan, X) is model
+    assert all(params[n] is p for n, p in model.named_parameters())
+    assert relative_error(run(model, X), run(result.model, X)) == 0
+    assert model[0].out_features == 5
+
+
+def test_foreign_plans_are_refused() -> None:
+    plan = prune(mlp(), X).plan
+    with pytest.raises(PruneError, match="another model"):
+        apply(mlp(12), plan, X)
+    with pytest.raises(PruneError, match="another model"):
+        apply(Baked(), plan, X)
+
+
+def test_flags_dtype_and_requires_grad_are_kept() -> None:
+    model = mlp().double().train()
+    model[0].weight.requires_grad_(False)
+    model[3].eval()
+    result = prune(model, X.double())
+    assert result.model[0].weight.requires_grad is False  # type: ignore[index]
+    assert result.model[2].weight.requires_grad is True  # type: ignore[index]
+    assert [m.training for m in result.model.modules()] == [m.training for m in model.modules()]
+    assert all(p.dtype == torch.float64 for p in result.model.parameters())
+
+
+def test_shared_modules_stay_shared() -> None:
+    inner = nn.Linear(8, 8)
+    model = nn.Sequential(nn.Linear(6, 8), inner, nn.ReLU(), inner, nn.Linear(8, 3))
+    result = prune(model, X)
+    assert result.in_place
+    assert result.model[1] is result.model[3]  # type: ignore[index]
+
+
+def test_ignore_and_own_ratios() -> None:
+    kept = {k: len(e.kept) for k, e in prune(mlp(), X, ignore=["0.*"]).plan.groups.items()}
+    assert kept == {"2.weight:0": 4}
+    kept = {k: len(e.kept) for k, e in prune(mlp(), X, ratios={"2.weight": 0.25}).plan.groups.items()}
+    assert kept["2.weight:0"] == 6  # the last match: both groups hold a dim of 2.weight
+    assert kept["0.weight:0"] == 8
+
+
+def test_round_to_and_min_slots() -> None:
+    kept = {k: len(e.kept) for k, e in prune(mlp(), X, ratio=0.5, round_to=4).plan.groups.items()}
+    assert kept == {"0.weight:0": 8, "2.weight:0": 4}
+    kept = {k: len(e.kept) for k, e in prune(mlp(), X, ratio=0.9, min_slots=3).plan.groups.items()}
+    assert kept == {"0.weight:0": 3, "2.weight:0": 3}
+
+
+@pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
+@pytest.mark.parametrize("budget", [Budget(params=0.3), Budget(params=100), Budget(macs=0.5)])
+def test_budgets_are_met_exactly(scope: str, budget: Budget) -> None:
+    model = mlp(40)
+    result = prune(model, X, budget=budget, scope=scope)  # type: ignore[arg-type]
+    assert result.after["params"] == sum(p.numel() for p in result.model.parameters())
+    limits = budget.limits(dict(result.before))
+    one_slot = {"params": 6 + 1 + 8, "macs": 6 + 8}  # the dearest slot there is: row, bias and column
+    for name, limit in limits.items():
+        assert limit - one_slot[name] < result.after[name] <= limit
+
+
+def test_budget_out_of_reach() -> None:
+    with pytest.raises(PruneError, match="out of reach"):
+        prune(mlp(), X, budget=Budget(params=3))
+
+
+def test_outputs_only_when_asked() -> None:
+    result = prune(mlp(), X, prune_outputs=True)
+    assert run(result.model, X).shape == (2, 2)
+    assert run(prune(mlp(), X).model, X).shape == (2, 3)
+
+
+def test_wrong_options() -> None:
+    with pytest.raises(PruneError, match="ratio"):
+        prune(mlp(), X, ratio=1.5)
+    with pytest.raises(PruneError, match="unknown criterion"):
+        prune(mlp(), X, criterion="nothing")
+    with pytest.raises(PruneError, match="needs data"):
+        prune(mlp(), X, reconstruct=True)
+    with pytest.raises(TraceError):
+        prune(mlp(), torch.randn(2, 7))
+    broken = mlp()
+    with torch.no_grad():
+        next(broken.parameters())[0, 0] = float("nan")
+    with pytest.raises(TraceError, match="NaN"):
+        prune(broken, X)
+
+
+def test_a_width_of_one() -> None:
+    model = nn.Sequential(nn.Linear(6, 1), nn.Linear(1, 3))
+    result = prune(model, X)
+    assert not result.plan.tensors
+    assert torch.equal(run(result.model, X), run(model, X))
+
+
+def test_hooks_and_extra_attributes_survive() -> None:
+    model = mlp()
+    model.label = "mine"  # type: ignore[assignment]
+    result = prune(copy.deepcopy(model), X)
+    assert result.model.label == "mine"

@@ -1,0 +1,65 @@
+"""Schedule, sparsity, and the exact cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from penjing.errors import PruneError
+from penjing.prune import schedule, sparsify
+from penjing.prune.sparsity import nm_mask, unstructured_mask
+
+
+@given(
+    ratio=st.floats(0, 0.95),
+    rounds=st.integers(1, 12),
+    kind=st.sampled_from(["one-shot", "iterative", "agp"]),
+)
+def test_rounds_reach_the_ratio(ratio: float, rounds: int, kind: str) -> None:
+    steps = schedule(ratio, rounds, kind)  # type: ignore[arg-type]
+    assert np.prod([1 - s for s in steps]) == pytest.approx(1 - ratio)
+    assert all(0 <= s < 1 for s in steps)
+    assert len(steps) == (1 if kind == "one-shot" else rounds)
+
+
+def test_schedule_errors() -> None:
+    for bad in ((1.0, 3, "agp"), (0.5, 0, "agp"), (0.5, 2, "other")):
+        with pytest.raises(PruneError):
+            schedule(*bad)
+
+
+@given(ratio=st.floats(0, 0.99), rows=st.integers(1, 6), columns=st.integers(1, 9))
+def test_unstructured_counts_are_exact(ratio: float, rows: int, columns: int) -> None:
+    weight = torch.randn(rows, columns)
+    mask = unstructured_mask(weight, ratio)
+    assert int((~mask).sum()) == int(ratio * weight.numel() + 1e-9)
+    if mask.any() and not mask.all():
+        assert weight[~mask].abs().max() <= weight[mask].abs().min()
+
+
+def test_nm_keeps_n_of_m() -> None:
+    weight = torch.randn(4, 8, 3, 3)
+    mask = nm_mask(weight, 2, 4)
+    assert (mask.flatten(1).reshape(4, -1, 4).sum(-1) == 2).all()
+    with pytest.raises(PruneError, match="multiple"):
+        nm_mask(torch.randn(3, 5), 2, 4)
+    with pytest.raises(PruneError, match="0 < n"):
+        nm_mask(torch.randn(3, 8), 5, 4)
+
+
+def test_sparsify() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 3))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    result = sparsify(model, nm=(2, 4))
+    assert result.zeros == {"0.weight": 16, "1.weight": 6}
+    assert result.to_dict()["0.weight"] == {"zeros": 16, "size": 32}
+    assert sparsify(model, 0.25).zeros == {"0.weight": 8, "1.weight": 3}
+    assert all((p != 0).all() for p in model.parameters())
+    with pytest.raises(PruneError, match="ratio"):
+        sparsify(model, 1.0)
