@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Self
 
-from torch import fx, nn
+from torch import fx
 
 from penjing.graph.trace import Graph
 from penjing.graph.tree import Held, build_tree, held_tensors
@@ -62,8 +62,13 @@ class GraphModel(fx.GraphModule):
         twin.train(self.training)
         return twin
 
-    def train(self, mode: bool = True) -> Self:
-        """Switch dropout and batch norm as ``nn.Module.train`` does."""
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Setting ``training``, by `train` or directly, switches dropout and batch norm in the graph."""
+        super().__setattr__(name, value)
+        if name == "training" and "_graph" in self.__dict__:
+            self._switch(bool(value))
+
+    def _switch(self, mode: bool) -> None:
         changed = False
         for node in self.graph.nodes:
             index = TRAIN_FLAGS.get(str(node.target)) if node.op == "call_function" else None
@@ -74,8 +79,6 @@ class GraphModel(fx.GraphModule):
                 changed = True
         if changed:
             self.recompile()
-        nn.Module.train(self, mode)
-        return self
 
 
 def _keeps_flag(node: fx.Node, index: int) -> bool:
