@@ -15,8 +15,8 @@ from torch import nn
 # Keras reads its backend once, when it is first imported: in the test processes that is torch.
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
-# Property tests are not timed: the machine may be busy. The suite draws the same examples every time, so that it says
-# something about the change at hand; HYPOTHESIS_PROFILE=explore looks for new ones.
+# Property tests are not timed: the machine may be busy. The suite draws the same examples every time, so that
+# it speaks of the change at hand; HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
