@@ -20,7 +20,7 @@ from penjing.prune.follow import follow
 from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
-from penjing.prune.slots import by_leaf, group_edits, tensor_edits
+from penjing.prune.slots import by_leaf, group_edits, index_values, tensor_edits
 
 
 def prune(
@@ -142,6 +142,7 @@ def prune_slots(
         groups=group_edits(coupling, kept),
         tensors=tensor_edits(graph, coupling, leaves),
         attributes=done.attributes,
+        values=index_values(graph, done.values),
         in_place=done.in_place,
         reason=done.reason,
         created_by=dict(made or {}),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from penjing.errors import PruneError
 from penjing.graph import Coupling, Graph, GraphModel, couple, trace
-from penjing.prune.compare import compare
+from penjing.prune.compare import compare, forward
 from penjing.prune.plan import AttributeEdit, Plan
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
@@ -28,6 +28,7 @@ class Applied:
 
     model: nn.Module
     attributes: tuple[AttributeEdit, ...]
+    values: Mapping[str, Tensor]
     in_place: bool
     reason: str
 
@@ -96,22 +97,45 @@ def carry_out(
     The user's class serves if it agrees; otherwise the graph does, and the reason says why.
     """
     tensors = slice_tensors(graph, coupling, kept)
-    as_graph = GraphModel(slice_graph(graph, coupling, kept, tensors))
+    sliced = slice_graph(graph, coupling, kept, tensors)
+    values = {name: t for name, t in sliced.buffers.items() if name in tensors and t is not tensors[name]}
+    as_graph = GraphModel(sliced)
     restore_flags(as_graph, model)
     if graph_only:
-        return Applied(as_graph, (), False, "")
+        return Applied(as_graph, (), values, False, "")
     try:
-        module = slice_module(model, graph, tensors, attributes)
+        module = slice_module(model, graph, {**tensors, **values}, attributes)
         reason = compare(module, as_graph, example_inputs)
+        if not reason and any(frozen.kind == "unused" for frozen in coupling.frozen):
+            reason = _training_differs(model, module, example_inputs)
     except PruneError:
         raise
     except Exception as error:  # the user's forward may raise anything once its sizes are wrong
-        reason = (
-            f"its forward raises {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        )
+        reason = f"its forward raises {_first_line(error)}"
     if reason:
-        return Applied(as_graph, (), False, reason)
-    return Applied(module, attributes, True, "")
+        return Applied(as_graph, (), values, False, reason)
+    return Applied(module, attributes, values, True, "")
+
+
+def _training_differs(model: nn.Module, module: nn.Module, example_inputs: Any) -> str:
+    """Why the sliced class does not train where the original does: a branch that only training takes; or "".
+
+    Such a branch (an auxiliary classifier) is not in the graph, so what it reads is not known to be coupled.
+    """
+    try:
+        forward(copy.deepcopy(model).train(), example_inputs)
+    except Exception:  # the original does not train on these inputs either, so nothing can be told
+        return ""
+    try:
+        forward(copy.deepcopy(module).train(), example_inputs)
+    except Exception as error:
+        return f"in training mode its forward raises {_first_line(error)}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def slice_module(

@@ -24,8 +24,14 @@ def compare(module: nn.Module, reference: nn.Module, example_inputs: Any) -> str
 
 def run(model: nn.Module, inputs: Any) -> Any:
     """One forward pass in eval mode without gradients; the training flags are as before afterwards."""
+    with eval_view(model):
+        return forward(model, inputs)
+
+
+def forward(model: nn.Module, inputs: Any) -> Any:
+    """One forward pass without gradients, in the mode the model is in."""
     args, kwargs = bind_inputs(model, inputs)
-    with eval_view(model), torch.no_grad():
+    with torch.no_grad():
         return model(*args, **kwargs)
 
 

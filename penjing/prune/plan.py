@@ -66,6 +66,8 @@ class Plan:
         groups: Kept slots of every pruned group, by group id.
         tensors: For each tensor that changes, ``{dim: kept positions}`` in the original's positions.
         attributes: Integer attributes of the user's modules that follow.
+        values: New contents, as nested lists, of buffers that hold positions of a pruned axis (constant
+            indices).
         in_place: Whether the user's own class serves the result; otherwise the traced graph does.
         reason: Why not in place, or "".
     """
@@ -74,6 +76,7 @@ class Plan:
     groups: Mapping[str, GroupEdit]
     tensors: Mapping[str, Mapping[int, Positions]]
     attributes: tuple[AttributeEdit, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
     in_place: bool = True
     reason: str = ""
     created_by: Mapping[str, Any] = field(default_factory=dict)
@@ -114,6 +117,8 @@ class Plan:
                 layer=name,
                 remedy="Apply the plan to the model it was made for",
             )
+        if name in self.values:
+            return torch.tensor(self.values[name], dtype=tensor.dtype, device=tensor.device)
         out = tensor
         for dim, kept in self.tensors.get(name, {}).items():
             out = out.index_select(dim, torch.from_numpy(np.asarray(kept)).to(out.device))
@@ -192,6 +197,7 @@ class Plan:
             self,
             groups=groups,
             tensors=tensors,
+            values={**self.values, **later.values},
             attributes=_then_attributes(self.attributes, later.attributes),
             in_place=self.in_place and later.in_place,
             reason=self.reason or later.reason,
@@ -220,6 +226,7 @@ class Plan:
                 {"module": a.module, "name": a.name, "old": _plain(a.old), "new": _plain(a.new)}
                 for a in self.attributes
             ],
+            "values": dict(self.values),
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
         }
 
@@ -252,6 +259,7 @@ class Plan:
                     AttributeEdit(a["module"], a["name"], _tupled(a["old"]), _tupled(a["new"]))
                     for a in data["attributes"]
                 ),
+                values={str(n): v for n, v in data["values"].items()},
                 in_place=bool(data["in_place"]),
                 reason=str(data["reason"]),
                 created_by=dict(data.get("created_by", {})),
@@ -260,6 +268,9 @@ class Plan:
                 for dim, kept in dims.items():
                     if len(kept) == 0 or kept[-1] >= plan.shapes[name][dim]:
                         raise ValueError(f"kept positions of {name} dim {dim} are outside its shape")
+            for name, value in plan.values.items():
+                if np.array(value, dtype=np.int64).shape != plan.new_shapes[name]:
+                    raise ValueError(f"the values of {name} do not have its new shape")
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise PruneError(
                 f"damaged plan: {type(error).__name__}: {error}", remedy="Write the plan again"

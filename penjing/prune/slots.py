@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from penjing.errors import PruneError
 from penjing.graph import Coupling, Graph
@@ -40,6 +42,14 @@ def tensor_edits(
         if first in edits:
             edits[alias] = edits[first]
     return edits
+
+
+def index_values(graph: Graph, values: Mapping[str, Tensor]) -> dict[str, Any]:
+    """New contents of the state dict's index buffers, by each of their names."""
+    names = [h.name for h in graph.held() if h.persistent]
+    names += list(graph.aliases)
+    found = {name: values.get(graph.aliases.get(name, name)) for name in names}
+    return {name: value.tolist() for name, value in found.items() if value is not None}
 
 
 def slots_of(plan: Plan, coupling: Coupling) -> dict[int, Positions]:

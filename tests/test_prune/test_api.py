@@ -70,6 +70,54 @@ def test_a_class_that_cannot_follow_comes_back_as_a_graph() -> None:
         apply_(model, result.plan, X)
 
 
+class Ordered(nn.Module):
+    """A constant order of the channels in a buffer of the state dict."""
+
+    order: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2, 7, 5, 6, 4]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.inp(x))[:, self.order])  # type: ignore[no-any-return]
+
+
+def test_an_index_buffer_follows() -> None:
+    model = Ordered()
+    result = prune(model, X)
+    assert result.in_place
+    assert sorted(result.model.order.tolist()) == [0, 1, 2, 3]
+    assert result.plan.values == {"order": result.model.order.tolist()}
+    assert masked_equivalence(model, result, X) <= 1e-5
+    sliced = Plan.from_dict(result.plan.to_dict()).slice_state(model.state_dict())
+    assert all(torch.equal(sliced[k], v) for k, v in result.model.state_dict().items())
+
+
+class Auxiliary(nn.Module):
+    """A branch that only training takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out, self.aux = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.inp(x))
+        y = self.out(x)
+        return y + self.aux(x) if self.training else y  # type: ignore[no-any-return]
+
+
+def test_a_branch_of_training_only_is_not_broken() -> None:
+    model = Auxiliary().train()
+    result = prune(model, X)
+    assert not result.in_place
+    assert "in training mode" in result.reason
+    assert {p for f in result.frozen if f.kind == "unused" for p in f.params} >= {"aux.weight:0"}
+    result.model(X).sum().backward()
+    assert masked_equivalence(model, result, X) <= 1e-5
+
+
 def test_apply_in_place_keeps_the_parameters_objects() -> None:
     model = mlp()
     result = prune(model, X)

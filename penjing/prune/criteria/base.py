@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -48,6 +48,13 @@ class Material:
     loss: Callable[[Any, Any], Tensor] | None = None
     seed: int = 0
     listen: Listener = silent
+    memory: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Any, compute: Callable[[], Tensor]) -> Tensor:
+        """A value that many groups ask for (norms of one dim of a tensor), computed the first time."""
+        if key not in self.memory:
+            self.memory[key] = compute()
+        return self.memory[key]
 
     def tensor(self, name: str) -> Tensor:
         """Parameter or buffer of that name, detached."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from penjing.graph import Member
 from penjing.prune.criteria.base import Material, MemberCriterion, Scores, criterion, slot_sums
@@ -24,10 +25,16 @@ class Magnitude(MemberCriterion):
 
     def member_scores(self, member: Member, material: Material) -> Scores:
         """The Lp norm, accumulated in float64."""
-        weight = material.tensor(member.tensor)
-        others = tuple(d for d in range(weight.ndim) if d != member.dim)
-        if others:
-            norms = torch.linalg.vector_norm(weight, ord=self.p, dim=others, dtype=torch.float64)
-        else:
-            norms = weight.abs().to(torch.float64)
-        return slot_sums(member, norms**self.p) ** (1.0 / self.p)
+        powers = material.once(
+            (member.tensor, member.dim, self.p),
+            lambda: self._powers(material.tensor(member.tensor), member.dim),
+        )
+        return slot_sums(member, powers) ** (1.0 / self.p)
+
+    def _powers(self, weight: Tensor, dim: int) -> Tensor:
+        """Σ |w|^p for each position of a dim."""
+        others = tuple(d for d in range(weight.ndim) if d != dim)
+        if not others:
+            return weight.abs().to(torch.float64) ** self.p
+        norms: Tensor = torch.linalg.vector_norm(weight, ord=self.p, dim=others, dtype=torch.float64)
+        return norms**self.p

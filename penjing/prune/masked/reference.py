@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from penjing.errors import PruneError
-from penjing.graph import Axis, Coupling, Graph, Product, couple, is_kept_whole, positions, trace
+from penjing.graph import Axis, Coupling, Graph, Product, couple, is_kept_whole, leaves, positions, trace
 from penjing.graph.trace import bind_inputs
 from penjing.prune.compare import relative_error, run
-from penjing.prune.masked.restrict import RULES, Mask, Restricted
+from penjing.prune.masked.restrict import RULES, Kept, Mask, Restricted
 from penjing.prune.plan import Plan
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult
@@ -41,6 +41,7 @@ class MaskedInterpreter(fx.Interpreter):
         super().__init__(graph.module)
         self.coupling = coupling
         self.kept = kept
+        self.mixed = {g.leaf for g in coupling.groups if "softmax" in g.marks}
         self.leaks = 0.0
         self.batch = 0
         self.masked = dict(_masked_tensors(graph, coupling, kept))
@@ -90,7 +91,8 @@ class MaskedInterpreter(fx.Interpreter):
                 )
             period = axis.size // axis.factors[0].size
             mask = np.tile(mask[:period], size // period)
-        return torch.from_numpy(mask)
+        watched = self.mixed.isdisjoint(leaf.id for leaf in leaves(axis))
+        return Kept(torch.from_numpy(mask), watched)
 
     def _touched(self, node: fx.Node) -> bool:
         nodes = (node, *node.all_input_nodes)
@@ -102,7 +104,7 @@ class MaskedInterpreter(fx.Interpreter):
         if isinstance(value, Tensor):
             for dim, mask in enumerate(self.masks(node)):
                 if mask is not None:
-                    value = value.index_select(dim, mask.nonzero().squeeze(1))
+                    value = value.index_select(dim, mask.index)
         return value
 
     def _watch(self, node: fx.Node, left_out: Tensor) -> None:
@@ -123,7 +125,7 @@ class MaskedInterpreter(fx.Interpreter):
             if mask is not None:
                 shape = [1] * result.ndim
                 shape[dim] = -1
-                removed = ~mask.view(shape) & ~result.isfinite()
+                removed = ~mask.flags.view(shape) & ~result.isfinite()
                 result = result.masked_fill(removed, 0.0)
         return result
 

@@ -13,7 +13,31 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-Mask = Tensor | None  # bool (size of the dim,), True where kept; None where everything is
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What is kept of one dim.
+
+    Attributes:
+        flags: bool (size of the dim,), True where kept.
+        watched: Whether removed positions must carry nothing of the input. Not so along an axis that a
+            softmax mixes (tokens): a removed token still reads the others, it is only not read.
+    """
+
+    flags: Tensor
+    watched: bool = True
+
+    @property
+    def index(self) -> Tensor:
+        """Kept positions."""
+        return self.flags.nonzero().squeeze(1)
+
+    def left_out(self, value: Tensor, dim: int) -> Tensor:
+        """What the removed positions of a dim hold."""
+        return value.index_select(dim, (~self.flags).nonzero().squeeze(1))
+
+
+Mask = Kept | None  # None where everything is kept
 Rule = Callable[["Restricted"], Any]
 
 
@@ -53,17 +77,21 @@ class Restricted:
         """Only the kept positions of one dim."""
         if mask is None:
             return value
-        self.watch(self.node, value.index_select(dim, (~mask).nonzero().squeeze(1)))
-        return value.index_select(dim, mask.nonzero().squeeze(1))
+        if mask.watched:
+            self.watch(self.node, mask.left_out(value, dim))
+        return value.index_select(dim, mask.index)
 
     def blank(self, value: Tensor, dim: int, mask: Mask) -> Tensor:
         """Zeros at the removed positions of one dim."""
         if mask is None:
             return value
-        self.watch(self.node, value.index_select(dim, (~mask).nonzero().squeeze(1)))
+        if mask.watched:
+            self.watch(self.node, mask.left_out(value, dim))
         shape = [1] * value.ndim
         shape[dim] = -1
-        return torch.where(mask.view(shape), value, torch.zeros((), dtype=value.dtype, device=value.device))
+        return torch.where(
+            mask.flags.view(shape), value, torch.zeros((), dtype=value.dtype, device=value.device)
+        )
 
 
 def spread(value: Tensor, dim: int, mask: Mask) -> Tensor:
@@ -71,8 +99,8 @@ def spread(value: Tensor, dim: int, mask: Mask) -> Tensor:
     if mask is None:
         return value
     shape = list(value.shape)
-    shape[dim] = len(mask)
-    return value.new_zeros(shape).index_copy(dim, mask.nonzero().squeeze(1), value)
+    shape[dim] = len(mask.flags)
+    return value.new_zeros(shape).index_copy(dim, mask.index, value)
 
 
 def _dims(call: Restricted, position: int = 1) -> list[int]:
@@ -129,7 +157,7 @@ def layer_norm(call: Restricted) -> Any:
         x = call.keep(x, first + i, mask)
         for j, tensor in enumerate(affine):
             if isinstance(tensor, Tensor) and mask is not None:
-                affine[j] = tensor.index_select(i, mask.nonzero().squeeze(1))
+                affine[j] = tensor.index_select(i, mask.index)
     out = call.call(x, list(x.shape[first:]), *affine[: max(len(call.args) - 2, 0)])
     for i, mask in enumerate(masks):
         out = spread(out, first + i, mask)
@@ -146,9 +174,9 @@ def group_norm(call: Restricted) -> Any:
     weight, bias = (call.args[i] if len(call.args) > i else None for i in (2, 3))
     eps = call.args[4] if len(call.args) > 4 else call.kwargs.get("eps", 1e-5)
     if mask is not None:
-        left = mask.view(groups, -1).any(dim=1)
+        left = mask.flags.view(groups, -1).any(dim=1)
         groups = int(left.sum())
-        index = mask.nonzero().squeeze(1)
+        index = mask.index
         weight, bias = (t if t is None else t.index_select(0, index) for t in (weight, bias))
     for dim, m in ((1, mask), *others):
         x = call.keep(x, dim, m)
@@ -200,7 +228,7 @@ def attention(call: Restricted) -> Any:
     k, v = call.keep(k, k.ndim - 2, keys), call.keep(v, v.ndim - 2, call.mask(2, -2))
     bias = call.args[3] if len(call.args) > 3 else call.kwargs.get("attn_mask")
     if bias is not None:
-        bias = bias.index_select(bias.ndim - 1, keys.nonzero().squeeze(1))
+        bias = bias.index_select(bias.ndim - 1, keys.index)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 

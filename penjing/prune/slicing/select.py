@@ -93,7 +93,7 @@ def index(site: Site) -> None:
     for d in range(old.ndim):
         old = old.take(site.positions(site.out[dim + d]), axis=d)
     new = site.moved(axes[dim], old.reshape(-1)).reshape(old.shape)
-    indices[dim] = site.tensor(torch.from_numpy(new))
+    indices[dim] = site.index_tensor(indices[dim], torch.from_numpy(new))
     site.put(1, "indices", indices)
 
 
@@ -104,9 +104,8 @@ def index_select(site: Site) -> None:
     axis = site.axes(value)[dim]
     if not site.whole(axis):
         old = site.constant(site.arg(2, "index")).cpu().numpy().astype(np.int64) % axis.size
-        site.put(
-            2, "index", site.tensor(torch.from_numpy(site.moved(axis, old[site.positions(site.out[dim])])))
-        )
+        new = site.moved(axis, old[site.positions(site.out[dim])])
+        site.put(2, "index", site.index_tensor(site.arg(2, "index"), torch.from_numpy(new)))
 
 
 @rewrites("roll.default")

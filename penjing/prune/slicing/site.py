@@ -40,6 +40,7 @@ class Site:
         kept: Kept slots by leaf id.
         originals: The original graph's nodes by name.
         add_constant: Registers a constant tensor with the sliced module and gives its name.
+        set_buffer: Gives a buffer or constant new values.
     """
 
     node: fx.Node
@@ -48,6 +49,7 @@ class Site:
     kept: Mapping[int, Positions]
     originals: Mapping[str, fx.Node]
     add_constant: Callable[[Tensor], str]
+    set_buffer: Callable[[str, Tensor], None]
 
     # -- axes -----------------------------------------------------------------------------------------------
 
@@ -149,6 +151,16 @@ class Site:
         name = self.add_constant(value)
         with owner.inserting_before(self.node):
             return owner.get_attr(name)
+
+    def index_tensor(self, old: Any, value: Tensor) -> Any:
+        """A node giving a rewritten index: the buffer it was read from, where nothing else reads that."""
+        name = str(old.target) if isinstance(old, fx.Node) and old.op == "get_attr" else ""
+        held = self.graph.buffers.get(name)
+        reads = [n for n in self.node.graph.nodes if n.op == "get_attr" and n.target == name]
+        if held is None or held.dtype == torch.bool or len(reads) != 1 or len(reads[0].users) != 1:
+            return self.tensor(value)
+        self.set_buffer(name, value.to(held.dtype))
+        return old
 
     def moved(self, axis_in: Axis, source: Positions) -> Positions:
         """Old source positions in the input's dim as positions in what is kept of it.
