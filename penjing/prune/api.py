@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 from penjing.errors import PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, couple, trace
+from penjing.graph.solve import matches
 from penjing.prune.allocate import Scope, allocate
 from penjing.prune.apply import carry_out
 from penjing.prune.budget import Budget
@@ -76,6 +78,7 @@ def prune(
         raise PruneError("reconstruction needs data", remedy="Pass data=… (batches of the training set)")
     listen(Event("prune", "start", message="trace and solve the axes"))
     graph = trace(model, example_inputs)
+    _check_patterns(ignore, (*graph.params, *graph.aliases))
     coupling = couple(graph, ignore=ignore, prune_outputs=prune_outputs)
     material = Material(model, graph, coupling, data, loss, seed, listen)
     scores = chosen.scores(material)
@@ -113,6 +116,17 @@ def prune(
         )
     )
     return result
+
+
+def _check_patterns(ignore: Sequence[str], names: Sequence[str]) -> None:
+    """A pattern without a match is a misspelling, and would prune what was to be kept."""
+    for pattern in ignore:
+        if not any(matches(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=1)
+            raise PruneError(
+                f"ignore pattern {pattern!r} matches no parameter",
+                remedy=f"Did you mean {near[0]!r}?" if near else f"Names look like {names[0]!r}",
+            )
 
 
 def prune_slots(

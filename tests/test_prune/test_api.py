@@ -88,8 +88,9 @@ def test_an_index_buffer_follows() -> None:
     model = Ordered()
     result = prune(model, X)
     assert result.in_place
-    assert sorted(result.model.order.tolist()) == [0, 1, 2, 3]
-    assert result.plan.values == {"order": result.model.order.tolist()}
+    order = result.model.state_dict()["order"].tolist()
+    assert sorted(order) == [0, 1, 2, 3]
+    assert result.plan.values == {"order": order}
     assert masked_equivalence(model, result, X) <= 1e-5
     sliced = Plan.from_dict(result.plan.to_dict()).slice_state(model.state_dict())
     assert all(torch.equal(sliced[k], v) for k, v in result.model.state_dict().items())
@@ -158,6 +159,9 @@ def test_shared_modules_stay_shared() -> None:
 def test_ignore_and_own_ratios() -> None:
     kept = {k: len(e.kept) for k, e in prune(mlp(), X, ignore=["0.*"]).plan.groups.items()}
     assert kept == {"2.weight:0": 4}
+    with pytest.raises(PruneError, match=r"'0.weigth' matches no parameter") as caught:
+        prune(mlp(), X, ignore=["0.weigth"])
+    assert "0.weight" in caught.value.remedy
     kept = {k: len(e.kept) for k, e in prune(mlp(), X, ratios={"2.weight": 0.25}).plan.groups.items()}
     assert kept["2.weight:0"] == 6  # the last match: both groups hold a dim of 2.weight
     assert kept["0.weight:0"] == 8
