@@ -32,8 +32,9 @@ class QuantizeConfig(Config):
         sensitivity: Measure each layer's share of the error even when ``max_drop`` asks for nothing.
         ignore: Layers kept in float, by name or by shell pattern.
         ops: Op types to quantize besides what follows from them.
-        min_agreement_db: Least agreement of the file's int8 kernels with the simulation of the same file, in
-            dB.
+        min_agreement_db: Where the file's int8 kernels agree with the simulation of the same file to less
+            than this, they must at least be as close to fp32 as the simulation is (to 1 dB), or it is an
+            error.
         check_samples: Samples on which the written file is compared with fp32 and with its simulation, at
             most.
     """

@@ -19,7 +19,7 @@ from penjing.events import Event, Listener, silent
 from penjing.files import atomic_write
 from penjing.quantize import mixed
 from penjing.quantize.calibrate import Calibration, calibrate
-from penjing.quantize.check import agreement, compare, layer_errors
+from penjing.quantize.check import check_file, layer_errors
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.cpu import sums_pairs_in_16_bits
 from penjing.quantize.emit import emit
@@ -303,21 +303,24 @@ class _Job:
         weights_path = save_quantized(
             out.with_suffix(".safetensors"), quantized, placement, self._roots(placement), encoded
         )
-        agree = agreement(out, self.feeds, config.check_samples)
-        if agree < config.min_agreement_db:
+        measured = check_file(out, Session(self.model), self.feeds, config.check_samples)
+        if not measured.sound(config.min_agreement_db):
+            out.unlink()
+            weights_path.unlink()
             raise QuantizeError(
-                f"int8 kernels and simulation agree to {agree:.1f} dB, under {config.min_agreement_db:g} dB",
+                f"int8 kernels agree with the simulation to {measured.agreement:.1f} dB only and are "
+                f"{measured.simulated - measured.sqnr:.1f} dB farther from fp32",
                 layer=out.name,
                 remedy="Set reduce_range to 'pairs' or 'full' if it is off; else report this model",
             )
-        sqnr = compare(Session(self.model), Session(out), self.feeds, config.check_samples, batch=32)
         rows = self._rows(placement, encoded, self._errors(quantized, placement))
         return QuantizeResult(
             path=out,
             weights_path=weights_path,
             layers=rows,
-            sqnr_db=sqnr,
-            agreement_db=agree,
+            sqnr_db=measured.sqnr,
+            agreement_db=measured.agreement,
+            simulated_db=measured.simulated,
             num_quantized=len(placement.layers),
             num_float=len(placement.floats),
             float_ops=placement.floats,

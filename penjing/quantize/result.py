@@ -78,6 +78,7 @@ class QuantizeResult:
         layers: One row per layer with weights.
         sqnr_db: Signal to error of the file's outputs against fp32, in dB (the worst output).
         agreement_db: The file's int8 kernels against the simulation of the same file, in dB.
+        simulated_db: Signal to error of the simulation against fp32, in dB.
         num_quantized: Layers whose weights are int8.
         num_float: Layers and other float ops that stayed in float.
         float_ops: ``(name, op, why)`` of everything that stayed in float.
@@ -98,6 +99,7 @@ class QuantizeResult:
     layers: tuple[LayerRow, ...]
     sqnr_db: float
     agreement_db: float
+    simulated_db: float
     num_quantized: int
     num_float: int
     float_ops: tuple[tuple[str, str, str], ...]

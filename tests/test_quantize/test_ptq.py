@@ -20,6 +20,7 @@ from penjing.errors import QuantizeError
 from penjing.events import Event
 from penjing.export.onnx import export_onnx
 from penjing.quantize import QuantizeConfig, QuantizeResult, load_quantized, quantize, read_header
+from penjing.quantize.cpu import sums_pairs_in_16_bits
 
 
 def kernels(path: Path, folder: Path) -> Counter[str]:
@@ -260,6 +261,13 @@ def test_saturation_is_guarded_on_any_machine(tmp_path: Path) -> None:
     result = quantize(model, data, config, out=tmp_path / "m.onnx", time_it=False)
     assert result.agreement_db > 100
     assert result.sqnr_db > 35
+
+
+@pytest.mark.skipif(not sums_pairs_in_16_bits(), reason="this CPU sums 8-bit products in 32 bits")
+def test_saturating_kernels_are_caught(vgg_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantizeError, match="farther from fp32"):
+        quantize(vgg_file, batches(), QuantizeConfig(reduce_range="off"), out=tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_max_drop_returns_layers_to_float(vgg: nn.Module, vgg_file: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import penjing
+from penjing.data import DataBundle
 from penjing.errors import ArtifactError, RecoverError, RunError
 from penjing.events import Event
 from penjing.measure import accuracy, onnx_session
@@ -26,7 +27,7 @@ from penjing.recipe.store import Store
 from penjing.recipe.workspace import Workspace
 from penjing.report import Metrics, Row
 
-Finished = tuple[RunResult, list[Event]]
+Finished = tuple[RunResult, list[Event], set[tuple[str, str]]]
 NUM_CLASSES = 4
 
 
@@ -74,11 +75,20 @@ def tiny_recipe(tiny_values: dict[str, Any]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def finished(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A run that nothing interrupted: its result and the events it emitted."""
+def finished(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run that nothing interrupted: its result, its events, and which stage read which split."""
     events: list[Event] = []
-    result = run(tiny_recipe, tmp_path_factory.mktemp("runs") / "whole", listen=events.append)
-    return result, events
+    reads: set[tuple[str, str]] = set()
+    original = DataBundle.loader
+
+    def spy(self: Any, which: str, *args: Any, **kwargs: Any) -> Any:
+        reads.add((which, next((e.stage for e in reversed(events) if e.kind == "start"), "")))
+        return original(self, which, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DataBundle, "loader", spy)
+        result = run(tiny_recipe, tmp_path_factory.mktemp("runs") / "whole", listen=events.append)
+    return result, events, reads
 
 
 # What depends on the clock; everything else repeats exactly.
@@ -284,27 +294,10 @@ class TestRefusals:
 
 
 class TestHonesty:
-    def test_test_split_is_read_by_the_measuring_stage_alone(
-        self, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from penjing.data import DataBundle
-
-        current, read = [""], set()
-        original = DataBundle.loader
-
-        def spy(self: Any, which: Any, *args: Any, **kwargs: Any) -> Any:
-            read.add((which, current[0]))
-            return original(self, which, *args, **kwargs)
-
-        monkeypatch.setattr(DataBundle, "loader", spy)
-
-        def listen(event: Any) -> None:
-            if event.kind == "start" and event.stage != "run":
-                current[0] = event.stage
-
-        run(tiny_recipe, tmp_path / "run", listen=listen)
-        assert {stage for which, stage in read if which == "test"} == {"measure"}
-        assert {which for which, stage in read if stage == "train"} == {"train", "val"}
+    def test_test_split_is_read_by_the_measuring_stage_alone(self, finished: Finished) -> None:
+        reads = finished[2]
+        assert {stage for which, stage in reads if which == "test"} == {"measure"}
+        assert {which for which, stage in reads if stage == "train"} == {"train", "val"}
 
 
 class TestFull:
