@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +40,22 @@ def tee(*listeners: Listener) -> Listener:
             each(event)
 
     return listen
+
+
+@contextmanager
+def silenced(*names: str, level: int) -> Iterator[None]:
+    """No warnings, and nothing under ``level`` from these loggers, for a while."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(level)
+        try:
+            yield
+        finally:
+            for logger, before in zip(loggers, levels, strict=True):
+                logger.setLevel(before)
 
 
 class JsonLog:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
@@ -35,7 +35,7 @@ def write_manifest(folder: Path, stages: Sequence[Mapping[str, Any]]) -> None:
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "versions": _versions(),
+        "versions": installed(_PACKAGES),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "stages": [dict(stage) for stage in stages],
         "files": {
@@ -46,9 +46,10 @@ def write_manifest(folder: Path, stages: Sequence[Mapping[str, Any]]) -> None:
     write_json(folder / MANIFEST_FILE, manifest)
 
 
-def _versions() -> dict[str, str]:
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
     found = {}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -7,8 +7,9 @@ import importlib.util
 import inspect
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from penjing.data.images import FolderSplit, ParquetSplit, list_folder
 from penjing.data.split import ArraySplit, DataBundle, Split, channel_statistics
 from penjing.errors import DataError
 
+T = TypeVar("T")
 Parts = dict[str, Split]  # "train" always; "val" and "test" where the source has them
 
 
@@ -50,15 +52,42 @@ def open_data(spec: str | Path | DataBundle, **options: Any) -> DataBundle:
     path, _, factory = text.rpartition(":")
     if path.endswith(".py"):
         return _from_factory(Path(path), factory, options)
-    place = Path(text)
-    opener = _opener(place)
-    return _call(opener, text, {"path": place, **options})
+    return _open_files(Path(text), options)
 
 
-def _opener(path: Path) -> Callable[..., DataBundle]:
+@dataclass(frozen=True)
+class _Options:
+    """What may be said about any file; see `open_data`."""
+
+    val_fraction: float = 0.1
+    seed: int = 0
+    classes: Sequence[str] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class _ImageOptions(_Options):
+    """What may be said about encoded images besides."""
+
+    val: str | Path | None = None
+    test: str | Path | None = None
+    image_size: int | None = None
+
+    def named(self) -> dict[str, Path]:
+        """The further places that were named."""
+        given = {"val": self.val, "test": self.test}
+        return {part: Path(place) for part, place in given.items() if place is not None}
+
+    def class_names(self) -> tuple[str, ...] | None:
+        return tuple(self.classes) if self.classes is not None else None
+
+
+def _open_files(path: Path, options: Mapping[str, Any]) -> DataBundle:
     if path.is_dir():
         has_parquet = any(path.glob("*.parquet")) or any(path.glob("data/*.parquet"))
-        return _open_parquet if has_parquet else _open_folder
+        opener = _open_parquet if has_parquet else _open_folder
+        return opener(path, _call(_ImageOptions, str(path), options))
     if not path.exists():
         near = difflib.get_close_matches(str(path), ["glyphs"], n=1, cutoff=0.7)
         hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -67,43 +96,33 @@ def _opener(path: Path) -> Callable[..., DataBundle]:
             layer=str(path),
             remedy=f"{hint}Give glyphs, an image folder, a .parquet or .npz file, or file.py:factory",
         )
-    openers = {".parquet": _open_parquet, ".npz": _open_npz}
-    if path.suffix not in openers:
+    if path.suffix == ".parquet":
+        return _open_parquet(path, _call(_ImageOptions, str(path), options))
+    if path.suffix != ".npz":
         raise DataError(
             f"data cannot be read from a {path.suffix or 'suffixless'} file",
             layer=str(path),
             remedy="Give an image folder, a .parquet or .npz file, or file.py:factory",
         )
-    return openers[path.suffix]
+    return _open_npz(path, _call(_Options, str(path), options))
 
 
-def _call(opener: Callable[..., DataBundle], source: str, options: Mapping[str, Any]) -> DataBundle:
-    known = [name for name in inspect.signature(opener).parameters if name != "path"]
+def _call(make: Callable[..., T], source: str, options: Mapping[str, Any]) -> T:
+    known = list(inspect.signature(make).parameters)
     for name in options:
-        if name not in known and name != "path":
+        if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
             raise DataError(
                 f"there is no option {name!r}", layer=source, remedy=f"{hint}Known: {', '.join(known)}"
             )
-    return opener(**options)
+    return make(**options)
 
 
 # --- image folder
 
 
-def _open_folder(
-    path: Path,
-    *,
-    val: str | Path | None = None,
-    test: str | Path | None = None,
-    val_fraction: float = 0.1,
-    seed: int = 0,
-    image_size: int | None = None,
-    classes: Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> DataBundle:
+def _open_folder(path: Path, options: _ImageOptions) -> DataBundle:
     aliases = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
     found = {
         part: next((path / name for name in names if (path / name).is_dir()), None)
@@ -113,35 +132,23 @@ def _open_folder(
         if found["val"] is not None or found["test"] is not None:
             raise DataError("there is no train folder", layer=str(path), remedy=f"Add {path / 'train'}")
         found = {"train": path, "val": None, "test": None}
-    found["val"] = Path(val) if val is not None else found["val"]
-    found["test"] = Path(test) if test is not None else found["test"]
-    names = tuple(classes) if classes is not None else None
+    found |= options.named()
+    names = options.class_names()
     parts: Parts = {}
     size: tuple[int, int, int] | None = None
     for part, folder in found.items():
         if folder is not None:
             files, labels, names = list_folder(folder, names)
-            split = FolderSplit(files, labels, names, part, image_size=image_size, image_shape=size)
+            split = FolderSplit(files, labels, names, part, image_size=options.image_size, image_shape=size)
             size = split.image_shape
             parts[part] = split
-    return _bundle(parts, str(path), val_fraction, seed, mean, std)
+    return _bundle(parts, str(path), options)
 
 
 # --- Parquet
 
 
-def _open_parquet(
-    path: Path,
-    *,
-    val: str | Path | None = None,
-    test: str | Path | None = None,
-    val_fraction: float = 0.1,
-    seed: int = 0,
-    image_size: int | None = None,
-    classes: Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> DataBundle:
+def _open_parquet(path: Path, options: _ImageOptions) -> DataBundle:
     files: dict[str, list[Path]] = {"train": [path]}
     if path.is_dir():
         every = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
@@ -155,17 +162,14 @@ def _open_parquet(
                 layer=str(path),
                 remedy="Name it *train*.parquet, or give the file itself",
             )
-    if val is not None:
-        files["val"] = [Path(val)]
-    if test is not None:
-        files["test"] = [Path(test)]
+    files |= {part: [file] for part, file in options.named().items()}
     parts: Parts = {}
-    names = tuple(classes) if classes is not None else None
+    names = options.class_names()
     for part, paths in files.items():
         if paths:
-            parts[part] = ParquetSplit.open(paths, names, part, image_size=image_size)
+            parts[part] = ParquetSplit.open(paths, names, part, image_size=options.image_size)
             names = parts[part].classes
-    return _bundle(parts, str(path), val_fraction, seed, mean, std)
+    return _bundle(parts, str(path), options)
 
 
 # --- npz
@@ -177,15 +181,8 @@ _NPZ_KEYS = {
 }
 
 
-def _open_npz(
-    path: Path,
-    *,
-    val_fraction: float = 0.1,
-    seed: int = 0,
-    classes: Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> DataBundle:
+def _open_npz(path: Path, options: _Options) -> DataBundle:
+    classes = options.classes
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             held = {name: arrays[name] for name in arrays.files}
@@ -217,7 +214,7 @@ def _open_npz(
         for part, pair in pairs.items()
         if pair is not None
     }
-    return _bundle(parts, str(path), val_fraction, seed, mean, std)
+    return _bundle(parts, str(path), options)
 
 
 def _as_uint8(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
@@ -334,17 +331,10 @@ def _first_shape(loader: Any, source: str) -> tuple[int, ...]:
 # --- what all files share
 
 
-def _bundle(
-    parts: Parts,
-    source: str,
-    val_fraction: float,
-    seed: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> DataBundle:
+def _bundle(parts: Parts, source: str, options: _Options) -> DataBundle:
     train, val = parts["train"], parts.get("val")
     if val is None:
-        train, val = hold_out(train, val_fraction, seed)
+        train, val = hold_out(train, options.val_fraction, options.seed)
     for part in (val, parts.get("test")):
         if part is not None and part.image_shape != train.image_shape:
             raise DataError(
@@ -352,6 +342,7 @@ def _bundle(
                 layer=source,
                 remedy="Give images of one size, or image_size to resize them",
             )
+    mean, std = options.mean, options.std
     measured = channel_statistics(train) if mean is None or std is None else ((), ())
     height, width, channels = train.image_shape
     return DataBundle(

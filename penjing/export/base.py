@@ -77,6 +77,19 @@ class Source:
     layout: Layout = "nchw"
     scratch: Path | None = None
 
+    def quantized(self, name: str) -> Path:
+        """The int8 file.
+
+        Raises:
+            ExportError: if none was given; ``name`` is the format that needs it.
+        """
+        if self.int8 is None:
+            raise ExportError(
+                f"format {name!r} was asked for, but there is no quantized model",
+                remedy="Quantize first and pass the file as int8=…",
+            )
+        return self.int8
+
 
 class Exporter(ABC):
     """One format. Subclass, name it, and decorate with `register`; nothing else has to know.

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,6 +23,7 @@ from penjing.export.inputs import Feeds, as_call
 from penjing.export.inputs import input_names as default_input_names
 from penjing.export.translations import translations
 from penjing.files import atomic_write
+from penjing.log import silenced
 
 DEFAULT_OPSET = 20
 """Has GELU and every op torch's exporter emits; read by ONNX Runtime ≥ 1.17, OpenVINO and TensorRT 10."""
@@ -107,19 +107,13 @@ def inference(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep exporters from printing or warning: what matters comes back as an error."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch")
-    ]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch")
+    with (
+        silenced(*names, level=logging.CRITICAL),
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        yield
 
 
 def _to_program(
@@ -384,17 +378,8 @@ class QuantizedOnnxExporter(OnnxExporter):
     quantized: ClassVar[bool] = True
 
     def write(self, source: Source, path: Path) -> None:
-        """Copy the given int8 file.
-
-        Raises:
-            ExportError: if none was given.
-        """
-        if source.int8 is None:
-            raise ExportError(
-                "format 'onnx_int8' was asked for, but there is no quantized model",
-                remedy="Quantize first and pass the file as int8=…",
-            )
-        copy_onnx(source.int8, path)
+        """Copy the given int8 file."""
+        copy_onnx(source.quantized(self.name), path)
 
 
 def copy_onnx(source: Path, path: Path) -> None:

@@ -180,14 +180,5 @@ class QuantizedSavedModelExporter(SavedModelExporter):
     quantized: ClassVar[bool] = True
 
     def write(self, source: Source, path: Path) -> None:
-        """Translate the given int8 file.
-
-        Raises:
-            ExportError: if none was given.
-        """
-        if source.int8 is None:
-            raise ExportError(
-                "format 'saved_model_int8' was asked for, but there is no quantized model",
-                remedy="Quantize first and pass the file as int8=…",
-            )
-        write_saved_model(source.int8, path, layout=source.layout)
+        """Translate the given int8 file."""
+        write_saved_model(source.quantized(self.name), path, layout=source.layout)

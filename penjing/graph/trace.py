@@ -113,7 +113,10 @@ def _check_weights(model: nn.Module) -> None:
 
 @contextmanager
 def eval_view(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode for a while, every module's own flag restored afterwards."""
+    """The model in eval mode for a while, every module's own flag restored afterwards.
+
+    Attention runs op by op: the fused op would hide its matmuls.
+    """
     flags = [(module, module.training) for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

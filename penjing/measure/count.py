@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from penjing.errors import MeasureError
+from penjing.graph.trace import eval_view
 
 
 @dataclass(frozen=True)
@@ -214,23 +215,9 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Se
     owners = {_storage(param): layer_of(name) for name, param in model.named_parameters() if param.numel()}
     stack: list[str] = []
     counter = _Counter(owners, stack)
-    with _plain_eval(model), _module_names(model, stack), torch.no_grad(), counter:
+    with eval_view(model), _module_names(model, stack), torch.no_grad(), counter:
         model(*args, **kwargs)
     return counter.seen
-
-
-@contextmanager
-def _plain_eval(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused attention op would hide its matmuls
-    model.eval()
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for module, training in flags:
-            module.training = training
 
 
 @contextmanager

@@ -217,18 +217,23 @@ def _keras(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
     return load_keras(spec)
 
 
+def _trusted(spec: str, trust: bool, what: str, remedy: str) -> None:
+    if not Path(spec).is_file():
+        raise ArtifactError(f"{spec} does not exist", layer=spec, remedy="Give an existing file")
+    if not trust:
+        raise ArtifactError(f"{spec} is {what}", layer=spec, remedy=remedy)
+
+
 def _pt2(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
     from penjing.graph import GraphModel, trace
 
     _no_options(spec, options)
-    if not Path(spec).is_file():
-        raise ArtifactError(f"{spec} does not exist", layer=spec, remedy="Give an existing file")
-    if not trust:
-        raise ArtifactError(
-            f"{spec} is a torch.export archive, and torch unpickles parts of it, which can run any code",
-            layer=spec,
-            remedy="Give trust=True (--trust) if you made it yourself, or hand over a penjing artifact",
-        )
+    _trusted(
+        spec,
+        trust,
+        "a torch.export archive, and torch unpickles parts of it, which can run any code",
+        "Give trust=True (--trust) if you made it yourself, or hand over a penjing artifact",
+    )
     program = torch.export.load(spec)
     example: Any = program.example_inputs
     args: Any = example[0] if example else ()
@@ -267,14 +272,12 @@ def _onnx(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
 
 def _pickled(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
     _no_options(spec, options)
-    if not Path(spec).is_file():
-        raise ArtifactError(f"{spec} does not exist", layer=spec, remedy="Give an existing file")
-    if not trust:
-        raise ArtifactError(
-            f"{spec} is a pickled model, which can run any code when it is opened",
-            layer=spec,
-            remedy="Give file.py:factory with --weights x.safetensors, or trust=True (--trust)",
-        )
+    _trusted(
+        spec,
+        trust,
+        "a pickled model, which can run any code when it is opened",
+        "Give file.py:factory with --weights x.safetensors, or trust=True (--trust)",
+    )
     model = torch.load(spec, map_location="cpu", weights_only=False)
     if not isinstance(model, nn.Module):
         raise ArtifactError(

@@ -7,6 +7,7 @@ Where most parameters are in the linear layers, as here, a parameter costs littl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -29,9 +30,9 @@ class VGG(nn.Module):
 
     def __init__(
         self,
-        num_classes: int,
-        in_channels: int,
-        image_size: int,
+        num_classes: int = 100,
+        in_channels: int = 1,
+        image_size: int = 32,
         *,
         widths: Sequence[int],
         convs: Sequence[int],
@@ -95,49 +96,10 @@ def _initialise(model: nn.Module, last: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def glyph_vgg(
-    num_classes: int = 100,
-    in_channels: int = 1,
-    image_size: int = 32,
-    *,
-    widths: Sequence[int] = (32, 64, 128),
-    convs: Sequence[int] = (1, 1, 2),
-    hidden: Sequence[int] = (9216, 8800),
-    dropout: float = 0.5,
-    norm_hidden: bool = False,
-) -> VGG:
-    """The demo's network: 101 million parameters for 32×32 grey images, 99% of them in the linear layers."""
-    return VGG(
-        num_classes,
-        in_channels,
-        image_size,
-        widths=widths,
-        convs=convs,
-        hidden=hidden,
-        dropout=dropout,
-        norm_hidden=norm_hidden,
-    )
+glyph_vgg = partial(
+    VGG, widths=(32, 64, 128), convs=(1, 1, 2), hidden=(9216, 8800), dropout=0.5, norm_hidden=False
+)
+"""The demo's network: 101 million parameters for 32×32 grey images, 99% of them in the linear layers."""
 
-
-def vgg_small(
-    num_classes: int = 100,
-    in_channels: int = 1,
-    image_size: int = 32,
-    *,
-    widths: Sequence[int] = (16, 32, 64),
-    convs: Sequence[int] = (1, 1, 1),
-    hidden: Sequence[int] = (128, 128),
-    dropout: float = 0.2,
-    norm_hidden: bool = False,
-) -> VGG:
-    """The same family, small enough for tests: 0.2 million parameters."""
-    return glyph_vgg(
-        num_classes,
-        in_channels,
-        image_size,
-        widths=widths,
-        convs=convs,
-        hidden=hidden,
-        dropout=dropout,
-        norm_hidden=norm_hidden,
-    )
+vgg_small = partial(glyph_vgg, widths=(16, 32, 64), convs=(1, 1, 1), hidden=(128, 128), dropout=0.2)
+"""The same family, small enough for tests: 0.2 million parameters."""

@@ -258,7 +258,20 @@ def test_what_cannot_be_stored_is_named() -> None:
         encode_value(object(), lambda value: ExportError(f"{value} has no plain form", remedy="none"))
 
 
-plain = st.recursive(
+def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Lists, tuples and dicts of ``leaves``."""
+    return st.recursive(
+        leaves,
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=3).map(tuple)
+            | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+        ),
+        max_leaves=8,
+    )
+
+
+plain = nested(
     st.none()
     | st.booleans()
     | st.integers()
@@ -267,13 +280,7 @@ plain = st.recursive(
     | st.sampled_from(
         [torch.float32, torch.int64, torch.strided, torch.channels_last, torch.device("cpu"), ...]
     )
-    | st.complex_numbers(allow_nan=False),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(st.text(max_size=3), inner, max_size=3)
-    ),
-    max_leaves=8,
+    | st.complex_numbers(allow_nan=False)
 )
 
 
@@ -286,15 +293,7 @@ def test_arguments_survive_json(value: Any) -> None:
     assert repr(back) == repr(value)
 
 
-trees = st.recursive(
-    st.just(0),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(st.text(max_size=3), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
+trees = nested(st.just(0))
 
 
 @settings(max_examples=100, deadline=None)

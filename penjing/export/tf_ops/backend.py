@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 
 from penjing.export.coexist import make_peace
+from penjing.log import silenced
 
 make_peace()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,14 +23,5 @@ __all__ = ["quiet_tf", "tf"]
 @contextlib.contextmanager
 def quiet_tf() -> Iterator[None]:
     """No log lines and no deprecation warnings from TensorFlow inside; levels are restored."""
-    loggers = [logging.getLogger("tensorflow"), logging.getLogger("absl")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    with silenced("tensorflow", "absl", level=logging.ERROR):
+        yield

@@ -39,11 +39,10 @@ class Observer(ABC):
         """The range ``(low, high)`` to quantize over. Call after at least one `update`."""
 
 
-class HistogramObserver(Observer):
-    """Base of observers that decide on the histogram of all values heard."""
+class Extremes(Observer):
+    """Base of observers that know the smallest and largest value heard."""
 
     def __init__(self) -> None:
-        self.histogram = Histogram()
         self.low, self.high = np.inf, -np.inf
 
     def update(
@@ -55,6 +54,23 @@ class HistogramObserver(Observer):
         """Hear N samples; see `Observer.update`."""
         self.low = min(self.low, float(np.min(values_NK if low_N is None else low_N)))
         self.high = max(self.high, float(np.max(values_NK if high_N is None else high_N)))
+
+
+class HistogramObserver(Extremes):
+    """Base of observers that decide on the histogram of all values heard."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.histogram = Histogram()
+
+    def update(
+        self,
+        values_NK: NDArray[np.floating],
+        low_N: NDArray[np.floating] | None = None,
+        high_N: NDArray[np.floating] | None = None,
+    ) -> None:
+        """Hear N samples; see `Observer.update`."""
+        super().update(values_NK, low_N, high_N)
         self.histogram.add(values_NK)
 
     def range(self) -> tuple[float, float]:

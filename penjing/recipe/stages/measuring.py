@@ -56,25 +56,9 @@ def entries(recipe: Recipe) -> tuple[Entry, ...]:
     if start != "pruned":
         note = "layers refitted to the original's outputs on calibration data; no training"
         rows.append(Entry("refitted", "pruned and refitted", lambda s: s.student(start), note=note))
-    rows.append(
-        Entry(
-            "recovered",
-            "pruned and recovered",
-            lambda s: s.student("recovered"),
-            file="work/export/model.onnx",
-            shown="model.onnx",
-        )
-    )
+    rows.append(_served("recovered", "pruned and recovered", "model.onnx"))
     if recipe.quantize is not None:
-        rows.append(
-            Entry(
-                "int8",
-                "int8",
-                lambda s: s.student("recovered"),
-                file="work/export/model.int8.onnx",
-                shown="model.int8.onnx",
-            )
-        )
+        rows.append(_served("int8", "int8", "model.int8.onnx"))
     if recipe.baselines:
         rows.append(
             Entry(
@@ -92,6 +76,12 @@ def entries(recipe: Recipe) -> tuple[Entry, ...]:
             Entry("scratch", "same size, trained from scratch", lambda s: s.student("scratch"), note=note)
         )
     return tuple(rows)
+
+
+def _served(key: str, label: str, name: str) -> Entry:
+    """The recovered network in a file that the exporting stage wrote."""
+    file = f"work/export/{name}"
+    return Entry(key, label, lambda s: s.student("recovered"), file=file, shown=name)
 
 
 def measure_rows(space: Workspace, listen: Listener) -> Output:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from penjing.artifact import load, save_artifact
 from penjing.errors import VerifyError
 from penjing.events import Event, Listener
+from penjing.manifest import installed
 from penjing.measure import device_name
 from penjing.prune.compare import relative_error
 from penjing.recipe.stages.base import Output
@@ -112,12 +112,7 @@ def environment(space: Workspace) -> dict[str, str]:
     found["threads (latency)"] = str(space.recipe.measure.threads)
     found["system"] = f"{platform.system()} {platform.machine()}"
     found["Python"] = platform.python_version()
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return found | installed(_PACKAGES)
 
 
 def _held(rows: list[dict[str, Any]], after: str, max_drop: float | None) -> bool | None:
