@@ -1,27 +1,29 @@
 """Prune every model of a zoo at one ratio and check each result.
 
-    python bench/zoo.py ../shared/data/zoo.json --out zoo.csv [--models 'resnet*'] [--onnx] [--jobs 2]
+    python bench/zoo.py ../shared/data/zoo.json --out zoo.csv [--models 'resnet*'] [--onnx] [--resume]
 
 For each model, in a process of its own: parameters removed, forward and backward, output shape, the
 relative error of masked equivalence, plan → JSON → fresh copy gives identical weights, with ``--onnx``
 also the largest difference between ONNX Runtime and torch; the time of torch.export apart from the time
-of solving, planning and slicing; and what is frozen and why. Rows are written one by one to CSV and JSON
-lines, a summary at the end.
+of solving, planning and slicing; and what is frozen and why. Rows are written one by one to JSON lines
+and CSV, a summary at the end; with ``--resume`` models that passed before are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import fnmatch
+import importlib
 import json
-import os
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,41 +43,71 @@ def main() -> int:
     )
     parser.add_argument("zoo", type=Path, help="JSON list of {name, source, kind, input}")
     parser.add_argument("--out", type=Path, default=Path("zoo.csv"), help="CSV; JSON lines go beside it")
-    parser.add_argument("--models", default="*", help="glob of names, or source:name")
+    parser.add_argument("--models", nargs="+", default=["*"], help="globs of names, or source:name")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that passed before")
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--least", type=float, default=0.4, help="fraction of the parameters that must go")
     parser.add_argument("--onnx", action="store_true", help="export and compare in ONNX Runtime")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one model")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     entries = json.loads(options.zoo.read_text())
-    if options.one is not None:
-        print("ROW " + json.dumps(check(json.loads(options.one), options.ratio, options.onnx)))
-        return 0
-    chosen = [
-        e
-        for e in entries
-        if fnmatch.fnmatch(e["name"], options.models)
-        or fnmatch.fnmatch(f"{e['source']}:{e['name']}", options.models)
-    ]
-    rows = []
-    with open(options.out, "w", newline="") as file, open(options.out.with_suffix(".jsonl"), "w") as lines:
+    preload({entry["source"] for entry in entries})
+    chosen = [entry for entry in entries if any(named(entry, pattern) for pattern in options.models)]
+    journal = options.out.with_suffix(".jsonl")
+    rows = passed_before(journal) if options.resume else {}
+    todo = [entry for entry in chosen if key(entry) not in rows]
+    with open(journal, "a" if options.resume else "w") as lines, ThreadPoolExecutor(options.jobs) as pool:
+        for row in pool.map(lambda entry: isolated(entry, options), todo):
+            rows[key(row)] = row
+            lines.write(json.dumps(row) + "\n")
+            lines.flush()
+            write_table(options.out, rows.values())
+            print(line(row), flush=True)
+    return summary([rows[key(entry)] for entry in chosen], options.least)
+
+
+def preload(sources: set[str]) -> None:
+    """Import what every model's process needs, one thread each."""
+    import torch
+
+    torch.set_num_threads(1)
+    for source in sources:
+        importlib.import_module(source)
+
+
+def key(entry: Mapping[str, Any]) -> str:
+    """``source:name`` of a zoo entry or a row."""
+    return f"{entry['source']}:{entry['name']}"
+
+
+def named(entry: Mapping[str, Any], pattern: str) -> bool:
+    """Whether a glob matches the name with or without its source."""
+    return fnmatch.fnmatch(entry["name"], pattern) or fnmatch.fnmatch(key(entry), pattern)
+
+
+def passed_before(journal: Path) -> dict[str, dict[str, Any]]:
+    """Rows of an earlier run that passed, the last of each model."""
+    text = journal.read_text() if journal.exists() else ""
+    rows = {key(row): row for row in map(json.loads, text.splitlines())}
+    return {name: row for name, row in rows.items() if row["passed"]}
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """All rows so far as CSV; frozen axes as the number of parameters they touch, by reason."""
+    with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
         writer.writeheader()
-        with ThreadPoolExecutor(options.jobs) as pool:
-            for row in pool.map(lambda entry: isolated(entry, options), chosen):
-                rows.append(row)
-                writer.writerow(row)
-                file.flush()
-                lines.write(json.dumps(row) + "\n")
-                lines.flush()
-                print(line(row), flush=True)
+        writer.writerows(rows)
+
+
+def summary(rows: Sequence[Mapping[str, Any]], least: float) -> int:
+    """Print the totals; the exit code."""
     passed = sum(row["passed"] for row in rows)
     exact = sum(row["ok"] for row in rows)
     in_place = sum(bool(row.get("in_place")) for row in rows)
     print(
-        f"{passed} of {len(rows)} pass (correct and ≥ {options.least:.0%} of the parameters removed); "
+        f"{passed} of {len(rows)} pass (correct and ≥ {least:.0%} of the parameters removed); "
         f"{exact} are correct; {in_place} in the user's own class"
     )
     return 0 if passed == len(rows) else 1
@@ -83,26 +115,28 @@ def main() -> int:
 
 def isolated(entry: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Check one model in a process of its own, so that it can neither hang nor kill the rest."""
-    command = [
-        sys.executable, __file__, str(options.zoo), "--ratio", str(options.ratio), "--one", json.dumps(entry),
-        *(["--onnx"] if options.onnx else []),
-    ]  # fmt: skip
+    context = multiprocessing.get_context("fork")  # the imports are paid for once
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, entry, options.ratio, options.onnx))
+    process.start()
+    sender.close()
     row: dict[str, Any] = {"name": entry["name"], "source": entry["source"], "ok": False, "failure": ""}
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=options.timeout,
-            env={"OMP_NUM_THREADS": "1", **os.environ},
-            check=False,
-        )
-        found = [text for text in done.stdout.splitlines() if text.startswith("ROW ")]
-        row.update(json.loads(found[-1][4:]) if found else {"failure": f"died: {done.stderr[-800:]}"})
-    except subprocess.TimeoutExpired:
+    if receiver.poll(options.timeout):
+        try:
+            row.update(receiver.recv())
+        except EOFError:
+            process.join()
+            row["failure"] = f"died with exit code {process.exitcode}"
+    else:
         row["failure"] = f"no end within {options.timeout:.0f} s"
+        process.kill()
+    process.join()
     row["passed"] = row["ok"] and row["removed"] >= options.least
     return row
+
+
+def _send(sender: Any, entry: dict[str, Any], ratio: float, onnx: bool) -> None:
+    sender.send(check(entry, ratio, onnx))
 
 
 def line(row: dict[str, Any]) -> str:
@@ -235,23 +269,16 @@ def _check(model: Any, inputs: Any, ratio: float, onnx: bool, row: dict[str, Any
     leaves_out = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
     row["shape_kept"] = original == [tuple(t.shape) for t in leaves_out]
 
-    result.model.train()
-    trained = [
-        t for t in pytree.tree_leaves(result.model(inputs)) if isinstance(t, torch.Tensor) and t.requires_grad
-    ]
-    torch.stack([t.float().square().mean() for t in trained]).sum().backward()  # type: ignore[no-untyped-call]
-    row["backward"] = all(
-        p.grad is None or bool(torch.isfinite(p.grad).all()) for p in result.model.parameters()
-    ) and any(p.grad is not None for p in result.model.parameters())
-    result.model.zero_grad(set_to_none=True)
-    result.model.eval()
+    trained = copy.deepcopy(result.model).train()
+    losses = [t for t in pytree.tree_leaves(trained(inputs)) if isinstance(t, torch.Tensor)]
+    torch.stack([t.float().square().mean() for t in losses if t.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
+    gradients = [p.grad for p in trained.parameters() if p.grad is not None]
+    row["backward"] = bool(gradients) and all(bool(torch.isfinite(grad).all()) for grad in gradients)
+    del trained, gradients, losses
 
     plan = Plan.from_dict(json.loads(json.dumps(result.plan.to_dict())))
-    fresh = prune_slots(
-        model, inputs, graph, coupling, kept
-    )  # running statistics moved in the backward pass above
     again = apply(model, plan, inputs)
-    ours, theirs = again.model.state_dict(), fresh.model.state_dict()
+    ours, theirs = again.model.state_dict(), result.model.state_dict()
     row["identical"] = ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in theirs)
     row["cost"] = Cost(graph, coupling)(leaves)
     if onnx:

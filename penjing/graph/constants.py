@@ -22,7 +22,9 @@ class Constants:
     """Evaluates constant index tensors on demand; nothing that is written to in place counts as constant."""
 
     def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+        self._buffers = dict(graph.buffers)
+        if graph.training is not None:
+            self._buffers |= graph.training.buffers
         self._known: dict[fx.Node, Tensor | None] = {}
 
     def __call__(self, node: fx.Node) -> Tensor | None:
@@ -35,7 +37,7 @@ class Constants:
         if any(_writes(user) for user in node.users):
             return None
         if node.op == "get_attr":
-            value = self._graph.buffers.get(str(node.target))
+            value = self._buffers.get(str(node.target))
             return None if value is None else value.detach().cpu()
         if node.op != "call_function" or str(node.target).rsplit(".", 1)[0] not in PURE:
             return None

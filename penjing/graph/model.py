@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Set
 from typing import Any, Self
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from penjing.graph.trace import Graph
 from penjing.graph.tree import Held, build_tree, held_tensors
 
+BATCH_NORM = "aten.batch_norm.default"
+_MEAN, _TRAINING, _MOMENTUM = 3, 5, 6  # positions of its arguments
 # op → position of its training flag. Batch and instance norm follow only when they have running statistics.
 TRAIN_FLAGS = {
     "aten.dropout.default": 2,
@@ -22,7 +26,7 @@ TRAIN_FLAGS = {
     "aten.feature_alpha_dropout_.default": 2,
     "aten.rrelu.default": 3,
     "aten.rrelu_.default": 3,
-    "aten.batch_norm.default": 5,
+    BATCH_NORM: _TRAINING,
     "aten.lstm.input": 6,
     "aten.gru.input": 6,
     "aten.rnn_tanh.input": 6,
@@ -34,18 +38,21 @@ class GraphModel(fx.GraphModule):
     """The network of a `Graph`, with parameters of its own.
 
     It is called like the original, has the original's ``state_dict`` names, trains (``train()`` and
-    ``eval()`` switch
-    dropout and batch-norm statistics inside the graph), can be deep-copied and traced again.
+    ``eval()`` switch dropout and batch-norm statistics inside the graph), can be deep-copied and traced
+    again.
 
     Args:
         source: The traced network; its tensors are copied.
+
+    Attributes:
+        cumulative_norms: Names of the running means of batch norms that average over all batches so far.
     """
 
     def __init__(self, source: Graph) -> None:
-        self._assemble(source.held(), copy.deepcopy(source.module.graph))
+        self._assemble(source.held(), copy.deepcopy(source.module.graph), source.cumulative_norms)
         self.eval()
 
-    def _assemble(self, tensors: tuple[Held, ...], graph: fx.Graph) -> None:
+    def _assemble(self, tensors: tuple[Held, ...], graph: fx.Graph, cumulative: frozenset[str]) -> None:
         root = build_tree(tensors, copy=True)
         super().__init__(root, graph, "GraphModel")
         for name, child in root.named_children():
@@ -54,11 +61,16 @@ class GraphModel(fx.GraphModule):
             self.register_parameter(name, param)
         for name, buffer in root._buffers.items():
             self.register_buffer(name, buffer, persistent=name not in root._non_persistent_buffers_set)
+        self.cumulative_norms = cumulative
+        self._norms = tuple(_norms(graph, {item.name for item in tensors}))
+        self._before: list[tuple[Tensor, Tensor]] = []
+        self.register_forward_pre_hook(_count_batch)
+        self.register_forward_hook(_average_statistics)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin._assemble(tuple(held_tensors(self)), copy.deepcopy(self.graph))
+        twin._assemble(tuple(held_tensors(self)), copy.deepcopy(self.graph), self.cumulative_norms)
         twin.train(self.training)
         return twin
 
@@ -72,15 +84,50 @@ class GraphModel(fx.GraphModule):
         changed = False
         for node in self.graph.nodes:
             index = TRAIN_FLAGS.get(str(node.target)) if node.op == "call_function" else None
-            if index is None or _keeps_flag(node, index):
+            if index is None or _keeps_flag(node, index) or bool(node.args[index]) == mode:
                 continue
-            if bool(node.args[index]) != mode:
-                node.update_arg(index, mode)
-                changed = True
+            node.update_arg(index, mode)
+            if str(node.target) == BATCH_NORM and node.args[_MEAN].target in self.cumulative_norms:
+                node.update_arg(_MOMENTUM, 1.0)  # leaves the batch's statistics, averaged afterwards
+            changed = True
         if changed:
             self.recompile()
 
 
+def _norms(graph: fx.Graph, names: Set[str]) -> Iterator[str]:
+    """Names, up to the last dot, of the batch norms that count their batches, once for each use."""
+    for node in graph.nodes:
+        if str(node.target) == BATCH_NORM and isinstance(node.args[_MEAN], fx.Node):
+            mean = str(node.args[_MEAN].target)
+            prefix = mean.removesuffix("running_mean")
+            if mean != prefix and prefix + "num_batches_tracked" in names:
+                yield prefix
+
+
+def _count_batch(model: GraphModel, args: Any) -> None:
+    """Advance the counters of batches, and remember the statistics that will be averaged."""
+    if not model.training:
+        return
+    for prefix in model._norms:
+        model.get_buffer(prefix + "num_batches_tracked").add_(1)
+    for mean in sorted(model.cumulative_norms):
+        for name in (mean, mean.removesuffix("running_mean") + "running_var"):
+            buffer = model.get_buffer(name)
+            model._before.append((buffer, buffer.clone()))
+
+
+def _average_statistics(model: GraphModel, args: Any, output: Any) -> None:
+    """Momentum None: every batch so far weighs the same."""
+    counts = [
+        model.get_buffer(mean.removesuffix("running_mean") + "num_batches_tracked")
+        for mean in sorted(model.cumulative_norms)
+        for _ in range(2)
+    ]
+    for (buffer, old), count in zip(model._before, counts, strict=False):
+        buffer.copy_(torch.lerp(old, buffer, 1.0 / float(count)))
+    model._before.clear()
+
+
 def _keeps_flag(node: fx.Node, index: int) -> bool:
     """Whether a norm has no running statistics, so that it always uses the batch's."""
-    return len(node.args) <= index or (str(node.target) == "aten.batch_norm.default" and node.args[3] is None)
+    return len(node.args) <= index or (str(node.target) == BATCH_NORM and node.args[_MEAN] is None)

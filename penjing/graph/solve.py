@@ -24,8 +24,10 @@ Result = Axes | list[Axes]
 def solve(graph: Graph, *, ignore: Sequence[str], prune_outputs: bool) -> Coupling:
     """See `penjing.graph.groups.couple`."""
     solver = _Solver(graph, ignore)
-    for node in graph.module.graph.nodes:
-        solver.visit(node, prune_outputs)
+    parts = [graph, *([graph.training] if graph.training is not None else [])]
+    for part in parts:
+        for node in part.module.graph.nodes:
+            solver.visit(node, prune_outputs)
     for equation in solver.notebook.last:
         equation()
     for name in graph.params:
@@ -36,6 +38,7 @@ def solve(graph: Graph, *, ignore: Sequence[str], prune_outputs: bool) -> Coupli
     values = {
         node.name: tuple(tuple(resolve(axis) for axis in axes) for axes in outputs)
         for node, outputs in solver.env.items()
+        if node.graph is graph.module.graph
     }
     marks: dict[int, set[str]] = {}
     for axis, mark in solver.notebook.marks:
@@ -54,7 +57,8 @@ class _Solver:
         self.read: set[str] = set()
         self.tensors: dict[str, Axes] = {}
         self.constants = Constants(graph)
-        for name, tensor in [*graph.params.items(), *graph.buffers.items()]:
+        extra = graph.training.buffers if graph.training is not None else {}
+        for name, tensor in {**graph.params, **graph.buffers, **extra}.items():
             names = [name, *(alias for alias, first in graph.aliases.items() if first == name)]
             pattern = next((p for p in ignore if any(matches(n, p) for n in names)), None)
             reason = (

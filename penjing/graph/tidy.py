@@ -32,9 +32,16 @@ WRAPPERS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 
 
 def tidy(
-    module: fx.GraphModule, aliases: Mapping[str, str], known: Set[str], notes: list[str]
+    module: fx.GraphModule, aliases: Mapping[str, str], known: Set[str], notes: list[str], prefix: str = ""
 ) -> dict[str, Tensor]:
     """Rewrite the graph in place.
+
+    Args:
+        module: The exported graph.
+        aliases: Other names of shared tensors → first name.
+        known: Names of the model's parameters and buffers.
+        notes: Takes what the reader should know.
+        prefix: Put before the names of constants.
 
     Returns:
         The constants it reads that are no parameter or buffer of the model, by name.
@@ -57,10 +64,12 @@ def tidy(
     for node in reversed(list(graph.nodes)):
         if not node.users and (node.op == "get_attr" or _is_scalar(node)):
             graph.erase_node(node)
-    for node in graph.nodes:
-        if node.op == "get_attr" and node.target not in known and node.target not in constants:
-            constants[str(node.target)] = _attribute(module, str(node.target))
     graph.lint()
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target not in known:
+            name = str(node.target)
+            node.target = prefix + name
+            constants[node.target] = constants.pop(name) if name in constants else _attribute(module, name)
     return constants
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,9 @@ class Graph:
         aliases: Other names of shared parameters and buffers → first name.
         batch_dim: Whether the batch size is free.
         notes: What the reader should know, e.g. why the batch size is fixed.
+        training: The graph of training mode, where that reads parameters which this one does not (auxiliary
+            classifiers), so that their axes are solved too; else None.
+        cumulative_norms: Names of the running means of batch norms whose momentum is None.
     """
 
     module: fx.GraphModule
@@ -45,10 +48,16 @@ class Graph:
     aliases: Mapping[str, str]
     batch_dim: bool = True
     notes: tuple[str, ...] = ()
+    training: Graph | None = None
+    cumulative_norms: frozenset[str] = frozenset()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph, with the original's signature."""
         return self.module(*args, **kwargs)
+
+    def read_names(self) -> set[str]:
+        """Names of the parameters, buffers and constants that some op reads."""
+        return {str(node.target) for node in self.module.graph.nodes if node.op == "get_attr" and node.users}
 
     def held(self) -> tuple[Held, ...]:
         """Every tensor under every name."""
@@ -84,8 +93,41 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
     notes: list[str] = []
     with eval_view(model):
         program, is_dynamic = _export(model, args, kwargs, dynamic_batch, notes)
-        unlifted = program.module(check_guards=False)
-    return _graph(model, unlifted, is_dynamic, notes)
+        graph = _graph(model, program.module(check_guards=False), is_dynamic, notes)
+        unread = graph.params.keys() - graph.read_names()
+        if unread:
+            graph = replace(graph, training=_training_graph(model, args, kwargs, unread))
+    return graph
+
+
+def _training_graph(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], unread: Set[str]
+) -> Graph | None:
+    """The graph of training mode, if it reads any of the parameters that eval mode leaves unread."""
+    notes: list[str] = []
+    model.train()
+    try:
+        with _constant_momentum(model):
+            program, is_dynamic = _export(model, args, kwargs, True, notes)
+    except TraceError:  # nothing depends on it: the parameters stay whole as unused ones
+        return None
+    graph = _graph(model, program.module(check_guards=False), is_dynamic, notes, prefix="training_only_")
+    return None if unread.isdisjoint(graph.read_names()) else graph
+
+
+@contextmanager
+def _constant_momentum(model: nn.Module) -> Iterator[None]:
+    """Momentum None depends on the number of batches so far, which cannot be traced."""
+    norms = [
+        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is None
+    ]
+    for norm in norms:
+        norm.momentum = 0.1
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.momentum = None
 
 
 def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -133,16 +175,14 @@ def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, notes: list[str]
 ) -> tuple[ExportedProgram, bool]:
     if dynamic:
-        batch_args, batch_kwargs, shapes = _free_batch(model, args, kwargs)
-        if shapes is not None:
-            try:
-                program = _run_export(model, batch_args, batch_kwargs, shapes)
-            except Exception as error:  # any refusal: the fixed batch is tried next and reports what remains
-                notes.append(f"the batch size is fixed: {_first_line(error)}")
-            else:
-                if _batch_is_free(program):
-                    return program, True
-                notes.append("the batch size is fixed: the model's forward depends on it")
+        try:
+            program = _run_export(model, *_free_batch(model, args, kwargs))
+        except Exception as error:  # any refusal: the fixed batch is tried next and reports what remains
+            notes.append(f"the batch size is fixed: {_first_line(error)}")
+        else:
+            if _batch_is_free(program):
+                return program, True
+            notes.append("the batch size is fixed: the model's forward depends on it")
     try:
         return _run_export(model, args, kwargs, None), False
     except Exception as error:
@@ -187,31 +227,23 @@ def _run_export(
 def _free_batch(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Inputs with at least two samples and the dynamic shapes that free them; None when no batch is seen."""
-    tensors = [
-        leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0
-    ]
-    if not tensors:
-        return args, kwargs, None
-    size = tensors[0].shape[0]
+    """Inputs with at least two samples and the dynamic shapes that free them, by parameter name."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    size = next((leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0), None)
 
     def is_batch(leaf: Any) -> bool:
         return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
 
     def widen(leaf: Any) -> Any:
-        return torch.cat([leaf, leaf]) if is_batch(leaf) and size < 2 else leaf
+        return torch.cat([leaf, leaf]) if is_batch(leaf) and leaf.shape[0] == 1 else leaf
 
     def spec(leaf: Any) -> Any:
         return {0: Dim.AUTO} if is_batch(leaf) else ({} if isinstance(leaf, Tensor) else None)
 
-    shapes = pytree.tree_map(spec, (args, kwargs))
-    named = dict(zip(inspect.signature(model.forward).parameters, shapes[0], strict=False)) if args else {}
-    parameters = inspect.signature(model.forward).parameters.values()
-    starred = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+    spec_args, spec_kwargs = pytree.tree_map(spec, (args, kwargs))
     wide_args, wide_kwargs = pytree.tree_map(widen, (args, kwargs))
-    if starred is not None and args:
-        return wide_args, wide_kwargs, shapes[0] if not kwargs else None
-    return wide_args, wide_kwargs, {**named, **shapes[1]}
+    shapes = inspect.signature(model.forward).bind(*spec_args, **spec_kwargs).arguments
+    return wide_args, wide_kwargs, dict(shapes)
 
 
 def _batch_is_free(program: ExportedProgram) -> bool:
@@ -251,14 +283,17 @@ def _first_line(error: Exception) -> str:
     return (words or lines or [type(error).__name__])[0][:300].rstrip(".")
 
 
-def _graph(model: nn.Module, unlifted: fx.GraphModule, is_dynamic: bool, notes: list[str]) -> Graph:
+def _graph(
+    model: nn.Module, unlifted: fx.GraphModule, is_dynamic: bool, notes: list[str], prefix: str = ""
+) -> Graph:
     held = list(held_tensors(model))
     first: dict[int, str] = {}
     for item in held:
         first.setdefault(id(item.tensor), item.name)
     aliases = {item.name: first[id(item.tensor)] for item in held if first[id(item.tensor)] != item.name}
     known = {item.name for item in held}
-    lifted = [Held(name, tensor, False) for name, tensor in tidy(unlifted, aliases, known, notes).items()]
+    constants = tidy(unlifted, aliases, known, notes, prefix)
+    lifted = [Held(name, tensor, False) for name, tensor in constants.items()]
     module = fx.GraphModule(build_tree([*held, *lifted]), unlifted.graph, type(model).__name__)
     for item in [*held, *lifted]:  # what the graph never reads is kept all the same
         attach(module, item)
@@ -268,7 +303,24 @@ def _graph(model: nn.Module, unlifted: fx.GraphModule, is_dynamic: bool, notes: 
         for item in [*held, *lifted]
         if item.name not in aliases and not _is_param(item)
     }
-    return Graph(module, params, buffers, aliases, is_dynamic, tuple(notes))
+    return Graph(
+        module,
+        params,
+        buffers,
+        aliases,
+        is_dynamic,
+        tuple(notes),
+        cumulative_norms=frozenset(aliases.get(name, name) for name in _cumulative_norms(model)),
+    )
+
+
+def _cumulative_norms(model: nn.Module) -> Iterator[str]:
+    """Batch norms that average over all batches so far; a traced model remembers its original's."""
+    yield from getattr(model, "cumulative_norms", ())
+    for name, module in model.named_modules():
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if is_norm and module.momentum is None and module.running_mean is not None:
+            yield f"{name}.running_mean" if name else "running_mean"
 
 
 def _is_param(item: Held) -> bool:

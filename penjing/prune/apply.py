@@ -106,7 +106,7 @@ def carry_out(
     try:
         module = slice_module(model, graph, {**tensors, **values}, attributes)
         reason = compare(module, as_graph, example_inputs)
-        if not reason and any(frozen.kind == "unused" for frozen in coupling.frozen):
+        if not reason and graph.params.keys() - graph.read_names():
             reason = _training_differs(model, module, example_inputs)
     except PruneError:
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -97,20 +98,39 @@ def test_an_index_buffer_follows() -> None:
 
 
 class Auxiliary(nn.Module):
-    """A branch that only training takes."""
+    """A branch that only training takes, in one of two ways."""
 
-    def __init__(self) -> None:
+    def __init__(self, traceable: bool) -> None:
         super().__init__()
         self.inp, self.out, self.aux = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        self.traceable = traceable
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.inp(x))
         y = self.out(x)
-        return y + self.aux(x) if self.training else y  # type: ignore[no-any-return]
+        if self.training and (self.traceable or bool(x.sum() > -1)):
+            return y + self.aux(x)  # type: ignore[no-any-return]
+        return y  # type: ignore[no-any-return]
 
 
-def test_a_branch_of_training_only_is_not_broken() -> None:
-    model = Auxiliary().train()
+def test_a_branch_of_training_only_follows() -> None:
+    model = Auxiliary(True).train()
+    result = prune(model, X)
+    assert result.in_place
+    assert not any(f.kind == "unused" for f in result.frozen)
+    assert result.model.training
+    assert result.model.get_parameter("aux.weight").shape == (3, 4)
+    masked = copy.deepcopy(model)
+    gone = np.setdiff1d(np.arange(8), result.plan.tensors["inp.weight"][0])
+    with torch.no_grad():
+        for tensor in (masked.inp.weight, masked.inp.bias):
+            tensor[gone] = 0
+    assert relative_error(result.model(X), masked(X)) <= 1e-5
+    assert masked_equivalence(model, result, X) <= 1e-5
+
+
+def test_a_branch_of_training_that_cannot_be_traced_is_not_broken() -> None:
+    model = Auxiliary(False).train()
     result = prune(model, X)
     assert not result.in_place
     assert "in training mode" in result.reason

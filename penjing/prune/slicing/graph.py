@@ -94,6 +94,7 @@ def slice_graph(
     return replace(
         graph,
         module=module,
+        training=None,
         params={name: tensors[name] for name in graph.params},
         buffers={name: tensors[name] for name in (*graph.buffers, *constants)},
     )
