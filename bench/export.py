@@ -5,7 +5,7 @@ format.
 
 ``zoo.json`` is a list of ``{"name", "source": "timm" | "torchvision", "kind", "input": [1, 3, 224, 224]}``.
 Each model runs in a process of its own with a time limit, so that one that crashes or hangs costs one row.
-Weights are random.
+Weights are random. ``--resume`` keeps the good rows of the file from an earlier run and does the other models.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--models", default="", help="only these names, separated by commas")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for a model and format")
     parser.add_argument("--out", type=Path, default=Path("export.csv"))
+    parser.add_argument("--resume", action="store_true", help="keep the models of --out that all succeeded")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     entries = json.loads(options.zoo.read_text(encoding="utf-8"))
@@ -59,10 +60,14 @@ def main() -> None:
         return
     wanted = {name for name in options.models.split(",") if name}
     entries = [e for e in entries if not wanted or e["name"] in wanted]
-    rows = []
+    rows = done_before(options) if options.resume else []
+    done = {row["model"] for row in rows}
+    entries = [e for e in entries if f"{e['source']}:{e['name']}" not in done]
     with options.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
+        writer.writerows(rows)
+        file.flush()
         for entry in entries:
             for row in run(entry, options):
                 rows.append(row)
@@ -73,6 +78,16 @@ def main() -> None:
                     flush=True,
                 )
     summary(rows)
+
+
+def done_before(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of an earlier run whose model passed in every format asked for now."""
+    if not options.out.exists():
+        return []
+    with options.out.open(newline="", encoding="utf-8") as file:
+        rows: list[dict[str, Any]] = [row for row in csv.DictReader(file) if row["ok"] == "1"]
+    passed = Counter(row["model"] for row in rows)
+    return [row for row in rows if passed[row["model"]] >= len(options.formats.split(","))]
 
 
 def run(entry: dict[str, Any], options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -6,35 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from penjing.export.onnx_node import spatial_pads, transpose_crops
 from penjing.export.tf_ops.backend import tf
 from penjing.export.tf_ops.node import Node, op
 from penjing.export.tf_ops.value import Tensor, Value
-
-
-def spatial_pads(
-    node: Node,
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    sizes: Sequence[int | None],
-) -> list[tuple[int, int]]:
-    """Zeros before and after each spatial dimension, from ``pads`` or ``auto_pad``."""
-    auto = node.attr("auto_pad", "NOTSET")
-    auto = auto.decode() if isinstance(auto, bytes) else auto
-    count = len(kernel)
-    if auto in ("NOTSET", ""):
-        pads = [int(p) for p in node.attr("pads", [0] * (2 * count))]
-        return [(pads[i], pads[i + count]) for i in range(count)]
-    if auto == "VALID":
-        return [(0, 0)] * count
-    out = []
-    for k, s, d, size in zip(kernel, strides, dilations, sizes, strict=True):
-        if size is None:
-            raise node.error("auto_pad needs a fixed image size")
-        total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        small, large = total // 2, total - total // 2
-        out.append((small, large) if auto == "SAME_UPPER" else (large, small))
-    return out
 
 
 def same_padding(
@@ -167,7 +142,7 @@ def _conv_transpose(node: Node) -> Value:
     if len(sizes) != count or any(size is None for size in sizes):
         raise node.error("it needs a fixed image size")
     full = [(int(n or 0) - 1) * s + span for n, s, span in zip(sizes, strides, spans, strict=True)]
-    crops = _transpose_crops(node, full, extra, sizes, strides)
+    crops = transpose_crops(node, full, extra, [int(n or 0) for n in sizes], strides)
     x = value.last()
     # A dilated kernel is one with zeros in between; the transposed op has no dilation on the CPU.
     wide = np.zeros((*w.shape[:2], *spans), w.dtype)
@@ -181,23 +156,6 @@ def _conv_transpose(node: Node) -> Value:
     picks = [slice(b, b + n + e - b - a) for (b, a), n, e in zip(crops, full, extra, strict=True)]
     out = out[(slice(None), *picks, slice(None))]
     return Value(last=tf.nn.bias_add(out, node.x(2)) if node.has(2) else out)
-
-
-def _transpose_crops(
-    node: Node, full: list[int], extra: list[int], sizes: Sequence[int | None], strides: list[int]
-) -> list[tuple[int, int]]:
-    """What ``pads`` (or the wished ``output_shape``) cuts from either end of the full result."""
-    wished = node.attr("output_shape")
-    auto = node.attr("auto_pad", "NOTSET")
-    auto = auto.decode() if isinstance(auto, bytes) else auto
-    if wished is None and auto in ("SAME_UPPER", "SAME_LOWER"):
-        wished = [int(n or 0) * s for n, s in zip(sizes, strides, strict=True)]
-    if wished is not None:
-        totals = [n + e - int(w) for n, e, w in zip(full, extra, wished[-len(full) :], strict=True)]
-        # SAME_UPPER leaves the larger cut at the end, anything else at the start (ONNX ConvTranspose).
-        return [(t // 2, t - t // 2) if auto == "SAME_UPPER" else (t - t // 2, t // 2) for t in totals]
-    pads = [int(p) for p in node.attr("pads", [0] * (2 * len(full)))]
-    return [(pads[i], pads[i + len(full)]) for i in range(len(full))]
 
 
 def _transposed(

@@ -75,8 +75,7 @@ _SCATTER = {
 
 
 def _scatter_rule(node: Node) -> Any:
-    reduction = node.attr("reduction", "none")
-    reduction = reduction.decode() if isinstance(reduction, bytes) else reduction
+    reduction = node.text("reduction", "none")
     if reduction not in _SCATTER:
         raise node.error(f"reduction {reduction!r}")
     return _SCATTER[reduction]

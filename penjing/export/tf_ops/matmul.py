@@ -64,6 +64,5 @@ def _matrix(node: Node) -> Tensor:
 
 @op("Einsum")
 def _einsum(node: Node) -> Value:
-    equation = node.attr("equation")
-    equation = equation.decode() if isinstance(equation, bytes) else equation
+    equation = node.text("equation", "")
     return plain(tf.einsum(equation.replace(" ", ""), *[node.x(i) for i in range(len(node.inputs))]))

@@ -4,53 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from penjing.errors import ExportError
+from penjing.export.onnx_node import OnnxNode
 from penjing.export.tf_ops.backend import tf
 from penjing.export.tf_ops.value import Tensor, Value, Weights, to_last
 
 
 @dataclass
-class Node:
-    """An ONNX node while it is being translated.
+class Node(OnnxNode[Value]):
+    """One ONNX node while it is being translated.
 
     Attributes:
-        op: ONNX op type.
-        name: Node name, for errors.
-        inputs: Values in ONNX's order; None for an input left out.
-        attributes: Attribute values by name, as Python and NumPy objects.
-        opset: Version of the op set.
-        num_outputs: How many outputs the graph uses.
         out_shapes: What the ONNX graph says about each output's shape (None where it does not).
         weights: The store for variables.
     """
 
-    op: str
-    name: str
-    inputs: list[Value | None]
-    attributes: dict[str, Any]
-    opset: int
-    num_outputs: int
     out_shapes: list[list[int | None] | None]
     weights: Weights | None
-
-    def attr(self, name: str, default: Any = None) -> Any:
-        """An attribute's value."""
-        return self.attributes.get(name, default)
-
-    def has(self, index: int) -> bool:
-        """Whether the input is given."""
-        return index < len(self.inputs) and self.inputs[index] is not None
-
-    def value(self, index: int = 0) -> Value:
-        """A required input."""
-        value = self.inputs[index] if index < len(self.inputs) else None
-        if value is None:
-            raise self.error(f"its input {index} is missing")
-        return value
 
     def x(self, index: int = 0) -> Tensor:
         """A required input as a tensor in ONNX order."""
@@ -71,15 +44,6 @@ class Node:
             raise self.error(f"its {what} is computed from the model's inputs")
         return value.const
 
-    def ints(self, attribute: str, index: int) -> list[int] | None:
-        """A list that older op sets give as an attribute and newer ones as an input; None if left out."""
-        if attribute in self.attributes:
-            given = self.attributes[attribute]
-            return [int(i) for i in np.atleast_1d(given)]
-        if not self.has(index):
-            return None
-        return [int(i) for i in np.atleast_1d(self.static(index, attribute))]
-
     def rank(self, index: int = 0) -> int:
         """Number of dimensions of an input.
 
@@ -90,12 +54,6 @@ class Node:
         if rank is None:
             raise self.error(f"the number of dimensions of its input {index} is unknown")
         return rank
-
-    def axis(self, default: int, *, rank: int | None = None) -> int:
-        """The ``axis`` attribute, counted from the front."""
-        rank = self.rank() if rank is None else rank
-        axis = int(self.attr("axis", default))
-        return axis + rank if axis < 0 else axis
 
     def error(self, cause: str) -> ExportError:
         """An error that names the op and the node."""

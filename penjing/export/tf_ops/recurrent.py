@@ -25,8 +25,7 @@ def _check(node: Node) -> None:
 
 def _directions(node: Node) -> list[bool]:
     """Whether each direction reads backwards."""
-    given = node.attr("direction", "forward")
-    given = given.decode() if isinstance(given, bytes) else given
+    given = node.text("direction", "forward")
     return {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[given]
 
 

@@ -199,8 +199,7 @@ def _pad(node: Node) -> Value:
     pads = [(0, 0)] * rank
     for i, axis in enumerate(axes):
         pads[held_axis(value, axis)] = (given[i], given[i + len(axes)])
-    mode = node.attr("mode", "constant")
-    mode = mode.decode() if isinstance(mode, bytes) else mode
+    mode = node.text("mode", "constant")
     x = value.tensor()
     picks = tuple(slice(max(-b, 0), None if a >= 0 else a) for b, a in pads)
     x = x[picks] if any(b < 0 or a < 0 for b, a in pads) else x

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from penjing.errors import ExportError
+from penjing.export.onnx_node import STANDARD, attribute, standard_opset
 from penjing.export.tf_ops import OPS
 from penjing.export.tf_ops.backend import tf
 from penjing.export.tf_ops.node import Node
@@ -32,14 +31,14 @@ class GraphTracer:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
-        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.opset = standard_opset(model)
         self.weights = Weights()
         self.initial = {t.name: numpy_helper.to_array(t) for t in self.graph.initializer}
         self.inputs = [i for i in self.graph.input if i.name not in self.initial]
         self.shapes = self._known_shapes(model)
         missing: dict[str, str] = {}
         for node in self.graph.node:
-            if node.op_type not in OPS or node.domain not in ("", "ai.onnx"):
+            if node.op_type not in OPS or node.domain not in STANDARD:
                 missing.setdefault(node.op_type, node.name or node.output[0])
         if missing:
             raise ExportError(
@@ -95,7 +94,7 @@ class GraphTracer:
             op=proto.op_type,
             name=proto.name or (names[0] if names else ""),
             inputs=[values[name] for name in proto.input],
-            attributes={a.name: _attribute(a) for a in proto.attribute},
+            attributes={a.name: attribute(a) for a in proto.attribute},
             opset=self.opset,
             num_outputs=sum(1 for name in names if name),
             out_shapes=[self.shapes.get(name) for name in names],
@@ -145,11 +144,6 @@ def _folded(node: Node) -> list[Value]:
         result = OPS[node.op](node)
         results = result if isinstance(result, list) else [result]
         return [Value(const=r.const if r.const is not None else r.plain().numpy()) for r in results]
-
-
-def _attribute(attribute: onnx.AttributeProto) -> Any:
-    value = onnx.helper.get_attribute_value(attribute)
-    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
