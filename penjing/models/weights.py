@@ -37,6 +37,9 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
         held = next((name for name in names if name in state), None)
         if held is not None:
             state.update({name: state[held] for name in names if name not in state})
+    # files of other frameworks, and old ones, do not count batches; nothing but a momentum of None reads it
+    uncounted = {name: t for name, t in expected.items() if name.endswith("num_batches_tracked")}
+    state = {**{name: t.detach() for name, t in uncounted.items()}, **state}
 
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from penjing.errors import DataError
 
@@ -23,10 +24,11 @@ def recalibrate(model: nn.Module, data: Iterable[Any], *, max_samples: int = 204
 def recalibrate_(model: nn.Module, data: Iterable[Any], *, max_samples: int = 2048) -> int:
     """Replace the running statistics of every batch norm by plain averages over ``data``, in place.
 
-    Only batch norms are put in training mode (dropout stays off); all flags are given back.
+    Only batch norms are put in training mode (dropout stays off, but for Keras models, which have one flag
+    for all); all flags are given back.
 
     Args:
-        model: A network; one without batch norms is left alone.
+        model: A network, also a traced or a Keras one; one without batch norms is left alone.
         data: A re-iterable of batches; labels are not looked at.
         max_samples: Most samples used.
 
@@ -38,37 +40,112 @@ def recalibrate_(model: nn.Module, data: Iterable[Any], *, max_samples: int = 20
     """
     from penjing.recover.batches import call_model, check, unpack
 
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    ]
-    if not norms:
+    found = [norms for find in _KINDS for module in model.modules() if (norms := find(module)) is not None]
+    if not found:
         return 0
     flags = [(module, module.training) for module in model.modules()]
-    momenta = [norm.momentum for norm in norms]
     model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
-        norm.train()
     count = 0
     try:
+        for norms in found:
+            norms.begin()
         for index, item in enumerate(data):
             batch = unpack(item)
             check(batch, index)
+            for norms in found:
+                norms.momentum(1 / (index + 1))  # a cumulative average
             call_model(model, batch.inputs)
             count += batch.size
             if count >= max_samples:
                 break
     finally:
+        for norms in found:
+            norms.end()
         for module, training in flags:
             module.training = training
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
     if count == 0:
         raise DataError("the data has no batches", remedy="Give some hundreds of samples of the training set")
-    return len(norms)
+    return sum(norms.count for norms in found)
+
+
+@dataclass(frozen=True)
+class _Norms:
+    """Batch norms of one kind.
+
+    Attributes:
+        count: How many.
+        begin: Puts them in training mode.
+        momentum: Sets the share of the next batch in the running statistics.
+        end: Gives back everything but the modules' training flags.
+    """
+
+    count: int
+    begin: Callable[[], None]
+    momentum: Callable[[float], None]
+    end: Callable[[], None]
+
+
+def _of_torch(module: nn.Module) -> _Norms | None:
+    """A batch norm module with running statistics."""
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not module.track_running_stats:
+        return None
+    norm, own = module, module.momentum
+
+    def begin() -> None:
+        norm.reset_running_stats()
+        norm.train()
+
+    def set_momentum(value: float | None) -> None:
+        norm.momentum = value
+
+    return _Norms(1, begin, set_momentum, lambda: set_momentum(own))
+
+
+def _of_graph(module: nn.Module) -> _Norms | None:
+    """The batch norm ops of a traced network."""
+    if not isinstance(module, fx.GraphModule):
+        return None
+    training, momentum = 5, 6  # positions among the op's arguments
+    nodes = [
+        node
+        for node in module.graph.nodes
+        if str(node.target) == "aten.batch_norm.default" and node.args[3] is not None
+    ]
+    if not nodes:
+        return None
+    own = [(node.args[training], node.args[momentum]) for node in nodes]
+
+    def put(values: Iterable[tuple[Any, Any]]) -> None:
+        for node, (flag, share) in zip(nodes, values, strict=True):
+            node.update_arg(training, flag)
+            node.update_arg(momentum, share)
+        module.recompile()
+
+    return _Norms(len(nodes), lambda: None, lambda value: put([(True, value)] * len(nodes)), lambda: put(own))
+
+
+def _of_keras(module: nn.Module) -> _Norms | None:
+    """The batch norm layers of a Keras model."""
+    net: Any = getattr(module, "net", None)
+    if not hasattr(module, "to_keras") or not hasattr(net, "_flatten_layers"):
+        return None
+    layers = [layer for layer in net._flatten_layers() if hasattr(layer, "moving_mean")]
+    if not layers:
+        return None
+    own = [layer.momentum for layer in layers]
+
+    def put(values: Iterable[float]) -> None:
+        for layer, value in zip(layers, values, strict=True):
+            layer.momentum = value
+
+    def begin() -> None:
+        module.training = True
+
+    # Keras's momentum is the share of what was there before
+    return _Norms(len(layers), begin, lambda value: put([1 - value] * len(layers)), lambda: put(own))
+
+
+_KINDS: tuple[Callable[[nn.Module], _Norms | None], ...] = (_of_torch, _of_graph, _of_keras)
 
 
 @torch.no_grad()

@@ -1,19 +1,30 @@
-"""Masks inside tensors: unstructured and N:M magnitude sparsity, and exact counts of zeros.
+"""Masks inside tensors: unstructured and N:M sparsity, and exact counts of zeros.
 
-These do not make a model smaller by themselves; sparse formats and kernels do. Structural pruning is
-elsewhere.
+A masked network is *not* faster: dense kernels, on CPUs and in ONNX Runtime, TensorFlow and LiteRT alike,
+multiply zeros like any other number, and the file has its old size until it is compressed. What can gain are
+sparse formats, compressed downloads, and 2:4 kernels of recent GPUs. For a smaller and faster network use
+`prune`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from penjing.errors import PruneError
+from penjing.prune.sparse_layers import sparsegpt, wanda
+
+Method = Literal["magnitude", "wanda", "sparsegpt"]
+
+SPEED = (
+    "zeros inside tensors do not make dense kernels faster; only sparse formats, compression and 2:4 kernels "
+    "of recent GPUs gain from them"
+)
 
 
 @dataclass(frozen=True)
@@ -21,26 +32,38 @@ class SparsityResult:
     """What was masked.
 
     Attributes:
-        model: A copy with zeros in place.
+        model: A copy with zeros in place. `recover` with ``regularize="keep_zeros"`` trains it as it is.
         masks: True where a weight stays, by parameter name.
         zeros: Exact number of zeros of each masked parameter.
+        method: How weights were chosen.
+        notes: Layers that were left out or done in another way, and why.
     """
 
     model: nn.Module
     masks: Mapping[str, Tensor]
     zeros: Mapping[str, int]
+    method: str = "magnitude"
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON: zeros and sizes by parameter."""
-        return {name: {"zeros": n, "size": self.masks[name].numel()} for name, n in self.zeros.items()}
+        """Plain JSON: zeros and sizes by parameter and in all."""
+        sizes = {name: mask.numel() for name, mask in self.masks.items()}
+        total = sum(p.numel() for p in self.model.parameters())
+        return {
+            "method": self.method,
+            "zeros": sum(self.zeros.values()),
+            "params": total,
+            "layers": {name: {"zeros": n, "size": sizes[name]} for name, n in self.zeros.items()},
+            "speed": SPEED,
+            "notes": list(self.notes),
+        }
 
 
 def unstructured_mask(weight: Tensor, ratio: float) -> Tensor:
     """True for the largest magnitudes; exactly ``floor(ratio · numel)`` entries are False (ties: the later
     goes).
     """
-    if not 0 <= ratio < 1:
-        raise PruneError(f"ratio {ratio} is not in [0, 1)", remedy="A ratio is the fraction removed")
+    _check_ratio(ratio)
     count = int(ratio * weight.numel() + 1e-9)
     flat = weight.detach().abs().reshape(-1).flip(0)
     mask = torch.ones_like(flat, dtype=torch.bool)
@@ -54,8 +77,7 @@ def nm_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
     Raises:
         PruneError: if the fan-in is not a multiple of m, or not 0 < n <= m.
     """
-    if not 0 < n <= m:
-        raise PruneError(f"{n}:{m} sparsity", remedy="Give 0 < n <= m, such as 2:4")
+    _check_nm(n, m)
     w_OI = weight.detach().flatten(1)
     if w_OI.shape[1] % m:
         raise PruneError(f"{w_OI.shape[1]} inputs are not a multiple of {m}", remedy="Leave this layer out")
@@ -65,23 +87,128 @@ def nm_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
     return mask.reshape(weight.shape)
 
 
-def sparsify(model: nn.Module, ratio: float = 0.5, *, nm: tuple[int, int] | None = None) -> SparsityResult:
-    """Zero the smallest weights of every tensor of two or more dims, in a copy.
+def sparsify(
+    model: nn.Module,
+    ratio: float = 0.5,
+    *,
+    nm: tuple[int, int] | None = None,
+    method: Method = "magnitude",
+    data: Iterable[Any] | None = None,
+    max_samples: int = 1024,
+    seed: int = 0,
+) -> SparsityResult:
+    """Zero the least weights of every tensor of two or more dims, in a copy.
 
     Args:
         model: The model.
-        ratio: Fraction of each weight tensor to zero; unused with ``nm``.
-        nm: ``(n, m)``: keep n of every m instead; tensors whose fan-in is not a multiple of m are left out.
-    """
-    import copy
+        ratio: Fraction to zero, of each tensor (``"magnitude"``, ``"sparsegpt"``) or of each output row
+            (``"wanda"``), rounded down; unused with ``nm``.
+        nm: ``(n, m)``: keep n of every m consecutive inputs instead; tensors whose fan-in is not a multiple
+            of m are left out.
+        method: ``"magnitude"``; ``"wanda"`` (magnitude times the norm of what is read); ``"sparsegpt"`` (the
+            weights that stay make up for those that go). The last two go through the network layer by
+            layer, each on what the layers before it give by now; layers that are no convolution or linear
+            layer, or share their weight, get magnitude.
+        data: Batches, for the last two; labels are not looked at.
+        max_samples: Most samples used.
+        seed: Chooses the positions of feature maps that are looked at.
 
+    Raises:
+        DataError: no data, or NaN in it.
+        PruneError: a bad ratio or N:M, an unknown method, or no data where it is needed.
+    """
+    _check_ratio(ratio)
+    if nm is not None:
+        _check_nm(*nm)
+    if method not in ("magnitude", *_BY_INPUT):
+        raise PruneError(
+            f"unknown method {method!r}", remedy=f"Choose one of magnitude, {', '.join(_BY_INPUT)}"
+        )
+    if method in _BY_INPUT and data is None:
+        raise PruneError(f"method {method!r} needs data", remedy="Pass data=… (batches of the training set)")
     model = copy.deepcopy(model)
+    params = {name: weight for name, weight in model.named_parameters() if weight.ndim >= 2}
+    notes = []
+    if nm is not None:
+        odd = [name for name, weight in params.items() if weight[0].numel() % nm[1]]
+        notes += [f"{name} is left out: its fan-in is not a multiple of {nm[1]}" for name in odd]
+        params = {name: weight for name, weight in params.items() if name not in odd}
     masks: dict[str, Tensor] = {}
+    if method in _BY_INPUT and data is not None:
+        masks = _walk_through(model, params.keys(), data, ratio, nm, method, max_samples, seed)
+        notes += [f"{name} is masked by magnitude" for name in params if name not in masks]
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim < 2 or (nm and weight[0].numel() % nm[1]):
-                continue
-            masks[name] = nm_mask(weight, *nm) if nm else unstructured_mask(weight, ratio)
-            weight.mul_(masks[name])
-    params = dict(model.named_parameters())
-    return SparsityResult(model, masks, {n: int((params[n] == 0).sum()) for n in masks})
+        for name in params.keys() - masks.keys():
+            masks[name] = nm_mask(params[name], *nm) if nm else unstructured_mask(params[name], ratio)
+            params[name].mul_(masks[name])
+    masks = {name: masks[name] for name in params}
+    zeros = {name: int((params[name] == 0).sum()) for name in masks}
+    return SparsityResult(model, masks, zeros, method, tuple(notes))
+
+
+_BY_INPUT: Mapping[str, Callable[..., Tensor]] = {"wanda": wanda, "sparsegpt": sparsegpt}
+
+_MAX_ROWS = 65_536  # rows (samples × positions) a layer is judged by
+
+
+def _walk_through(
+    model: nn.Module,
+    names: Iterable[str],
+    data: Iterable[Any],
+    ratio: float,
+    nm: tuple[int, int] | None,
+    method: str,
+    max_samples: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Mask layer after layer, in the order of computation; in place."""
+    from penjing.graph import trace
+    from penjing.prune.moments import Moments, thin_out
+    from penjing.prune.places import find_places
+    from penjing.prune.reconstruct import calibration_batches
+    from penjing.prune.walk import Walk
+    from penjing.recover.batches import map_inputs, tensors
+
+    batches = calibration_batches(data, max_samples)
+    samples = sum(len(tensors(batch)[0]) for batch in batches)
+    graph = trace(model, map_inputs(batches[0], lambda x: x[:2]))
+    wanted = set(names)
+    by_node = {place.node: place for name, place in find_places(graph).items() if name in wanted}
+    generator = torch.Generator().manual_seed(seed)
+    walk = Walk(graph, [tensors(batch) for batch in batches])
+    masks: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def before(node: fx.Node) -> None:
+        if node not in by_node:
+            return
+        place, source = by_node[node], node.args[0]
+        assert isinstance(source, fx.Node)
+        weight = graph.params[place.weight]
+        groups, features = place.patches.groups, weight[0].numel()
+        moments = Moments(groups, features, 0, exact=features <= 768)
+        for index, x in enumerate(walk.values(source)):
+            positions = None
+            if place.patches.kernel:
+                total = place.patches.num_positions(walk.evaluate(node, index)[:1])
+                positions = thin_out(total, max(_MAX_ROWS // samples, 1), generator)
+            x_GRF = place.patches.inputs(x, positions)
+            moments.add(x_GRF, x_GRF[:, :, :0])
+        found = _BY_INPUT[method](weight.double().reshape(groups, -1, features), moments, ratio, nm)
+        weight.copy_(found.reshape(weight.shape))
+        masks[place.weight] = weight != 0
+
+    output = next(node for node in graph.module.graph.nodes if node.op == "output")
+    for node in output.all_input_nodes:
+        walk.ensure(node, before)
+    return masks
+
+
+def _check_ratio(ratio: float) -> None:
+    if not 0 <= ratio < 1:
+        raise PruneError(f"ratio {ratio} is not in [0, 1)", remedy="A ratio is the fraction removed")
+
+
+def _check_nm(n: int, m: int) -> None:
+    if not 0 < n <= m:
+        raise PruneError(f"{n}:{m} sparsity", remedy="Give 0 < n <= m, such as 2:4")

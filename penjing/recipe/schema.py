@@ -78,6 +78,8 @@ class PruneConfig(Config):
         reconstruct: Refit the layers to the original's outputs after removal; false, true, or its options.
         steps: Rounds of pruning, with ``between`` as recovery after each but the last.
         between: Recovery between rounds; None takes the recipe's ``recover`` with a quarter of its epochs.
+        sparse: Sparse training of the dense network before the first round (its ``regularize`` says how);
+            None leaves it out.
     """
 
     budget: Budget | None = None
@@ -91,6 +93,7 @@ class PruneConfig(Config):
     reconstruct: bool | dict[str, Any] = False
     steps: int = Field(default=1, ge=1)
     between: RecoverConfig | None = None
+    sparse: RecoverConfig | None = None
 
     @field_validator("reconstruct", mode="after")
     @classmethod
@@ -109,6 +112,8 @@ class PruneConfig(Config):
             raise ValueError("give a `budget`, a `ratio` or `ratios`")
         if self.steps > 1 and self.budget is None:
             raise ValueError("`steps` needs a `budget` to approach step by step")
+        if self.sparse is not None and not self.sparse.regularize:
+            raise ValueError("`sparse` needs `regularize`, such as {group_lasso: {strength: 0.001}}")
         return self
 
 

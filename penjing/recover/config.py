@@ -30,6 +30,18 @@ class LossTerm(Config):
         return self.weight * {"constant": 1.0, "rise": progress, "fall": 1.0 - progress}[self.ramp]
 
 
+class RegularizerTerm(Config):
+    """One regularizer of sparse training.
+
+    Attributes:
+        name: Name in the registry (``penjing.recover.regularize``): ``"group_lasso"``, ``"growing"``…
+        options: Its own options.
+    """
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class RecoverConfig(Config):
     """Options of `train` and `recover`.
 
@@ -76,7 +88,13 @@ class RecoverConfig(Config):
         teacher_cache: Most samples whose teacher logits are kept in memory, keyed by the sample's content;
             pays when samples repeat exactly (no augmentation). 0 is off.
         patience: Stop after this many evaluations without a better validation accuracy; None never does.
-        keep: ``"last"`` returns the final weights, ``"best"`` those of the best validation accuracy.
+        keep: ``"last"`` returns the final weights, ``"best"`` those of the best validation accuracy. Either
+            way `recover` returns the weights it started from where validation finds these better, and says so
+            (not in sparse training, which is meant to give up accuracy for now).
+        recalibrate: Samples on which batch-norm statistics are measured before the first step. Validation
+            data decides whether they replace the given ones; without it, or with 0, the given ones stay.
+        regularize: Regularizers of sparse training, before removal (``"group_lasso"``, ``"group_norm"``,
+            ``"growing"``, ``"slimming"``, ``"soft"``); ``"keep_zeros"`` recovers a masked network.
         eval_every: Epochs between validations (the last epoch is always validated).
         workers_split: In a multi-process run every process sees the same batches and takes its own share
             of each one (True), or the loader already gives each process its own data (False).
@@ -111,8 +129,20 @@ class RecoverConfig(Config):
     teacher_cache: int = Field(default=0, ge=0)
     patience: int | None = Field(default=None, ge=1)
     keep: Literal["last", "best"] = "last"
+    recalibrate: int = Field(default=2048, ge=0)
+    regularize: tuple[RegularizerTerm, ...] = ()
     eval_every: int = Field(default=1, ge=1)
     workers_split: bool = True
+
+    @field_validator("regularize", mode="before")
+    @classmethod
+    def _short_names(cls, value: Any) -> Any:
+        """Accept ``"soft"``, ``["soft"]`` and ``{"growing": {"ratio": 0.5}}`` for lists of terms."""
+        value = [value] if isinstance(value, str) else value
+        if isinstance(value, dict) and "name" not in value:
+            value = [{"name": name, "options": options or {}} for name, options in value.items()]
+        value = [value] if isinstance(value, dict) else value
+        return [{"name": item} if isinstance(item, str) else item for item in value]
 
     @field_validator("losses", mode="before")
     @classmethod
@@ -130,6 +160,11 @@ class RecoverConfig(Config):
 
         for term in self.losses:
             make_loss(term.name, term.options)
+        if self.regularize:
+            from penjing.recover.regularize import make_regularizer
+
+            for one in self.regularize:
+                make_regularizer(one.name, one.options)
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise ValueError("nesterov needs momentum > 0; set nesterov: false")
         return self

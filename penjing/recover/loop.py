@@ -30,12 +30,14 @@ from penjing.recover.ema import WeightAverage
 from penjing.recover.evaluate import evaluate
 from penjing.recover.features import Taps
 from penjing.recover.guards import non_finite
+from penjing.recover.memory import kept_memory
 from penjing.recover.mix import mix
 from penjing.recover.objective import Objective, default_terms
 from penjing.recover.optim import build_optimizer, optimizer_tensors, restore_optimizer, set_lr
 from penjing.recover.precision import choose_precision
 from penjing.recover.result import RecoverResult, StopReason
 from penjing.recover.schedule import learning_rate
+from penjing.recover.sparse import Sparse
 from penjing.recover.state import Meter, Progress
 from penjing.recover.teachers import Teacher, Teachers
 
@@ -72,19 +74,23 @@ class Loop:
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.best_is_new = False
+        self.start: dict[str, Tensor] = {}
+        self.start_is_new = False
         self.saved_cache: dict[str, Tensor] = {}
         self.objective: Objective | None = None
         self.taps: Taps | None = None
 
     def run(self) -> RecoverResult:
         """Set up, resume where there is something to resume, go through the epochs, give the result."""
-        with chance.private_globals(), ExitStack() as self.stack:
+        with chance.private_globals(), kept_memory(), ExitStack() as self.stack:
             chance.seed_globals(self.job.seed)
             self._set_up()
             self._resume()
             progress = self.progress
             progress.precision = progress.precision or choose_precision(self.config.precision, self.device)
             self._tell("start", message=f"{progress.precision}, at most {self.total_steps} steps")
+            if progress.steps == 0 and self.total_steps:
+                self._look_at_start()
             progress.stopped = progress.stopped or self._limit_reached()
             while progress.stopped is None:
                 self._epoch()
@@ -110,6 +116,7 @@ class Loop:
         self.wrapped: nn.Module = self.accelerator.prepare_model(self.model)
         self.forward: Any = torch.compile(self.wrapped) if config.compile else self.wrapped
         self.stack.enter_context(dropout_at(self.model, config.dropout))
+        self.sparse = Sparse(config, self.model, self.job.model) if config.regularize else None
         if config.losses:
             self._aim(config.losses)
 
@@ -127,6 +134,44 @@ class Loop:
         if self.teachers.cache is not None:
             self.teachers.cache.restore(self.saved_cache)
 
+    def _look_at_start(self) -> None:
+        """Validate what the run begins with, batch-norm statistics measured anew where that is no worse."""
+        from penjing.prune.recalibrate import recalibrate_  # the pruning package loads only when it is used
+
+        if self.job.val is None:
+            return
+        progress = self.progress
+        progress.start = self._measure(self.model)
+        samples = self.config.recalibrate
+        given = {name: value.clone() for name, value in model_tensors(self.model).items()} if samples else {}
+        if samples and recalibrate_(self.model, self._moved(), max_samples=samples):
+            found = self._measure(self.model)
+            if found["val_accuracy"] < progress.start["val_accuracy"]:
+                restore_model(self.model, given)
+            else:
+                progress.start = found | {"recalibrated": 1.0}
+                if self.average is not None:
+                    restore_model(self.average.model, model_tensors(self.model))
+        if self._guarded():
+            self.start = {name: value.cpu().clone() for name, value in model_tensors(self.model).items()}
+            self.start_is_new = True
+        self._tell("note", progress.start, "the weights that the run begins with")
+
+    def _guarded(self) -> bool:
+        """Whether the weights that the run began with may be what it gives back."""
+        return self.job.stage == "recover" and not (self.sparse is not None and self.sparse.aims_elsewhere)
+
+    def _moved(self) -> Iterator[Any]:
+        """The inputs of the training data, where the model is."""
+        self._set_epoch(0)
+        for item in self.job.data:
+            batch = unpack(item)
+            yield move(Batch(batch.inputs), self.device, self.channels_last).inputs
+
+    def _set_epoch(self, epoch: int) -> None:
+        if callable(set_epoch := getattr(self.job.data, "set_epoch", None)):
+            set_epoch(epoch)
+
     # ---------------------------------------------------------------------------------------------- training
 
     def _epoch(self) -> None:
@@ -134,8 +179,7 @@ class Loop:
         progress, config = self.progress, self.config
         began, meter, told = time.perf_counter(), Meter(), 0.0
         chance.seed_globals(self.job.seed, progress.epoch, self.rank)
-        if callable(set_epoch := getattr(self.job.data, "set_epoch", None)):
-            set_epoch(progress.epoch)
+        self._set_epoch(progress.epoch)
         self.wrapped.train()
         for index, window in enumerate(_windows(self.job.data, config.grad_accumulation, self.epoch_steps)):
             self._step(window, index, meter)
@@ -144,6 +188,8 @@ class Loop:
                 self._tell("progress", meter.means() | {"lr": self.optimizer.param_groups[0]["lr"]})
             if self._limit_reached():
                 break
+        if self.sparse is not None:
+            self.sparse.epoch_(self.model, *([] if self.average is None else [self.average.model]))
         progress.epoch += 1
         progress.stopped = self._limit_reached()
         record = {
@@ -188,7 +234,11 @@ class Loop:
         norm = self._gradient_norm()
         if not math.isfinite(norm):
             raise non_finite(self.model, batch.inputs, progress.steps + 1, f"the gradient norm is {norm}")
+        if self.sparse is not None:
+            self.sparse.gradient_(batch.inputs, done)
         self.optimizer.step()
+        if self.sparse is not None:
+            self.sparse.step_(self.optimizer.param_groups[0]["lr"])
         self.optimizer.zero_grad(set_to_none=True)
         progress.steps += 1
         if self.average is not None:
@@ -298,21 +348,10 @@ class Loop:
 
     def _validate(self) -> dict[str, float]:
         """Accuracy and loss on the validation data; remembers the best weights."""
-        assert self.job.val is not None
         progress = self.progress
         source = self.model if self.average is None else self.average.model
-        counts = evaluate(
-            source,
-            self.job.val,
-            device=self.device,
-            channels_last=self.channels_last,
-            bf16=progress.precision == "bf16",
-            rank=self.rank,
-            world=self.world,
-        )
-        sums = torch.tensor(counts, dtype=torch.float64, device=self.device)
-        right, total, loss = self.accelerator.reduce(sums, "sum").tolist()
-        accuracy = right / total
+        record = self._measure(source)
+        accuracy = record["val_accuracy"]
         if accuracy > progress.best_accuracy:
             progress.best_accuracy, progress.best_epoch, progress.waiting = accuracy, progress.epoch, 0
             if self.config.keep == "best":
@@ -321,7 +360,23 @@ class Loop:
         else:
             progress.waiting += 1
             progress.stopped = progress.stopped or self._limit_reached()
-        record = {"val_accuracy": accuracy, "val_n": total}
+        return record
+
+    def _measure(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy and loss of a model on the validation data."""
+        assert self.job.val is not None
+        counts = evaluate(
+            model,
+            self.job.val,
+            device=self.device,
+            channels_last=self.channels_last,
+            bf16=self.progress.precision == "bf16",
+            rank=self.rank,
+            world=self.world,
+        )
+        sums = torch.tensor(counts, dtype=torch.float64, device=self.device)
+        right, total, loss = self.accelerator.reduce(sums, "sum").tolist()
+        record = {"val_accuracy": right / total, "val_n": total}
         return record | {"val_loss": loss / total} if math.isfinite(loss) else record
 
     # ---------------------------------------------------------------------------------------------- keeping
@@ -337,12 +392,13 @@ class Loop:
             parts = {"model": model_tensors(self.model), "optimizer": optimizer_tensors(self.optimizer)}
             parts["average"] = {} if self.average is None else model_tensors(self.average.model)
             parts["best"] = self.best if self.best_is_new else {}
+            parts["start"] = self.start if self.start_is_new else {}
             parts["cache"] = self.teachers.cache.tensors() if self.teachers.cache is not None else {}
             generators = chance.loader_generators(self.job.data)
             parts["generators"] = {str(i): g.get_state() for i, g in enumerate(generators)}
             state = {"run": self._identity(), "progress": self.progress.to_dict()}
             save_checkpoint(self.job.checkpoint, state, parts, f"{self.progress.epoch:05d}")
-        self.best_is_new = False
+        self.best_is_new = self.start_is_new = False
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
@@ -363,7 +419,8 @@ class Loop:
         restore_optimizer(self.optimizer, parts.get("optimizer", {}))
         if self.average is not None:
             restore_model(self.average.model, parts["average"])
-        self.best, self.saved_cache = parts.get("best", {}), parts.get("cache", {})
+        self.best, self.start = parts.get("best", {}), parts.get("start", {})
+        self.saved_cache = parts.get("cache", {})
         if self.objective is not None and self.teachers.cache is not None:
             self.teachers.cache.restore(self.saved_cache)
         for index, generator in enumerate(chance.loader_generators(self.job.data)):
@@ -372,8 +429,9 @@ class Loop:
 
     def _result(self, stopped: StopReason) -> RecoverResult:
         model, progress = self.model, self.progress
-        if self.config.keep == "best" and self.best:
-            restore_model(model, self.best)
+        kept = self._choose()
+        if kept != "last":
+            restore_model(model, {"best": self.best, "start": self.start}[kept])
         elif self.average is not None:
             restore_model(model, model_tensors(self.average.model))
         model.zero_grad(set_to_none=True)
@@ -390,7 +448,26 @@ class Loop:
             stopped=stopped,
             precision=progress.precision,
             config=self.config.to_dict(),
+            start=progress.start,
+            kept=kept,
         )
+
+    def _choose(self) -> str:
+        """Which weights to give back: ``"last"``, ``"best"`` or ``"start"``."""
+        progress = self.progress
+        kept = "best" if self.config.keep == "best" and self.best else "last"
+        validated = [record["val_accuracy"] for record in progress.history if "val_accuracy" in record]
+        if not self.start or not validated:
+            return kept
+        reached = progress.best_accuracy if kept == "best" else validated[-1]
+        if reached >= progress.start["val_accuracy"]:
+            return kept
+        self._tell(
+            "warning",
+            message=f"training did not help: validation accuracy {reached:.2%} after it, "
+            f"{progress.start['val_accuracy']:.2%} before; the weights from before are given back",
+        )
+        return "start"
 
     def _tell(self, kind: str, metrics: Mapping[str, float] | None = None, message: str = "") -> None:
         if self.rank == 0:

@@ -29,6 +29,9 @@ class RecoverResult:
             ``lr``, ``train_loss``, ``train_accuracy`` (labelled data; on the batches as trained on),
             ``loss_<term>`` for each term, ``val_accuracy``, ``val_loss`` and ``val_n`` where validated.
         timing: One entry an epoch, of this machine: ``epoch``, ``seconds``, ``samples_per_second``.
+        start: ``val_accuracy``, ``val_loss`` and ``val_n`` of the weights the run began with;
+            ``recalibrated`` is 1.0 where batch-norm statistics were measured anew. Empty without validation.
+        kept: Which weights came back: ``"last"``, ``"best"`` or ``"start"`` (validation found none better).
         best_epoch: The epoch (from 1) of the best validation accuracy; None without validation.
         steps: Optimizer steps taken.
         seconds: Wall-clock seconds in all, over all sessions of a resumed run.
@@ -46,11 +49,15 @@ class RecoverResult:
     stopped: StopReason
     precision: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    start: Mapping[str, float] = field(default_factory=dict)
+    kept: str = "last"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; what depends on the clock is under ``"timing"``."""
         return {
+            "start": dict(self.start),
             "history": self.history,
+            "kept": self.kept,
             "best_epoch": self.best_epoch,
             "steps": self.steps,
             "stopped": self.stopped.name.lower(),

@@ -25,6 +25,7 @@ class Progress:
         best_accuracy: Best validation accuracy, -1 before the first.
         best_epoch: Its epoch, from 1.
         waiting: Validations since the best one.
+        start: Validation of the weights the run began with, as in `RecoverResult`.
         stopped: Why the run has ended; None while it goes on.
         precision: The number format chosen when the run began.
     """
@@ -37,6 +38,7 @@ class Progress:
     best_accuracy: float = -1.0
     best_epoch: int | None = None
     waiting: int = 0
+    start: dict[str, float] = field(default_factory=dict)
     stopped: StopReason | None = None
     precision: str = ""
     began: float = field(default_factory=time.perf_counter)

@@ -58,7 +58,7 @@ def test_sparsify() -> None:
             p.add_(1.0)
     result = sparsify(model, nm=(2, 4))
     assert result.zeros == {"0.weight": 16, "1.weight": 6}
-    assert result.to_dict()["0.weight"] == {"zeros": 16, "size": 32}
+    assert result.to_dict()["layers"]["0.weight"] == {"zeros": 16, "size": 32}
     assert sparsify(model, 0.25).zeros == {"0.weight": 8, "1.weight": 3}
     assert all((p != 0).all() for p in model.parameters())
     with pytest.raises(PruneError, match="ratio"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from penjing.prune.criteria.base import (
     make_criterion,
 )
 from penjing.prune.moments import Moments, thin_out
+from penjing.prune.output_gain import output_gains
 from penjing.prune.places import Place, find_places
 from penjing.prune.walk import Walk
 from penjing.recover.batches import check, map_inputs, tensors, unpack
@@ -40,11 +41,15 @@ from penjing.recover.batches import check, map_inputs, tensors, unpack
 class BrainSurgeon(Criterion):
     """Rise of the readers' least-squares error (Hassibi & Stork 1993, eq. 5, for groups of weights at once).
 
-    The rise is relative to the variance of the reader's output (behind its batch norm), and summed over
-    the readers, so scores of different layers compare. A slot's score is the rise at its turn. Groups that
-    no supported layer reads are scored by magnitude, scaled to the median of the others.
+    A slot's score is the rise at its turn, summed over the readers; what it is measured in, and so how
+    layers compare, is ``weighting``. Groups that no supported layer reads are scored by magnitude, scaled to
+    the median of the others.
 
     Attributes:
+        weighting: ``"output"`` counts an error in each channel by what it does to the network's output
+            (`penjing.prune.output_gain`), relative to the output's variance; ``"layer"`` counts it relative
+            to the variance of the reader's own output (behind its batch norm).
+        gain_samples: Most samples used to measure what reaches the output.
         ridge: Added to the second moments, relative to their mean.
         max_samples: Most samples used.
         max_features: Readers with more inputs (channels × kernel) are scored without compensation, by the
@@ -53,6 +58,8 @@ class BrainSurgeon(Criterion):
     """
 
     normalisation: Normalisation = "none"
+    weighting: Literal["output", "layer"] = "output"
+    gain_samples: int = 256
     ridge: float = 1e-3
     max_samples: int = 2048
     max_features: int = 2560
@@ -88,6 +95,11 @@ class BrainSurgeon(Criterion):
         if not batches:
             raise DataError("no batches", remedy="Give at least one batch of training data")
         generator = torch.Generator().manual_seed(material.seed)
+        gains: dict[str, Tensor] = {}
+        size = None
+        if self.weighting == "output":
+            nodes = {name: place.node for name, place in places.items()}
+            gains, size = output_gains(material.graph, nodes, self._few(batches), generator)
         walk = Walk(material.graph, batches)
         by_node = {place.node: name for name, place in places.items()}
         readers: dict[str, _Reader] = {}
@@ -100,7 +112,10 @@ class BrainSurgeon(Criterion):
             place = places[name]
             source = node.args[0]
             assert isinstance(source, fx.Node)
-            readers[name] = self._reader(material.graph, place, walk, source, count, generator)
+            gain_O = self._gain(material.graph, place) if size is None else gains.get(name)
+            if gain_O is None:  # nothing of it reaches the output
+                gain_O = torch.zeros(len(material.graph.params[name]), dtype=torch.float64)
+            readers[name] = self._reader(material.graph, place, walk, source, count, generator, gain_O, size)
             material.listen(
                 Event("prune", "progress", len(readers), len(places), "layer", message=f"moments of {name}")
             )
@@ -118,7 +133,15 @@ class BrainSurgeon(Criterion):
         source: fx.Node,
         samples: int,
         generator: torch.Generator,
+        gain_O: Tensor,
+        size: float | None,
     ) -> _Reader:
+        """Stream the moments of what one layer reads.
+
+        Args:
+            gain_O: What a squared error of each of its outputs counts.
+            size: What the total is relative to; None takes the layer's own output.
+        """
         weight = graph.params[place.weight].detach()
         groups, features = place.patches.groups, weight[0].numel()
         full = features <= self.max_features
@@ -137,15 +160,28 @@ class BrainSurgeon(Criterion):
                 sums[1] += x_GRF.sum(1, dtype=torch.float64)
                 sums[2] += x_GRF.double().square().sum(1)
         intercept = place.bias is not None or place.norm is not None
-        w_GOF = weight.double().reshape(groups, -1, features)
-        if place.norm is not None:
-            gain_O = graph.params[place.norm.weight].detach().double()
-            gain_O = gain_O / (graph.buffers[place.norm.var].double() + place.norm.eps).sqrt()
-            w_GOF = w_GOF * gain_O.reshape(groups, -1, 1)
+        w_GOF = weight.double().reshape(groups, -1, features) * gain_O.sqrt().reshape(groups, -1, 1)
         if moments is not None:
-            return _Reader(w_GOF, moments.centred(intercept).cov_xx_GFF, None, weight[0, 0].numel())
+            return _Reader(w_GOF, moments.centred(intercept).cov_xx_GFF, None, weight[0, 0].numel(), size)
         mean_GF = sums[1] / sums[0] if intercept else torch.zeros_like(sums[1])
-        return _Reader(w_GOF, None, sums[2] / sums[0] - mean_GF.square(), weight[0, 0].numel())
+        return _Reader(w_GOF, None, sums[2] / sums[0] - mean_GF.square(), weight[0, 0].numel(), size)
+
+    @staticmethod
+    def _gain(graph: Graph, place: Place) -> Tensor:
+        """The squared gain of the norm behind a layer."""
+        if place.norm is None:
+            return torch.ones(len(graph.params[place.weight]), dtype=torch.float64)
+        scale_O = graph.params[place.norm.weight].detach().double()
+        return scale_O.square() / (graph.buffers[place.norm.var].double() + place.norm.eps)
+
+    def _few(self, batches: list[list[Tensor]]) -> list[list[Tensor]]:
+        """The first samples, as many as the gains are measured on."""
+        taken, room = [], self.gain_samples
+        for batch in batches:
+            if room > 0:
+                taken.append([part[:room] for part in batch])
+                room -= len(batch[0])
+        return taken
 
     def _group(self, group: Group, readers: Mapping[str, _Reader]) -> Scores | None:
         """Scores of one group; None when no measured layer reads it."""
@@ -180,12 +216,14 @@ class _Reader:
         cov_GFF: Covariance of the inputs, or None where it would be too large.
         var_GF: Their variances where it is.
         kernel: Features of one input channel.
+        size: What the error is relative to; None takes the variance of this layer's output.
     """
 
     w_GOF: Tensor
     cov_GFF: Tensor | None
     var_GF: Tensor | None
     kernel: int
+    size: float | None = None
 
 
 class _Removal:
@@ -216,7 +254,7 @@ class _Removal:
             energy_GF = self.w_GOF.square().sum(1) * variance
             size = energy_GF.sum()
             self.variance = (energy_GF.sum(0)[self.features] * real).sum(1)
-        self.size = max(float(size), 1e-30)
+        self.size = max(float(size if reader.size is None else reader.size), 1e-30)
 
     def costs(self) -> Scores:
         """Rise of the error if a slot went now, for each slot, relative to the size of the output."""

@@ -11,7 +11,13 @@ from penjing.recipe.stages.base import Output, Stage
 from penjing.recipe.stages.exporting import export_student, quantize_student, verify_files
 from penjing.recipe.stages.measuring import measure_rows
 from penjing.recipe.stages.pruning import prune_round
-from penjing.recipe.stages.recovery import REPLACED, between, recover_round, train_from_scratch
+from penjing.recipe.stages.recovery import (
+    REPLACED,
+    between,
+    recover_round,
+    train_from_scratch,
+    train_sparse,
+)
 from penjing.recipe.stages.reporting import write_all
 from penjing.recipe.stages.training import take_dense, train_as_article, train_dense
 
@@ -28,6 +34,9 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     dense = take_dense if recipe.train is None else train_dense
     title = "read the dense network" if recipe.train is None else "train the dense network"
     stages.append(Stage("train", title, dense, {**feed, "train": _plain(recipe.train)}))
+    if recipe.prune.sparse is not None:
+        config = {**feed, "sparse": _plain(recipe.prune.sparse)}
+        stages.append(Stage("sparse", "train towards sparsity", train_sparse, config, ("train",)))
     stages += _rounds(recipe, feed)
     config = {**feed, "quantize": _plain(recipe.quantize)}
     if recipe.quantize is not None:
@@ -56,7 +65,7 @@ def _rounds(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:
     for index in range(1, count + 1):
         last = index == count
         mark = "" if last else f"-{index}"
-        inputs = ("train", *((f"prune{before}", f"recover{before}") if before else ()))
+        inputs = ("train", *((f"prune{before}", f"recover{before}") if before else _sparse(recipe)))
         which = "" if count == 1 else f", round {index} of {count}"
         work = partial(prune_round, mark=mark, before=before, share=index / count)
         stages.append(Stage(f"prune{mark}", f"prune{which}", work, pruning, inputs))
@@ -70,11 +79,12 @@ def _rounds(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:
 def _baselines(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:
     pruning = {**feed, "prune": _plain(recipe.prune)}
     recovery = {**pruning, "recover": _plain(recipe.recover)}
+    start = ("train", *_sparse(recipe))
     prune = partial(prune_round, mark="-random", criterion="random")
     recover = partial(recover_round, mark="-random")
     scratch = {**feed, "train": _plain(recipe.train), "recover": _plain(recipe.recover)}
     return [
-        Stage("prune-random", "prune at random", prune, pruning, ("train",)),
+        Stage("prune-random", "prune at random", prune, pruning, start),
         Stage(
             "recover-random",
             "recover what was pruned at random",
@@ -84,6 +94,11 @@ def _baselines(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:
         ),
         Stage("scratch", "train the small network from scratch", train_from_scratch, scratch, REPLACED),
     ]
+
+
+def _sparse(recipe: Recipe) -> tuple[str, ...]:
+    """The stage of sparse training, where there is one."""
+    return () if recipe.prune.sparse is None else ("sparse",)
 
 
 def _plain(config: Config | None) -> Any:

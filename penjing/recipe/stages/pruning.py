@@ -24,7 +24,8 @@ def prune_round(
 ) -> Output:
     """One round of pruning.
 
-    Requires: ``work/dense.safetensors``, or the plan and recovered weights of the round before.
+    Requires: ``work/dense.safetensors`` (``work/sparse.safetensors`` after sparse training), or the plan and
+    recovered weights of the round before.
     Ensures: ``work/plan<mark>.json`` (from the original network), ``work/pruned<mark>.safetensors``, and with
     reconstruction ``work/refitted<mark>.safetensors``.
 
@@ -37,7 +38,10 @@ def prune_round(
         criterion: Another criterion than the recipe's (for the random baseline).
     """
     config = space.recipe.prune
-    current = space.student(f"recovered{before}", f"plan{before}") if before else space.dense()
+    if before:
+        current = space.student(f"recovered{before}", f"plan{before}")
+    else:
+        current = space.dense("dense" if config.sparse is None else "sparse")
     original = space.result(f"prune{_first(before)}")["before"] if before else None
     pruned = _prune(space, listen, config, current, criterion, share, original)
     plan = space.plan(f"plan{before}").then(pruned.plan) if before else pruned.plan

@@ -18,6 +18,25 @@ REPLACED = ("train", "prune", "recover")
 """The stages that training from scratch replaces: it is given their time."""
 
 
+def train_sparse(space: Workspace, listen: Listener) -> Output:
+    """Train the dense network so that whole slots fall away, while it goes on answering as it did.
+
+    Requires: ``work/dense.safetensors``. Ensures: ``work/sparse.safetensors``.
+    """
+    assert space.recipe.prune.sparse is not None
+    trained = recover(
+        space.dense(),
+        space.dense(),
+        space.feed.train(),
+        space.recipe.prune.sparse,
+        val=space.feed.split("val"),
+        checkpoint=space.work / "checkpoints" / "sparse",
+        seed=space.recipe.seed,
+        listen=listen,
+    )
+    return trained_output(space, trained, "sparse")
+
+
 def recover_round(space: Workspace, listen: Listener, *, mark: str = "", last: bool = True) -> Output:
     """Train the pruned network to answer as the dense one does.
 

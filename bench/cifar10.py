@@ -1,0 +1,516 @@
+"""Lose nothing: CIFAR-10 ResNets pruned by penjing and by Torch-Pruning, recovered alike, side by side.
+
+Every pruned network goes through the *same* recovery, and through plain fine-tuning, which is what
+Torch-Pruning's own benchmark does. Everything is chosen on a tenth of the training set that neither
+calibration nor recovery sees (the given checkpoints have seen it, so its level is flattering; differences
+count); the test set is read once, at the end, for all rows. An interrupted bench goes on where it stopped.
+
+    python bench/cifar10.py --depth 56 --speedup 2.57 --epochs 8 --seeds 0 1 2 --out runs/cifar10
+
+Torch-Pruning's rows need ``pip install torch-pruning==1.6.1``; without it they are left out, and it says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from penjing.data import open_data
+from penjing.data.split import DataBundle, Loader
+from penjing.files import atomic_write, write_json
+from penjing.graph import Graph, couple, trace
+from penjing.measure import count, wilson
+from penjing.models import build
+from penjing.models.weights import load_weights
+from penjing.prune import Budget, Cost, Material, Plan, allocate, apply, make_criterion, prune, prune_slots
+from penjing.prune.reconstruct import ReconstructConfig, reconstruct
+from penjing.prune.slots import by_leaf
+from penjing.recover import RecoverConfig, evaluate, recover
+from penjing.recover.augment import make_augment
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_EXAMPLE = (2, 3, 32, 32)
+# what the residual stream runs through: leaving these whole prunes inside the blocks only
+_STREAM = ("bn1.weight", "layer*.bn2.weight")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is compared at what size."""
+
+    data: Path
+    out: Path
+    depth: int
+    speedup: float
+    epochs: int
+    batch_size: int
+    calibration: int
+    train_limit: int | None
+    val_limit: int | None
+    test_limit: int | None
+
+
+class Bench:
+    """The network, its data, and what every row shares."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.dense = build(f"resnet{setting.depth}", 10, 3, 32)
+        load_weights(self.dense, setting.data / f"resnet{setting.depth}-cifar10.safetensors")
+        self.dense.eval()
+        self.bundle = self._open()
+        self.val = list(self._loader("val", setting.val_limit, 250))
+        self.macs = count(self.dense, torch.zeros(_EXAMPLE)).num_macs
+
+    def _open(self) -> DataBundle:
+        """The images, decoded once."""
+        decoded = self.setting.out.parent / "cifar10.npz"
+        if not decoded.exists():
+            files = (self.setting.data / f"cifar10-{part}.parquet" for part in ("train", "test"))
+            train, test = files
+            bundle = open_data(train, test=test)
+            parts = {part: getattr(bundle, part).load() for part in ("train", "val", "test")}
+            arrays = {f"x_{name}": split.images for name, split in parts.items()}
+            arrays |= {f"y_{name}": split.labels for name, split in parts.items()}
+            with atomic_write(decoded) as aside, open(aside, "wb") as file:
+                np.savez(file, **arrays)
+        return open_data(decoded, mean=_MEAN, std=_STD)
+
+    def _loader(self, part: str, limit: int | None, batch_size: int, **options: Any) -> Loader:
+        split = getattr(self.bundle, part)
+        split = split if limit is None else split.subset(np.arange(min(limit, len(split))))
+        return Loader(split, batch_size, mean=_MEAN, std=_STD, **options)
+
+    def calibration(self) -> list[Tensor]:
+        """Training images without labels."""
+        return [x for x, _ in self._loader("train", self.setting.calibration, 256)]
+
+    def training(self, seed: int) -> Taught:
+        """Augmented training batches with the dense network's answers."""
+        loader = self._loader(
+            "train",
+            self.setting.train_limit,
+            self.setting.batch_size,
+            shuffle=True,
+            seed=seed,
+            augment=make_augment("photos"),
+            drop_last=True,
+        )
+        return Taught(loader, self.dense, self.setting.out / "teacher" / str(seed))
+
+    def test(self) -> Loader:
+        """The test set: read once, at the end."""
+        return self._loader("test", self.setting.test_limit, 250)
+
+
+class Taught:
+    """A loader whose batches carry the teacher's logits.
+
+    Order and augmentation are functions of seed and epoch, so the answers of one epoch serve every row of
+    that seed: they are computed once and kept in a file.
+    """
+
+    def __init__(self, loader: Loader, teacher: nn.Module, folder: Path) -> None:
+        self.loader, self.teacher, self.folder = loader, teacher, folder
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass."""
+        self.loader.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        path = self.folder / f"{self.loader.epoch:03d}.npy"
+        if path.exists():
+            for (x, y), answers in zip(self.loader, np.load(path), strict=True):
+                yield x, y, torch.from_numpy(answers)
+            return
+        found = []
+        for x, y in self.loader:
+            with torch.no_grad():
+                answers = self.teacher(x.contiguous(memory_format=torch.channels_last))
+            found.append(answers.numpy())
+            yield x, y, answers
+        with atomic_write(path) as aside, open(aside, "wb") as file:
+            np.save(file, np.stack(found))
+
+
+@dataclass(frozen=True)
+class Network:
+    """A pruned network before recovery; the plan is None where it is not ours."""
+
+    model: nn.Module
+    plan: Plan | None
+    seconds: float
+
+
+Maker = Callable[[Bench, int], Network]
+
+
+def ours(bench: Bench, seed: int, *, stream: bool = False) -> Network:
+    """Optimal brain surgeon by what reaches the output, per MAC saved, then the refit; without labels."""
+    began, data = time.perf_counter(), bench.calibration()
+    graph = trace(bench.dense, torch.zeros(_EXAMPLE))
+    coupling = couple(graph, ignore=() if stream else _STREAM)
+    cost = Cost(graph, coupling)
+    full = cost({})["macs"]
+    scores = make_criterion("obs").scores(Material(bench.dense, graph, coupling, data, seed=seed))
+    for group in coupling.groups:
+        less = {group.id: np.arange(group.size - 1)}
+        scores[group.id] = scores[group.id] / (full - cost(by_leaf(coupling, less))["macs"])
+    kept = allocate(
+        coupling.groups,
+        scores,
+        budget=Budget(macs=1 / bench.setting.speedup),
+        cost=lambda slots: cost(by_leaf(coupling, slots)),
+        scope="global",
+        min_slots=2,
+    )
+    pruned = prune_slots(bench.dense, torch.zeros(_EXAMPLE), graph, coupling, kept)
+    refitted = _refit(bench, graph, pruned.model, pruned.plan, data, seed)
+    return Network(refitted, pruned.plan, time.perf_counter() - began)
+
+
+def _refit(
+    bench: Bench, graph: Graph, model: nn.Module, plan: Plan, data: list[Tensor], seed: int
+) -> nn.Module:
+    config = ReconstructConfig(max_samples=bench.setting.calibration)
+    return reconstruct(model, graph, plan, data, config, seed=seed).model
+
+
+def plain(criterion: str) -> Maker:
+    """One ratio for all blocks, by a criterion without data, nothing refitted."""
+
+    def make(bench: Bench, seed: int) -> Network:
+        began = time.perf_counter()
+        budget = Budget(macs=1 / bench.setting.speedup)
+        example = torch.zeros(_EXAMPLE)
+        done = prune(bench.dense, example, criterion=criterion, budget=budget, ignore=_STREAM, seed=seed)
+        return Network(done.model, done.plan, time.perf_counter() - began)
+
+    return make
+
+
+def peer(*, everywhere: bool) -> Maker:
+    """Torch-Pruning's group L2, step by step until the MACs are met, as its own benchmark does.
+
+    Its dependency graph does not follow zero-padded shortcuts, so what they carry is left whole.
+    """
+
+    def make(bench: Bench, seed: int) -> Network:
+        import torch_pruning as tp
+
+        began = time.perf_counter()
+        model, example = copy.deepcopy(bench.dense), torch.zeros(_EXAMPLE)
+        names = [name for name, _ in model.named_modules()]
+        pruner = tp.pruner.BasePruner(
+            model,
+            example,
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            global_pruning=everywhere,
+            pruning_ratio=1.0,
+            max_pruning_ratio=0.95,
+            iterative_steps=400,
+            ignored_layers=[
+                model.get_submodule(name)
+                for name in names
+                if name in ("conv1", "linear") or name.endswith("conv2")
+            ],
+        )
+        for _ in range(400):
+            if count(model, example).num_macs <= bench.macs / bench.setting.speedup:
+                break
+            pruner.step()
+        return Network(model.eval(), None, time.perf_counter() - began)
+
+    return make
+
+
+NETWORKS: dict[str, Maker] = {
+    "penjing": ours,
+    "torch-pruning global L2": peer(everywhere=True),
+    "torch-pruning uniform L2": peer(everywhere=False),
+    "uniform magnitude": plain("magnitude"),
+    "random": plain("random"),
+}
+
+# the same for every network; and what Torch-Pruning's own benchmark does: plain fine-tuning
+RECOVERIES: dict[str, dict[str, Any]] = {
+    "same": {"lr": 0.02, "schedule": "cosine", "warmup": 0.05, "losses": {"ce": 0.1, "kd": 0.9}},
+    "fine-tuning": {"lr": 0.01, "schedule": "cosine", "losses": {"ce": 1.0}, "weight_decay": 5e-4},
+}
+
+ROWS: tuple[tuple[str, str], ...] = (
+    ("penjing", "same"),
+    ("torch-pruning global L2", "same"),
+    ("torch-pruning uniform L2", "same"),
+    ("uniform magnitude", "same"),
+    ("random", "same"),
+    ("torch-pruning global L2", "fine-tuning"),
+    ("penjing", "fine-tuning"),
+)
+
+
+# ------------------------------------------------------------------------------------------------ one row
+
+
+def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
+    """Prune, recover, validate; finished parts are read from their files."""
+    setting = bench.setting
+    name = f"{network}, {recovery}, {seed}".replace(" ", "-").replace(",", "")
+    result = setting.out / "rows" / f"{name}.json"
+    if result.exists():
+        return dict(json.loads(result.read_text(encoding="utf-8")))
+    before = _pruned(bench, network, seed)
+    config = RecoverConfig.parse({"epochs": setting.epochs, **RECOVERIES[recovery]})
+    done = recover(
+        before.model,
+        None if recovery == "same" else bench.dense,
+        bench.training(seed),
+        config,
+        val=bench.val,
+        checkpoint=setting.out / "checkpoints" / name,
+        seed=seed,
+        listen=lambda event: _say(name, event.kind, dict(event.metrics)),
+    )
+    _save(done.model, setting.out / "rows" / f"{name}.safetensors")
+    counted = count(done.model, torch.zeros(_EXAMPLE))
+    found = {
+        "network": network,
+        "recovery": recovery,
+        "seed": seed,
+        "macs": counted.num_macs,
+        "params": counted.num_params,
+        "speedup": bench.macs / counted.num_macs,
+        "prune_seconds": before.seconds,
+        "val_pruned": done.start.get("val_accuracy"),
+        "val": [record["val_accuracy"] for record in done.history],
+        "recover_seconds": done.seconds,
+        "kept": done.kept,
+    }
+    write_json(result, found)
+    return found
+
+
+def _pruned(bench: Bench, network: str, seed: int) -> Network:
+    """The pruned network of this seed, made once."""
+    place = bench.setting.out / "pruned" / f"{network}-{seed}".replace(" ", "-")
+    if not place.with_suffix(".json").exists():
+        made = NETWORKS[network](bench, seed)
+        if made.plan is not None:
+            made.plan.save(place.with_suffix(".plan"))
+        _save(made.model, place.with_suffix(".safetensors"))
+        right, total, _ = evaluate(made.model, bench.val)
+        write_json(place.with_suffix(".json"), {"seconds": made.seconds, "val": right / total})
+        _say(network, "pruned", {"seconds": made.seconds, "val_accuracy": right / total})
+    facts = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
+    model = _rebuilt(bench, place.with_suffix(".plan"), load_file(place.with_suffix(".safetensors")))
+    plan = Plan.load(place.with_suffix(".plan")) if place.with_suffix(".plan").exists() else None
+    return Network(model, plan, facts["seconds"])
+
+
+def _rebuilt(bench: Bench, plan: Path, weights: dict[str, Tensor]) -> nn.Module:
+    """A pruned network from its weights: by its plan, or, where another library made it, by their shapes."""
+    if plan.exists():
+        model = apply(bench.dense, Plan.load(plan), torch.zeros(_EXAMPLE)).model
+    else:
+        model = copy.deepcopy(bench.dense)
+        for name, value in weights.items():
+            module, _, last = name.rpartition(".")
+            owner = model.get_submodule(module)
+            kind = nn.Parameter if isinstance(getattr(owner, last), nn.Parameter) else Tensor.clone
+            setattr(owner, last, kind(value))
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _save(model: nn.Module, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as aside:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, aside)
+
+
+def _say(name: str, kind: str, metrics: dict[str, float]) -> None:
+    if kind in ("metric", "warning", "note", "pruned") and metrics:
+        told = {key: round(value, 4) for key, value in metrics.items()}
+        print(f"{time.strftime('%H:%M:%S')} {name}: {told}", flush=True)
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def read_test_set(bench: Bench, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Test accuracy of every row, before and after recovery, and of the dense network; written once."""
+    path = bench.setting.out / "test.json"
+    if path.exists():
+        return list(json.loads(path.read_text(encoding="utf-8")))
+    test = list(bench.test())
+    known: dict[str, tuple[int, int]] = {}
+
+    def read(key: str, model: nn.Module) -> tuple[int, int]:
+        if key not in known:
+            known[key] = evaluate(model, test)[:2]
+        return known[key]
+
+    right, total = read("dense", bench.dense)
+    rows: list[dict[str, Any]] = [{"network": "dense", "test": right / total, "n": total}]
+    for one in found:
+        network, recovery, seed = one["network"], one["recovery"], one["seed"]
+        before = _pruned(bench, network, seed)
+        name = f"{network}, {recovery}, {seed}".replace(" ", "-").replace(",", "")
+        plan = bench.setting.out / "pruned" / f"{network}-{seed}.plan".replace(" ", "-")
+        after = _rebuilt(bench, plan, load_file(bench.setting.out / "rows" / f"{name}.safetensors"))
+        right, total = read(f"{network} {seed}", before.model)
+        done, _ = read(name, after)
+        rows.append({**one, "test_pruned": right / total, "test": done / total, "n": total})
+    write_json(path, rows)
+    return rows
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and deviation over seeds, one line a network and recovery; the dense network first."""
+    dense = rows[0]
+    lines = [{"network": "dense", "recovery": "", "seeds": 1, "test": dense["test"], "n": dense["n"]}]
+    pairs = dict.fromkeys((row["network"], row["recovery"]) for row in rows[1:])
+    for network, recovery in pairs:
+        same = [row for row in rows[1:] if (row["network"], row["recovery"]) == (network, recovery)]
+        tests = [row["test"] for row in same]
+        low, high = wilson(round(statistics.mean(tests) * dense["n"]), dense["n"])
+        lines.append(
+            {
+                "network": network,
+                "recovery": recovery,
+                "seeds": len(same),
+                "speedup": statistics.mean(row["speedup"] for row in same),
+                "params": statistics.mean(row["params"] for row in same),
+                "test_pruned": statistics.mean(row["test_pruned"] for row in same),
+                "test": statistics.mean(tests),
+                "test_std": statistics.stdev(tests) if len(tests) > 1 else None,
+                "test_low": low,
+                "test_high": high,
+                "epochs": len(same[0]["val"]),
+                "n": dense["n"],
+            }
+        )
+    return lines
+
+
+def write_table(lines: list[dict[str, Any]], out: Path) -> None:
+    """``table.csv``, ``table.json``, ``table.svg`` and the table on the screen."""
+    write_json(out / "table.json", lines)
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    with atomic_write(out / "table.csv") as aside, open(aside, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(lines)
+    _plot(lines, out / "table.svg")
+    for line in lines:
+        before = f"{100 * line['test_pruned']:6.2f} →" if "test_pruned" in line else " " * 8
+        spread = f" ± {100 * line['test_std']:.2f}" if line.get("test_std") is not None else ""
+        faster = f"{line['speedup']:.2f}×" if "speedup" in line else ""
+        print(
+            f"{line['network']:26}{line['recovery']:12}{faster:>7} {before} {100 * line['test']:6.2f}{spread}"
+        )
+
+
+def _plot(lines: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    shown = lines[1:]
+    figure, axes = pyplot.subplots(figsize=(8, 0.5 + 0.45 * len(shown)), layout="constrained")
+    heights = range(len(shown))[::-1]
+    accuracy = [100 * line["test"] for line in shown]
+    errors = [100 * (line["test_std"] or 0.0) for line in shown]
+    axes.barh(heights, accuracy, xerr=errors, color="#2a7f62")
+    axes.plot(
+        [100 * line["test_pruned"] for line in shown], heights, "o", color="#222", label="before recovery"
+    )
+    axes.axvline(100 * lines[0]["test"], color="#a33", label="dense")
+    axes.set_yticks(heights, [f"{line['network']}, {line['recovery']}" for line in shown])
+    axes.set_xlabel("test accuracy, %")
+    axes.legend(loc="lower right", frameon=False)
+    with atomic_write(path) as aside:
+        figure.savefig(aside, format="svg")
+    pyplot.close(figure)
+
+
+# ----------------------------------------------------------------------------------------------- command line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar10"), help="where it all goes")
+    parser.add_argument("--depth", type=int, default=56, choices=(20, 56))
+    parser.add_argument("--speedup", type=float, default=2.57, help="times fewer MACs")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--calibration", type=int, default=2048, help="training images without labels")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", default="", help="rows whose network contains this")
+    parser.add_argument("--recovery", default="", help="rows whose recovery contains this")
+    parser.add_argument("--train-limit", type=int, help="training images used")
+    parser.add_argument(
+        "--no-test", action="store_true", help="leave the test set alone: more rows will come"
+    )
+    parser.add_argument("--quick", action="store_true", help="minutes: ResNet-20, few images, one epoch")
+    args = parser.parse_args()
+    if not (args.data / f"resnet{args.depth}-cifar10.safetensors").exists():
+        sys.exit(f"no data in {args.data}: give --data")
+    limits: dict[str, Any] = {"train_limit": args.train_limit, "val_limit": None, "test_limit": None}
+    if args.quick:
+        args.depth, args.epochs, args.calibration, args.seeds = 20, 1, 256, [0]
+        limits = {"train_limit": 1280, "val_limit": 500, "test_limit": 500}
+    setting = Setting(
+        args.data,
+        args.out,
+        args.depth,
+        args.speedup,
+        args.epochs,
+        args.batch_size,
+        args.calibration,
+        **limits,
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    stamp = args.out / "setting.json"
+    plain_setting = {key: str(value) for key, value in asdict(setting).items() if key not in ("data", "out")}
+    if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) != plain_setting:
+        sys.exit(f"{args.out} holds a bench of another setting ({stamp}): give another --out")
+    write_json(stamp, plain_setting)
+    bench = Bench(setting)
+    has_peer = importlib.util.find_spec("torch_pruning") is not None
+    if not has_peer:
+        print("torch-pruning is not installed: its rows are left out (pip install torch-pruning==1.6.1)")
+    found = [
+        row(bench, network, recovery, seed)
+        for seed in args.seeds
+        for network, recovery in ROWS
+        if args.only in network
+        and args.recovery in recovery
+        and (has_peer or not network.startswith("torch-pruning"))
+    ]
+    if not args.no_test:
+        write_table(summarise(read_test_set(bench, found)), args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Pruning in several rounds, each recovered from the original, with a guard on the accuracy.
+
+Small steps let a network adapt: what is removed later is chosen from weights that do without what went
+before already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal
+
+from torch import nn
+
+from penjing.errors import PruneError
+from penjing.events import Event, Listener, silent
+from penjing.prune.allocate import Scope
+from penjing.prune.api import prune
+from penjing.prune.criteria import Criterion
+from penjing.prune.plan import Plan
+from penjing.prune.reconstruct import reconstruct as refit
+from penjing.prune.schedule import Kind, schedule
+from penjing.recover import RecoverConfig, evaluate, recover
+
+
+class GradualStop(Enum):
+    """Why the rounds ended; the value says it for people."""
+
+    DONE = "every round held"
+    GUARD = "the next round lost more accuracy than max_drop allows; the last that held is given back"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round.
+
+    Attributes:
+        ratio: Fraction of the slots of the round's own start that went.
+        params, macs: What was left.
+        val_pruned: Validation accuracy before recovery.
+        val_accuracy: Validation accuracy after it.
+        held: Whether the guard let it pass.
+    """
+
+    ratio: float
+    params: int
+    macs: int
+    val_pruned: float
+    val_accuracy: float
+    held: bool
+
+
+@dataclass(frozen=True)
+class GradualResult:
+    """The smallest network that held, and how it was reached.
+
+    Attributes:
+        model: The network; a copy of the original where no round held.
+        plan: From the original to it; None where no round held.
+        rounds: Every round, also the one that did not hold.
+        dense_accuracy: Validation accuracy of the original.
+        stopped: Why it ended.
+    """
+
+    model: nn.Module
+    plan: Plan | None
+    rounds: tuple[Round, ...]
+    dense_accuracy: float
+    stopped: GradualStop
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, without weights."""
+        return {
+            "rounds": [vars(one) for one in self.rounds],
+            "dense_accuracy": self.dense_accuracy,
+            "stopped": self.stopped.name.lower(),
+            "stopped_because": self.stopped.value,
+            "plan": None if self.plan is None else self.plan.to_dict(),
+        }
+
+
+def prune_gradually(
+    model: nn.Module,
+    example_inputs: Any,
+    data: Iterable[Any],
+    val: Iterable[Any],
+    ratio: float = 0.5,
+    *,
+    rounds: int = 3,
+    kind: Kind = "agp",
+    max_drop: float | None = None,
+    criterion: str | Mapping[str, Any] | Criterion = "magnitude",
+    scope: Scope = "local",
+    ignore: Sequence[str] = (),
+    reconstruct: bool = False,
+    config: RecoverConfig | None = None,
+    last: RecoverConfig | Literal["same"] = "same",
+    seed: int = 0,
+    listen: Listener = silent,
+) -> GradualResult:
+    """Prune and recover in turns until ``ratio`` of the slots is gone.
+
+    Args:
+        model: The trained network; not changed. It teaches every round.
+        example_inputs: A tensor, a tuple or a dict the model can be called with.
+        data: Training batches, for recovery and for criteria that need data.
+        val: Labelled batches that judge every round.
+        ratio: Fraction of the slots to remove in all.
+        rounds: How many.
+        kind: How the ratio is reached: see `penjing.prune.schedule.schedule`.
+        max_drop: Largest loss of validation accuracy against the original (a fraction: 0.01 is one point); a
+            round that loses more is undone and ends the run. None lets everything pass.
+        criterion, scope, ignore: As for `prune`; the criterion is asked anew in each round.
+        reconstruct: Refit each round to the original before its recovery.
+        config: Recovery of each round.
+        last: Recovery of the last round.
+        seed: Fixes everything that draws.
+        listen: Hears the events.
+
+    Raises:
+        DataError, PruneError, RecoverError, TraceError: as from `prune` and `recover`.
+    """
+    if max_drop is not None and not 0 <= max_drop <= 1:
+        raise PruneError(f"max_drop {max_drop} is not in [0, 1]", remedy="Give a fraction: 0.01 is one point")
+    dense = _accuracy(model, val)
+    current, plan, done, removed = model, None, list[Round](), 0.0
+    steps = schedule(ratio, rounds, kind)
+    for index, step in enumerate(steps):
+        removed = 1 - (1 - removed) * (1 - step)
+        pruned = prune(
+            current,
+            example_inputs,
+            step,
+            criterion,
+            scope,
+            ignore,
+            data=data,
+            ratios=_exact(plan, removed) if scope == "local" else None,
+            seed=seed,
+            listen=listen,
+        )
+        whole = pruned.plan if plan is None else plan.then(pruned.plan)
+        small = pruned.model
+        if reconstruct:
+            small = refit(small, model, whole, data, seed=seed, listen=listen).model
+        before = _accuracy(small, val)
+        options = last if isinstance(last, RecoverConfig) and index == len(steps) - 1 else config
+        small = recover(small, model, data, options, val=val, plan=whole, seed=seed, listen=listen).model
+        after = _accuracy(small, val)
+        held = max_drop is None or after >= dense - max_drop
+        done.append(Round(step, pruned.after["params"], pruned.after["macs"], before, after, held))
+        metrics = {"val_pruned": before, "val_accuracy": after, "params": float(pruned.after["params"])}
+        listen(Event("prune", "metric", index + 1, len(steps), "round", metrics))
+        if not held:
+            listen(Event("prune", "warning", message=GradualStop.GUARD.value))
+            break
+        current, plan = small, whole
+    stopped = GradualStop.DONE if done[-1].held else GradualStop.GUARD
+    return GradualResult(current, plan, tuple(done), dense, stopped)
+
+
+def _exact(plan: Plan | None, removed: float) -> dict[str, float] | None:
+    """What each group has to lose now to have lost ``removed`` of its original slots, rounded down once."""
+    if plan is None:
+        return None
+    left = {key: edit.size - int(removed * edit.size + 1e-9) for key, edit in plan.groups.items()}
+    return {key: 1 - left[key] / len(edit.kept) for key, edit in plan.groups.items()}
+
+
+def _accuracy(model: nn.Module, val: Iterable[Any]) -> float:
+    right, total, _ = evaluate(model, val)
+    return right / total

@@ -1,0 +1,81 @@
+"""How strongly a network's output answers to an error in each channel of a layer.
+
+An error ``δ`` in the output of a layer changes the network's output by about ``J δ``. Random signs ``v`` on
+the output give ``E_v (vᵀ J)² = diag(Jᵀ J)`` (Hutchinson 1990), so one backward pass a batch measures it for
+all layers, without labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from penjing.graph import Graph
+
+
+def output_gains(
+    graph: Graph, nodes: Mapping[str, fx.Node], batches: Sequence[Sequence[Any]], generator: torch.Generator
+) -> tuple[dict[str, Tensor], float]:
+    """The squared gain from each channel of each node to the network's output.
+
+    Args:
+        graph: The traced network.
+        nodes: Nodes whose channels are asked for, by any name: convolutions ``[N, O, …]`` or linear layers
+            ``[…, O]``.
+        batches: The flat inputs of each batch, in the order of the graph's placeholders.
+        generator: Draws the signs.
+
+    Returns:
+        For each node float64 ``[O]``: how much a unit squared error at every position of a channel raises the
+        output's squared error, mean over samples; and the output's total variance over the samples, the size
+        that such a rise is to be compared with.
+    """
+    totals: dict[str, Tensor] = {}
+    samples, sums, squares = 0, [], 0.0
+    for batch in batches:
+        tapped, outputs = _forward(graph, nodes, batch)
+        names = [name for name in nodes if name in tapped]
+        with torch.enable_grad():
+            signs = [torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1 for y in outputs]
+            projected = torch.stack([(y * v).sum() for y, v in zip(outputs, signs, strict=True)]).sum()
+        tensors = [tapped[name] for name in names]
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(projected, tensors, allow_unused=True)
+        for name, grad in zip(names, grads, strict=True):
+            if grad is None:  # nothing of it reaches the output
+                continue
+            channels = 1 if "conv" in str(nodes[name].target) else grad.dim() - 1
+            dims = [dim for dim in range(grad.dim()) if dim != channels]
+            totals[name] = totals.get(name, torch.zeros(())) + grad.double().square().sum(dims)
+        samples += len(outputs[0])
+        flat = torch.cat([y.detach().double().flatten(1) for y in outputs], 1)
+        sums.append(flat.sum(0))
+        squares += float(flat.square().sum())
+    mean = torch.stack(sums).sum(0) / samples
+    variance = squares / samples - float(mean.square().sum())
+    return {name: total / samples for name, total in totals.items()}, max(variance, 1e-30)
+
+
+def _forward(
+    graph: Graph, nodes: Mapping[str, fx.Node], batch: Sequence[Any]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The named nodes' values, with a way back from the outputs to them."""
+    names = {node: name for name, node in nodes.items()}
+    tapped: dict[str, Tensor] = {}
+
+    class Tapping(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n not in names:
+                return value
+            value = value if value.requires_grad else value.detach().requires_grad_()
+            tapped[names[n]] = value
+            return value.clone()  # ops in place then leave the tapped value alone
+
+    with torch.enable_grad():
+        result = Tapping(graph.module).run(*batch, enable_io_processing=False)
+    outputs = [y for y in pytree.tree_leaves(result) if isinstance(y, Tensor) and y.is_floating_point()]
+    return tapped, outputs

@@ -1,0 +1,50 @@
+"""Network slimming (Liu et al. 2017, "Learning efficient convolutional networks", arXiv:1708.06519)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from penjing.errors import RecoverError
+from penjing.recover.regularize.base import Params, Regularizer, regularizer
+
+
+@regularizer("slimming")
+class Slimming(Regularizer):
+    """Penalty ``λ Σ |γ|`` over the scales of batch norms, by its subgradient (their equation 1).
+
+    Attributes:
+        strength: λ.
+    """
+
+    strength: float = Field(default=1e-4, ge=0)
+
+    def begin(self, model: nn.Module, inputs: Any, start: Params) -> Any:
+        """Names of the scales.
+
+        Raises:
+            RecoverError: when there is no batch norm with a scale.
+        """
+        norms = (
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        )
+        names = [f"{name}.weight" if name else "weight" for name, module in norms if module.affine]
+        if not names:
+            raise RecoverError(
+                "slimming needs batch norms with a scale and the network has none",
+                remedy="Use 'group_lasso', which needs none",
+            )
+        return names
+
+    @torch.no_grad()
+    def gradient_(self, params: Params, state: Any, done: float) -> None:
+        """Add λ sign(γ)."""
+        for name in state:
+            scale_C = params[name]
+            if scale_C.grad is not None:
+                scale_C.grad.add_(scale_C.sign(), alpha=self.strength)
