@@ -23,9 +23,9 @@ from penjing.graph import Group
 from penjing.prune.budget import Budget
 from penjing.prune.ranges import Positions
 
-Scope = Literal["local", "global", "isomorphic"]
+Scope = Literal["local", "global", "isomorphic", "sensitivity"]
 Kept = dict[str, Positions]
-Cost = Callable[[Kept], dict[str, int]]
+Cost = Callable[[Kept], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,16 @@ class Queue:
     slots: Positions
     sizes: Positions
     scores: NDArray[np.float64]
+
+    def kept(self, size: int, steps: int) -> Positions:
+        """The slots of a group of ``size`` that stay when the first ``steps`` steps are taken."""
+        mask = np.ones(size, dtype=bool)
+        mask[self.slots[: int(self.sizes[:steps].sum())]] = False
+        return np.flatnonzero(mask).astype(np.int64)
+
+    def within(self, quota: float) -> int:
+        """How many steps from the front remove at most ``quota`` slots."""
+        return _within(self.sizes, quota)
 
 
 def allocate(
@@ -76,7 +86,7 @@ def allocate(
     """
     _check(ratio, ratios, round_to, min_slots, scope)
     own = _own_ratios(groups, ratios or {})
-    queues = [_queue(group, scores[group.id], round_to, min_slots) for group in groups]
+    queues = [queue(group, scores[group.id], round_to, min_slots) for group in groups]
     fixed = np.zeros(len(groups), dtype=np.int64)  # steps taken of each group
     for i, fraction in own.items():
         fixed[i] = _within(queues[i].sizes, fraction * groups[i].size)
@@ -123,7 +133,7 @@ def _check(
         raise PruneError(
             f"round_to={round_to} and min_slots={min_slots} must be at least 1", remedy="Correct them"
         )
-    if scope not in _CLASS_KEYS:
+    if scope not in _CLASS_KEYS:  # "sensitivity" is `penjing.search.allocation`, which needs data
         raise PruneError(f"unknown scope {scope!r}", remedy=f"Choose one of {', '.join(_CLASS_KEYS)}")
 
 
@@ -144,7 +154,7 @@ def _own_ratios(groups: Sequence[Group], ratios: Mapping[str, float]) -> dict[in
     return own
 
 
-def _queue(group: Group, scores: NDArray[np.float64], round_to: int, min_slots: int) -> Queue:
+def queue(group: Group, scores: NDArray[np.float64], round_to: int = 1, min_slots: int = 1) -> Queue:
     """Order the slots and cut them so that the kept count is a multiple after every step."""
     units = _units(group, scores)  # (units, slots per unit), first to go first
     count, width = units.shape
@@ -219,13 +229,13 @@ def _meet(
     def kept(count: int) -> Kept:
         return _kept(groups, queues, fixed + np.bincount(line[:count], minlength=len(groups)))
 
-    def excess(count: int) -> dict[str, int]:
+    def excess(count: int) -> dict[str, float]:
         spent = cost(kept(count))
         return {name: spent[name] for name, limit in limits.items() if spent[name] > limit}
 
     over = excess(len(line))
     if over:
-        what = ", ".join(f"{name} {count:,} > {limits[name]:,}" for name, count in over.items())
+        what = ", ".join(f"{name} {_amount(count)} > {_amount(limits[name])}" for name, count in over.items())
         raise PruneError(
             f"the budget is out of reach: with everything removed that may go, {what}",
             remedy="Allow more, lower min_slots, or ignore fewer layers (inspect shows what is frozen)",
@@ -240,10 +250,12 @@ def _meet(
     return kept(high)
 
 
+def _amount(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{1e3 * value:.4g} ms"  # only latencies are no counts
+
+
 def _kept(groups: Sequence[Group], queues: Sequence[Queue], taken: Positions) -> Kept:
-    kept = {}
-    for group, queue, count in zip(groups, queues, taken, strict=True):
-        mask = np.ones(group.size, dtype=bool)
-        mask[queue.slots[: int(queue.sizes[:count].sum())]] = False
-        kept[group.id] = np.flatnonzero(mask).astype(np.int64)
-    return kept
+    return {
+        group.id: line.kept(group.size, int(count))
+        for group, line, count in zip(groups, queues, taken, strict=True)
+    }

@@ -16,7 +16,6 @@ from penjing.graph.solve import matches
 from penjing.prune.allocate import Scope, allocate
 from penjing.prune.apply import carry_out
 from penjing.prune.budget import Budget
-from penjing.prune.cost import Cost
 from penjing.prune.criteria import Criterion, Material, make_criterion
 from penjing.prune.follow import follow
 from penjing.prune.plan import Plan, tensor_shapes
@@ -82,18 +81,18 @@ def prune(
     coupling = couple(graph, ignore=ignore, prune_outputs=prune_outputs)
     material = Material(model, graph, coupling, data, loss, seed, listen)
     scores = chosen.scores(material)
-    cost = Cost(graph, coupling)
-    kept = allocate(
-        coupling.groups,
-        scores,
-        ratio=ratio,
-        budget=budget,
-        cost=lambda slots: cost(by_leaf(coupling, slots)),
-        scope=scope,
-        ratios=ratios,
-        round_to=round_to,
-        min_slots=min_slots,
-    )
+    options: dict[str, Any] = {"round_to": round_to, "min_slots": min_slots}
+    sensed, meter = None, None
+    if budget is None:
+        if scope == "sensitivity":
+            raise PruneError("scope 'sensitivity' needs a budget", remedy="Pass budget=Budget(…)")
+        kept = allocate(coupling.groups, scores, ratio=ratio, scope=scope, ratios=ratios, **options)
+    else:
+        from penjing.search.fit import fit_to_budget  # only searches measure
+
+        kept, sensed, meter = fit_to_budget(
+            material, scores, example_inputs, budget, scope=scope, ratios=ratios, **options
+        )
     made = {
         "criterion": chosen.name,
         "scope": scope,
@@ -101,6 +100,7 @@ def prune(
         "seed": seed,
     }
     result = prune_slots(model, example_inputs, graph, coupling, kept, made=made)
+    result = replace(result, sensitivity=sensed, latency=meter)
     if reconstruct and data is not None:
         from penjing.prune.reconstruct import reconstruct as refit
 

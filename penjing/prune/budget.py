@@ -1,38 +1,110 @@
-"""How small the result has to be."""
+"""How small, or how fast, the result has to be."""
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
 
 from penjing.config import Config
+
+BOUNDS = ("params", "macs", "bytes", "latency")
+"""What can be bounded; the rest of a budget says how latency is measured."""
+
+Runtime = Literal["onnxruntime", "openvino", "litert"]
+_LATENCY = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(x|ms|us|µs|s)\s*", re.IGNORECASE)
+_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
 
 class Budget(Config):
     """Upper bounds on the pruned model; every one that is given holds.
 
-    A value up to 1.0 is a fraction of the original (``params=0.1``: a tenth of the parameters stay), a
-    larger one an
-    absolute count (``params=10_000_000``).
+    A count up to 1.0 is a fraction of the original (``params=0.1``: a tenth of the parameters stay), a
+    larger one is absolute (``params=10_000_000``). Latency is ``"0.5x"`` of the original's, a text with a
+    unit (``"2ms"``), or a number of seconds.
 
     Attributes:
         params: Parameters kept at most.
-        macs: Multiply-accumulates of one forward pass of the example inputs, at most.
+        macs: Multiply-accumulates of one forward pass of one sample, at most.
+        bytes: Bytes of all parameters and buffers, at most (``model.safetensors`` without its header).
+        latency: Median seconds of one call of the exported fp32 file, at most.
+        batch: Samples in a call whose latency is bounded.
+        threads: Threads of the runtime.
+        runtime: The runtime whose latency is bounded.
     """
 
     params: float | None = Field(default=None, gt=0)
     macs: float | None = Field(default=None, gt=0)
+    bytes: float | None = Field(default=None, gt=0)
+    latency: float | str | None = None
+    batch: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1)
+    runtime: Runtime = "onnxruntime"
+
+    @field_validator("latency")
+    @classmethod
+    def _readable(cls, value: float | str | None) -> float | str | None:
+        if value is not None:
+            _parse_latency(value)
+        return value
 
     @model_validator(mode="after")
     def _something(self) -> Budget:
-        if all(getattr(self, name) is None for name in type(self).model_fields):
-            raise ValueError(f"give at least one of {', '.join(type(self).model_fields)}")
+        if not self.bounds:
+            raise ValueError(f"give at least one of {', '.join(BOUNDS)}")
         return self
 
-    def limits(self, original: dict[str, int]) -> dict[str, int]:
-        """The bounds as absolute counts, given the original's counts by the same names."""
-        out = {}
-        for name, count in original.items():
-            value = getattr(self, name, None)
-            if value is not None:
-                out[name] = int(value * count) if value <= 1.0 else int(value)
+    @property
+    def bounds(self) -> tuple[str, ...]:
+        """Names of the bounds that are given."""
+        return tuple(name for name in BOUNDS if getattr(self, name) is not None)
+
+    def limits(self, original: Mapping[str, float]) -> dict[str, float]:
+        """The bounds as absolute amounts (counts, bytes, seconds), given the original's by the same names."""
+        out: dict[str, float] = {}
+        for name, amount in original.items():
+            value = getattr(self, name, None) if name in BOUNDS else None
+            if value is None:
+                continue
+            if name == "latency":
+                number, is_share = _parse_latency(value)
+                out[name] = number * amount if is_share else number
+            else:
+                out[name] = int(value * amount) if value <= 1.0 else int(value)
         return out
+
+    def share(self, original: Mapping[str, float]) -> float:
+        """What is left of the original where the tightest bound is met; 1.0 if nothing has to go."""
+        limits = self.limits(original)
+        return min([1.0, *(limit / original[name] for name, limit in limits.items() if original[name])])
+
+    def eased(self, original: Mapping[str, float], power: float) -> Budget:
+        """Bounds between the original (``power`` 0) and these (1), on a logarithmic scale."""
+        limits = self.limits(original)
+        eased: dict[str, float | str] = {}
+        for name, limit in limits.items():
+            part = min(1.0, limit / original[name]) ** power if original[name] else 1.0
+            eased[name] = f"{part:.6g}x" if name == "latency" else max(2, int(original[name] * part))
+        return self.model_copy(update=eased)
+
+
+def _parse_latency(value: float | str) -> tuple[float, bool]:
+    """The number, and whether it is a share of the original's latency (else it is seconds)."""
+    if isinstance(value, str):
+        found = _LATENCY.fullmatch(value)
+        try:
+            number = float(found.group(1) if found else value)
+        except ValueError:
+            number = float("nan")
+        unit = found.group(2).lower() if found else "s"
+    else:
+        number, unit = float(value), "s"
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{value!r} is no latency; write '0.5x' (of the original), '2ms', or seconds")
+    if unit == "x":
+        if number > 1:
+            raise ValueError(f"{value!r} is slower than the original; give a share up to '1x'")
+        return number, True
+    return number * _SECONDS[unit], False

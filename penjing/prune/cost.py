@@ -136,6 +136,17 @@ class Cost:
                 total += number if number % BATCH_STANDIN else number // BATCH_STANDIN
         return total
 
+    def bytes(self, kept: Kept) -> int:
+        """Bytes of parameters and persistent buffers; shared ones count once."""
+        total = 0
+        held = {h.name: h.tensor for h in self.graph.held() if h.persistent}
+        for name, tensor in held.items():
+            if name not in self.graph.aliases:
+                axes = self.coupling.tensors.get(name)
+                size = tensor.numel() if axes is None else prod(count(axis, kept) for axis in axes)
+                total += size * tensor.element_size()
+        return total
+
     def __call__(self, kept: Kept) -> dict[str, int]:
-        """Both, by name."""
+        """Parameters and multiply-accumulates, by name."""
         return {"params": self.params(kept), "macs": self.macs(kept)}

@@ -28,6 +28,8 @@ class PruneResult:
         before: Exact counts of the original: ``params`` and ``macs`` (of the example inputs).
         after: The same of ``model``.
         reconstruction: What `penjing.prune.reconstruct` reported, or None.
+        sensitivity: The `penjing.search.Sensitivity` that chose the widths, or None.
+        latency: Where latency was bounded, the limit and the whole files measured on the way, or None.
     """
 
     model: nn.Module
@@ -39,6 +41,8 @@ class PruneResult:
     before: Mapping[str, int]
     after: Mapping[str, int]
     reconstruction: Any = None
+    sensitivity: Any = None
+    latency: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, without weights."""
@@ -58,6 +62,8 @@ class PruneResult:
             "frozen": [f.to_dict() for f in self.frozen],
             "plan": self.plan.to_dict(),
             "reconstruction": self.reconstruction.to_dict() if self.reconstruction is not None else None,
+            "sensitivity": self.sensitivity.to_dict() if self.sensitivity is not None else None,
+            "latency": self.latency,
         }
 
 

@@ -67,11 +67,12 @@ class PruneConfig(Config):
     """How the network is made smaller.
 
     Attributes:
-        budget: What may be left (parameters, MACs); or use ``ratio``.
+        budget: What may be left (parameters, MACs, bytes, latency); or use ``ratio``.
         ratio: Fraction of every group's slots removed, 0 to 1, instead of a budget.
         ratios: Ratios by parameter-name glob, beside ``ratio``.
         criterion: Name of the importance criterion.
-        scope: Where scores compete: ``"local"``, ``"global"`` or ``"isomorphic"``.
+        scope: Where scores compete: ``"local"``, ``"global"`` or ``"isomorphic"``; or ``"sensitivity"``: widths by
+            measured damage against measured cost, scores within each group.
         ignore: Parameter-name globs that stay whole.
         round_to: Widths become multiples of this.
         min_slots: Fewest slots left in a group.
@@ -86,7 +87,7 @@ class PruneConfig(Config):
     ratio: float | None = Field(default=None, ge=0, lt=1)
     ratios: dict[str, float] = Field(default_factory=dict)
     criterion: str = "magnitude"
-    scope: Literal["local", "global", "isomorphic"] = "global"
+    scope: Literal["local", "global", "isomorphic", "sensitivity"] = "global"
     ignore: tuple[str, ...] = ()
     round_to: int = Field(default=1, ge=1)
     min_slots: int = Field(default=1, ge=1)
@@ -112,6 +113,12 @@ class PruneConfig(Config):
             raise ValueError("give a `budget`, a `ratio` or `ratios`")
         if self.steps > 1 and self.budget is None:
             raise ValueError("`steps` needs a `budget` to approach step by step")
+        if self.steps > 1 and self.budget is not None and not {"params", "macs"} >= set(self.budget.bounds):
+            raise ValueError(
+                "`steps` approaches a budget of params or macs; latency and bytes are met at once"
+            )
+        if self.scope == "sensitivity" and self.budget is None:
+            raise ValueError("scope `sensitivity` needs a `budget`")
         if self.sparse is not None and not self.sparse.regularize:
             raise ValueError("`sparse` needs `regularize`, such as {group_lasso: {strength: 0.001}}")
         return self

@@ -1,0 +1,100 @@
+"""From scores and a budget to kept slots, whatever the budget bounds and however the groups share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.errors import PruneError
+from penjing.events import Event
+from penjing.prune.allocate import Kept, Scope, allocate
+from penjing.prune.budget import Budget
+from penjing.prune.criteria import Material
+from penjing.search.allocation import allocate_sensitivity
+from penjing.search.meter import Meter
+from penjing.search.sensitivity import Sensitivity, sensitivity
+
+_BLOCK = 8
+"""Widths that CPU kernels take whole. Others leave the runtime's blocked layout: slower, and in jumps."""
+
+
+def fit_to_budget(
+    material: Material,
+    scores: Mapping[str, NDArray[np.float64]],
+    example_inputs: Any,
+    budget: Budget,
+    *,
+    scope: Scope = "global",
+    ratios: Mapping[str, float] | None = None,
+    round_to: int = 1,
+    min_slots: int = 1,
+    sensed: Sensitivity | None = None,
+) -> tuple[Kept, Sensitivity | None, dict[str, Any] | None]:
+    """Kept slots within a budget.
+
+    Args:
+        material: The network, its trace, groups and data.
+        scores: Score of every slot by group id.
+        example_inputs: As the network is called.
+        budget: The bounds.
+        scope: How groups share them; ``"sensitivity"`` measures on ``material.data`` unless ``sensed`` is
+            given.
+        ratios: Ratios of their own for some groups (not with scope ``"sensitivity"``).
+        round_to: Kept counts are multiples of this; where latency is bounded, of 8 if that can meet it.
+        min_slots: Slots that stay in any group.
+        sensed: A sensitivity measured before.
+
+    Returns:
+        The slots; the sensitivity, where one was used; where latency is bounded, what was measured.
+
+    Raises:
+        PruneError: for a budget out of reach, or no data where sensitivity has to be measured.
+    """
+    coupling = material.coupling
+    meter = Meter(material.model, example_inputs, material.graph, coupling, budget, material.listen)
+    if budget.latency is not None and round_to % _BLOCK and _BLOCK % round_to == 0:
+        try:
+            return fit_to_budget(
+                material,
+                scores,
+                example_inputs,
+                budget,
+                scope=scope,
+                ratios=ratios,
+                round_to=_BLOCK,
+                min_slots=min_slots,
+                sensed=sensed,
+            )
+        except PruneError as error:
+            if "out of reach" not in error.cause:
+                raise
+            message = f"{error.cause}; widths need not be multiples of {_BLOCK}"
+            material.listen(Event("prune", "note", message=message))
+    options: dict[str, Any] = {"round_to": round_to, "min_slots": min_slots}
+    if scope == "sensitivity":
+        if ratios:
+            raise PruneError(
+                "scope 'sensitivity' and ratios for single groups exclude each other",
+                remedy="Drop ratios, use ignore, or choose another scope",
+            )
+        if sensed is None:
+            if material.data is None:
+                raise PruneError(
+                    "scope 'sensitivity' needs data",
+                    remedy="Pass data=… (batches of inputs; labels are not used)",
+                )
+            sensed = sensitivity(material.graph, coupling, scores, material.data, listen=material.listen)
+        felt = sensed
+        kept = meter.meet(
+            lambda m, near: allocate_sensitivity(coupling.groups, scores, felt, m, near=near, **options)
+        )
+    else:
+        kept = meter.meet(
+            lambda m, near: allocate(
+                coupling.groups, scores, budget=m.absolute, cost=m, scope=scope, ratios=ratios, **options
+            )
+        )
+    return kept, sensed if scope == "sensitivity" else None, meter.report()

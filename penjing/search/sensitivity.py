@@ -1,0 +1,204 @@
+"""How much a network's answers change when one group alone loses a share of its slots.
+
+Nothing is sliced: the interpreter that carries masks over the original graph (`penjing.prune.masked`) answers
+as the pruned network would. Without labels the change is the divergence of the outputs; with a metric it is
+what the metric loses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from penjing.errors import DataError, PruneError
+from penjing.events import Event, Listener, silent
+from penjing.graph import Coupling, Graph
+from penjing.prune.allocate import queue
+from penjing.prune.masked.reference import masked_output
+
+Score = Callable[[Tensor, Tensor], float]
+"""``metric(outputs, targets)``: higher is better."""
+RATIOS = (0.25, 0.5, 0.75, 0.9)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Damage by group and ratio.
+
+    Attributes:
+        groups: Group ids.
+        sizes: Slots of each group.
+        ratios: Shares of slots removed, rising.
+        damage: Shape (groups, ratios): what one group alone does. Never negative.
+        measure: ``"kl"`` (mean Kullback-Leibler divergence from the original's outputs, nats), ``"mse"``
+            (mean square error over the outputs' variance) or ``"metric"`` (loss of the metric).
+        samples: Samples it was measured on.
+    """
+
+    groups: tuple[str, ...]
+    sizes: tuple[int, ...]
+    ratios: tuple[float, ...]
+    damage: NDArray[np.float64]
+    measure: str
+    samples: int
+
+    def at(self, group: str, removed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Damage at any removed shares, never falling: linear between what was measured (0 at 0), and on with
+        the last slope beyond.
+        """
+        row = np.maximum.accumulate(self.damage[self.groups.index(group)])
+        x = np.concatenate([[0.0], self.ratios])
+        y = np.concatenate([[0.0], row])
+        slope = (y[-1] - y[-2]) / (x[-1] - x[-2])
+        inside = np.interp(removed, x, y)
+        beyond: NDArray[np.float64] = inside + np.maximum(removed - x[-1], 0.0) * slope
+        return beyond
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "groups": list(self.groups),
+            "sizes": list(self.sizes),
+            "ratios": list(self.ratios),
+            "damage": [[float(v) for v in row] for row in self.damage],
+            "measure": self.measure,
+            "samples": self.samples,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Sensitivity:
+        """What `to_dict` gave."""
+        return cls(
+            groups=tuple(data["groups"]),
+            sizes=tuple(data["sizes"]),
+            ratios=tuple(data["ratios"]),
+            damage=np.asarray(data["damage"], dtype=np.float64).reshape(len(data["groups"]), -1),
+            measure=data["measure"],
+            samples=data["samples"],
+        )
+
+    def _repr_html_(self) -> str:
+        from penjing.report.heat import heat_map
+
+        return heat_map(self.to_dict())
+
+
+def sensitivity(
+    graph: Graph,
+    coupling: Coupling,
+    scores: Mapping[str, NDArray[np.float64]],
+    data: Iterable[Any],
+    *,
+    ratios: Sequence[float] = RATIOS,
+    samples: int = 64,
+    metric: Score | None = None,
+    listen: Listener = silent,
+) -> Sensitivity:
+    """Measure every group at every ratio, one at a time.
+
+    Args:
+        graph: The traced network.
+        coupling: Its groups.
+        scores: Scores of every slot by group id; the lowest are the ones removed.
+        data: Batches of inputs, or of (inputs, targets).
+        ratios: Shares to remove, in (0, 1).
+        samples: Samples used, the first of the data.
+        metric: Scores outputs against targets; None compares with the original's outputs and needs no labels.
+        listen: Hears progress.
+
+    Raises:
+        PruneError: for ratios outside (0, 1).
+        DataError: if the data is empty, or a metric is given and it has no targets.
+    """
+    chosen = tuple(sorted({float(r) for r in ratios}))
+    if not chosen or not all(0 < r < 1 for r in chosen):
+        raise PruneError(f"ratios {tuple(ratios)} are not all in (0, 1)", remedy="Give shares to remove")
+    inputs, targets = first_samples(data, samples)
+    if metric is not None and targets is None:
+        raise DataError("a metric needs targets", remedy="Give batches of (inputs, targets)")
+    reference = _output(graph, coupling, {}, inputs)
+    compare, measure = _comparison(reference, targets, metric)
+    damage = np.zeros((len(coupling.groups), len(chosen)))
+    for g, group in enumerate(coupling.groups):
+        listen(Event("prune", "progress", g, len(coupling.groups), "group", message="sensitivity"))
+        line = queue(group, scores[group.id])
+        before = (0, 0.0)
+        for r, ratio in enumerate(chosen):
+            steps = line.within(ratio * group.size)
+            if steps != before[0]:
+                kept = {group.leaf: line.kept(group.size, steps)}
+                before = (steps, max(0.0, compare(_output(graph, coupling, kept, inputs))))
+            damage[g, r] = before[1]
+    return Sensitivity(
+        groups=tuple(group.id for group in coupling.groups),
+        sizes=tuple(group.size for group in coupling.groups),
+        ratios=chosen,
+        damage=damage,
+        measure=measure,
+        samples=len(_first_tensor(inputs)),
+    )
+
+
+def first_samples(data: Iterable[Any], samples: int) -> tuple[Any, Tensor | None]:
+    """The first samples of batches as one batch, and their targets where there are any.
+
+    Raises:
+        DataError: if there are none.
+    """
+    taken: list[Any] = []
+    targets: list[Tensor] = []
+    count = 0
+    for batch in data:
+        has_target = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)
+        inputs = batch[0] if has_target else batch
+        room = samples - count
+        taken.append(pytree.tree_map(lambda t, room=room: t[:room], inputs))
+        if has_target:
+            targets.append(batch[1][:room])
+        count += len(_first_tensor(taken[-1]))
+        if count >= samples:
+            break
+    if not count:
+        raise DataError("the data has no batches", remedy="Give at least one batch of inputs")
+    leaves = [pytree.tree_flatten(one)[0] for one in taken]
+    joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
+    whole = pytree.tree_unflatten(joined, pytree.tree_flatten(taken[0])[1])
+    return whole, torch.cat(targets) if len(targets) == len(taken) else None
+
+
+def _output(graph: Graph, coupling: Coupling, kept: Mapping[int, Any], inputs: Any) -> Tensor:
+    found, _ = masked_output(graph, coupling, kept, inputs)
+    return _first_tensor(found).double()
+
+
+def _comparison(
+    reference: Tensor, targets: Tensor | None, metric: Score | None
+) -> tuple[Callable[[Tensor], float], str]:
+    if metric is not None and targets is not None:
+        best = float(metric(reference.float(), targets))
+        return lambda z: best - float(metric(z.float(), targets)), "metric"
+    if reference.ndim == 2 and reference.shape[1] > 1:
+        log_p = F.log_softmax(reference, 1)
+        return lambda z: float(
+            F.kl_div(F.log_softmax(z, 1), log_p, reduction="batchmean", log_target=True)
+        ), "kl"
+    spread = float(reference.var(correction=0)) or 1.0
+    return lambda z: float((z - reference).square().mean()) / spread, "mse"
+
+
+def _first_tensor(value: Any) -> Tensor:
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            return leaf
+    raise DataError(
+        f"{type(value).__name__} holds no tensor",
+        remedy="Give batches of tensors, tuples or dicts of tensors",
+    )
