@@ -38,6 +38,7 @@ from penjing.recover.precision import choose_precision
 from penjing.recover.result import RecoverResult, StopReason
 from penjing.recover.schedule import learning_rate
 from penjing.recover.sparse import Sparse
+from penjing.recover.start import Start
 from penjing.recover.state import Meter, Progress
 from penjing.recover.teachers import Teacher, Teachers
 
@@ -74,8 +75,6 @@ class Loop:
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.best_is_new = False
-        self.start: dict[str, Tensor] = {}
-        self.start_is_new = False
         self.saved_cache: dict[str, Tensor] = {}
         self.objective: Objective | None = None
         self.taps: Taps | None = None
@@ -117,6 +116,8 @@ class Loop:
         self.forward: Any = torch.compile(self.wrapped) if config.compile else self.wrapped
         self.stack.enter_context(dropout_at(self.model, config.dropout))
         self.sparse = Sparse(config, self.model, self.job.model) if config.regularize else None
+        aims_elsewhere = self.sparse is not None and self.sparse.aims_elsewhere
+        self.start = Start(guarded=self.job.stage == "recover" and not aims_elsewhere)
         if config.losses:
             self._aim(config.losses)
 
@@ -135,31 +136,14 @@ class Loop:
             self.teachers.cache.restore(self.saved_cache)
 
     def _look_at_start(self) -> None:
-        """Validate what the run begins with, batch-norm statistics measured anew where that is no worse."""
-        from penjing.prune.recalibrate import recalibrate_  # the pruning package loads only when it is used
-
+        """Validate what the run begins with."""
         if self.job.val is None:
             return
-        progress = self.progress
-        progress.start = self._measure(self.model)
-        samples = self.config.recalibrate
-        given = {name: value.clone() for name, value in model_tensors(self.model).items()} if samples else {}
-        if samples and recalibrate_(self.model, self._moved(), max_samples=samples):
-            found = self._measure(self.model)
-            if found["val_accuracy"] < progress.start["val_accuracy"]:
-                restore_model(self.model, given)
-            else:
-                progress.start = found | {"recalibrated": 1.0}
-                if self.average is not None:
-                    restore_model(self.average.model, model_tensors(self.model))
-        if self._guarded():
-            self.start = {name: value.cpu().clone() for name, value in model_tensors(self.model).items()}
-            self.start_is_new = True
+        progress, samples = self.progress, self.config.recalibrate
+        progress.start = self.start.look(self.model, self._measure, self._moved(), samples)
+        if self.average is not None:
+            restore_model(self.average.model, model_tensors(self.model))
         self._tell("note", progress.start, "the weights that the run begins with")
-
-    def _guarded(self) -> bool:
-        """Whether the weights that the run began with may be what it gives back."""
-        return self.job.stage == "recover" and not (self.sparse is not None and self.sparse.aims_elsewhere)
 
     def _moved(self) -> Iterator[Any]:
         """The inputs of the training data, where the model is."""
@@ -392,13 +376,13 @@ class Loop:
             parts = {"model": model_tensors(self.model), "optimizer": optimizer_tensors(self.optimizer)}
             parts["average"] = {} if self.average is None else model_tensors(self.average.model)
             parts["best"] = self.best if self.best_is_new else {}
-            parts["start"] = self.start if self.start_is_new else {}
+            parts["start"] = self.start.tensors if self.start.is_new else {}
             parts["cache"] = self.teachers.cache.tensors() if self.teachers.cache is not None else {}
             generators = chance.loader_generators(self.job.data)
             parts["generators"] = {str(i): g.get_state() for i, g in enumerate(generators)}
             state = {"run": self._identity(), "progress": self.progress.to_dict()}
             save_checkpoint(self.job.checkpoint, state, parts, f"{self.progress.epoch:05d}")
-        self.best_is_new = self.start_is_new = False
+        self.best_is_new = self.start.is_new = False
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
@@ -419,7 +403,7 @@ class Loop:
         restore_optimizer(self.optimizer, parts.get("optimizer", {}))
         if self.average is not None:
             restore_model(self.average.model, parts["average"])
-        self.best, self.start = parts.get("best", {}), parts.get("start", {})
+        self.best, self.start.tensors = parts.get("best", {}), parts.get("start", {})
         self.saved_cache = parts.get("cache", {})
         if self.objective is not None and self.teachers.cache is not None:
             self.teachers.cache.restore(self.saved_cache)
@@ -431,7 +415,7 @@ class Loop:
         model, progress = self.model, self.progress
         kept = self._choose()
         if kept != "last":
-            restore_model(model, {"best": self.best, "start": self.start}[kept])
+            restore_model(model, {"best": self.best, "start": self.start.tensors}[kept])
         elif self.average is not None:
             restore_model(model, model_tensors(self.average.model))
         model.zero_grad(set_to_none=True)
@@ -457,17 +441,11 @@ class Loop:
         progress = self.progress
         kept = "best" if self.config.keep == "best" and self.best else "last"
         validated = [record["val_accuracy"] for record in progress.history if "val_accuracy" in record]
-        if not self.start or not validated:
-            return kept
-        reached = progress.best_accuracy if kept == "best" else validated[-1]
-        if reached >= progress.start["val_accuracy"]:
-            return kept
-        self._tell(
-            "warning",
-            message=f"training did not help: validation accuracy {reached:.2%} after it, "
-            f"{progress.start['val_accuracy']:.2%} before; the weights from before are given back",
-        )
-        return "start"
+        reached = progress.best_accuracy if kept == "best" else validated[-1] if validated else None
+        if complaint := self.start.complaint(progress.start, reached):
+            self._tell("warning", message=complaint)
+            return "start"
+        return kept
 
     def _tell(self, kind: str, metrics: Mapping[str, float] | None = None, message: str = "") -> None:
         if self.rank == 0:
