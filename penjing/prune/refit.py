@@ -16,11 +16,10 @@ from penjing.prune.moments import Moments, thin_out
 from penjing.prune.places import Norm, Place, find_norms, find_places
 from penjing.prune.recalibrate import rebase_
 from penjing.prune.reconstruct import LayerFit, ReconstructConfig, same_structure
+from penjing.prune.rows import EXACT_FEATURES
 from penjing.prune.walk import Walk
 from penjing.recover.batches import Inputs, call_model, map_inputs, tensors
 
-# products in float64 up to this many features; beyond it, products in float32 are added up in float64
-_EXACT_FEATURES = 768
 _ROWS_BY_SAMPLES = 2048
 
 
@@ -121,7 +120,7 @@ class Refit:
             fit = fit_samples(x_RF, r_RO, held_R, self.config.ridges, targets.weights_O(), intercept)
             count, method = int(held_R.sum()), "samples"
         else:
-            exact = features <= _EXACT_FEATURES
+            exact = features <= EXACT_FEATURES
             shape = (groups, features, len(weight) // groups)
             learn, held = Moments(*shape, exact=exact), Moments(*shape, exact=exact)
             for index, x in enumerate(inputs):

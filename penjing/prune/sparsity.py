@@ -163,9 +163,9 @@ def _walk_through(
 ) -> dict[str, Tensor]:
     """Mask layer after layer, in the order of computation; in place."""
     from penjing.graph import trace
-    from penjing.prune.moments import Moments, thin_out
     from penjing.prune.places import find_places
     from penjing.prune.reconstruct import calibration_batches
+    from penjing.prune.rows import input_moments, input_rows
     from penjing.prune.walk import Walk
     from penjing.recover.batches import map_inputs, tensors
 
@@ -182,18 +182,11 @@ def _walk_through(
     def before(node: fx.Node) -> None:
         if node not in by_node:
             return
-        place, source = by_node[node], node.args[0]
-        assert isinstance(source, fx.Node)
+        place = by_node[node]
         weight = graph.params[place.weight]
         groups, features = place.patches.groups, weight[0].numel()
-        moments = Moments(groups, features, 0, exact=features <= 768)
-        for index, x in enumerate(walk.values(source)):
-            positions = None
-            if place.patches.kernel:
-                total = place.patches.num_positions(walk.evaluate(node, index)[:1])
-                positions = thin_out(total, max(_MAX_ROWS // samples, 1), generator)
-            x_GRF = place.patches.inputs(x, positions)
-            moments.add(x_GRF, x_GRF[:, :, :0])
+        rows = input_rows(walk, place, samples, _MAX_ROWS, generator)
+        moments = input_moments(rows, groups, features)
         found = _BY_INPUT[method](weight.double().reshape(groups, -1, features), moments, ratio, nm)
         weight.copy_(found.reshape(weight.shape))
         masks[place.weight] = weight != 0

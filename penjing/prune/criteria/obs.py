@@ -29,9 +29,9 @@ from penjing.prune.criteria.base import (
     criterion,
     make_criterion,
 )
-from penjing.prune.moments import Moments, thin_out
 from penjing.prune.output_gain import output_gains
 from penjing.prune.places import Place, find_places
+from penjing.prune.rows import input_moments, input_rows
 from penjing.prune.walk import Walk
 from penjing.recover.batches import check, map_inputs, tensors, unpack
 
@@ -110,12 +110,10 @@ class BrainSurgeon(Criterion):
             if name is None:
                 return
             place = places[name]
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
             gain_O = self._gain(material.graph, place) if size is None else gains.get(name)
             if gain_O is None:  # nothing of it reaches the output
                 gain_O = torch.zeros(len(material.graph.params[name]), dtype=torch.float64)
-            readers[name] = self._reader(material.graph, place, walk, source, count, generator, gain_O, size)
+            readers[name] = self._reader(material.graph, place, walk, count, generator, gain_O, size)
             material.listen(
                 Event("prune", "progress", len(readers), len(places), "layer", message=f"moments of {name}")
             )
@@ -130,7 +128,6 @@ class BrainSurgeon(Criterion):
         graph: Graph,
         place: Place,
         walk: Walk,
-        source: fx.Node,
         samples: int,
         generator: torch.Generator,
         gain_O: Tensor,
@@ -144,27 +141,20 @@ class BrainSurgeon(Criterion):
         """
         weight = graph.params[place.weight].detach()
         groups, features = place.patches.groups, weight[0].numel()
-        full = features <= self.max_features
-        moments = Moments(groups, features, 0, exact=features <= 768) if full else None
-        sums = torch.zeros(3, groups, features, dtype=torch.float64)  # count, sum, sum of squares
-        for index, x in enumerate(walk.values(source)):
-            positions = None
-            if place.patches.kernel:
-                total = place.patches.num_positions(walk.evaluate(place.node, index)[:1])
-                positions = thin_out(total, max(self.max_rows // samples, 1), generator)
-            x_GRF = place.patches.inputs(x, positions)
-            if moments is not None:
-                moments.add(x_GRF, x_GRF[:, :, :0])
-            else:
-                sums[0] += x_GRF.shape[1]
-                sums[1] += x_GRF.sum(1, dtype=torch.float64)
-                sums[2] += x_GRF.double().square().sum(1)
+        rows = input_rows(walk, place, samples, self.max_rows, generator)
+        size_of_slot = weight[0, 0].numel()
         intercept = place.bias is not None or place.norm is not None
         w_GOF = weight.double().reshape(groups, -1, features) * gain_O.sqrt().reshape(groups, -1, 1)
-        if moments is not None:
-            return _Reader(w_GOF, moments.centred(intercept).cov_xx_GFF, None, weight[0, 0].numel(), size)
+        if features <= self.max_features:
+            moments = input_moments(rows, groups, features)
+            return _Reader(w_GOF, moments.centred(intercept).cov_xx_GFF, None, size_of_slot, size)
+        sums = torch.zeros(3, groups, features, dtype=torch.float64)  # count, sum, sum of squares
+        for x_GRF in rows:
+            sums[0] += x_GRF.shape[1]
+            sums[1] += x_GRF.sum(1, dtype=torch.float64)
+            sums[2] += x_GRF.double().square().sum(1)
         mean_GF = sums[1] / sums[0] if intercept else torch.zeros_like(sums[1])
-        return _Reader(w_GOF, None, sums[2] / sums[0] - mean_GF.square(), weight[0, 0].numel(), size)
+        return _Reader(w_GOF, None, sums[2] / sums[0] - mean_GF.square(), size_of_slot, size)
 
     @staticmethod
     def _gain(graph: Graph, place: Place) -> Tensor:

@@ -1,0 +1,45 @@
+"""The rows that a layer reads, batch by batch: what its second moments are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx
+
+from penjing.prune.moments import Moments, thin_out
+from penjing.prune.places import Place
+from penjing.prune.walk import Walk
+
+# products in float64 up to this many features; beyond it, products in float32 are added up in float64
+EXACT_FEATURES = 768
+
+
+def input_rows(
+    walk: Walk, place: Place, samples: int, max_rows: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Input rows ``[groups, rows, features]`` of a layer, one tensor a batch.
+
+    Args:
+        walk: Has computed what the layer reads.
+        place: The layer.
+        samples: Samples in all batches together.
+        max_rows: Most rows (samples × positions) in all; positions are taken by chance.
+        generator: Draws them.
+    """
+    source = place.node.args[0]
+    assert isinstance(source, fx.Node)
+    for index, x in enumerate(walk.values(source)):
+        positions = None
+        if place.patches.kernel:
+            total = place.patches.num_positions(walk.evaluate(place.node, index)[:1])
+            positions = thin_out(total, max(max_rows // samples, 1), generator)
+        yield place.patches.inputs(x, positions)
+
+
+def input_moments(rows: Iterator[Tensor], groups: int, features: int) -> Moments:
+    """Second moments of input rows alone."""
+    moments = Moments(groups, features, 0, exact=features <= EXACT_FEATURES)
+    for x_GRF in rows:
+        moments.add(x_GRF, x_GRF[:, :, :0])
+    return moments
