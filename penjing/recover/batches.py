@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,6 +172,31 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, dict):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def ask(model: Callable[..., Any], inputs: Inputs, who: str, error: type[PenjingError] = DataError) -> Any:
+    """`call_model`, with an error of ours where the network does not take the inputs.
+
+    Args:
+        model: The network; a function is given the inputs as they are.
+        inputs: The inputs of a batch.
+        who: ``"model"`` or ``"teacher"``: what the error calls it.
+        error: Its class.
+
+    Raises:
+        PenjingError: of class ``error``, naming the shapes.
+    """
+    try:
+        return call_model(model, inputs) if isinstance(model, nn.Module) else model(inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as failure:
+        shapes = ", ".join(str(list(part.shape)) for part in tensors(inputs))
+        said = next(iter(str(failure).splitlines()), type(failure).__name__)
+        raise error(
+            f"the {who} does not take inputs of shape {shapes} ({said})",
+            remedy=f"Check the size, channels and layout of the images, and that the {who} runs on one batch",
+        ) from failure
 
 
 def logits_of(output: Any, error: type[PenjingError] = DataError) -> Tensor:

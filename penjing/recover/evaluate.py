@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from penjing.errors import DataError
-from penjing.recover.batches import call_model, check, logits_of, move, unpack
+from penjing.recover.batches import ask, check, logits_of, move, unpack
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def evaluate(
                 )
             check(batch, index)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                logits_NK = logits_of(call_model(model, batch.inputs)).float()
+                logits_NK = logits_of(ask(model, batch.inputs, "model")).float()
             check(batch, index, logits_NK.shape[1])
             target_N = batch.target.reshape(-1)
             right += int((logits_NK.argmax(1) == target_N).sum())

@@ -22,7 +22,17 @@ from torch import Tensor, nn
 from penjing.errors import RecoverError
 from penjing.events import Event, Listener
 from penjing.recover import chance
-from penjing.recover.batches import Batch, call_model, check, count_batches, logits_of, move, share, unpack
+from penjing.recover.batches import (
+    Batch,
+    ask,
+    call_model,
+    check,
+    count_batches,
+    logits_of,
+    move,
+    share,
+    unpack,
+)
 from penjing.recover.checkpoint import load_checkpoint, model_tensors, restore_model, save_checkpoint
 from penjing.recover.config import LossTerm, RecoverConfig
 from penjing.recover.dropout import dropout_at
@@ -242,7 +252,7 @@ class Loop:
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.progress.precision == "bf16"
         ):
-            logits_NK = logits_of(call_model(self.forward, batch.inputs))
+            logits_NK = logits_of(ask(self.forward, batch.inputs, "model"))
         check(batch, number, logits_NK.shape[1])
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.progress.precision == "bf16"

@@ -17,8 +17,8 @@ _KEEP = 2**31 - 1
 def kept_memory() -> Iterator[None]:
     """Have the allocator keep large freed blocks for a while.
 
-    By default glibc maps every block above 32 MB anew and unmaps it when it is freed. A step then spends its time
-    in page faults on gradients as large as the last step's: a fifth of it, for a network of 100 million
+    By default glibc maps every block above 32 MB anew and unmaps it when it is freed. A step then spends its
+    time in page faults on gradients as large as the last step's: a fifth of it, for a network of 100 million
     parameters. Afterwards the usual thresholds hold and what is free is given back. Elsewhere than on glibc
     nothing happens.
     """

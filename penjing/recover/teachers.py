@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import RecoverError
-from penjing.recover.batches import Batch, call_model, logits_of, tensors
+from penjing.recover.batches import Batch, ask, logits_of, tensors
 from penjing.recover.features import FeatureSpec, Taps, align
 
 Teacher = nn.Module | Callable[[Any], Tensor]
@@ -86,10 +86,7 @@ class Teachers:
         return logits, {spec.key: (align(spec, full[spec.key]), full[spec.key]) for spec in self._specs}
 
     def _run(self, teacher: Teacher, batch: Batch) -> Tensor:
-        output = (
-            call_model(teacher, batch.inputs) if isinstance(teacher, nn.Module) else teacher(batch.inputs)
-        )
-        return logits_of(output, RecoverError).float()
+        return logits_of(ask(teacher, batch.inputs, "teacher", RecoverError), RecoverError).float()
 
 
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:

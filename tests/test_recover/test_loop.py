@@ -225,6 +225,12 @@ def test_bad_data_and_teachers_are_refused() -> None:
         RecoverError, match=r"teacher answers with shape \[16, 7\], the student with \[16, 5\]"
     ):
         recover(network(), nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), Batches())
+    with pytest.raises(RecoverError, match=r"teacher does not take inputs of shape \[16, 1, 8, 8\]"):
+        recover(network(), nn.Sequential(nn.Flatten(), nn.Linear(63, 5)), Batches())
+    with pytest.raises(DataError, match=r"model does not take inputs of shape \[16, 1, 8, 8\]"):
+        train(nn.Conv2d(3, 5, 3), Batches())
+    with pytest.raises(DataError, match=r"model does not take inputs of shape \[4, 2, 8, 8\]"):
+        train(network(), Batches(), val=[(torch.zeros(4, 2, 8, 8), torch.zeros(4, dtype=torch.int64))])
     with pytest.raises(RecoverError, match="needs a teacher"):
         train(network(), Batches(), RecoverConfig.parse({"losses": ["kd"]}))
     with pytest.raises(RecoverError, match="needs labels"):
