@@ -6,6 +6,7 @@
 ``penjing:NAME``         `penjing.models.build`
 ``file.py:factory``      a function in your own file giving a module, or (module, example inputs)
 ``model.keras``          a Keras 3 file, run on the torch backend
+``model.onnx``           an ONNX file of any framework, read into a trainable module
 ``model.pt2``            a ``torch.export`` archive (only when trusted: torch unpickles it)
 a folder                 an artifact of penjing
 =======================  ==========================================================================
@@ -39,8 +40,8 @@ class LoadedModel:
         model: The network, in eval mode.
         example_inputs: Tensor, tuple or dict it takes (batch 2), or None when the source does not say.
         source: The spec it came from.
-        kind: ``"timm"``, ``"torchvision"``, ``"penjing"``, ``"file"``, ``"keras"``, ``"pt2"``,
-            ``"pickle"`` or ``"artifact"``.
+        kind: ``"timm"``, ``"torchvision"``, ``"penjing"``, ``"file"``, ``"keras"``, ``"onnx"``,
+            ``"pt2"``, ``"pickle"`` or ``"artifact"``.
         info: What else the source says, e.g. ``mean`` and ``std`` of its inputs, or an artifact's history.
     """
 
@@ -263,11 +264,9 @@ class _Plain(nn.Module):
 
 
 def _onnx(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
-    raise ArtifactError(
-        f"{spec} is an ONNX file; it can be quantized and exported, not turned back into a trainable module",
-        layer=spec,
-        remedy="Give the model it was exported from, or an artifact folder",
-    )
+    from penjing.models.onnx_door import load_onnx
+
+    return load_onnx(spec, options)
 
 
 def _pickled(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:

@@ -1,4 +1,4 @@
-"""Every row of the op table against ONNX Runtime, over the attributes that change what it computes."""
+"""The op tables to TensorFlow and torch against ONNX Runtime, over the attributes that change a result."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import pytest
 from export_models import needs_tensorflow, one_op
 
 from penjing.errors import ExportError
-
-pytestmark = [pytest.mark.tf, needs_tensorflow]
 
 RNG = np.random.default_rng(0)
 Check = Callable[..., None]
@@ -47,16 +45,22 @@ Softplus Softsign Sqrt Tan Tanh ThresholdedRelu
 UNARY = sorted(UNARY_NAMES.strip().replace("\n", " ").split(" "))
 
 
-def test_every_unary_op_of_the_table_is_tested() -> None:
-    from penjing.export.tf_ops import elementwise
+@pytest.mark.tf
+@needs_tensorflow
+def test_every_unary_op_of_the_tables_is_tested() -> None:
+    from penjing.export import tf_ops
+    from penjing.models import onnx_ops
 
-    assert {*elementwise.UNARY, *elementwise.WITH_ATTRIBUTES} - {"Not", "Swish"} == set(UNARY)
+    untested = {"Not", "Swish", "BitwiseNot"}
+    for package in (tf_ops, onnx_ops):
+        table = package.elementwise
+        assert {*table.UNARY, *table.WITH_ATTRIBUTES} - untested == set(UNARY)
 
 
 @pytest.mark.parametrize("op_type", UNARY)
-def test_unary_ops_agree(op_type: str, same_in_tensorflow: Check) -> None:
+def test_unary_ops_agree(op_type: str, same_answer: Check) -> None:
     x = UNARY_DOMAINS.get(op_type, f32(3, 4) * 2)
-    same_in_tensorflow(one_op(op_type, {"x": x}), {"x": x})
+    same_answer(one_op(op_type, {"x": x}), {"x": x})
 
 
 @pytest.mark.parametrize(
@@ -64,15 +68,15 @@ def test_unary_ops_agree(op_type: str, same_in_tensorflow: Check) -> None:
 )
 @pytest.mark.parametrize("shape", [(6, 1, 1), (2, 6, 9, 8), (1,), (8,)])
 def test_binary_ops_broadcast_after_a_convolution(
-    op_type: str, shape: tuple[int, ...], same_in_tensorflow: Check
+    op_type: str, shape: tuple[int, ...], same_answer: Check
 ) -> None:
     y = f32(*shape) + 3
-    same_in_tensorflow(one_op(op_type, {"x": IMAGE}, constants={"y": y}), {"x": IMAGE})
+    same_answer(one_op(op_type, {"x": IMAGE}, constants={"y": y}), {"x": IMAGE})
 
 
-def test_integer_division_truncates_towards_zero(same_in_tensorflow: Check) -> None:
+def test_integer_division_truncates_towards_zero(same_answer: Check) -> None:
     x, y = i64(-7, 7, -8, 8), i64(2, -2, 3, 3)
-    same_in_tensorflow(one_op("Div", {"x": x}, constants={"y": y}), {"x": x})
+    same_answer(one_op("Div", {"x": x}, constants={"y": y}), {"x": x})
 
 
 CONVS: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
@@ -96,11 +100,11 @@ CONVS: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("x_shape", "w_shape", "attributes"), CONVS)
 def test_convolutions_agree(
-    x_shape: tuple[int, ...], w_shape: tuple[int, ...], attributes: dict[str, Any], same_in_tensorflow: Check
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], attributes: dict[str, Any], same_answer: Check
 ) -> None:
     x = f32(*x_shape)
     model = one_op("Conv", {"x": x}, constants={"w": f32(*w_shape), "b": f32(w_shape[0])}, **attributes)
-    same_in_tensorflow(model, {"x": x})
+    same_answer(model, {"x": x})
 
 
 @pytest.mark.parametrize(
@@ -114,11 +118,11 @@ def test_convolutions_agree(
     ],
 )
 def test_transposed_convolutions_agree(
-    x_shape: tuple[int, ...], w_shape: tuple[int, ...], attributes: dict[str, Any], same_in_tensorflow: Check
+    x_shape: tuple[int, ...], w_shape: tuple[int, ...], attributes: dict[str, Any], same_answer: Check
 ) -> None:
     x = f32(*x_shape)
     bias = f32(w_shape[1] * attributes.get("group", 1))
-    same_in_tensorflow(
+    same_answer(
         one_op("ConvTranspose", {"x": x}, constants={"w": f32(*w_shape), "b": bias}, **attributes), {"x": x}
     )
 
@@ -137,57 +141,55 @@ POOLS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("attributes", POOLS)
 @pytest.mark.parametrize("kind", ["MaxPool", "AveragePool", "AveragePool/counted"])
-def test_pools_agree(kind: str, attributes: dict[str, Any], same_in_tensorflow: Check) -> None:
+def test_pools_agree(kind: str, attributes: dict[str, Any], same_answer: Check) -> None:
     op_type, _, counted = kind.partition("/")
     extra: dict[str, Any] = {"count_include_pad": 1} if counted else {}
-    same_in_tensorflow(one_op(op_type, {"x": IMAGE - 3}, **attributes, **extra), {"x": IMAGE - 3})
+    same_answer(one_op(op_type, {"x": IMAGE - 3}, **attributes, **extra), {"x": IMAGE - 3})
 
 
 @pytest.mark.parametrize("op_type", ["GlobalAveragePool", "GlobalMaxPool"])
-def test_global_pools_agree(op_type: str, same_in_tensorflow: Check) -> None:
-    same_in_tensorflow(one_op(op_type, {"x": IMAGE}), {"x": IMAGE})
+def test_global_pools_agree(op_type: str, same_answer: Check) -> None:
+    same_answer(one_op(op_type, {"x": IMAGE}), {"x": IMAGE})
 
 
 @pytest.mark.parametrize("keepdims", [0, 1])
 @pytest.mark.parametrize("axes", [[2, 3], [1], [-1], [0, 2]])
 @pytest.mark.parametrize("op_type", ["ReduceMean", "ReduceMax", "ReduceL2", "ReduceLogSumExp"])
-def test_reductions_agree(op_type: str, axes: list[int], keepdims: int, same_in_tensorflow: Check) -> None:
+def test_reductions_agree(op_type: str, axes: list[int], keepdims: int, same_answer: Check) -> None:
     model = one_op(op_type, {"x": IMAGE}, constants={"axes": i64(*axes)}, keepdims=keepdims)
-    same_in_tensorflow(model, {"x": IMAGE})
+    same_answer(model, {"x": IMAGE})
 
 
-def test_normalisations_agree(same_in_tensorflow: Check) -> None:
+def test_normalisations_agree(same_answer: Check) -> None:
     six = {name: np.abs(f32(6)) + 0.5 for name in ("scale", "bias", "mean", "var")}
-    same_in_tensorflow(one_op("BatchNormalization", {"x": IMAGE}, constants=six), {"x": IMAGE})
+    same_answer(one_op("BatchNormalization", {"x": IMAGE}, constants=six), {"x": IMAGE})
     two = {"scale": f32(6), "bias": f32(6)}
-    same_in_tensorflow(one_op("InstanceNormalization", {"x": IMAGE}, constants=two), {"x": IMAGE})
+    same_answer(one_op("InstanceNormalization", {"x": IMAGE}, constants=two), {"x": IMAGE})
     last = {"scale": f32(9, 8), "bias": f32(9, 8)}
-    same_in_tensorflow(one_op("LayerNormalization", {"x": IMAGE}, constants=last, axis=2), {"x": IMAGE})
+    same_answer(one_op("LayerNormalization", {"x": IMAGE}, constants=last, axis=2), {"x": IMAGE})
 
 
 @pytest.mark.parametrize("opset", [11, 20])
 @pytest.mark.parametrize("axis", [1, -1])
 @pytest.mark.parametrize("op_type", ["Softmax", "LogSoftmax"])
-def test_softmax_agrees(op_type: str, axis: int, opset: int, same_in_tensorflow: Check) -> None:
-    same_in_tensorflow(one_op(op_type, {"x": IMAGE}, axis=axis, opset=opset), {"x": IMAGE})
+def test_softmax_agrees(op_type: str, axis: int, opset: int, same_answer: Check) -> None:
+    same_answer(one_op(op_type, {"x": IMAGE}, axis=axis, opset=opset), {"x": IMAGE})
 
 
 @pytest.mark.parametrize(
     ("left", "right"),
     [((2, 3, 4), (4, 5)), ((2, 3, 4), (2, 4, 5)), ((2, 4), (4,)), ((2, 5, 3, 4), (5, 4, 2))],
 )
-def test_matrix_products_agree(
-    left: tuple[int, ...], right: tuple[int, ...], same_in_tensorflow: Check
-) -> None:
+def test_matrix_products_agree(left: tuple[int, ...], right: tuple[int, ...], same_answer: Check) -> None:
     x = f32(*left)
-    same_in_tensorflow(one_op("MatMul", {"x": x}, constants={"w": f32(*right)}), {"x": x})
+    same_answer(one_op("MatMul", {"x": x}, constants={"w": f32(*right)}), {"x": x})
 
 
 @pytest.mark.parametrize("trans", [0, 1])
-def test_gemm_agrees(trans: int, same_in_tensorflow: Check) -> None:
+def test_gemm_agrees(trans: int, same_answer: Check) -> None:
     x, w = f32(3, 4), f32(5, 4) if trans else f32(4, 5)
     model = one_op("Gemm", {"x": x}, constants={"w": w, "b": f32(5)}, transB=trans, alpha=0.5, beta=2.0)
-    same_in_tensorflow(model, {"x": x})
+    same_answer(model, {"x": x})
 
 
 SHAPES: list[tuple[str, dict[str, np.ndarray], dict[str, Any], int]] = [
@@ -233,21 +235,21 @@ def test_shape_and_index_ops_agree(
     constants: dict[str, np.ndarray],
     attributes: dict[str, Any],
     outputs: int,
-    same_in_tensorflow: Check,
+    same_answer: Check,
 ) -> None:
     model = one_op(op_type, {"x": IMAGE}, constants=constants, num_outputs=outputs, **attributes)
-    same_in_tensorflow(model, {"x": IMAGE})
+    same_answer(model, {"x": IMAGE})
 
 
 @pytest.mark.parametrize("mode", ["DCR", "CRD"])
-def test_depth_to_space_agrees(mode: str, same_in_tensorflow: Check) -> None:
+def test_depth_to_space_agrees(mode: str, same_answer: Check) -> None:
     x = f32(2, 8, 3, 4)
-    same_in_tensorflow(one_op("DepthToSpace", {"x": x}, blocksize=2, mode=mode), {"x": x})
+    same_answer(one_op("DepthToSpace", {"x": x}, blocksize=2, mode=mode), {"x": x})
 
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("op_type", ["GatherElements", "ScatterElements"])
-def test_element_indexing_agrees(op_type: str, axis: int, same_in_tensorflow: Check) -> None:
+def test_element_indexing_agrees(op_type: str, axis: int, same_answer: Check) -> None:
     x = f32(3, 4)
     constants = {"i": np.array([[0, 2, 1, -1], [1, 0, 2, 2]], np.int64)}
     if op_type == "ScatterElements":
@@ -257,23 +259,23 @@ def test_element_indexing_agrees(op_type: str, axis: int, same_in_tensorflow: Ch
             if axis == 0
             else np.array([[0, 2, 1, -1], [1, 0, 2, 3]], np.int64)
         )
-    same_in_tensorflow(one_op(op_type, {"x": x}, constants=constants, axis=axis), {"x": x})
+    same_answer(one_op(op_type, {"x": x}, constants=constants, axis=axis), {"x": x})
 
 
 @pytest.mark.parametrize("rule", ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"])
 @pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
 @pytest.mark.parametrize("scale", [(2.0, 2.0), (0.5, 1.3)])
-def test_resize_agrees(mode: str, rule: str, scale: tuple[float, float], same_in_tensorflow: Check) -> None:
+def test_resize_agrees(mode: str, rule: str, scale: tuple[float, float], same_answer: Check) -> None:
     constants = {"roi": np.zeros(0, np.float32), "scales": np.array([1, 1, *scale], np.float32)}
     model = one_op(
         "Resize", {"x": IMAGE}, constants=constants, mode=mode, coordinate_transformation_mode=rule
     )
-    same_in_tensorflow(model, {"x": IMAGE}, rtol=1e-4)
+    same_answer(model, {"x": IMAGE}, rtol=1e-4)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize(("op_type", "gates"), [("LSTM", 4), ("GRU", 3)])
-def test_recurrent_layers_agree(op_type: str, gates: int, direction: str, same_in_tensorflow: Check) -> None:
+def test_recurrent_layers_agree(op_type: str, gates: int, direction: str, same_answer: Check) -> None:
     x, hidden = f32(7, 2, 5), 6
     count = 2 if direction == "bidirectional" else 1
     constants = {
@@ -291,18 +293,20 @@ def test_recurrent_layers_agree(op_type: str, gates: int, direction: str, same_i
         direction=direction,
         **extra,
     )
-    same_in_tensorflow(model, {"x": x})
+    same_answer(model, {"x": x})
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8])
-def test_quantize_then_dequantize_is_exact(dtype: type, same_in_tensorflow: Check) -> None:
+def test_quantize_then_dequantize_is_exact(dtype: type, same_answer: Check) -> None:
     x = (f32(3, 50) * 4).round(1)
     quantized = one_op(
         "QuantizeLinear", {"x": x}, constants={"s": np.array(0.05, np.float32), "z": np.array(7, dtype)}
     )
-    same_in_tensorflow(quantized, {"x": x}, rtol=0.0)
+    same_answer(quantized, {"x": x}, rtol=0.0)
 
 
+@pytest.mark.tf
+@needs_tensorflow
 def test_an_op_without_a_rule_is_named(tmp_path: Any) -> None:
     import onnx
 
