@@ -269,11 +269,11 @@ def slot_index(axis: Axis, leaf: Leaf) -> Index:
     Returns:
         int64 array (leaf.size, k), ascending in each row; rows shorter than k are filled up with -1.
     """
-    owner = _owners(axis, leaf)
-    rows, columns = np.nonzero(owner >= 0) if owner.ndim == 2 else (np.zeros(0, int), np.zeros(0, int))
-    slots = owner[rows, columns]
-    order = np.lexsort((columns, slots))
-    slots, where = slots[order], columns[order]
+    slots, where = _owned(axis, leaf)
+    if len(slots) == leaf.size and np.array_equal(slots, np.arange(leaf.size)):  # one position each
+        return where[:, None]
+    order = np.lexsort((where, slots))
+    slots, where = slots[order], where[order]
     per_slot = np.bincount(slots, minlength=leaf.size)
     width = int(per_slot.max(initial=0))
     result: Index = np.full((leaf.size, width), -1, dtype=np.int64)
@@ -282,26 +282,37 @@ def slot_index(axis: Axis, leaf: Leaf) -> Index:
     return result
 
 
-def _owners(axis: Axis, leaf: Leaf) -> Index:
-    """(m, axis.size): for each position the slots of ``leaf`` it depends on, -1 where none."""
+_NOTHING: Index = np.zeros(0, dtype=np.int64)
+
+
+def _owned(axis: Axis, leaf: Leaf) -> tuple[Index, Index]:
+    """Pairs (slot of ``leaf``, position of ``axis`` that depends on it), each once."""
     if isinstance(axis, Leaf):
-        row = np.arange(axis.size, dtype=np.int64) if axis is leaf else np.full(axis.size, -1, dtype=np.int64)
-        return row[None, :]
+        return (np.arange(axis.size), np.arange(axis.size)) if axis is leaf else (_NOTHING, _NOTHING)
     if isinstance(axis, View):
-        row = axis.index if axis.base is leaf else np.full(axis.size, -1, dtype=np.int64)
-        return np.asarray(row, dtype=np.int64)[None, :]
+        return (axis.index, np.arange(axis.size)) if axis.base is leaf else (_NOTHING, _NOTHING)
+    found: list[tuple[Index, Index]] = []
     if isinstance(axis, Product):
-        rows: list[Index] = []
         before, after = 1, axis.size
         for factor in axis.factors:
             after //= factor.size
-            if any(inner is leaf for inner in leaves(factor)):
-                part = np.tile(np.repeat(_owners(factor, leaf), after, axis=1), (1, before))
-                rows.extend(part)
+            slots, where = _owned(factor, leaf)
+            if len(slots):
+                outer = np.arange(before)[:, None, None] * factor.size
+                spread = ((outer + where[:, None]) * after + np.arange(after)).transpose(1, 0, 2)
+                found.append((np.repeat(slots, before * after), spread.reshape(-1)))
             before *= factor.size
-        return np.stack(rows) if rows else np.full((1, axis.size), -1, dtype=np.int64)
-    assert isinstance(axis, Sum)
-    blocks = [_owners(part, leaf) for part in axis.parts]
-    height = max(len(block) for block in blocks)
-    padded = [np.pad(block, ((0, height - len(block)), (0, 0)), constant_values=-1) for block in blocks]
-    return np.concatenate(padded, axis=1)
+    else:
+        assert isinstance(axis, Sum)
+        offset = 0
+        for part in axis.parts:
+            if part is leaf or not isinstance(part, Leaf):
+                slots, where = _owned(part, leaf)
+                if len(slots):
+                    found.append((slots, where + offset))
+            offset += part.size
+    if len(found) < 2:
+        return found[0] if found else (_NOTHING, _NOTHING)
+    slots, where = (np.concatenate(side) for side in zip(*found, strict=True))
+    keys = np.unique(slots * axis.size + where)  # factors that hold the same leaf meet on the diagonal
+    return keys // axis.size, keys % axis.size

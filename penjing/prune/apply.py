@@ -99,13 +99,11 @@ def carry_out(
     tensors = slice_tensors(graph, coupling, kept)
     sliced = slice_graph(graph, coupling, kept, tensors)
     values = {name: t for name, t in sliced.buffers.items() if name in tensors and t is not tensors[name]}
-    as_graph = GraphModel(sliced)
-    restore_flags(as_graph, model)
     if graph_only:
-        return Applied(as_graph, (), values, False, "")
+        return Applied(_as_model(sliced, model), (), values, False, "")
     try:
         module = slice_module(model, graph, {**tensors, **values}, attributes)
-        reason = compare(module, as_graph, example_inputs)
+        reason = compare(module, sliced.module, example_inputs)
         if not reason and graph.params.keys() - graph.read_names():
             reason = _training_differs(model, module, example_inputs)
     except PruneError:
@@ -113,8 +111,15 @@ def carry_out(
     except Exception as error:  # the user's forward may raise anything once its sizes are wrong
         reason = f"its forward raises {_first_line(error)}"
     if reason:
-        return Applied(as_graph, (), values, False, reason)
+        return Applied(_as_model(sliced, model), (), values, False, reason)
     return Applied(module, attributes, values, True, "")
+
+
+def _as_model(sliced: Graph, model: nn.Module) -> GraphModel:
+    """The sliced graph as a model, with the training flag of the model it stands for."""
+    as_graph = GraphModel(sliced)
+    as_graph.train(model.training)
+    return as_graph
 
 
 def _training_differs(model: nn.Module, module: nn.Module, example_inputs: Any) -> str:
@@ -177,8 +182,3 @@ def set_attributes(model: nn.Module, attributes: tuple[AttributeEdit, ...]) -> N
             )
         old = getattr(holder, edit.name)
         setattr(holder, edit.name, list(edit.new) if isinstance(old, list) else edit.new)  # type: ignore[arg-type]
-
-
-def restore_flags(target: nn.Module, source: nn.Module) -> None:
-    """Give a graph model the training flag of the model it stands for."""
-    target.train(source.training)
