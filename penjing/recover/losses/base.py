@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from penjing.config import Config
+from penjing.recover.registry import Registry
 
 Need = Literal["target", "teacher", "features"]
 
@@ -104,33 +104,6 @@ class FeatureLoss(Loss):
         return total / len(parts)
 
 
-_LOSSES: dict[str, type[Loss]] = {}
-_L = TypeVar("_L", bound=type[Loss])
-
-
-def loss(name: str) -> Callable[[_L], _L]:
-    """Class decorator: make a loss known under ``name``."""
-
-    def add(cls: _L) -> _L:
-        _LOSSES[name] = cls
-        return cls
-
-    return add
-
-
-def make_loss(name: str, options: Mapping[str, Any] | None = None) -> Loss:
-    """The loss of that name with these options.
-
-    Raises:
-        ValueError: unknown name (with the nearest known one) or options the loss does not have.
-    """
-    if name not in _LOSSES:
-        near = difflib.get_close_matches(name, _LOSSES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(loss_names())}"
-        raise ValueError(f"unknown loss {name!r}; {hint}")
-    return _LOSSES[name].model_validate(dict(options or {}))
-
-
-def loss_names() -> tuple[str, ...]:
-    """Names of all losses, in alphabetical order."""
-    return tuple(sorted(_LOSSES))
+loss: Registry[Loss] = Registry("loss")
+make_loss = loss.make
+loss_names = loss.names

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from penjing.config import Config
+from penjing.recover.registry import Registry
 from penjing.recover.regularize.slots import SlotGroup, slot_groups
 
 Params = Mapping[str, Tensor]
@@ -63,33 +63,6 @@ class GroupRegularizer(Regularizer):
 
 State = list[SlotGroup]
 
-_REGULARIZERS: dict[str, type[Regularizer]] = {}
-_R = TypeVar("_R", bound=type[Regularizer])
-
-
-def regularizer(name: str) -> Callable[[_R], _R]:
-    """Class decorator: make a regularizer known under ``name``."""
-
-    def add(cls: _R) -> _R:
-        _REGULARIZERS[name] = cls
-        return cls
-
-    return add
-
-
-def make_regularizer(name: str, options: Mapping[str, Any] | None = None) -> Regularizer:
-    """The regularizer of that name with these options.
-
-    Raises:
-        ValueError: unknown name (with the nearest known one) or options it does not have.
-    """
-    if name not in _REGULARIZERS:
-        near = difflib.get_close_matches(name, _REGULARIZERS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(regularizer_names())}"
-        raise ValueError(f"unknown regularizer {name!r}; {hint}")
-    return _REGULARIZERS[name].model_validate(dict(options or {}))
-
-
-def regularizer_names() -> tuple[str, ...]:
-    """Names of all regularizers, in alphabetical order."""
-    return tuple(sorted(_REGULARIZERS))
+regularizer: Registry[Regularizer] = Registry("regularizer")
+make_regularizer = regularizer.make
+regularizer_names = regularizer.names

@@ -1,0 +1,49 @@
+"""Configs found by name: losses and regularizers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from penjing.config import Config
+
+C = TypeVar("C", bound=Config)
+_K = TypeVar("_K", bound=type[Config])
+
+
+class Registry(Generic[C]):
+    """Classes of one kind by name; calling it with a name gives the class decorator that adds one.
+
+    Args:
+        what: What an error calls the kind: ``"loss"``.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._known: dict[str, type[C]] = {}
+
+    def __call__(self, name: str) -> Callable[[_K], _K]:
+        """Class decorator: make a class known under ``name``."""
+
+        def add(cls: _K) -> _K:
+            self._known[name] = cls  # type: ignore[assignment]  # the kind is the caller's to keep
+            return cls
+
+        return add
+
+    def make(self, name: str, options: Mapping[str, Any] | None = None) -> C:
+        """One of that name with these options.
+
+        Raises:
+            ValueError: unknown name (with the nearest known one) or options that it does not have.
+        """
+        if name not in self._known:
+            near = difflib.get_close_matches(name, self._known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.names())}"
+            raise ValueError(f"unknown {self._what} {name!r}; {hint}")
+        return self._known[name].model_validate(dict(options or {}))
+
+    def names(self) -> tuple[str, ...]:
+        """All names, in alphabetical order."""
+        return tuple(sorted(self._known))
