@@ -41,7 +41,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
 Budget = Annotated[
     list[str] | None,
-    typer.Option(help="What may be left, e.g. params=0.1 (a fraction) or macs=50000000 (a count)."),
+    typer.Option(help="What may be left: params=0.1 (a fraction), macs=50000000 (a count), latency=0.5x."),
 ]
 
 
@@ -71,8 +71,8 @@ def names(given: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in given.split(",") if name.strip())
 
 
-def budget_of(given: Sequence[str] | None) -> dict[str, float] | None:
-    """The numbers of ``--budget``, or None.
+def budget_of(given: Sequence[str] | None) -> dict[str, Any] | None:
+    """The bounds of ``--budget``, or None; a latency keeps its unit.
 
     Raises:
         RecipeError: for a value that is not a number.
@@ -80,6 +80,8 @@ def budget_of(given: Sequence[str] | None) -> dict[str, float] | None:
     split = [part for entry in given or () for part in entry.split(",") if part.strip()]
     found = pairs(split, "--budget")
     for key, value in found.items():
+        if key in ("latency", "runtime") and isinstance(value, str):
+            continue
         try:
             found[key] = float(value)
         except (TypeError, ValueError):

@@ -20,6 +20,13 @@ def finish(result: RunResult, as_json: bool) -> int:
 
     where = f"{result.folder / 'report.html'}"
     emit(result, Group(terminal_table(result.metrics), "", result.headline, where), as_json)
+    if result.held and result.met is False:
+        print(
+            "penjing: the allowed loss held, but not at the budget: this is the smallest of the sizes tried "
+            "that held it. Give more recovery epochs, more --trials, a larger budget or a larger --max-drop",
+            file=sys.stderr,
+        )
+        return Code.NOT_HELD
     if result.held is False:
         print(
             f"penjing: the allowed loss of {100 * (result.metrics.max_drop or 0):g} points of validation "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -22,6 +22,9 @@ from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
 from penjing.prune.slots import by_leaf, group_edits, index_values, tensor_edits
+
+if TYPE_CHECKING:
+    from penjing.search.sensitivity import Sensitivity
 
 
 def prune(
@@ -41,6 +44,7 @@ def prune(
     prune_outputs: bool = False,
     loss: Any = None,
     seed: int = 0,
+    sensed: Sensitivity | None = None,
     listen: Listener = silent,
 ) -> PruneResult:
     """Remove whole structures (channels, heads, widths) from a copy of the model.
@@ -51,7 +55,8 @@ def prune(
         ratio: Fraction of the slots to remove, in [0, 1): of each group with scope "local", of all slots with
             "global", of each class of like groups with "isomorphic". Unused when a budget is given.
         criterion: A name (``"magnitude"``, ``"taylor"``, …), ``{"name": …, option: value}`` or a `Criterion`.
-        scope: How groups share the ratio or budget.
+        scope: How groups share the ratio or budget; with "sensitivity" widths go by measured damage against
+            measured cost (needs a budget and data).
         ignore: Glob patterns on parameter names; the axes of matching parameters stay whole.
         data: Batches, for criteria that need them and for reconstruction.
         reconstruct: Refit what reads the removed slots to the original's outputs on ``data``, before any
@@ -63,6 +68,7 @@ def prune(
         prune_outputs: Whether the model's outputs may lose positions too.
         loss: ``loss(output, batch) -> scalar`` for criteria that need gradients.
         seed: For criteria that draw.
+        sensed: A sensitivity measured before, for scope "sensitivity".
         listen: Hears what happens.
 
     Returns:
@@ -82,7 +88,7 @@ def prune(
     material = Material(model, graph, coupling, data, loss, seed, listen)
     scores = chosen.scores(material)
     options: dict[str, Any] = {"round_to": round_to, "min_slots": min_slots}
-    sensed, meter = None, None
+    meter = None
     if budget is None:
         if scope == "sensitivity":
             raise PruneError("scope 'sensitivity' needs a budget", remedy="Pass budget=Budget(…)")
@@ -91,7 +97,7 @@ def prune(
         from penjing.search.fit import fit_to_budget  # only searches measure
 
         kept, sensed, meter = fit_to_budget(
-            material, scores, example_inputs, budget, scope=scope, ratios=ratios, **options
+            material, scores, example_inputs, budget, scope=scope, ratios=ratios, sensed=sensed, **options
         )
     made = {
         "criterion": chosen.name,

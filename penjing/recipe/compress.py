@@ -11,7 +11,9 @@ from torch import nn
 from penjing.data import DataBundle
 from penjing.errors import DataError, RecipeError
 from penjing.events import Listener, silent
+from penjing.measure.metric import Metric
 from penjing.prune import Budget
+from penjing.prune.budget import BOUNDS
 from penjing.quantize import QuantizeConfig
 from penjing.recipe.result import RunResult
 from penjing.recipe.run import run
@@ -22,13 +24,19 @@ from penjing.recover import RecoverConfig
 _QUIET = RecoverConfig(epochs=10, lr=0.02)
 """Recovery when none is named: ten epochs of logit distillation."""
 
+_FLOOR = 0.05
+"""Share of the original beyond which a search for the smallest network does not go."""
+
 
 def compress(
     model: nn.Module | str,
     data: DataBundle | str | Sequence[Any] | Mapping[str, Any],
     *,
-    budget: Budget | Mapping[str, float] | None = None,
-    max_drop: float | None = 0.01,
+    budget: Budget | Mapping[str, Any] | None = None,
+    max_drop: float | str | None = 0.01,
+    metric: Metric | None = None,
+    smallest: str | None = None,
+    trials: int = 3,
     recover: RecoverConfig | None = None,
     quantize: QuantizeConfig | bool | None = True,
     formats: Sequence[str] = ("onnx",),
@@ -49,9 +57,18 @@ def compress(
         model: A trained network, or a model spec such as ``timm:resnet18``.
         data: A `DataBundle`, a data spec such as a folder of images, or one's own re-iterable loaders as
             ``(train, val)``, ``(train, val, test)`` or a mapping with these names.
-        budget: What may be left, e.g. ``Budget(params=0.1)``; by default half of the parameters.
-        max_drop: Largest loss of validation accuracy (a fraction: 0.01 is one point) that counts as holding;
-            also the bound under which quantization keeps layers in float. The result says whether it held.
+        budget: What may be left, e.g. ``Budget(params=0.1)`` or ``Budget(latency="0.5x")``; by default half
+            of the parameters. The best network within it is what comes back.
+        max_drop: Largest loss of validation accuracy that counts as holding: a fraction (0.01 is one point),
+            or a text: ``"0.5pt"`` (points), ``"1%"`` (of the original's). Also the bound under which
+            quantization keeps layers in float. Where the budget does not hold, larger networks are tried,
+            and the smallest that holds comes back; `RunResult.met` says whether both were kept.
+        metric: What the loss is measured in instead of accuracy: ``metric(outputs, targets)`` on the whole
+            validation split, or an object with ``update``, ``compute`` and ``reset`` (torchmetrics); higher
+            is better.
+        smallest: ``"params"``, ``"macs"``, ``"bytes"`` or ``"latency"``: look for the smallest network by
+            this that stays within ``max_drop``; a budget then is the furthest to go (by default 0.05).
+        trials: Sizes tried at most, each with a recovery of its own; 1 takes the budget as it is.
         recover: Recovery options.
         quantize: Options of quantization; True takes the defaults, False or None leaves the network in fp32.
         formats: Export formats.
@@ -71,15 +88,22 @@ def compress(
         PenjingError: naming stage, layer, cause and remedy.
     """
     pruning = dict(prune or {})
+    allowed, drop = allowed_drop(max_drop)
+    if smallest is not None:
+        budget = _furthest(smallest, budget, allowed)
     if budget is None and not {"budget", "ratio", "ratios"} & pruning.keys():
         budget = Budget(params=0.5)
     if budget is not None:
         pruning["budget"] = budget.to_dict() if isinstance(budget, Budget) else dict(budget)
-    quantizing = _quantize(quantize, max_drop)
+        if smallest is not None or pruning["budget"].get("latency") is not None:
+            pruning = {"scope": "sensitivity", "reconstruct": True, **pruning}
+    quantizing = _quantize(quantize, allowed)
+    once = allowed is None or trials == 1 or "budget" not in pruning or {"steps", "sparse"} & pruning.keys()
+    search = None if once and smallest is None else {"trials": trials, "smallest": smallest is not None}
     extra = {
         key: dict(value) if isinstance(value, Mapping) else value for key, value in (options or {}).items()
     }
-    for key in ("name", "seed", "prune", "recover", "quantize", "max_drop"):
+    for key in ("name", "seed", "prune", "recover", "quantize", "max_drop", "search"):
         if key in extra:
             raise RecipeError(
                 f"{key!r} is an argument of its own", layer="options", remedy=f"Give {key}=… instead"
@@ -90,7 +114,9 @@ def compress(
         "prune": pruning,
         "recover": (recover or _QUIET).to_dict(),
         "quantize": None if quantizing is None else quantizing.to_dict(),
-        "max_drop": max_drop,
+        "max_drop": allowed,
+        "drop": drop,
+        "search": search,
         **extra,
         "data": {"spec": data if isinstance(data, str) else GIVEN, **extra.get("data", {})},
         "model": {"spec": model if isinstance(model, str) else GIVEN, **extra.get("model", {})},
@@ -101,9 +127,53 @@ def compress(
     given = Given(
         model=None if isinstance(model, str) else model,
         data=None if isinstance(data, str) else as_bundle(data),
+        metric=metric,
     )
     folder = Path(out) if out is not None else Path("runs") / name
     return run(Recipe.parse(values), folder, resume=resume, given=given, listen=listen)
+
+
+def allowed_drop(given: float | str | None) -> tuple[float | None, str]:
+    """``0.005`` and ``"0.5pt"`` → (0.005, "absolute"); ``"1%"`` → (0.01, "relative").
+
+    Raises:
+        RecipeError: for a text that is neither.
+    """
+    if not isinstance(given, str):
+        return given, "absolute"
+    text = given.strip()
+    for ending, kind in (("pt", "absolute"), ("%", "relative")):
+        if text.endswith(ending):
+            try:
+                value = float(text.removesuffix(ending)) / 100
+            except ValueError:
+                break
+            if 0 <= value <= 1:
+                return value, kind
+    raise RecipeError(
+        f"{given!r} is no allowed loss",
+        layer="max_drop",
+        remedy="Write '0.5pt' (points), '1%' (of the original's value), or a fraction",
+    )
+
+
+def _furthest(
+    smallest: str, budget: Budget | Mapping[str, Any] | None, allowed: float | None
+) -> Budget | Mapping[str, Any]:
+    """How far a search for the smallest network goes."""
+    if smallest not in BOUNDS:
+        raise RecipeError(
+            f"cannot look for the smallest {smallest!r}",
+            layer="smallest",
+            remedy=f"Choose one of {', '.join(BOUNDS)}",
+        )
+    if allowed is None:
+        raise RecipeError(
+            "the smallest network needs an allowed loss", layer="smallest", remedy="Give max_drop too"
+        )
+    if budget is not None:
+        return budget
+    return {smallest: f"{_FLOOR}x" if smallest == "latency" else _FLOOR}
 
 
 def as_bundle(data: DataBundle | Sequence[Any] | Mapping[str, Any]) -> DataBundle:

@@ -37,6 +37,11 @@ class RunResult:
         return self.metrics.held
 
     @property
+    def met(self) -> bool | None:
+        """Whether the allowed loss held *at the budget*; None where nothing was asked."""
+        return self.metrics.met
+
+    @property
     def headline(self) -> str:
         """The outcome in one sentence."""
         return headline(self.metrics)

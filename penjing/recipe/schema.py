@@ -71,8 +71,8 @@ class PruneConfig(Config):
         ratio: Fraction of every group's slots removed, 0 to 1, instead of a budget.
         ratios: Ratios by parameter-name glob, beside ``ratio``.
         criterion: Name of the importance criterion.
-        scope: Where scores compete: ``"local"``, ``"global"`` or ``"isomorphic"``; or ``"sensitivity"``: widths by
-            measured damage against measured cost, scores within each group.
+        scope: Where scores compete: ``"local"``, ``"global"`` or ``"isomorphic"``; or ``"sensitivity"``:
+            widths by measured damage against measured cost, scores within each group.
         ignore: Parameter-name globs that stay whole.
         round_to: Widths become multiples of this.
         min_slots: Fewest slots left in a group.
@@ -162,6 +162,19 @@ class MeasureConfig(Config):
     robustness: bool = False
 
 
+class SearchConfig(Config):
+    """How sizes are tried against `Recipe.max_drop`, each with its own recovery.
+
+    Attributes:
+        trials: Sizes tried at most.
+        smallest: Look for the smallest network within the allowed loss, with the budget as the furthest to
+            go; otherwise the budget is the goal, and only where it does not hold something larger is tried.
+    """
+
+    trials: int = Field(default=4, ge=1)
+    smallest: bool = False
+
+
 class Recipe(Config):
     """A whole run: train → prune → recover → quantize → export → verify → measure → report.
 
@@ -180,6 +193,9 @@ class Recipe(Config):
         measure: The table.
         max_drop: Largest loss of validation accuracy, dense to final file, that counts as holding (a
             fraction: 0.01 is one point); None does not judge.
+        drop: Whether ``max_drop`` is a difference (``"absolute"``) or a share of the dense network's value
+            (``"relative"``).
+        search: Try sizes until the loss is allowed; None prunes once.
         baselines: Also run random pruning with the same recovery, and the small network trained from scratch
             for the same time.
     """
@@ -196,6 +212,8 @@ class Recipe(Config):
     export: ExportConfig = ExportConfig()
     measure: MeasureConfig = MeasureConfig()
     max_drop: float | None = Field(default=None, ge=0, le=1)
+    drop: Literal["absolute", "relative"] = "absolute"
+    search: SearchConfig | None = None
     baselines: bool = False
 
     @field_validator("name")
@@ -209,6 +227,18 @@ class Recipe(Config):
     def _trained_somewhere(self) -> Self:
         if self.article is not None and self.train is None:
             raise ValueError("`article` compares with `train`; give `train` as well")
+        return self
+
+    @model_validator(mode="after")
+    def _search_has_a_goal(self) -> Self:
+        if self.search is None:
+            return self
+        if self.max_drop is None:
+            raise ValueError("`search` needs `max_drop`, the loss to stay within")
+        if self.prune.steps > 1 or self.prune.sparse is not None:
+            raise ValueError("`search` tries sizes in one round each; leave `steps` and `sparse` out")
+        if self.prune.budget is None:
+            raise ValueError("`search` needs a `budget`: the goal, or with `smallest` the furthest to go")
         return self
 
     @classmethod

@@ -22,8 +22,9 @@ from torch import nn
 from penjing.data import DataBundle
 from penjing.errors import RunError
 from penjing.files import atomic_write
+from penjing.measure.metric import name_of
 from penjing.models.spec import LoadedModel, load_model
-from penjing.prune import Plan, apply
+from penjing.prune import Budget, Plan, apply
 from penjing.recipe.feed import Feed, layout_of
 from penjing.recipe.schema import GIVEN, Recipe
 from penjing.recipe.store import Store, hash_json
@@ -37,10 +38,12 @@ class Given:
     Attributes:
         model: The trained network; it is copied.
         data: The opened data.
+        metric: What the allowed loss is measured in, instead of the share answered right.
     """
 
     model: nn.Module | None = None
     data: DataBundle | None = None
+    metric: Any = None
 
 
 class Workspace:
@@ -57,6 +60,26 @@ class Workspace:
         self.work = folder / "work"
         self.store = Store(folder)
         self._given = given or Given()
+        self.sensed: Any = None
+
+    @property
+    def metric(self) -> Any:
+        """The user's own metric (`penjing.measure.metric`), or None."""
+        return self._given.metric
+
+    def with_budget(self, budget: Budget) -> Workspace:
+        """The same folder and data under another pruning budget."""
+        prune = self.recipe.prune.model_copy(update={"budget": budget})
+        other = copy.copy(self)
+        other.recipe = self.recipe.model_copy(update={"prune": prune})
+        return other
+
+    def remember(self, sensed: Mapping[str, Any] | None) -> None:
+        """Keep a sensitivity that was measured, so that the next pruning of the dense network can use it."""
+        if sensed is not None:
+            from penjing.search.sensitivity import Sensitivity
+
+            self.sensed = Sensitivity.from_dict(sensed)
 
     @cached_property
     def bundle(self) -> DataBundle:
@@ -156,6 +179,8 @@ class Workspace:
             facts = hash_json(self.bundle.to_dict())
             tensors = {str(i): t for i, t in enumerate(_tensors(self.feed.examples(8)))}
             found["given data"] = hash_json([facts, _hash_tensors(tensors)])
+        if self.metric is not None:
+            found["given metric"] = hash_json(name_of(self.metric))
         return found
 
     def _layout(self) -> str:

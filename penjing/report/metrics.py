@@ -40,6 +40,7 @@ class Row(Config):
         label: What people read.
         note: What has to be said about it, or "".
         accuracy: By split: ``train``, ``val``, ``test``.
+        metric: Value of the user's own metric on the validation split, where there is one.
         num_params: Parameters (for an int8 file, of the network it stores).
         num_macs: Multiply-accumulates of one sample.
         file: The file that was measured, relative to the run folder ("" where it was not kept).
@@ -52,6 +53,7 @@ class Row(Config):
     label: str
     note: str = ""
     accuracy: dict[str, AccuracyCell] = Field(default_factory=dict)
+    metric: float | None = None
     num_params: int
     num_macs: int
     file: str = ""
@@ -123,6 +125,31 @@ class ClassChange(Config):
     after: float
 
 
+class TrialCell(Config):
+    """One size that was tried against the allowed loss."""
+
+    number: int
+    power: float
+    score: float
+    drop: float
+    held: bool
+    spent: dict[str, float] = Field(default_factory=dict)
+
+
+class SearchCell(Config):
+    """Sizes tried: the original's score, the loss allowed before quantization, and which size was chosen.
+
+    ``reached`` says whether the goal itself (the budget) held.
+    """
+
+    original: float
+    allowed: float
+    drop: str = "absolute"
+    trials: tuple[TrialCell, ...]
+    chosen: int
+    reached: bool
+
+
 class Metrics(Config):
     """Everything a run measured. ``seconds`` and the latencies are timings; the rest repeats exactly.
 
@@ -133,7 +160,12 @@ class Metrics(Config):
         before: Key of the row compared from.
         after: Key of the row delivered.
         max_drop: The allowed loss of validation accuracy, or None.
+        drop: Whether that is a difference (``"absolute"``) or a share (``"relative"``).
+        metric: Name of the metric it is measured in; "" is the share answered right.
         held: Whether it held, or None where nothing was asked.
+        search: Sizes that were tried, where there was a search.
+        sensitivity: `penjing.search.Sensitivity` as plain data, where it chose the widths.
+        latency: Limit and measured files, where latency was bounded.
         curves: History of every training, by stage: a dict an epoch.
         widths: Of every group, before and after.
         frozen: What was left whole, and why.
@@ -154,7 +186,12 @@ class Metrics(Config):
     before: str
     after: str
     max_drop: float | None = None
+    drop: str = "absolute"
+    metric: str = ""
     held: bool | None = None
+    search: SearchCell | None = None
+    sensitivity: dict[str, Any] | None = None
+    latency: dict[str, Any] | None = None
     curves: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
     widths: tuple[Width, ...] = ()
     frozen: tuple[FrozenAxis, ...] = ()
@@ -167,6 +204,13 @@ class Metrics(Config):
     recipe: str = ""
     environment: dict[str, Any] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the loss held, and at the budget that was asked for; None where nothing was asked."""
+        if self.held is None:
+            return None
+        return self.held and (self.search is None or self.search.reached)
 
     def row(self, key: str) -> Row | None:
         """The row of that key, if there is one."""

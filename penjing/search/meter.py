@@ -18,14 +18,15 @@ from penjing.prune.api import prune_slots
 from penjing.prune.budget import Budget
 from penjing.prune.cost import Cost
 from penjing.prune.slots import by_leaf
-from penjing.search.latency_model import LatencyModel, whole_cache
+from penjing.search.latency_model import Check, LatencyModel, whole_cache
 from penjing.search.whole import WholeTimer
 
 Choose = Callable[["Meter", Kept | None], Kept]
 """Chooses slots that cost, by the meter, what the budget allows; near an earlier choice if there is one."""
 _RATIOS = (0.0, 0.3, 0.6, 0.85)  # of the whole files that the latency model is fitted to
 _OVER, _UNDER = 0.02, 0.04  # how far the measured file may miss the target, relative
-_ROUNDS = 5
+_FILES = 7  # whole files measured on the way to a latency, at most
+_STEEPEST = 16.0
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Meter:
     budget: Budget
     listen: Listener = silent
     _original: dict[str, float] = field(default_factory=dict)
+    _aim: float | None = None
 
     def __call__(self, kept: Mapping[str, Any]) -> dict[str, float]:
         """Parameters, MACs, bytes, seconds: those that the budget bounds."""
@@ -68,7 +70,8 @@ class Meter:
     @property
     def limits(self) -> dict[str, float]:
         """The budget's bounds as absolute amounts."""
-        return self.budget.limits(self.original)
+        found = self.budget.limits(self.original)
+        return found if self._aim is None else {**found, "latency": self._aim}
 
     @property
     def absolute(self) -> Budget:
@@ -113,7 +116,10 @@ class Meter:
 
     def meet(self, choose: Choose) -> Kept:
         """Choose slots, measure the whole file, anchor the latency model there, and choose again until the
-        file is where the budget wants it (2% over to 4% under), or five times.
+        file is where the budget wants it (2% over to 4% under).
+
+        The next choice starts from the best so far; how far it goes is set by how steeply the last move from
+        there changed the file (a secant in logarithms).
 
         Args:
             choose: Chooses slots that cost, by this meter, what the budget allows.
@@ -125,30 +131,48 @@ class Meter:
             return choose(self, None)
         limit = self.limits["latency"]
         tried: list[tuple[float, Kept]] = []
-        seen = set()
-        for turn in range(_ROUNDS):
-            if tried:  # the model agrees with the file that the next choice starts from
-                self.latency.anchor(by_leaf(self.coupling, min(tried, key=_preferred)[1]))
-            kept = choose(self, min(tried, key=_preferred)[1] if tried else None)
-            counts = tuple(len(slots) for slots in kept.values())
-            if counts in seen:
-                break
-            seen.add(counts)
-            check = self.latency.check(f"choice {turn + 1}", by_leaf(self.coupling, kept))
-            miss = check.seconds / limit - 1
-            tried.append((miss, kept))
-            self.listen(
-                Event(
-                    "measure",
-                    "note",
-                    metrics={"seconds": check.seconds, "predicted": check.predicted or 0.0, "limit": limit},
-                    message=f"{1e3 * check.seconds:.4g} ms measured, "
-                    f"{1e3 * (check.predicted or 0):.4g} predicted, {1e3 * limit:.4g} allowed",
-                )
-            )
-            if -_UNDER <= miss <= _OVER:
-                break
+        seen: list[tuple[int, ...]] = []
+        steep = 1.0  # change of the file's logarithm for a change of the prediction's
+        try:
+            while len(tried) < _FILES:
+                start = min(tried, key=_preferred) if tried else None
+                if start is not None:  # the model agrees with the file that the next choice starts from
+                    self.latency.anchor(by_leaf(self.coupling, start[1]))
+                    self._aim = limit * (1 + start[0]) ** (1 - 1 / steep) if start[0] < 0 else limit
+                kept = choose(self, None if start is None else start[1])
+                counts = _sizes(kept)
+                if counts in seen:
+                    stuck = start is None or start[0] > _OVER or counts == _sizes(start[1])
+                    if stuck or steep >= _STEEPEST:
+                        break
+                    steep *= 2
+                    continue
+                seen.append(counts)
+                check = self._check(len(tried) + 1, kept, limit)
+                miss = check.seconds / limit - 1
+                tried.append((miss, kept))
+                if -_UNDER <= miss <= _OVER:
+                    break
+                if start is not None and start[0] < 0 and check.predicted is not None:
+                    steep = _steepness(limit * (1 + start[0]), check.predicted, check.seconds)
+        finally:
+            self._aim = None
         return min(tried, key=_preferred)[1]
+
+    def _check(self, number: int, kept: Kept, limit: float) -> Check:
+        """Measure the file of a choice."""
+        check = self.latency.check(f"choice {number}", by_leaf(self.coupling, kept))
+        predicted = check.predicted or 0.0
+        self.listen(
+            Event(
+                "measure",
+                "note",
+                metrics={"seconds": check.seconds, "predicted": predicted, "limit": limit},
+                message=f"{1e3 * check.seconds:.4g} ms measured, {1e3 * predicted:.4g} predicted, "
+                f"{1e3 * limit:.4g} allowed",
+            )
+        )
+        return check
 
     def report(self) -> dict[str, Any] | None:
         """The limit of a bounded latency, how it is measured, and every whole file beside its prediction."""
@@ -179,3 +203,14 @@ class Meter:
 def _preferred(tried: tuple[float, Kept]) -> tuple[bool, float]:
     """Order of choices: not over the target first, then the closest."""
     return tried[0] > _OVER, abs(tried[0])
+
+
+def _steepness(start: float, predicted: float, measured: float) -> float:
+    """How many times further than predicted the file moved, in logarithms, within [1, 16]."""
+    if predicted <= start * 1.001 or measured <= start:
+        return 1.0
+    return float(np.clip(np.log(measured / start) / np.log(predicted / start), 1.0, _STEEPEST))
+
+
+def _sizes(kept: Kept) -> tuple[int, ...]:
+    return tuple(len(slots) for slots in kept.values())

@@ -58,7 +58,7 @@ def test_keras_file_is_compressed(tmp_path: Path) -> None:
         "--budget",
         "params=0.5",
         "--max-drop",
-        "0.1",
+        "10",
         "--epochs",
         "10",
         "--formats",

@@ -31,11 +31,12 @@ def instances(draw: st.DrawFn) -> tuple[list[Floats], list[Floats], float]:
 
 def by_trying_all(damage: Sequence[Floats], cost: Sequence[Floats], limit: float) -> float:
     """Least damage that fits."""
-    return min(
+    least: float = min(
         sum(d[k] for d, k in zip(damage, levels, strict=True))
         for levels in product(*(range(len(d)) for d in damage))
         if sum(c[k] for c, k in zip(cost, levels, strict=True)) <= limit
     )
+    return least
 
 
 def total(tables: Sequence[Floats], levels: Levels) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,9 +16,22 @@ def command(
     data: common.NeededData,
     out: common.Out,
     budget: common.Budget = None,
+    latency: Annotated[
+        str | None, typer.Option(help="Latency at most: 0.5x (of the original's), or 2ms, 800us.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Samples in a call whose latency is bounded.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of the runtime, for latency.")] = 1,
+    runtime: Annotated[
+        str, typer.Option(help="Whose latency is bounded: onnxruntime, openvino or litert.")
+    ] = "onnxruntime",
     max_drop: Annotated[
-        float, typer.Option(help="Allowed loss of validation accuracy; 0.01 is a point.")
-    ] = 0.01,
+        str, typer.Option(help="Allowed loss of validation accuracy: 0.5 is half a point; 1% is relative.")
+    ] = "1",
+    smallest: Annotated[
+        str | None,
+        typer.Option(help="Find the smallest within --max-drop by: params, macs, bytes or latency."),
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Sizes tried at most, each with its own recovery.", min=1)] = 3,
     epochs: Annotated[int, typer.Option(help="Recovery: passes over the data.")] = 10,
     lr: Annotated[float, typer.Option(help="Recovery: peak learning rate.")] = 0.02,
     recover: Annotated[list[str] | None, typer.Option(help="key=value of another recovery option.")] = None,
@@ -43,8 +56,10 @@ def command(
         result = compress(
             model,
             data,
-            budget=common.budget_of(budget),
-            max_drop=max_drop,
+            budget=_budget(budget, latency, batch, threads, runtime),
+            max_drop=max_drop if max_drop.strip().endswith(("%", "pt")) else f"{max_drop}pt",
+            smallest=smallest,
+            trials=trials,
             recover=RecoverConfig.parse({"epochs": epochs, "lr": lr, **common.pairs(recover, "--recover")}),
             quantize=quantize,
             formats=common.names(formats),
@@ -57,6 +72,7 @@ def command(
                     "augment": augment,
                 },
                 "model": {"options": common.pairs(option, "--option"), "weights": weights},
+                "measure": {"threads": threads, "batches": sorted({1, 32, batch})},
             },
             out=out,
             name=out.resolve().name,
@@ -65,3 +81,15 @@ def command(
             listen=listen,
         )
     return finish(result, json)
+
+
+def _budget(
+    budget: list[str] | None, latency: str | None, batch: int, threads: int, runtime: str
+) -> dict[str, Any] | None:
+    """The bounds of ``--budget`` and ``--latency`` as one."""
+    found = common.budget_of(budget) or {}
+    if latency is not None:
+        found["latency"] = latency
+    if "latency" in found:
+        found = {"batch": batch, "threads": threads, "runtime": runtime, **found}
+    return found or None

@@ -19,6 +19,7 @@ from penjing.recipe.stages.recovery import (
     train_sparse,
 )
 from penjing.recipe.stages.reporting import write_all
+from penjing.recipe.stages.searching import adopt_pruned, adopt_recovered, search_size
 from penjing.recipe.stages.training import take_dense, train_as_article, train_dense
 
 __all__ = ["Output", "Stage", "stages_of"]
@@ -40,7 +41,8 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     stages += _rounds(recipe, feed)
     config = {**feed, "quantize": _plain(recipe.quantize)}
     if recipe.quantize is not None:
-        stages.append(Stage("quantize", "quantize to int8", quantize_student, config, ("prune", "recover")))
+        inputs = ("prune", "recover", *(("search",) if recipe.search is not None else ()))
+        stages.append(Stage("quantize", "quantize to int8", quantize_student, config, inputs))
     made = ("prune", "recover", *(("quantize",) if recipe.quantize is not None else ()))
     config = {**feed, "export": _plain(recipe.export), "int8": recipe.quantize is not None}
     stages.append(Stage("export", "write the files", export_student, config, made))
@@ -62,6 +64,8 @@ def _rounds(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:
     """Pruning and recovery, as often as the recipe says; the last round's names carry no number."""
     count, stages, before = recipe.prune.steps, [], ""
     pruning = {**feed, "prune": _plain(recipe.prune)}
+    if recipe.search is not None:
+        return _search(recipe, pruning)
     for index in range(1, count + 1):
         last = index == count
         mark = "" if last else f"-{index}"
@@ -74,6 +78,23 @@ def _rounds(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:
         stages.append(Stage(f"recover{mark}", f"recover{which}", work, config, ("train", f"prune{mark}")))
         before = mark
     return stages
+
+
+def _search(recipe: Recipe, pruning: dict[str, Any]) -> list[Stage]:
+    """Pruning and recovery at several sizes; then the files of the size that was chosen take their names."""
+    config = {
+        **pruning,
+        "recover": _plain(recipe.recover),
+        "search": _plain(recipe.search),
+        "max_drop": recipe.max_drop,
+        "drop": recipe.drop,
+        "reserved": recipe.quantize is not None,
+    }
+    return [
+        Stage("search", "find the size that holds", search_size, config, ("train",)),
+        Stage("prune", "take the pruned network that held", adopt_pruned, None, ("search",)),
+        Stage("recover", "take the recovered network that held", adopt_recovered, None, ("search",)),
+    ]
 
 
 def _baselines(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:

@@ -10,7 +10,7 @@ from penjing.events import Event, Listener
 from penjing.export import export, open_file, verify
 from penjing.export.base import get_format
 from penjing.measure import accuracy
-from penjing.quantize import quantize
+from penjing.quantize import QuantizeConfig, quantize
 from penjing.recipe.schema import ExportConfig
 from penjing.recipe.stages.base import Output, plain
 from penjing.recipe.workspace import Workspace
@@ -30,7 +30,7 @@ def quantize_student(space: Workspace, listen: Listener) -> Output:
     made = quantize(
         space.student("recovered"),
         space.feed.calibration(),
-        space.recipe.quantize,
+        _allowed(space),
         out=out,
         example_inputs=space.examples,
         eval_data=space.feed.split("val"),
@@ -44,6 +44,20 @@ def quantize_student(space: Workspace, listen: Listener) -> Output:
     timing["notes"] = list(made.notes)  # they may speak of milliseconds
     files = [made.path, made.weights_path]
     return Output(facts, timing, tuple(path.relative_to(space.folder).as_posix() for path in files))
+
+
+def _allowed(space: Workspace) -> QuantizeConfig | None:
+    """The quantization options, with what recovery has left of the allowed loss as its bound."""
+    config, recipe = space.recipe.quantize, space.recipe
+    if config is None or config.max_drop is None or recipe.search is None or space.metric is not None:
+        return config
+    found = space.result("search")
+    chosen = found["trials"][found["chosen"] - 1]
+    if not chosen["held"] or recipe.max_drop is None:
+        return config
+    left = max(0.0, recipe.max_drop - chosen["drop"])
+    in_points = left * abs(found["original"]) if recipe.drop == "relative" else left
+    return config.model_copy(update={"max_drop": min(1.0, in_points)})
 
 
 def formats_of(config: ExportConfig, *, int8: bool) -> tuple[str, ...]:

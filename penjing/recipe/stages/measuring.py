@@ -14,6 +14,7 @@ from torch import nn
 from penjing.events import Event, Listener
 from penjing.export import export_onnx, open_file
 from penjing.measure import accuracy, count, latency, onnx_candidate, onnx_session, robustness, size_bytes
+from penjing.measure.metric import score
 from penjing.recipe.schema import Recipe
 from penjing.recipe.stages.base import Output, plain
 from penjing.recipe.stages.exporting import cell_of
@@ -110,10 +111,12 @@ def measure_rows(space: Workspace, listen: Listener) -> Output:
             cells[name] = cell_of(measured)
             if name == splits[-1][0]:
                 per_class[entry.key] = measured
+        metric = None if space.metric is None else score(space.metric, session, space.feed.split("val"))
         rows.append(
             {
                 "key": entry.key,
                 "label": entry.label,
+                "metric": metric,
                 "note": entry.note,
                 "accuracy": cells,
                 "num_params": cost.num_params,

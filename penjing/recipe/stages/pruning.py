@@ -51,7 +51,7 @@ def prune_round(
     if config.reconstruct is not False:
         refitted = _refit(space, listen, config, pruned, current)
         files.append(space.save_weights(refitted.model, f"refitted{mark}"))
-    return Output(_facts(pruned, plan, original, refitted), _timing(refitted), tuple(files))
+    return Output(_facts(pruned, plan, original, refitted), _timing(pruned, refitted), tuple(files))
 
 
 def start_of_recovery(config: PruneConfig, mark: str) -> str:
@@ -76,6 +76,7 @@ def _prune(
     options: dict[str, Any] = {"ratio": config.ratio} if config.ratio is not None else {}
     if config.budget is not None:
         options["budget"] = _budget(space, config.budget, model, share, original)
+        options["sensed"] = space.sensed if original is None else None
     return prune(
         model,
         space.examples,
@@ -105,12 +106,7 @@ def _budget(
         graph = trace(model, space.examples)
         original = dict(Cost(graph, couple(graph))({}))
     limits = budget.limits(original)
-    return Budget(
-        **{
-            name: max(2, int(original[name] * (limit / original[name]) ** share))
-            for name, limit in limits.items()
-        }
-    )
+    return budget.eased({name: original[name] for name in limits}, share)
 
 
 def _refit(
@@ -129,9 +125,10 @@ def _refit(
     )
 
 
-def _timing(refitted: Any) -> dict[str, Any]:
+def _timing(pruned: PruneResult, refitted: Any) -> dict[str, Any]:
     seconds = getattr(refitted, "seconds", None)
-    return {} if seconds is None else {"refit_seconds": seconds}
+    timing = {} if seconds is None else {"refit_seconds": seconds}
+    return timing if pruned.latency is None else {**timing, "latency": plain(pruned.latency)}
 
 
 def _facts(pruned: PruneResult, plan: Plan, original: dict[str, int] | None, refitted: Any) -> dict[str, Any]:
@@ -161,4 +158,5 @@ def _facts(pruned: PruneResult, plan: Plan, original: dict[str, int] | None, ref
         "widths": widths,
         "frozen": frozen,
         "reconstruction": facts,
+        "sensitivity": None if pruned.sensitivity is None else pruned.sensitivity.to_dict(),
     }

@@ -15,7 +15,10 @@ from penjing.errors import VerifyError
 from penjing.events import Event, Listener
 from penjing.manifest import installed
 from penjing.measure import device_name
+from penjing.measure.metric import name_of
 from penjing.prune.compare import relative_error
+from penjing.recipe.guard import drop_of
+from penjing.recipe.schema import Recipe
 from penjing.recipe.stages.base import Output
 from penjing.recipe.stages.measuring import after_key
 from penjing.recipe.workspace import Workspace
@@ -85,7 +88,12 @@ def collect(space: Workspace) -> Metrics:
         "before": "dense",
         "after": after,
         "max_drop": recipe.max_drop,
-        "held": _held(rows, after, recipe.max_drop),
+        "drop": recipe.drop,
+        "metric": "" if space.metric is None else name_of(space.metric),
+        "held": _held(rows, after, recipe),
+        "search": space.result("search") if recipe.search is not None else None,
+        "sensitivity": pruned.get("sensitivity"),
+        "latency": _latency_of(space),
         "curves": _curves(space),
         "widths": pruned["widths"],
         "frozen": pruned["frozen"],
@@ -115,11 +123,21 @@ def environment(space: Workspace) -> dict[str, str]:
     return found | installed(_PACKAGES)
 
 
-def _held(rows: list[dict[str, Any]], after: str, max_drop: float | None) -> bool | None:
-    if max_drop is None:
+def _held(rows: list[dict[str, Any]], after: str, recipe: Recipe) -> bool | None:
+    """Whether the loss of the delivered file is allowed; None where nothing was asked."""
+    if recipe.max_drop is None:
         return None
-    val = {row["key"]: row["accuracy"]["val"]["value"] for row in rows}
-    return bool(val["dense"] - val[after] <= max_drop + 1e-12)
+    val = {
+        row["key"]: row["accuracy"]["val"]["value"] if row["metric"] is None else row["metric"]
+        for row in rows
+    }
+    return bool(drop_of(val["dense"], val[after], recipe.drop) <= recipe.max_drop + 1e-12)
+
+
+def _latency_of(space: Workspace) -> dict[str, Any] | None:
+    """What was measured on the way to a bounded latency."""
+    marker = space.store.read("prune")
+    return None if marker is None else marker.timing.get("latency")
 
 
 def _curves(space: Workspace) -> dict[str, list[dict[str, Any]]]:

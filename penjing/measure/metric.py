@@ -1,0 +1,72 @@
+"""Any measure of quality: a function of outputs and targets, or an object of the torchmetrics kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from penjing.errors import MeasureError
+from penjing.measure.predict import as_predict, labelled
+
+
+@runtime_checkable
+class StatefulMetric(Protocol):
+    """What torchmetrics objects offer: batches go in by `update`, the value comes out of `compute`."""
+
+    def update(self, preds: Any, target: Any) -> Any:
+        """Take in one batch."""
+
+    def compute(self) -> Any:
+        """The value over all batches since `reset`."""
+
+    def reset(self) -> Any:
+        """Forget all batches."""
+
+
+Metric = Callable[[Tensor, Tensor], Any] | StatefulMetric
+"""Higher is better. A function gets all outputs ``(N, …)`` and all targets ``(N,)`` at once."""
+
+
+def score(metric: Metric, model: Any, loader: Iterable[Any]) -> float:
+    """The metric's value for a module, a session or an exported file on labelled batches.
+
+    Raises:
+        MeasureError: without samples, or where the metric fails or gives no finite number.
+    """
+    outputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    with as_predict(model) as predict:
+        for inputs, labels in labelled(loader):
+            outputs.append(torch.as_tensor(predict(inputs).copy()))
+            targets.append(torch.as_tensor(labels))
+    if not outputs:
+        raise MeasureError("there are no samples to score", remedy="Give at least one batch")
+    try:
+        if isinstance(metric, StatefulMetric):
+            metric.reset()
+            for z, y in zip(outputs, targets, strict=True):
+                metric.update(z, y)
+            found = metric.compute()
+        else:
+            found = metric(torch.cat(outputs), torch.cat(targets))
+        value = float(found)
+    except Exception as error:  # the metric is the user's: anything may come out of it
+        raise MeasureError(
+            f"the metric failed ({type(error).__name__}: {error})",
+            layer=name_of(metric),
+            remedy="It gets outputs (N, …) and int64 targets (N,) and returns one number, higher is better",
+        ) from error
+    if not math.isfinite(value):
+        raise MeasureError(
+            f"the metric gives {value}", layer=name_of(metric), remedy="It has to be a finite number"
+        )
+    return value
+
+
+def name_of(metric: Metric) -> str:
+    """What the metric is called in the table."""
+    return str(getattr(metric, "__name__", type(metric).__name__))

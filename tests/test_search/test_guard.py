@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import penjing as pj
+from penjing.errors import MeasureError, RecipeError
+from penjing.measure.metric import score
+from penjing.recipe.compress import allowed_drop
+from penjing.recipe.guard import Trial, choose, drop_of, next_power
+
+
+def search(holds: Callable[[float], bool], most: int, smallest: bool) -> list[Trial]:
+    trials: list[Trial] = []
+    while (power := next_power(trials, most, smallest=smallest)) is not None:
+        held = holds(power)
+        trials.append(Trial(len(trials) + 1, power, 0.9, power * 0.1, held, {}))
+    return trials
+
+
+@given(st.floats(0, 1.2), st.integers(1, 8), st.booleans())
+def test_bisection_brackets_where_it_stops_holding(edge: float, most: int, smallest: bool) -> None:
+    trials = search(lambda power: power <= edge, most, smallest)
+    assert len(trials) <= most
+    assert len({t.power for t in trials}) == len(trials)
+    found = choose(trials)
+    if any(t.held for t in trials):
+        assert found.held
+        assert found.power == max(t.power for t in trials if t.held)
+    if smallest or edge < 1:
+        # The smallest that held is within one halving of the edge for each trial (the budget itself is one).
+        width = 0.5 ** (most if smallest else most - 1)
+        held = max((t.power for t in trials if t.held), default=0.0)
+        assert held <= edge
+        assert min(edge, 1.0) - held <= width + 1e-12
+    else:
+        assert [t.power for t in trials] == [1.0]
+
+
+def test_nothing_held_gives_what_lost_least() -> None:
+    trials = [Trial(1, 1.0, 0.5, 0.4, False, {}), Trial(2, 0.5, 0.6, 0.3, False, {})]
+    assert choose(trials).number == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [("0.5pt", (0.005, "absolute")), ("1%", (0.01, "relative")), (0.02, (0.02, "absolute"))],
+)
+def test_allowed_drop(text: Any, want: tuple[float, str]) -> None:
+    value, kind = allowed_drop(text)
+    assert value == pytest.approx(want[0])
+    assert kind == want[1]
+
+
+@pytest.mark.parametrize("text", ["lots", "x%", "200%", "-1pt"])
+def test_no_allowed_drop(text: str) -> None:
+    with pytest.raises(RecipeError, match="allowed loss"):
+        allowed_drop(text)
+
+
+def test_relative_drop() -> None:
+    assert drop_of(0.8, 0.6, "absolute") == pytest.approx(0.2)
+    assert drop_of(0.8, 0.6, "relative") == pytest.approx(0.25)
+    assert drop_of(0.0, 0.1, "relative") == 0.0
+
+
+class Mean:
+    """A metric of the torchmetrics kind: the share answered right."""
+
+    def __init__(self) -> None:
+        self.right = self.n = 0
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        self.right += int((preds.argmax(1) == target).sum())
+        self.n += len(target)
+
+    def compute(self) -> Tensor:
+        return torch.tensor(self.right / self.n)
+
+    def reset(self) -> None:
+        self.right = self.n = 0
+
+
+def halves(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Vectors of 12 numbers; the label says which half is larger. Batches of 20."""
+    generator = torch.Generator().manual_seed(seed)
+    x_NF = torch.randn(count, 12, generator=generator)
+    y_N = (x_NF[:, :6].sum(1) > x_NF[:, 6:].sum(1)).long()
+    return [(x_NF[i : i + 20], y_N[i : i + 20]) for i in range(0, count, 20)]
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    trained: nn.Module = pj.train(model, halves(200, 0), pj.RecoverConfig(epochs=5, lr=0.1)).model
+    return trained
+
+
+def test_metrics_of_both_kinds_agree(network: nn.Module) -> None:
+    def right(z: Tensor, y: Tensor) -> Tensor:
+        return (z.argmax(1) == y).float().mean()
+
+    data = halves(100, 1)
+    assert score(right, network, data) == pytest.approx(score(Mean(), network, data))
+    with pytest.raises(MeasureError, match="nan"):
+        score(lambda z, y: float("nan"), network, data)
+    with pytest.raises(MeasureError, match="ZeroDivisionError"):
+        score(lambda z, y: 1 / 0, network, data)
+
+
+OPTIONS = {"export": {"batch_sizes": [1, 3]}, "measure": {"runs": 3, "batches": [1]}}
+
+
+def test_what_does_not_hold_at_the_budget_falls_back(network: nn.Module, tmp_path: Path) -> None:
+    data = (halves(100, 0), halves(100, 1))
+    config = pj.RecoverConfig(epochs=1, lr=1e-6)
+    result = pj.compress(
+        network,
+        data,
+        budget=pj.Budget(params=0.02),
+        max_drop=0.02,
+        recover=config,
+        quantize=False,
+        out=tmp_path / "run",
+        options=OPTIONS,
+        trials=3,
+    )
+    found = result.metrics.search
+    assert found is not None
+    assert 1 <= len(found.trials) <= 3
+    assert found.trials[0].power == 1.0
+    chosen = found.trials[found.chosen - 1]
+    rows = {row.key: row for row in result.metrics.rows}
+    assert rows["recovered"].num_params == chosen.spent["params"]
+    assert result.met is (found.reached and result.held)
+    if not found.reached:
+        assert chosen.power < 1.0
+    loss = rows["dense"].accuracy["val"].value - rows["recovered"].accuracy["val"].value
+    assert chosen.drop == pytest.approx(loss, abs=1e-6)
+    # Done before: nothing is tried again.
+    again = pj.compress(
+        network, data, budget=pj.Budget(params=0.02), max_drop=0.02, recover=config, quantize=False,
+        out=tmp_path / "run", options=OPTIONS, trials=3, resume=True,
+    )  # fmt: skip
+    assert "search" in again.skipped
+
+
+@pytest.mark.slow
+def test_smallest_within_the_drop_by_a_metric(network: nn.Module, tmp_path: Path) -> None:
+    data = (halves(100, 0), halves(100, 1))
+    result = pj.compress(
+        network,
+        data,
+        max_drop="50%",
+        metric=Mean(),
+        smallest="macs",
+        recover=pj.RecoverConfig(epochs=1, lr=0.02),
+        quantize=False,
+        out=tmp_path / "run",
+        options=OPTIONS,
+        trials=2,
+    )
+    assert result.metrics.metric == "Mean"
+    assert result.metrics.search is not None
+    assert next(t.power for t in result.metrics.search.trials) == 0.5
+    assert result.metrics.sensitivity is not None
+    assert result.met
+    row = result.metrics.row("recovered")
+    assert row is not None
+    assert row.metric == pytest.approx(row.accuracy["val"].value)
+
+
+def test_smallest_needs_a_loss(network: nn.Module, tmp_path: Path) -> None:
+    data = (halves(20, 0), halves(20, 1))
+    with pytest.raises(RecipeError, match="allowed loss"):
+        pj.compress(network, data, smallest="macs", max_drop=None, out=tmp_path / "o")
+    with pytest.raises(RecipeError, match="params, macs"):
+        pj.compress(network, data, smallest="size", out=tmp_path / "o")
