@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from penjing.prune.apply import apply as apply
     from penjing.prune.apply import apply_ as apply_
     from penjing.prune.budget import Budget as Budget
+    from penjing.prune.gradual import prune_gradually as prune_gradually
     from penjing.prune.plan import Plan as Plan
     from penjing.prune.reconstruct import ReconstructConfig as ReconstructConfig
     from penjing.prune.reconstruct import reconstruct as reconstruct
     from penjing.prune.result import PruneResult as PruneResult
+    from penjing.prune.sparsity import sparsify as sparsify
     from penjing.quantize.config import QuantizeConfig as QuantizeConfig
     from penjing.quantize.ptq import quantize as quantize
     from penjing.recipe.compress import compress as compress
@@ -57,7 +59,8 @@ _HOMES = {
     "penjing.measure": ("inspect",),
     "penjing.models": ("build",),
     "penjing.models.spec": ("load_model",),
-    "penjing.prune": ("Budget", "Plan", "PruneResult", "apply", "apply_", "prune"),
+    "penjing.prune": ("Budget", "Plan", "PruneResult", "apply", "apply_", "prune", "sparsify"),
+    "penjing.prune.gradual": ("prune_gradually",),
     "penjing.prune.reconstruct": ("ReconstructConfig", "reconstruct"),
     "penjing.quantize": ("QuantizeConfig", "quantize"),
     "penjing.recipe": ("Recipe", "RunResult", "compress", "run"),
@@ -91,11 +94,13 @@ __all__ = [
     "load_model",
     "open_data",
     "prune",
+    "prune_gradually",
     "quantize",
     "reconstruct",
     "recover",
     "run",
     "save_artifact",
+    "sparsify",
     "trace",
     "train",
     "verify",
