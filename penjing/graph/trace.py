@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from penjing.errors import TraceError
 from penjing.graph.source import source_of
 from penjing.graph.tidy import tidy
 from penjing.graph.tree import Held, attach, build_tree, held_tensors
+from penjing.log import silenced
 
 BATCH_STANDIN = 1009
 """Stands for a symbolic dimension in the axis equations: a prime that no network dimension holds."""
@@ -176,7 +178,8 @@ def _export(
 ) -> tuple[ExportedProgram, bool]:
     if dynamic:
         try:
-            program = _run_export(model, *_free_batch(model, args, kwargs))
+            with silenced("torch._subclasses.fake_tensor", level=logging.CRITICAL):  # tried, not wrong yet
+                program = _run_export(model, *_free_batch(model, args, kwargs))
         except Exception as error:  # any refusal: the fixed batch is tried next and reports what remains
             notes.append(f"the batch size is fixed: {_first_line(error)}")
         else:
@@ -184,7 +187,10 @@ def _export(
                 return program, True
             notes.append("the batch size is fixed: the model's forward depends on it")
     try:
-        return _run_export(model, args, kwargs, None), False
+        with silenced(
+            "torch._subclasses.fake_tensor", level=logging.CRITICAL
+        ):  # it is said in one line below
+            return _run_export(model, args, kwargs, None), False
     except Exception as error:
         _check_forward(model, args, kwargs)
         raise TraceError(

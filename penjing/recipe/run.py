@@ -11,6 +11,7 @@ from typing import Any
 
 from penjing.errors import PenjingError, RecipeError, RunError
 from penjing.events import Event, Listener, silent
+from penjing.export.base import get_format
 from penjing.log import JsonLog, tee
 from penjing.recipe.lock import run_lock
 from penjing.recipe.result import RunResult
@@ -52,6 +53,8 @@ def run(
         PenjingError: from a stage; ``completed`` lists the stages done before.
     """
     folder = Path(folder)
+    for name in recipe.export.formats:
+        get_format(name)  # a misspelling is said before anything is trained
     if full:
         recipe = recipe.model_copy(update={"baselines": True})
     _check_folder(folder, resume)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
-from penjing.errors import RunError
+from penjing.errors import RecoverError, RunError
 from penjing.events import Event, Listener
 from penjing.recipe.schema import Recipe
 from penjing.recipe.stages.base import Output
 from penjing.recipe.stages.pruning import start_of_recovery
 from penjing.recipe.stages.training import train_as, trained_output
 from penjing.recipe.workspace import Workspace
-from penjing.recover import RecoverConfig, recover
+from penjing.recover import RecoverConfig, RecoverResult, recover
 
 REPLACED = ("train", "prune", "recover")
 """The stages that training from scratch replaces: it is given their time."""
@@ -56,7 +58,19 @@ def recover_round(space: Workspace, listen: Listener, *, mark: str = "", last: b
         seed=space.recipe.seed,
         listen=listen,
     )
+    _check_finite(trained)
     return trained_output(space, trained, f"recovered{mark}")
+
+
+def _check_finite(trained: RecoverResult) -> None:
+    """A training that exploded in its last step has a finite loss and useless weights."""
+    if not all(bool(value.isfinite().all()) for value in trained.model.state_dict().values()):
+        what = "the weights are not finite after training"
+    elif trained.history and not math.isfinite(trained.history[-1].get("val_loss", 0.0)):
+        what = "the validation loss is not finite after training"
+    else:
+        return
+    raise RecoverError(what, remedy="Lower lr, or clip the gradients")
 
 
 def between(recipe: Recipe) -> RecoverConfig:
