@@ -495,8 +495,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--calibration", type=int, default=4096, help="training images without labels")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", default="", help="rows whose network contains this")
-    parser.add_argument("--recovery", default="", help="rows whose recovery contains this")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--recoveries", nargs="+", default=list(RECOVERIES), choices=list(RECOVERIES))
     parser.add_argument("--train-limit", type=int, help="training images used")
     parser.add_argument(
         "--no-test", action="store_true", help="leave the test set alone: more rows will come"
@@ -533,8 +533,8 @@ def main() -> None:
         row(bench, network, recovery, seed)
         for seed in args.seeds
         for network, recovery in ROWS
-        if args.only in network
-        and args.recovery in recovery
+        if network in args.networks
+        and recovery in args.recoveries
         and (has_peer or not network.startswith("torch-pruning"))
     ]
     if not args.no_test:

@@ -91,8 +91,8 @@ class RecoverConfig(Config):
         keep: ``"last"`` returns the final weights, ``"best"`` those of the best validation accuracy. Either
             way `recover` returns the weights it started from where validation finds these better, and says so
             (not in sparse training, which is meant to give up accuracy for now).
-        recalibrate: Samples on which batch-norm statistics are measured before the first step. Validation
-            data decides whether they replace the given ones; without it, or with 0, the given ones stay.
+        recalibrate: Samples on which `recover` measures batch-norm statistics before the first step.
+            Validation data decides whether they replace the given ones; without it, or with 0, those stay.
         regularize: Regularizers of sparse training, before removal (``"group_lasso"``, ``"group_norm"``,
             ``"growing"``, ``"slimming"``, ``"soft"``); ``"keep_zeros"`` recovers a masked network.
         eval_every: Epochs between validations (the last epoch is always validated).

@@ -147,7 +147,7 @@ class Loop:
 
     def _look_at_start(self) -> None:
         """Validate what the run begins with."""
-        if self.job.val is None:
+        if self.job.val is None or self.job.stage != "recover":
             return
         progress, samples = self.progress, self.config.recalibrate
         progress.start = self.start.look(self.model, self._measure, self._moved(), samples)

@@ -30,7 +30,8 @@ class RecoverResult:
             ``loss_<term>`` for each term, ``val_accuracy``, ``val_loss`` and ``val_n`` where validated.
         timing: One entry an epoch, of this machine: ``epoch``, ``seconds``, ``samples_per_second``.
         start: ``val_accuracy``, ``val_loss`` and ``val_n`` of the weights the run began with;
-            ``recalibrated`` is 1.0 where batch-norm statistics were measured anew. Empty without validation.
+            ``recalibrated`` is 1.0 where batch-norm statistics were measured anew. Empty without validation
+            and in `train`.
         kept: Which weights came back: ``"last"``, ``"best"`` or ``"start"`` (validation found none better).
         best_epoch: The epoch (from 1) of the best validation accuracy; None without validation.
         steps: Optimizer steps taken.
