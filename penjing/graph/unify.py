@@ -297,13 +297,16 @@ def _separable(index: Index, inner: int) -> tuple[Index, Index] | None:
 
 def _factor_view(axis: View, outer: int, why: Reason) -> tuple[Axis, Axis] | None:
     inner = axis.size // outer
+    table = axis.index.reshape(outer, inner)
+    if (table == table[0]).all():  # copies laid end to end
+        return Leaf(outer, "copies", why), through(axis.base, table[0], why)
+    if (table == table[:, :1]).all():  # each slot several times in a row
+        return through(axis.base, table[:, 0], why), Leaf(inner, "copies", why)
     maps = _separable(axis.index, inner)
     if maps is None or axis.base.size % inner:
         return None
     halves = factor(axis.base, axis.base.size // inner, why)
-    if halves is None:
-        return None
-    return through(halves[0], maps[0], why), through(halves[1], maps[1], why)
+    return None if halves is None else (through(halves[0], maps[0], why), through(halves[1], maps[1], why))
 
 
 def _factor_product(axis: Product, outer: int, why: Reason) -> tuple[Axis, Axis] | None:

@@ -241,6 +241,18 @@ def test_factoring_a_sum_ties_inner_factors() -> None:
     assert {leaf.id for leaf in leaves(resolve(inner))} <= {leaf.id for leaf in leaves(resolve(b))}
 
 
+@pytest.mark.parametrize(("index", "repeated"), [([1, 2, 1, 2], "outer"), ([1, 1, 2, 2], "inner")])
+def test_a_view_that_repeats_is_a_product_with_copies(index: list[int], repeated: str) -> None:
+    base = Leaf(4, "base")
+    halves = factor(through(base, np.array(index), WHY), 2, WHY)
+    assert halves is not None
+    copies, view = halves if repeated == "outer" else halves[::-1]
+    assert is_fixed(copies)
+    assert isinstance(view, View)
+    assert view.base is base
+    assert view.index.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("module", [axes_module, unify_module])
 def test_worked_examples_in_the_docs(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]

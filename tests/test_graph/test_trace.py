@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import TraceError
-from penjing.graph import Graph, GraphModel, trace
+from penjing.graph import Graph, GraphModel, couple, trace
 
 
 class Net(nn.Module):
@@ -124,6 +124,74 @@ def test_graph_model_trains_like_the_model() -> None:
     model.eval()
     same(model(x), copy.deepcopy(model)(x))
     assert copy.deepcopy(model.train()).training
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_graph_model_counts_batches_and_averages_like_the_model(momentum: float | None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU())
+    first = GraphModel(trace(model, torch.randn(2, 3, 6, 6)))
+    again = GraphModel(trace(copy.deepcopy(first), torch.randn(2, 3, 6, 6)))
+    for m in (model, first, again):
+        m.train()
+    for _ in range(3):
+        x = torch.randn(4, 3, 6, 6)
+        torch.testing.assert_close(first(x), model(x))
+        again(x)
+    for ours in (first, again):
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], value)
+    assert int(first.get_buffer("1.num_batches_tracked")) == 3
+    first.eval()(torch.randn(2, 3, 6, 6))
+    assert int(first.get_buffer("1.num_batches_tracked")) == 3
+
+
+class Starred(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, first: Tensor, *others: Tensor, **named: Tensor) -> Tensor:
+        return self.fc(first + sum(others)) * named.get("scale", 1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_starred_arguments_keep_a_free_batch(count: int) -> None:
+    graph = trace(Starred(), tuple(torch.randn(count, 4) for _ in range(3)))
+    assert graph.batch_dim
+    assert not graph.notes
+    assert graph(*(torch.randn(5, 4) for _ in range(3))).shape == (5, 3)
+    graph = trace(Starred(), {"first": torch.randn(count, 4), "scale": torch.randn(count, 3)})
+    assert graph.batch_dim
+    assert graph(first=torch.randn(5, 4), scale=torch.randn(5, 3)).shape == (5, 3)
+
+
+class OnlyInTraining(nn.Module):
+    """An auxiliary classifier, and a parameter that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm = nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=None)
+        self.head, self.aux = nn.Linear(8, 3), nn.Linear(8, 3)
+        self.dead = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.norm(self.body(x)).relu()
+        return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+
+def test_branches_of_training_only_are_coupled() -> None:
+    model = OnlyInTraining().eval()
+    graph = trace(model, torch.randn(2, 4))
+    assert graph.training is not None
+    assert not model.training
+    assert model.norm.momentum is None
+    assert int(model.norm.num_batches_tracked) == 0  # type: ignore[arg-type]
+    coupling = couple(graph)
+    group = next(g for g in coupling.groups if g.id == "body.weight:0")
+    assert ("aux.weight", 1) in {(m.tensor, m.dim) for m in group.members}
+    unused = {p for f in coupling.frozen if f.kind == "unused" for p in f.params}
+    assert unused == {"dead:0"}
 
 
 class Two(nn.Module):
