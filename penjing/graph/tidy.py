@@ -161,7 +161,10 @@ def free_views(graph: fx.Graph) -> None:
 
 
 def explicit_scale(graph: fx.Graph) -> None:
-    """Write out the 1/sqrt(head_dim) that scaled dot-product attention would take from the (pruned) size."""
+    """Write out the 1/sqrt(head_dim) that scaled dot-product attention would take from the (pruned) size.
+
+    The node's ``meta["implicit_scale"]`` says so: the class it comes from will take the pruned size.
+    """
     for node in graph.nodes:
         if (
             str(node.target) == "aten.scaled_dot_product_attention.default"
@@ -169,3 +172,4 @@ def explicit_scale(graph: fx.Graph) -> None:
         ):
             size = node.args[0].meta["val"].shape[-1]
             node.update_kwarg("scale", 1.0 / math.sqrt(int(size)))
+            node.meta["implicit_scale"] = True

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import PruneError
-from penjing.graph import Coupling, Graph, GraphModel, couple, trace
+from penjing.graph import Coupling, Graph, GraphModel, couple, is_kept_whole, trace
 from penjing.prune.compare import compare, forward
 from penjing.prune.plan import AttributeEdit, Plan
 from penjing.prune.ranges import Positions
@@ -101,6 +101,9 @@ def carry_out(
     values = {name: t for name, t in sliced.buffers.items() if name in tensors and t is not tensors[name]}
     if graph_only:
         return Applied(_as_model(sliced, model), (), values, False, "")
+    reason = _scale_changes(graph, coupling, kept)
+    if reason:
+        return Applied(_as_model(sliced, model), (), values, False, reason)
     try:
         module = slice_module(model, graph, {**tensors, **values}, attributes)
         reason = compare(module, sliced.module, example_inputs)
@@ -120,6 +123,19 @@ def _as_model(sliced: Graph, model: nn.Module) -> GraphModel:
     as_graph = GraphModel(sliced)
     as_graph.train(model.training)
     return as_graph
+
+
+def _scale_changes(graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]) -> str:
+    """Why the class would compute another attention: it takes the scale from the pruned head size; or "".
+
+    Near-uniform attention hides the difference, so that comparing outputs does not find it reliably.
+    """
+    for node in graph.module.graph.nodes:
+        if node.meta.get("implicit_scale"):
+            query = coupling.values[node.args[0].name][0]
+            if not is_kept_whole(query[-1], kept):
+                return f"its attention at {graph.source(node)} scales by 1/√(head size), which changes"
+    return ""
 
 
 def _training_differs(model: nn.Module, module: nn.Module, example_inputs: Any) -> str:

@@ -139,6 +139,31 @@ def test_a_branch_of_training_that_cannot_be_traced_is_not_broken() -> None:
     assert masked_equivalence(model, result, X) <= 1e-5
 
 
+class Fused(nn.Module):
+    """Attention that lets the fused op take its scale from the head size."""
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        self.qkv, self.out, self.width = nn.Linear(6, 48), nn.Linear(16, 3), width
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.width * self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("width", [1.0, 1e-4])
+def test_a_class_whose_attention_would_scale_anew_is_not_trusted(width: float) -> None:
+    """However small the difference on these inputs: attention that is nearly uniform hides it."""
+    x = torch.randn(2, 5, 6)
+    model = Fused(width)
+    result = prune(model, x)
+    assert not result.in_place
+    assert "scales by 1/√(head size)" in result.reason
+    assert masked_equivalence(model, result, x) <= 1e-5
+    whole_heads = prune(model, x, ratio=0, ratios={"qkv.weight": 0.0})
+    assert whole_heads.in_place
+
+
 def test_apply_in_place_keeps_the_parameters_objects() -> None:
     model = mlp()
     result = prune(model, X)
