@@ -73,7 +73,7 @@ class JsonLog:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_unfinished_line(self.path)
+            drop_unfinished_line(self.path)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         except OSError as error:
             raise _unwritable(self.path, error) from error
@@ -106,7 +106,8 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n")[:-1] if line]
 
 
-def _drop_unfinished_line(path: Path) -> None:
+def drop_unfinished_line(path: Path) -> None:
+    """Cut a JSON-lines file back to its last whole line."""
     if not path.exists():
         return
     with open(path, "rb+") as file:

@@ -15,7 +15,20 @@ import typer
 from penjing.cli.codes import Code
 from penjing.errors import PenjingError
 
-VERBS = ("inspect", "prune", "recover", "quantize", "export", "compress", "report", "bench", "demo", "run")
+VERBS = (
+    "inspect",
+    "prune",
+    "recover",
+    "quantize",
+    "export",
+    "compress",
+    "report",
+    "bench",
+    "demo",
+    "run",
+    "study",
+    "worker",
+)
 _RESUMABLE = ("compress", "demo", "run")
 
 app = typer.Typer(

@@ -1,0 +1,76 @@
+"""`penjing study`: search over recipes, with as many workers as there are machines."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penjing.cli import common
+
+
+def command(
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe; none shows what there is.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the study.")] = Path("runs/study"),
+    trials: Annotated[int, typer.Option(help="Trials to finish.", min=1)] = 20,
+    workers: Annotated[int, typer.Option(help="Workers to start here; 0 only makes the study.", min=0)] = 1,
+    space: Annotated[
+        list[str] | None, typer.Option(help="key=value of the space, e.g. scope=[global].")
+    ] = None,
+    seed: common.Seed = 0,
+    json: common.Json = False,
+) -> None:
+    """Find the Pareto front of accuracy, latency and size over criteria, budgets, recovery and precision."""
+    from penjing.recipe import Recipe
+    from penjing.search.space import Space
+    from penjing.search.study import Study, StudyConfig
+
+    if recipe is None:
+        study = Study(out)
+    else:
+        ranges = Space.parse(common.pairs(space, "--space"))
+        config = StudyConfig(recipe=Recipe.from_file(recipe), space=ranges, trials=trials, seed=seed)
+        study = Study.create(out, config)
+        _work(out, workers)
+    rows = study.trials()
+    common.emit({"folder": str(out), **study.counts(), "trials": rows}, _table(rows, study.counts()), json)
+
+
+def _work(folder: Path, workers: int) -> None:
+    command = [sys.executable, "-m", "penjing", "worker", "--study", str(folder), "--json"]
+    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(workers)]
+    try:
+        for process in running:
+            process.wait()
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.terminate()
+
+
+def _table(rows: list[dict[str, Any]], counts: dict[str, int]) -> Any:
+    from rich.console import Group
+    from rich.table import Table
+
+    from penjing.report.text import milliseconds, percent, size
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for head in ("trial", "val", "ms", "size", "left", "criterion", "scope", "folder"):
+        table.add_column(head, no_wrap=True)
+    for row in sorted((r for r in rows if r["front"]), key=lambda r: r["latency_ms"]):
+        values = row["values"]
+        table.add_row(
+            str(row["number"]),
+            percent(row["accuracy"]),
+            milliseconds(row["latency_ms"]),
+            size(row["size_bytes"]),
+            f"{values['left']:.2f}",
+            values["criterion"],
+            values["scope"],
+            row["folder"],
+        )
+    said = ", ".join(f"{number} {name}" for name, number in counts.items())
+    return Group("The front (no other trial is as good in all three):", table, said)

@@ -1,0 +1,271 @@
+"""A study: many recipes, one folder, any number of processes on any number of machines.
+
+Optuna chooses what to try and keeps what came out in an append-only journal. Everything that reads and writes
+the journal happens under one file lock that ends with its process, however that ends. A trial belongs to
+whoever holds its lease, again a file lock: when the lease of a running trial is free, its worker is gone, and
+the same values are put back into the queue. So no kill loses a trial, and none is counted twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from penjing.config import Config
+from penjing.errors import RecipeError, RunError
+from penjing.files import write_json
+from penjing.log import drop_unfinished_line
+from penjing.recipe.schema import Recipe
+from penjing.recipe.store import hash_json
+from penjing.search.space import Space
+
+_NAME = "penjing"
+_DIRECTIONS = ("maximize", "minimize", "minimize")
+
+
+class StudyConfig(Config):
+    """What a study does.
+
+    Attributes:
+        recipe: The recipe that trials start from.
+        space: What they vary.
+        trials: Trials to finish.
+        seed: Seeds the choice of trials.
+    """
+
+    recipe: Recipe
+    space: Space = Space()
+    trials: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial is judged by; all of the delivered file.
+
+    Attributes:
+        accuracy: On the validation split.
+        latency: Median milliseconds at the first batch size of the recipe.
+        size: Bytes on disk.
+    """
+
+    accuracy: float
+    latency: float
+    size: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this process has to carry out; the lease is held until `Study.finish`."""
+
+    number: int
+    values: dict[str, Any]
+    recipe: Recipe
+    folder: Path
+    lease: IO[str]
+
+
+class Study:
+    """The folder of a study.
+
+    Args:
+        folder: A folder that `create` made.
+
+    Raises:
+        RunError: if it holds no study.
+        RecipeError: without Optuna.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        path = self.folder / "study.json"
+        try:
+            self.config = StudyConfig.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.folder} holds no study ({path.name} cannot be read)",
+                remedy="Give the folder that `penjing study` made",
+            ) from error
+        self._optuna = _optuna()
+        with self._alone():
+            self._storage = self._optuna.storages.JournalStorage(_backend(self._journal))
+            self._study = self._optuna.create_study(
+                storage=self._storage, study_name=_NAME, load_if_exists=True, directions=_DIRECTIONS
+            )
+
+    @classmethod
+    def create(cls, folder: Path | str, config: StudyConfig) -> Study:
+        """Make a study in a new folder, or go on with one of the same recipe and space.
+
+        Raises:
+            RunError: if the folder holds another study.
+        """
+        folder = Path(folder)
+        path = folder / "study.json"
+        if path.is_file():
+            old = cls(folder)
+            if (old.config.recipe, old.config.space) != (config.recipe, config.space):
+                raise RunError(
+                    f"{folder} holds a study of another recipe or space", remedy="Choose another folder"
+                )
+        write_json(path, config.to_dict())
+        return cls(folder)
+
+    def claim(self) -> Claim | None:
+        """The next trial for this process, or None if all that are needed are done or under way."""
+        with self._alone():
+            running = self._reap()
+            if self._done() + running >= self.config.trials:
+                return None
+            self._study.sampler = self._optuna.samplers.TPESampler(
+                seed=self.config.seed + len(self._study.trials), n_startup_trials=10
+            )
+            trial = self._study.ask()
+            lease = self._take_lease(trial.number)
+            values = self.config.space.suggest(trial)
+            recipe = self.config.space.recipe(self.config.recipe, values)
+            name = hash_json(recipe.to_dict())[:16]
+            trial.set_user_attr("folder", name)
+            return Claim(trial.number, values, recipe, self.folder / "trials" / name, lease)
+
+    def finish(self, claim: Claim, outcome: Outcome | None, error: str = "") -> None:
+        """Record what came out, once; a trial that could not be carried out keeps its error."""
+        states = self._optuna.trial.TrialState
+        with self._alone():
+            trial = self._study.trials[claim.number]
+            if trial.state == states.RUNNING:
+                self._storage.set_trial_user_attr(trial._trial_id, "error", error)
+                if outcome is None:
+                    self._study.tell(claim.number, state=states.FAIL)
+                else:
+                    self._study.tell(claim.number, (outcome.accuracy, outcome.latency, outcome.size))
+            claim.lease.close()
+
+    def counts(self) -> dict[str, int]:
+        """Trials finished, failed with an error, under way, and lost with a worker that was killed."""
+        states = self._optuna.trial.TrialState
+        with self._alone():
+            trials = self._study.trials
+            return {
+                "finished": sum(t.state == states.COMPLETE for t in trials),
+                "failed": sum(t.state == states.FAIL and bool(t.user_attrs.get("error")) for t in trials),
+                "running": sum(t.state == states.RUNNING for t in trials),
+                "lost": sum(t.state == states.FAIL and not t.user_attrs.get("error") for t in trials),
+                "wanted": self.config.trials,
+            }
+
+    def trials(self) -> list[dict[str, Any]]:
+        """Every finished trial: number, values, folder, accuracy, latency, size, and whether it is on the
+        front (no other one is at least as good in all three and better in one).
+        """
+        with self._alone():
+            found = [t for t in self._study.trials if t.state.name == "COMPLETE"]
+        rows = [
+            {
+                "number": t.number,
+                "values": dict(t.params),
+                "folder": t.user_attrs.get("folder", ""),
+                "accuracy": t.values[0],
+                "latency_ms": t.values[1],
+                "size_bytes": t.values[2],
+            }
+            for t in found
+        ]
+        front = pareto([(-r["accuracy"], r["latency_ms"], r["size_bytes"]) for r in rows])
+        return [{**row, "front": row_on} for row, row_on in zip(rows, front, strict=True)]
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder / "journal.log"
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process touches the journal meanwhile; a line that a killed one left unfinished goes."""
+        with open(self.folder / "study.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            drop_unfinished_line(self._journal)
+            yield
+
+    def _take_lease(self, number: int) -> IO[str]:
+        path = self.folder / "leases" / str(number)
+        path.parent.mkdir(exist_ok=True)
+        lease = open(path, "w")  # noqa: SIM115 (held until the trial is finished)
+        fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lease.write(f"{os.uname().nodename} {os.getpid()}\n")
+        lease.flush()
+        return lease
+
+    def _reap(self) -> int:
+        """Put the trials of dead workers back into the queue; give how many are under way."""
+        states = self._optuna.trial.TrialState
+        trials = self._study.trials
+        again = {t.user_attrs.get("retry_of") for t in trials}
+        alive = 0
+        for trial in trials:
+            if trial.state != states.RUNNING:
+                continue
+            if not self._is_free(trial.number):
+                alive += 1
+                continue
+            if trial.number not in again:  # first back into the queue, then off the list: a kill between
+                self._study.enqueue_trial(dict(trial.params), user_attrs={"retry_of": trial.number})
+            self._study.tell(trial.number, state=states.FAIL)
+        return alive
+
+    def _is_free(self, number: int) -> bool:
+        path = self.folder / "leases" / str(number)
+        if not path.exists():
+            return True
+        with open(path) as lease:
+            try:
+                fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    def _done(self) -> int:
+        states = self._optuna.trial.TrialState
+        return sum(
+            t.state == states.COMPLETE or (t.state == states.FAIL and bool(t.user_attrs.get("error")))
+            for t in self._study.trials
+        )
+
+
+def pareto(costs: Sequence[tuple[float, ...]]) -> list[bool]:
+    """Which points no other point dominates; lower is better in every coordinate."""
+    return [
+        not any(all(a <= b for a, b in zip(other, one, strict=True)) and other != one for other in costs)
+        for one in costs
+    ]
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise RecipeError(
+            "a study needs Optuna", layer="study", remedy="Run: pip install 'penjing[cluster]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+class _Held:
+    """A lock for Optuna's journal that is held already: the study's own, which ends with its process."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        return
+
+
+def _backend(path: Path) -> Any:
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalFileBackend(str(path), lock_obj=_Held())

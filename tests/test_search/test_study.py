@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penjing.errors import PruneError, RecipeError, RunError
+from penjing.events import Listener, silent
+from penjing.recipe import Recipe
+from penjing.search.space import Space
+from penjing.search.study import Outcome, Study, StudyConfig, pareto
+from penjing.search.worker import carry_out, work
+
+pytest.importorskip("optuna", reason="studies need the extra `cluster`")
+
+BASE = {
+    "data": {"spec": "glyphs"},
+    "model": {"spec": "penjing:mlp"},
+    "prune": {"budget": {"macs": 0.5}},
+    "recover": {"epochs": 1},
+}
+
+
+def config(trials: int) -> StudyConfig:
+    return StudyConfig(recipe=Recipe.parse(BASE), trials=trials)
+
+
+def made_up(recipe: Recipe, folder: Path, listen: Listener) -> Outcome:
+    """Numbers that depend on the recipe alone."""
+    assert recipe.prune.budget is not None
+    left = recipe.prune.budget.macs or 1.0
+    return Outcome(0.5 + 0.4 * left - (recipe.recover.lr - 0.02) ** 2, 10 * left, 1000 * left)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=12))
+def test_front_is_what_nothing_dominates(points: list[tuple[int, int]]) -> None:
+    costs = [(float(a), float(b)) for a, b in points]
+    on = pareto(costs)
+    for index, one in enumerate(costs):
+        better = [o for o in costs if o[0] <= one[0] and o[1] <= one[1] and o != one]
+        assert on[index] is not bool(better)
+    assert not costs or any(on)
+
+
+def test_one_worker(tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "s", config(6))
+    assert work(tmp_path / "s", evaluate=made_up) == 6
+    assert study.claim() is None
+    rows = study.trials()
+    assert [row["number"] for row in rows] == list(range(6))
+    assert any(row["front"] for row in rows)
+    # More trials in the same folder go on from there; another space does not.
+    Study.create(tmp_path / "s", config(8))
+    assert work(tmp_path / "s", evaluate=made_up) == 2
+    other = StudyConfig(recipe=Recipe.parse(BASE), space=Space(left=(0.3, 0.4)), trials=8)
+    with pytest.raises(RunError, match="another recipe"):
+        Study.create(tmp_path / "s", other)
+
+
+def test_a_trial_whose_worker_is_gone_is_done_by_another(tmp_path: Path) -> None:
+    first = Study.create(tmp_path / "s", config(2))
+    lost = first.claim()
+    assert lost is not None
+    second = Study(tmp_path / "s")
+    other = second.claim()
+    assert other is not None
+    assert second.claim() is None  # two are under way, two are wanted
+    lost.lease.close()  # what the system does when a process dies
+    again = second.claim()
+    assert again is not None
+    assert again.values == lost.values
+    assert again.folder == lost.folder
+    # The one thought dead reports after all: it is not counted.
+    first.finish(lost, Outcome(0.9, 1.0, 1.0))
+    second.finish(again, Outcome(0.9, 1.0, 1.0))
+    second.finish(other, Outcome(0.8, 1.0, 1.0))
+    assert second.counts() == {"finished": 2, "failed": 0, "running": 0, "lost": 1, "wanted": 2}
+
+
+def test_an_unfinished_line_of_the_journal_is_dropped(tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "s", config(3))
+    claim = study.claim()
+    assert claim is not None
+    study.finish(claim, Outcome(0.5, 1.0, 1.0))
+    with open(tmp_path / "s" / "journal.log", "a") as journal:
+        journal.write('{"op_code": 4, "worker')
+    assert work(tmp_path / "s", evaluate=made_up) == 2
+    assert Study(tmp_path / "s").counts()["finished"] == 3
+
+
+def test_a_trial_that_cannot_be_done_keeps_its_error(tmp_path: Path) -> None:
+    def impossible(recipe: Recipe, folder: Path, listen: Listener) -> Outcome:
+        raise PruneError("the budget is out of reach", remedy="Allow more")
+
+    study = Study.create(tmp_path / "s", config(2))
+    assert work(tmp_path / "s", evaluate=impossible) == 0
+    assert study.counts()["failed"] == 2
+
+
+def test_wrong_studies(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no study"):
+        Study(tmp_path)
+    with pytest.raises(RecipeError, match="scope"):
+        Space.parse({"scop": ["global"]})
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_study import made_up
+from penjing.search.worker import work
+
+def slow(recipe, folder, listen):
+    time.sleep(0.4)
+    with open(Path(sys.argv[1]) / "carried_out.txt", "a") as file:
+        file.write(folder.name + "\\n")
+    return made_up(recipe, folder, listen)
+
+work(sys.argv[1], evaluate=slow, wait_seconds=0.2)
+"""
+
+
+@pytest.mark.slow
+def test_eight_workers_three_killed(tmp_path: Path) -> None:
+    folder, wanted = tmp_path / "s", 40
+    Study.create(folder, config(wanted))
+    here = str(Path(__file__).parent)
+    start = [sys.executable, "-c", WORKER, str(folder), here]
+    workers = [subprocess.Popen(start) for _ in range(8)]
+    study = Study(folder)
+    for victim in workers[:3]:
+        while study.counts()["finished"] < 3 + 3 * workers.index(victim):
+            time.sleep(0.2)
+        os.kill(victim.pid, signal.SIGKILL)
+    for process in workers:
+        process.wait(timeout=240)
+    assert [p.returncode for p in workers] == [-signal.SIGKILL] * 3 + [0] * 5
+    counts = study.counts()
+    assert counts["finished"] == wanted
+    assert counts["running"] == counts["failed"] == 0
+    assert counts["lost"] <= 3
+    rows = study.trials()
+    assert len({row["number"] for row in rows}) == wanted
+    carried = (folder / "carried_out.txt").read_text().split()
+    assert wanted <= len(carried) <= wanted + 3
+
+
+@pytest.mark.slow
+def test_real_trials_share_the_dense_network(tmp_path: Path) -> None:
+    base = {
+        "data": {"spec": "glyphs", "options": {"num_classes": 4}, "calibration": 64},
+        "model": {"spec": "penjing:mlp", "options": {"hidden": [32, 32]}},
+        "train": {"epochs": 1, "lr": 0.05},
+        "prune": {"budget": {"macs": 0.5}},
+        "recover": {"epochs": 1},
+        "export": {"formats": ["onnx"]},
+        "measure": {"batches": [1], "runs": 3},
+    }
+    recipe = Recipe.parse(json.loads(json.dumps(base)))
+    shared = tmp_path / "shared"
+    first = carry_out(recipe, tmp_path / "a", silent, shared=shared)
+    assert len(list(shared.iterdir())) == 1
+    smaller = Space().recipe(
+        recipe,
+        {
+            "left": 0.3,
+            "criterion": "magnitude",
+            "scope": "global",
+            "reconstruct": False,
+            "lr": 0.01,
+            "quantize": True,
+        },
+    )
+    second = carry_out(smaller, tmp_path / "b", silent, shared=shared)
+    assert second.size < first.size
+    log = (tmp_path / "b" / "log.jsonl").read_text()
+    assert "train: done before" in log
