@@ -385,30 +385,36 @@ def _say(name: str, kind: str, metrics: dict[str, float]) -> None:
 
 
 def read_test_set(bench: Bench, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Test accuracy of every row, before and after recovery, and of the dense network; written once."""
+    """Test accuracy of every row, before and after recovery, and of the dense network; each read once."""
     path = bench.setting.out / "test.json"
-    if path.exists():
-        return list(json.loads(path.read_text(encoding="utf-8")))
+    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     test = list(bench.test())
-    known: dict[str, tuple[int, int]] = {}
+    total = sum(len(y) for _, y in test)
 
-    def read(key: str, model: nn.Module) -> tuple[int, int]:
+    def read(key: str, model: Callable[[], nn.Module]) -> float:
         if key not in known:
-            known[key] = evaluate(model, test)[:2]
+            known[key] = evaluate(model(), test)[0] / total
+            write_json(path, known)
         return known[key]
 
-    right, total = read("dense", bench.dense)
-    rows: list[dict[str, Any]] = [{"network": "dense", "test": right / total, "n": total}]
+    rows: list[dict[str, Any]] = [
+        {"network": "dense", "test": read("dense", lambda: bench.dense), "n": total}
+    ]
     for one in found:
         network, recovery, seed = one["network"], one["recovery"], one["seed"]
-        before = _pruned(bench, network, seed)
         name = f"{network}, {recovery}, {seed}".replace(" ", "-").replace(",", "")
         plan = bench.setting.out / "pruned" / f"{network}-{seed}.plan".replace(" ", "-")
-        after = _rebuilt(bench, plan, load_file(bench.setting.out / "rows" / f"{name}.safetensors"))
-        right, total = read(f"{network} {seed}", before.model)
-        done, _ = read(name, after)
-        rows.append({**one, "test_pruned": right / total, "test": done / total, "n": total})
-    write_json(path, rows)
+        weights = bench.setting.out / "rows" / f"{name}.safetensors"
+
+        def pruned(network: str = network, seed: int = seed) -> nn.Module:
+            return _pruned(bench, network, seed).model
+
+        def recovered(plan: Path = plan, weights: Path = weights) -> nn.Module:
+            return _rebuilt(bench, plan, load_file(weights))
+
+        before = read(f"{network} {seed}", pruned)
+        after = read(name, recovered) if bench.setting.epochs else before
+        rows.append({**one, "test_pruned": before, "test": after, "n": total})
     return rows
 
 
