@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import nn
 
-from penjing.errors import ExportError
+from penjing.errors import ExportError, VerifyError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.coexist import make_peace
 from penjing.export.inputs import Feeds, as_call
@@ -141,13 +141,15 @@ def _to_program(
             dyn_args, dyn_kwargs = torch.utils._pytree.tree_unflatten(wide, spec)
             shape_args, shape_kwargs = torch.utils._pytree.tree_unflatten(shapes, spec)
             try:
-                return torch.export.export(
+                program = torch.export.export(
                     model,
                     dyn_args,
                     dyn_kwargs,
                     dynamic_shapes=_by_parameter(model, shape_args, shape_kwargs),
                     strict=False,
                 )
+                _check_states(program)
+                return program
             except Exception as error:  # torch.export raises many kinds; all are reported below
                 failure = error
         if dynamic != "auto":
@@ -162,6 +164,17 @@ def _to_program(
             f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}",
             remedy="Check that example_inputs fit the forward, and that it has no data-dependent branch",
         ) from error
+
+
+def _check_states(program: torch.export.ExportedProgram) -> None:
+    """Refuse a free batch whose recurrent layers start from one sample's state: only torch spreads it."""
+    for node in program.graph.nodes:
+        if str(node.target) not in ("aten.lstm.input", "aten.gru.input"):
+            continue
+        x, first = (torch.utils._pytree.tree_leaves(arg)[0].meta["val"] for arg in node.args[:2])
+        batch = x.shape[0 if node.args[-1] else 1]
+        if first.shape[-2] != batch:
+            raise ValueError(f"{node.target} starts from a state of {first.shape[-2]} samples")
 
 
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -333,7 +346,15 @@ class OnnxRunner(Runner):
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
         """Outputs in the file's order, each an array."""
-        return [np.asarray(value) for value in self.session.run(None, feeds)]
+        try:
+            return [np.asarray(value) for value in self.session.run(None, feeds)]
+        except Exception as error:  # the runtime's own exception classes are private
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise VerifyError(
+                f"ONNX Runtime cannot run the file on {shapes}: {_first_line(error)}",
+                layer=str(self.path),
+                remedy="Give inputs of the shapes it takes; if its batch size is free, fix it",
+            ) from error
 
 
 _NUMPY_TYPES: dict[str, str] = {

@@ -8,6 +8,7 @@ pruned, recovered by distillation and exported like any other module.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -55,24 +56,27 @@ class OnnxModel(nn.Module):
         self._stored: dict[str, Stored] = store(self, body, outputs)
 
     def _fold(self, body: Body) -> None:
-        """Compute now what depends on constants alone; weights are left alone, they will be trained."""
+        """Compute now what depends on constants alone, and take the branches that are known.
+
+        Weights are left alone: they will be trained.
+        """
         kept: list[Step] = []
-        for step in body.steps:
-            inputs = [body.constants.get(name) for name in step.inputs if name]
-            if step.op == "If" or (not inputs and step.op != "Constant") or any(a is None for a in inputs):
-                kept.append(step)
-                continue
-            if step.op != "DequantizeLinear" and any(name in body.weights for name in step.inputs):
-                kept.append(step)
-                continue
-            env: Env = {name: body.constants[name] for name in step.inputs if name}
-            with torch.no_grad():
-                results = self._evaluate(step, env, torch.device("cpu"), {})
-            for name, value in zip(step.outputs, results, strict=False):
-                if name:
+        queue = deque(body.steps)
+        while queue:
+            step = queue.popleft()
+            if step.op == "If" and step.inputs[0] in body.constants:
+                taken = "then_branch" if body.constants[step.inputs[0]].reshape(-1)[0] else "else_branch"
+                queue.extendleft(reversed(body.inline(step, step.attributes[taken])))
+            elif _is_constant(step, body):
+                env: Env = {name: body.constants[name] for name in step.inputs if name} | {"": None}
+                with torch.no_grad():
+                    results = self._evaluate(step, env, torch.device("cpu"), {})
+                for name, value in zip(step.outputs, results, strict=False):
                     body.constants[name] = _array(value)
                     if step.op == "DequantizeLinear":  # a quantized file's weights train in float
                         body.weights.add(name)
+            else:
+                kept.append(step)
         body.steps = kept
         for inner in body.inner():
             inner.constants = {**body.constants, **inner.constants}
@@ -142,6 +146,21 @@ class OnnxModel(nn.Module):
             shapes = ", ".join("-" if v is None else str(tuple(v.shape)) for v in node.inputs)
             first = str(error).splitlines()[0] if str(error) else repr(error)
             raise node.error(f"{type(error).__name__}: {first} (inputs {shapes})") from error
+
+
+def _is_constant(step: Step, body: Body) -> bool:
+    """Whether a step reads constants alone, none of them a weight that trains."""
+    names = [name for name in step.inputs if name]
+    if not all(name in body.constants for name in names) or not (names or step.op == "Constant"):
+        return False
+    return step.op == "DequantizeLinear" or body.weights.isdisjoint(_floats(names, body))
+
+
+def _floats(names: Iterable[str], body: Body) -> set[str]:
+    """Those of the constants that could train: float arrays of more than one element."""
+    return {
+        name for name in names if body.constants[name].dtype.kind in "fV" and body.constants[name].size > 1
+    }
 
 
 def _result(node: Node) -> Sequence[Value]:
@@ -232,4 +251,7 @@ def _example(info: onnx.ValueInfoProto, shape: Sequence[int] | None) -> Tensor:
     dtype = DTYPES.get(kind.elem_type, torch.float32)
     if dtype.is_floating_point:
         return torch.randn(tuple(sizes), generator=torch.Generator().manual_seed(0)).to(dtype)
-    return torch.ones(tuple(sizes), dtype=dtype)  # a token, a length or a mask that lets through
+    if np.prod(sizes) <= 1 or dtype is torch.bool:
+        return torch.ones(tuple(sizes), dtype=dtype)  # a length, a mask that lets through
+    tokens = torch.randint(0, 8, tuple(sizes), generator=torch.Generator().manual_seed(0))
+    return tokens.to(dtype)

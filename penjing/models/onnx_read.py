@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class Step:
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]
+    attributes: dict[str, Any]
     opset: int
     domain: str
 
@@ -32,6 +32,16 @@ class Step:
     def standard(self) -> bool:
         """Whether it is of ONNX's own op set."""
         return self.domain in STANDARD
+
+    def renamed(self, names: Mapping[str, str]) -> Step:
+        """The step with other names for what it reads and gives, in its own branches too."""
+        attributes = {
+            key: value.renamed(names) if isinstance(value, Body) else value
+            for key, value in self.attributes.items()
+        }
+        inputs = tuple(names.get(name, name) for name in self.inputs)
+        outputs = tuple(names.get(name, name) for name in self.outputs)
+        return replace(self, inputs=inputs, outputs=outputs, attributes=attributes)
 
 
 @dataclass
@@ -57,6 +67,41 @@ class Body:
                 if isinstance(value, Body):
                     yield value
 
+    def renamed(self, names: Mapping[str, str]) -> Body:
+        """The branch with other names for its values and for what it reads from outside."""
+        return Body(
+            [step.renamed(names) for step in self.steps],
+            {names.get(name, name): array for name, array in self.constants.items()},
+            {names.get(name, name) for name in self.weights},
+            tuple(names.get(name, name) for name in self.outputs),
+        )
+
+    def inline(self, step: Step, branch: Body) -> list[Step]:
+        """The steps of a branch as steps of this graph, giving the outputs of ``step``."""
+        self.constants |= branch.constants
+        self.weights |= branch.weights
+        results = [
+            replace(step, op="Identity", inputs=(given,), outputs=(wanted,), attributes={})
+            for given, wanted in zip(branch.outputs, step.outputs, strict=True)
+        ]
+        return [*branch.steps, *results]
+
+
+def _defined(body: Body) -> set[str]:
+    return {*body.constants, *(name for step in body.steps for name in step.outputs)} - {""}
+
+
+def _make_unique(body: Body, taken: set[str]) -> None:
+    """Change the names in branches that are given elsewhere too: two branches may use the same."""
+    for step in body.steps:
+        for key, branch in step.attributes.items():
+            if not isinstance(branch, Body):
+                continue
+            names = {name: f"{step.name}/{key}/{name}" for name in _defined(branch) if name in taken}
+            step.attributes[key] = branch.renamed(names)
+            taken |= _defined(step.attributes[key])
+            _make_unique(step.attributes[key], taken)
+
 
 def read_body(path: Path, fixed: Mapping[str, Any]) -> tuple[Body, list[str], list[str]]:
     """Read a file.
@@ -76,6 +121,7 @@ def read_body(path: Path, fixed: Mapping[str, Any]) -> tuple[Body, list[str], li
         model = onnx.inliner.inline_local_functions(model)
     body = _body(model.graph, standard_opset(model), str(path))
     inputs = true_inputs(model)
+    _make_unique(body, _defined(body) | {i.name for i in inputs})
     unknown = sorted(set(fixed) - {i.name for i in inputs})
     if unknown:
         raise ArtifactError(

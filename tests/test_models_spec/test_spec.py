@@ -87,7 +87,7 @@ def test_pt2_only_when_trusted(tmp_path: Path) -> None:
         ("penjing:vgg_small", "widdths"),
         ("nowhere", "does not exist"),
         ("net.pt", "does not exist"),
-        ("net.onnx", "ONNX"),
+        ("net.onnx", "does not exist"),
         ("nets.py:build", "does not exist"),
     ],
 )
