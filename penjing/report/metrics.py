@@ -125,6 +125,15 @@ class ClassChange(Config):
     after: float
 
 
+class ConfusionChange(Config):
+    """Test samples of one class taken for another, before and after."""
+
+    label: str
+    taken_for: str
+    before: int
+    after: int
+
+
 class TrialCell(Config):
     """One size that was tried against the allowed loss."""
 
@@ -173,6 +182,7 @@ class Metrics(Config):
         checks: Of every exported file.
         files: Sizes and accuracies of the exported files.
         classes: The classes whose accuracy changed most.
+        confusions: The pairs of classes that are confused more often, or less, than before.
         robustness: Accuracy by corruption, of the rows before and after.
         notes: What a reader should know.
         recipe: The recipe as YAML.
@@ -199,6 +209,7 @@ class Metrics(Config):
     checks: tuple[FileCheck, ...] = ()
     files: tuple[FileRow, ...] = ()
     classes: tuple[ClassChange, ...] = ()
+    confusions: tuple[ConfusionChange, ...] = ()
     robustness: dict[str, dict[str, AccuracyCell]] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     recipe: str = ""

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from penjing.files import atomic_write
 from penjing.report import svg, table, text
+from penjing.report.heat import MEASURES, heat_map
 from penjing.report.metrics import Metrics, Row
 from penjing.report.table import write_table
 
@@ -72,6 +73,8 @@ def render(metrics: Metrics) -> str:
         "accuracy_curve": _curves(metrics, "val_accuracy", "validation accuracy, %", 100.0),
         "loss_curve": _curves(metrics, "train_loss", "training loss", 1.0),
         "widths": _widths(metrics),
+        "search": _search(metrics),
+        "sensitivity": "" if metrics.sensitivity is None else heat_map(metrics.sensitivity),
         "quantization": _quantization(metrics),
     }
     return environment.get_template("page.html.j2").render(
@@ -85,6 +88,7 @@ def render(metrics: Metrics) -> str:
             "widths": max(0, len(metrics.widths) - _MANY),
             "quantized": max(0, len(metrics.quantized) - _MANY),
         },
+        measure="" if metrics.sensitivity is None else MEASURES.get(metrics.sensitivity["measure"], ""),
         kept_float=[layer for layer in metrics.quantized if layer.kept_float],
         total_seconds=sum(metrics.seconds.values()),
     )
@@ -134,6 +138,28 @@ def _widths(metrics: Metrics) -> str:
         for width in metrics.widths[:_MANY]
     ]
     return svg.bars(rows, label="width of each group before and after")
+
+
+def _search(metrics: Metrics) -> str:
+    """Score against what was left, of every size tried and the original."""
+    if metrics.search is None:
+        return ""
+    series = []
+    for held, name in ((True, "held"), (False, "did not hold")):
+        points = tuple(
+            svg.Point(
+                trial.spent["params"],
+                100 * trial.score,
+                label=str(trial.number),
+                title=f"trial {trial.number}: {trial.score:.4f}, lost {trial.drop:.4f}",
+            )
+            for trial in metrics.search.trials
+            if trial.held is held and trial.spent.get("params")
+        )
+        if points:
+            series.append(svg.Series(name, points))
+    what = metrics.metric or "validation accuracy"
+    return svg.chart(series, x_label="parameters", y_label=f"{what}, ×100", lines=False, log_x=True)
 
 
 def _quantization(metrics: Metrics) -> str:

@@ -134,3 +134,12 @@ def test_drawn_in_a_browser(metrics: Metrics, tmp_path: Path, dark: bool) -> Non
     corner, darkest, brightest = int(pixels[3, 3]), int(pixels.min()), int(pixels.max())
     assert (corner < 60) == dark
     assert brightest - darkest > 150  # there is writing on it
+
+
+def test_what_the_search_did_is_shown(metrics: Metrics) -> None:
+    text = " ".join(" ".join(read(render(metrics)).text).split())
+    assert "smallest of the sizes tried that held" in text
+    assert "divergence of the outputs, nats" in text
+    assert "features.0.weight:0, 50% removed: 0.3" in text
+    assert "choice 1" in text
+    assert "Щ" in text

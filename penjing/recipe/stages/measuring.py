@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -132,6 +133,7 @@ def measure_rows(space: Workspace, listen: Listener) -> Output:
         "rows": rows,
         "files": _accuracy_of_files(space, rows),
         "classes": _changed_classes(space, per_class, "dense", chosen),
+        "confusions": _changed_confusions(space, per_class["dense"], per_class[after_key(space.recipe)]),
         "robustness": _robustness(space, paths) if config.robustness else {},
     }
     listen(Event("measure", "progress", total, total, "split", message="latency, in turns"))
@@ -202,6 +204,23 @@ def _changed_classes(
             )
     changes.sort(key=lambda change: (-abs(change["after"] - change["before"]), change["name"]))
     return changes[:most]
+
+
+def _changed_confusions(space: Workspace, old: Any, new: Any, most: int = 12) -> list[dict[str, Any]]:
+    """The pairs (label, answer) whose counts changed most, from the dense row to the delivered one."""
+    if old.confusion is None or new.confusion is None or old.confusion.shape != new.confusion.shape:
+        return []
+    change = np.abs(new.confusion - old.confusion)
+    np.fill_diagonal(change, 0)
+    names = space.bundle.classes
+    found = []
+    for at in np.argsort(-change, axis=None, kind="stable")[:most]:
+        label, guess = divmod(int(at), len(change))
+        if change[label, guess]:
+            pair = [names[index] if index < len(names) else str(index) for index in (label, guess)]
+            before, after = (int(table[label, guess]) for table in (old.confusion, new.confusion))
+            found.append({"label": pair[0], "taken_for": pair[1], "before": before, "after": after})
+    return found
 
 
 def _latency(space: Workspace, paths: dict[str, Path]) -> dict[str, list[dict[str, Any]]]:

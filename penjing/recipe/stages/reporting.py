@@ -101,6 +101,7 @@ def collect(space: Workspace) -> Metrics:
         "checks": verified["checks"],
         "files": _files(space, verified["accuracy"], measured.result["files"]),
         "classes": measured.result["classes"],
+        "confusions": measured.result.get("confusions", []),
         "robustness": measured.result["robustness"],
         "notes": _notes(space, pruned),
         "recipe": recipe.to_yaml(),
