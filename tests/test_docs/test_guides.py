@@ -1,0 +1,84 @@
+"""The guides are run: Python blocks as they stand, commands against the options, messages against the code."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from penjing.cli.app import app
+from penjing.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+PAGES = [*GUIDES, ROOT / "README.md", ROOT / "README.zh.md"]
+RUN = [path for path in GUIDES if "```python" in path.read_text(encoding="utf-8")]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
+def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "guide"}
+    for block in blocks(path, "python"):
+        exec(compile(block, f"{path.name}", "exec"), names)
+
+
+def test_there_is_something_to_run() -> None:
+    assert {path.stem for path in RUN} >= {"quickstart", "own-model"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_python_blocks_compile(path: Path) -> None:
+    for block in blocks(path, "python"):
+        compile(block, path.name, "exec")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_commands_have_these_options(path: Path) -> None:
+    group = typer.main.get_command(app)
+    text = "\n".join(blocks(path, "bash")).replace("\\\n", " ")
+    for line in text.splitlines():
+        words = shlex.split(line, comments=True)
+        if "penjing" not in words:
+            continue
+        words = words[words.index("penjing") + 1 :]
+        words = words[: next((at for at, word in enumerate(words) if word in ("&", "|", ";")), len(words))]
+        command = group.commands[words[0]]  # type: ignore[attr-defined]
+        command.make_context(words[0], words[1:], resilient_parsing=False)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_recipes_are_recipes() -> None:
+    for block in blocks(ROOT / "docs" / "guides" / "recipes.md", "yaml"):
+        Recipe.parse(yaml.safe_load(block))
+
+
+def test_messages_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    assert len(messages) >= 10
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "penjing").rglob("*.py"))
+    for message in messages:
+        assert message in code, message
+
+
+def test_both_readmes_name_the_same_commands() -> None:
+    english, chinese = (ROOT / "README.md").read_text("utf-8"), (ROOT / "README.zh.md").read_text("utf-8")
+    for name in ("make demo", "penjing compress", "pj.prune", "pj.recover", "pj.export", "pj.quantize"):
+        assert name in english
+        assert name in chinese
