@@ -1,4 +1,4 @@
-"""ONNX files of real networks, read into torch: a zoo written by torch, and files that PyPI packages carry."""
+"""ONNX files of real networks, read into torch: a zoo written by torch, and files from PyPI packages."""
 
 from __future__ import annotations
 
