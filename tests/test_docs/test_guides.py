@@ -1,4 +1,4 @@
-"""The guides are run: Python blocks as they stand, commands against the options, messages against the code."""
+"""The guides are run: Python as it stands, commands against the options, messages against the code."""
 
 from __future__ import annotations
 
