@@ -123,7 +123,7 @@ class Study:
             if self._done() + running >= self.config.trials:
                 return None
             self._study.sampler = self._optuna.samplers.TPESampler(
-                seed=self.config.seed + len(self._study.trials), n_startup_trials=10
+                seed=self.config.seed + len(self._study.get_trials(deepcopy=False)), n_startup_trials=10
             )
             trial = self._study.ask()
             lease = self._take_lease(trial.number)
@@ -137,7 +137,7 @@ class Study:
         """Record what came out, once; a trial that could not be carried out keeps its error."""
         states = self._optuna.trial.TrialState
         with self._alone():
-            trial = self._study.trials[claim.number]
+            trial = self._study.get_trials(deepcopy=False)[claim.number]
             if trial.state == states.RUNNING:
                 self._storage.set_trial_user_attr(trial._trial_id, "error", error)
                 if outcome is None:
@@ -150,7 +150,7 @@ class Study:
         """Trials finished, failed with an error, under way, and lost with a worker that was killed."""
         states = self._optuna.trial.TrialState
         with self._alone():
-            trials = self._study.trials
+            trials = self._study.get_trials(deepcopy=False)
             return {
                 "finished": sum(t.state == states.COMPLETE for t in trials),
                 "failed": sum(t.state == states.FAIL and bool(t.user_attrs.get("error")) for t in trials),
@@ -164,7 +164,7 @@ class Study:
         front (no other one is at least as good in all three and better in one).
         """
         with self._alone():
-            found = [t for t in self._study.trials if t.state.name == "COMPLETE"]
+            found = [t for t in self._study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
         rows = [
             {
                 "number": t.number,
@@ -203,7 +203,7 @@ class Study:
     def _reap(self) -> int:
         """Put the trials of dead workers back into the queue; give how many are under way."""
         states = self._optuna.trial.TrialState
-        trials = self._study.trials
+        trials = self._study.get_trials(deepcopy=False)
         again = {t.user_attrs.get("retry_of") for t in trials}
         alive = 0
         for trial in trials:
@@ -232,7 +232,7 @@ class Study:
         states = self._optuna.trial.TrialState
         return sum(
             t.state == states.COMPLETE or (t.state == states.FAIL and bool(t.user_attrs.get("error")))
-            for t in self._study.trials
+            for t in self._study.get_trials(deepcopy=False)
         )
 
 
