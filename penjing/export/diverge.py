@@ -13,7 +13,9 @@ from penjing.export.base import Runner
 from penjing.export.inputs import Feeds
 
 
-def first_divergence(file: Runner, reference: Runner, feeds: Feeds, tolerance: float) -> str | None:
+def first_divergence(
+    file: Runner, reference: Runner, feeds: Feeds, tolerance: float, source: Path | None = None
+) -> str | None:
     """Name of the first op whose output differs by more than ``tolerance`` (relative), or None if none can
     be named.
 
@@ -22,21 +24,26 @@ def first_divergence(file: Runner, reference: Runner, feeds: Feeds, tolerance: f
 
     ONNX files are compared value by value: with another ONNX file by value names, with a torch module by
     running its traced graph, whose node names the exporter keeps. Other runtimes do not show their
-    intermediate values.
+    intermediate values: what comes from ``source``, the ONNX file, by TensorFlow is translated again and run
+    op by op.
     """
     from penjing.export.onnx import OnnxRunner
     from penjing.export.verify import TorchRunner
 
-    if not isinstance(file, OnnxRunner):
-        return None
-    if isinstance(reference, OnnxRunner):
-        theirs = onnx_values(reference.path, feeds)
-    elif isinstance(reference, TorchRunner):
-        theirs = torch_values(reference, feeds)
+    if isinstance(file, OnnxRunner):
+        path = file.path
+        ours = onnx_values(path, feeds)
+        if isinstance(reference, OnnxRunner):
+            theirs = onnx_values(reference.path, feeds)
+        elif isinstance(reference, TorchRunner):
+            theirs = torch_values(reference, feeds)
+        else:
+            return None
+    elif source is not None and file.runtime.startswith("tensorflow"):
+        path, theirs, ours = source, onnx_values(source, feeds), tensorflow_values(source, feeds)
     else:
         return None
-    ours = onnx_values(file.path, feeds)
-    graph = onnx.load(str(file.path), load_external_data=False).graph
+    graph = onnx.load(str(path), load_external_data=False).graph
     unseen: list[onnx.NodeProto] = []  # ops since the last agreement whose values only one side has
     for node in graph.node:
         shared = [(ours[name], theirs[name]) for name in node.output if name in ours and name in theirs]
@@ -87,6 +94,25 @@ def onnx_values(path: Path, feeds: Feeds) -> dict[str, np.ndarray]:
     return {
         n: v for n, v in zip(names, values, strict=True) if isinstance(v, np.ndarray) and v.dtype.kind == "f"
     }
+
+
+def tensorflow_values(path: Path, feeds: Feeds) -> dict[str, np.ndarray]:
+    """Every intermediate float value of an ONNX file's translation to TensorFlow, by name."""
+    from penjing.export.tf_ops.backend import quiet_tf, tf
+    from penjing.export.tf_ops.trace import GraphTracer
+    from penjing.export.tf_ops.value import Value
+
+    values: dict[str, np.ndarray] = {}
+
+    def watch(name: str, value: Value) -> None:
+        if value.const is None and value.quantized is None:
+            array = np.asarray(value.plain().numpy())
+            if array.dtype.kind == "f":
+                values[name] = array
+
+    with quiet_tf():
+        GraphTracer(onnx.load(str(path)))({n: tf.constant(a) for n, a in feeds.items()}, watch)
+    return values
 
 
 def torch_values(reference: Runner, feeds: Feeds) -> dict[str, np.ndarray]:

@@ -220,6 +220,7 @@ def _one(
             tolerance=allowed,
             quantized=exporter.quantized,
             layout=source.layout if exporter.changes_layout else "nchw",
+            source=source.onnx,
         )
     except VerifyError as error:
         error.layer = f"{exporter.name} ({path})"

@@ -145,6 +145,7 @@ def verify(
     tolerance: float | None = None,
     quantized: bool = False,
     layout: str = "nchw",
+    source: Path | None = None,
     raise_on_failure: bool = True,
 ) -> VerifyResult:
     """Run a file in its own runtime on several batch sizes and compare it with the reference.
@@ -159,6 +160,7 @@ def verify(
         tolerance: Largest relative difference; by default 1e-4, or 0.5 root-mean-square for quantized files.
         quantized: Compare by root-mean-square, as rounding moves single outputs.
         layout: ``"nhwc"`` if the file takes and gives images with channels last.
+        source: The ONNX file it was made from: helps to name the first op that differs.
         raise_on_failure: Raise, or only report.
 
     Returns:
@@ -188,7 +190,7 @@ def verify(
     if bad:
         from penjing.export.diverge import first_divergence
 
-        diverges = first_divergence(runner, reference, resized(feeds, bad[0].batch), allowed)
+        diverges = first_divergence(runner, reference, resized(feeds, bad[0].batch), allowed, source)
     result = VerifyResult(
         path=str(runner.path),
         runtime=runner.runtime,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from export_models import needs_tensorflow, one_op
+from onnx import helper, numpy_helper
 
 from penjing.errors import ExportError
 
@@ -167,6 +168,14 @@ def test_normalisations_agree(same_answer: Check) -> None:
     same_answer(one_op("InstanceNormalization", {"x": IMAGE}, constants=two), {"x": IMAGE})
     last = {"scale": f32(9, 8), "bias": f32(9, 8)}
     same_answer(one_op("LayerNormalization", {"x": IMAGE}, constants=last, axis=2), {"x": IMAGE})
+
+
+def test_norms_that_share_a_weight_stay_two(same_answer: Check) -> None:
+    model = one_op("BatchNormalization", {"x": IMAGE}, constants={n: np.abs(f32(6)) + 0.5 for n in "sbmv"})
+    model.graph.initializer.append(numpy_helper.from_array(np.abs(f32(6)) + 2, "v2"))
+    model.graph.node.append(helper.make_node("BatchNormalization", ["y0", "s", "b", "m", "v2"], ["z"]))
+    model.graph.output[0].name = "z"
+    same_answer(model, {"x": IMAGE})
 
 
 @pytest.mark.parametrize("opset", [11, 20])

@@ -18,8 +18,10 @@ def _batch_norm(node: Node) -> Value:
         parts = [np.asarray(v.const, np.float64) for v in (scale, shift, mean, variance)]
         factor = parts[0] / np.sqrt(parts[3] + epsilon)
         offset = parts[1] - parts[2] * factor
-        a = _stored(node, scale.key + "/factor", factor)
-        b = _stored(node, scale.key + "/offset", offset)
+        # exporters merge equal arrays: norms may share some of the four and differ in the others
+        key = "/".join([*(v.key for v in (scale, shift, mean, variance)), f"{epsilon:g}"])
+        a = _stored(node, key + "/factor", factor)
+        b = _stored(node, key + "/offset", offset)
     else:
         a = scale.plain() * tf.math.rsqrt(variance.plain() + epsilon)
         b = shift.plain() - mean.plain() * a

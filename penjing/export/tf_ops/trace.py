@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -63,8 +65,10 @@ class GraphTracer:
                 known[info.name] = [d.dim_value if d.HasField("dim_value") else None for d in dims]
         return known
 
-    def __call__(self, tensors: dict[str, Tensor]) -> list[Value]:
-        """Outputs in the graph's order for input tensors by name (ONNX order)."""
+    def __call__(
+        self, tensors: dict[str, Tensor], watch: Callable[[str, Value], None] | None = None
+    ) -> list[Value]:
+        """Outputs in the graph's order for input tensors by name (ONNX order); ``watch`` sees every value."""
         values: dict[str, Value | None] = {"": None}
         for name, array in self.initial.items():
             values[name] = Value(const=array, key=name, weights=self.weights)
@@ -77,6 +81,10 @@ class GraphTracer:
         kept = {output.name for output in self.graph.output}
         for proto in self.graph.node:
             self._run(proto, values)
+            for name in proto.output:
+                made = values.get(name)
+                if watch is not None and made is not None:
+                    watch(name, made)
             for name in proto.input:  # let intermediate constants go as soon as their last reader is done
                 uses[name] -= 1
                 if name and not uses[name] and name not in kept:
