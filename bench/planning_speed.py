@@ -3,11 +3,12 @@
     python bench/planning_speed.py --out speed.csv [--models 'resnet*'] [--repeats 3]
     python bench/planning_speed.py --widths          # how the time grows with the width of one network
 
-Ours is trace + couple + score + allocate + plan + apply (both paths and their comparison); the time that
-torch.export itself takes is measured apart and shown beside it. Theirs is the pruner's construction (its
-dependency graph) and one ``step()``, in the documented usage: magnitude importance, ratio 0.5, the classifier
-ignored, heads of attention given. Process CPU time on one thread, median of the repeats, after a warm-up on a
-small model. The peer is optional (``pip install torch-pruning``); without it only our columns are filled.
+Ours is trace + couple + score + allocate + plan + apply; apply runs the sliced class and the sliced graph and
+compares them (``of_it_check``), which the peer does not do. The time that torch.export itself takes is
+measured apart and shown beside it. Theirs is the pruner's construction (its dependency graph) and one
+``step()``, in the documented usage: magnitude importance, ratio 0.5, the classifier ignored, heads of
+attention given. Process CPU time on one thread, median of the repeats, after a warm-up on a small model. The
+peer is optional (``pip install torch-pruning``); without it only our columns are filled.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import argparse
 import csv
 import fnmatch
+import gc
+import importlib
 import statistics
 import sys
 import time
@@ -22,13 +25,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+if TYPE_CHECKING:
+    from penjing.graph import Coupling, Graph
 
 MODELS = (
     *(f"torchvision:resnet{depth}" for depth in (18, 34, 50, 101, 152)),
@@ -36,10 +42,12 @@ MODELS = (
     *(f"torchvision:densenet{depth}" for depth in (121, 161, 169, 201)),
 )
 FIELDS = (
-    "model", "ops", "params", "export", "trace", "couple", "plan", "apply", "ours", "removed",
-    "peer_build", "peer_prune", "peer", "peer_removed", "speedup", "speedup_with_export", "peer_failure",
+    "model", "ops", "params", "export", "trace", "couple", "plan", "apply", "of_it_check", "ours", "removed",
+    "peer_build", "peer_prune", "peer", "peer_removed", "speedup", "speedup_without_check",
+    "speedup_with_export", "peer_failure",
 )  # fmt: skip
 RATIO = 0.5
+T = TypeVar("T")
 
 
 def main() -> int:
@@ -69,6 +77,7 @@ def main() -> int:
                 row |= theirs(make, options.repeats)
             if row.get("peer"):
                 row["speedup"] = round(row["peer"] / row["ours"], 2)
+                row["speedup_without_check"] = round(row["peer"] / (row["ours"] - row["of_it_check"]), 2)
                 row["speedup_with_export"] = round(row["peer"] / (row["ours"] + row["export"]), 2)
             writer.writerow(row)
             file.flush()
@@ -117,12 +126,24 @@ def warm_up() -> None:
     theirs(lambda: Small().eval(), 1)
 
 
-@contextmanager
-def export_clock(spent: list[float]) -> Iterator[None]:
-    """Add up the CPU time that torch.export and its unlifting take."""
-    from torch.export import ExportedProgram
+class Clock:
+    """CPU seconds of each call; garbage of the calls before (torch.export leaves much) is collected first."""
 
-    holders: list[tuple[Any, str]] = [(torch.export, "export"), (ExportedProgram, "module")]
+    def __init__(self) -> None:
+        self.laps: list[float] = []
+
+    def __call__(self, step: Callable[..., T], *args: Any) -> T:
+        """Run one step."""
+        gc.collect()
+        start = time.process_time()
+        result = step(*args)
+        self.laps.append(time.process_time() - start)
+        return result
+
+
+@contextmanager
+def call_clock(spent: list[float], *holders: tuple[Any, str]) -> Iterator[None]:
+    """Add up the CPU time of some functions, each given as its holder and its name."""
     originals = [getattr(holder, name) for holder, name in holders]
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -150,27 +171,28 @@ def ours(make: Callable[[], nn.Module], repeats: int) -> dict[str, Any]:
     from penjing.prune import allocate, make_criterion, prune_slots
     from penjing.prune.criteria import Material
 
+    def choose(model: nn.Module, graph: Graph, coupling: Coupling) -> dict[str, Any]:
+        scores = make_criterion("magnitude").scores(Material(model, graph, coupling))
+        return allocate(coupling.groups, scores, ratio=RATIO)
+
     laps: dict[str, list[float]] = {}
     row: dict[str, Any] = {}
     for _ in range(repeats):
         model, x = make(), torch.randn(1, 3, 224, 224)
-        marks, spent = [time.process_time()], [0.0]
-        with export_clock(spent):
-            graph = trace(model, x)
-        marks.append(time.process_time())
-        coupling = couple(graph)
-        marks.append(time.process_time())
-        scores = make_criterion("magnitude").scores(Material(model, graph, coupling))
-        kept = allocate(coupling.groups, scores, ratio=RATIO)
-        marks.append(time.process_time())
-        result = prune_slots(model, x, graph, coupling, kept)
-        marks.append(time.process_time())
-        steps = [after - before for before, after in pairwise(marks)]
+        clock, spent, checking = Clock(), [0.0], [0.0]
+        with call_clock(spent, (torch.export, "export"), (ExportedProgram, "module")):
+            graph = clock(trace, model, x)
+        coupling = clock(couple, graph)
+        kept = clock(choose, model, graph, coupling)
+        with call_clock(checking, (importlib.import_module("penjing.prune.apply"), "compare")):
+            result = clock(prune_slots, model, x, graph, coupling, kept)
+        steps = clock.laps
         steps[0] -= sum(spent)
         for name, seconds in zip(("trace", "couple", "plan", "apply"), steps, strict=True):
             laps.setdefault(name, []).append(seconds)
         laps.setdefault("ours", []).append(sum(steps))
         laps.setdefault("export", []).append(sum(spent))
+        laps.setdefault("of_it_check", []).append(sum(checking))
         row["ops"] = sum(node.op == "call_function" for node in graph.module.graph.nodes)
         row["params"] = result.before["params"]
         row["removed"] = round(1 - result.after["params"] / result.before["params"], 3)
@@ -189,25 +211,16 @@ def theirs(make: Callable[[], nn.Module], repeats: int) -> dict[str, Any]:
         before = sum(p.numel() for p in model.parameters())
         heads = timm_heads(model)
         last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-        start = time.process_time()
+        clock = Clock()
         try:
-            pruner = tp.pruner.MagnitudePruner(
-                model,
-                x,
-                importance=tp.importance.MagnitudeImportance(p=2),
-                pruning_ratio=RATIO,
-                ignored_layers=[last],
-                num_heads=heads,
-            )
-            middle = time.process_time()
-            pruner.step()
-            end = time.process_time()
+            pruner = clock(make_pruner, tp, model, x, last, heads)
+            clock(pruner.step)
             with torch.no_grad():
                 model(x)
         except Exception as error:  # the peer's failure is a result
             return {"peer_failure": f"{type(error).__name__}: {str(error).splitlines()[:1]}"[:200]}
-        built.append(middle - start)
-        pruned.append(end - middle)
+        built.append(clock.laps[0])
+        pruned.append(clock.laps[1])
         removed = 1 - sum(p.numel() for p in model.parameters()) / before
     return {
         "peer_build": round(statistics.median(built), 3),
@@ -215,6 +228,18 @@ def theirs(make: Callable[[], nn.Module], repeats: int) -> dict[str, Any]:
         "peer": round(statistics.median(a + b for a, b in zip(built, pruned, strict=True)), 3),
         "peer_removed": round(removed, 3),
     }
+
+
+def make_pruner(tp: Any, model: nn.Module, x: Tensor, last: nn.Module, heads: dict[nn.Module, int]) -> Any:
+    """Their pruner, with its dependency graph."""
+    return tp.pruner.MagnitudePruner(
+        model,
+        x,
+        importance=tp.importance.MagnitudeImportance(p=2),
+        pruning_ratio=RATIO,
+        ignored_layers=[last],
+        num_heads=heads,
+    )
 
 
 def timm_heads(model: nn.Module) -> dict[nn.Module, int]:

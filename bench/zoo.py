@@ -23,6 +23,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,12 +94,20 @@ def passed_before(journal: Path) -> dict[str, dict[str, Any]]:
     return {name: row for name, row in rows.items() if row["passed"]}
 
 
-def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """All rows so far as CSV; frozen axes as the number of parameters they touch, by reason."""
+def write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """All rows so far as CSV; of the frozen axes the ops and how many dims of parameters each keeps whole."""
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(row | {"frozen": frozen_text(row.get("frozen", ()))} for row in rows)
+
+
+def frozen_text(frozen: Iterable[Mapping[str, Any]]) -> str:
+    """``"aten.unbind.int 24, aten.index.Tensor 2"``: what keeps how many dims of parameters whole."""
+    counts = Counter[str]()
+    for reason in frozen:
+        counts[reason["op"] or reason["kind"]] += len(reason["params"])
+    return ", ".join(f"{op} {count}" for op, count in counts.items())
 
 
 def summary(rows: Sequence[Mapping[str, Any]], least: float) -> int:

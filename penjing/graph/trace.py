@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from penjing.errors import TraceError
 from penjing.graph.source import source_of
 from penjing.graph.tidy import tidy
-from penjing.graph.tree import Held, attach, build_tree, held_tensors
+from penjing.graph.tree import Held, graph_module, held_tensors
 from penjing.log import silenced
 
 BATCH_STANDIN = 1009
@@ -300,9 +300,7 @@ def _graph(
     known = {item.name for item in held}
     constants = tidy(unlifted, aliases, known, notes, prefix)
     lifted = [Held(name, tensor, False) for name, tensor in constants.items()]
-    module = fx.GraphModule(build_tree([*held, *lifted]), unlifted.graph, type(model).__name__)
-    for item in [*held, *lifted]:  # what the graph never reads is kept all the same
-        attach(module, item)
+    module = graph_module([*held, *lifted], unlifted.graph, type(model).__name__)
     params = {item.name: item.tensor for item in held if item.name not in aliases and _is_param(item)}
     buffers = {
         item.name: item.tensor

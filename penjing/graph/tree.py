@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,6 +17,17 @@ class Held:
     name: str
     tensor: Tensor
     persistent: bool = True
+
+
+def graph_module(tensors: Sequence[Held], graph: fx.Graph, name: str) -> fx.GraphModule:
+    """A graph with its tensors, those too that it never reads; its Python code is written when first called.
+
+    Planning never calls it, and writing the code takes as long as all of planning.
+    """
+    module = _LazyGraphModule(build_tree(tensors), graph, name)
+    for held in tensors:
+        attach(module, held)
+    return module
 
 
 def held_tensors(model: nn.Module) -> Iterator[Held]:

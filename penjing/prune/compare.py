@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from penjing.graph.trace import bind_inputs, eval_view
@@ -13,9 +13,9 @@ from penjing.graph.trace import bind_inputs, eval_view
 TOLERANCE = 1e-5  # the same ops on the same numbers: only the order of sums may differ
 
 
-def compare(module: nn.Module, reference: nn.Module, example_inputs: Any) -> str:
-    """Run both in eval mode on the same inputs; "" if they agree, else what differs."""
-    ours, theirs = run(module, example_inputs), run(reference, example_inputs)
+def compare(module: nn.Module, reference: fx.GraphModule, example_inputs: Any) -> str:
+    """Run a model in eval mode and a traced graph on the same inputs; "" if they agree, else what differs."""
+    ours, theirs = run(module, example_inputs), interpret(reference, example_inputs)
     error = relative_error(ours, theirs)
     if not error <= TOLERANCE:
         return f"its output differs from the sliced graph's by {error:.1e} (relative)"
@@ -26,6 +26,13 @@ def run(model: nn.Module, inputs: Any) -> Any:
     """One forward pass in eval mode without gradients; the training flags are as before afterwards."""
     with eval_view(model):
         return forward(model, inputs)
+
+
+def interpret(graph: fx.GraphModule, inputs: Any) -> Any:
+    """The flat outputs of one pass over a traced graph, op by op: no code is written for it."""
+    leaves = pytree.tree_leaves(bind_inputs(graph, inputs))
+    with torch.no_grad():
+        return fx.Interpreter(graph).run(*leaves, enable_io_processing=False)
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from penjing.errors import PruneError
 from penjing.graph import Coupling, Graph, is_kept_whole, positions
-from penjing.graph.tree import Held, attach, build_tree
+from penjing.graph.tree import Held, graph_module
 from penjing.prune.ranges import Positions
 from penjing.prune.slicing.site import REWRITERS, Rewriter, Site
 
@@ -88,9 +88,7 @@ def slice_graph(
     drop_unused_reads(sliced)
     held = [Held(h.name, tensors[graph.aliases.get(h.name, h.name)], h.persistent) for h in graph.held()]
     held += [Held(name, value, persistent=False) for name, value in constants.items()]
-    module = fx.GraphModule(build_tree(held), sliced, "Pruned")
-    for item in held:  # what the graph never reads is kept all the same
-        attach(module, item)
+    module = graph_module(held, sliced, "Pruned")
     return replace(
         graph,
         module=module,
