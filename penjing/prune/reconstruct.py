@@ -34,8 +34,8 @@ class ReconstructConfig(Config):
         holdout: Fraction of the samples held back to choose each layer's ridge.
         ridges: Ridges to try, relative to the mean variance of a layer's inputs. A layer keeps its weights
             where none of them lowers its error on the held-back samples.
-        layers: ``"pruned"`` refits layers that read pruned channels; ``"all"`` also those whose inputs
-            have only drifted.
+        layers: ``"all"`` refits every layer from the first pruned one on, also those whose inputs have only
+            drifted; ``"pruned"`` only those that read pruned channels.
         drift: Let residual branches correct the drift of their shortcut.
         max_features: Layers with more inputs (channels × kernel) are fitted from samples instead of second
             moments.
@@ -47,7 +47,7 @@ class ReconstructConfig(Config):
     max_samples: int = Field(default=2048, ge=8)
     holdout: float = Field(default=0.2, gt=0, lt=1)
     ridges: tuple[float, ...] = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-    layers: Literal["pruned", "all"] = "pruned"
+    layers: Literal["all", "pruned"] = "all"
     drift: bool = True
     max_features: int = Field(default=2560, ge=1)
     max_rows: int = Field(default=131_072, ge=16)

@@ -189,11 +189,17 @@ def test_correcting_the_drift_of_the_shortcut_beats_ignoring_it() -> None:
     teacher = settle(Residual().eval(), data)
     inner = ["bn1.weight", "*.bn2.weight"]
     pruned = prune(teacher, data[0][:2], ratio=0.4, ignore=inner)
-    with_drift = reconstruct(pruned.model, teacher, pruned.plan, data)
-    without = reconstruct(pruned.model, teacher, pruned.plan, data, ReconstructConfig(drift=False))
+    readers = ReconstructConfig(layers="pruned")
+    with_drift = reconstruct(pruned.model, teacher, pruned.plan, data, readers)
+    readers = ReconstructConfig(layers="pruned", drift=False)
+    without = reconstruct(pruned.model, teacher, pruned.plan, data, readers)
     assert {layer.target for layer in with_drift.layers} == {"sum"}
     assert {layer.target for layer in without.layers} == {"output"}
     assert error(with_drift.model, teacher, unseen) < error(without.model, teacher, unseen)
+    # layers that read whole but drifted inputs have something to make good, too
+    everything = reconstruct(pruned.model, teacher, pruned.plan, data)
+    assert len(everything.layers) > len(with_drift.layers)
+    assert error(everything.model, teacher, unseen) < error(with_drift.model, teacher, unseen)
 
 
 def test_rebased_norms_give_the_same_function_and_hold_the_true_statistics() -> None:
