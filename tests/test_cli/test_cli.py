@@ -39,7 +39,10 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    ["inspect", "prune", "recover", "quantize", "export", "compress", "report", "bench", "demo", "run"],
+    [
+        *("inspect", "prune", "recover", "quantize", "export", "compress"),
+        *("report", "bench", "demo", "run", "study", "worker"),
+    ],
 )
 def test_every_verb_offers_json(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     code, out, _ = call(capsys, verb, "--help")
