@@ -68,7 +68,12 @@ def peer(case: Case, out: Path, method: str) -> None:
 
 METHODS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "penjing (default)": (ours, {}),
-    "penjing (second order)": (ours, {"rounding": "second_order"}),
+    "penjing (nearest)": (ours, {"rounding": "nearest"}),
+    "penjing (4-bit weights, simulated)": (ours, {"weight_bits": 4}),
+    "penjing (4-bit weights, nearest, simulated)": (ours, {"weight_bits": 4, "rounding": "nearest"}),
+    "penjing (dynamic)": (ours, {"mode": "dynamic"}),
+    "penjing (8-bit weights alone)": (ours, {"mode": "weight_only"}),
+    "penjing (4-bit weights alone)": (ours, {"mode": "weight_only", "weight_bits": 4}),
     "penjing (min_max, absmax)": (
         ours,
         {"observer": "min_max", "weights": "absmax", "equalize": False, "bias_correction": False},

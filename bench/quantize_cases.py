@@ -110,7 +110,7 @@ _EVALUATION_PHOTOS = (
 
 
 def photo_crops(names: tuple[str, ...], count: int, *, size: int = 224, seed: int) -> NDArray[np.float32]:
-    """Random square crops of scikit-image's photos: a tenth to all of the shorter side's area, mirrored."""
+    """Random square crops of scikit-image's photos: a third to all of the shorter side's area, mirrored."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
         raise SystemExit("the photographs are scikit-image's: pip install scikit-image")
@@ -120,7 +120,7 @@ def photo_crops(names: tuple[str, ...], count: int, *, size: int = 224, seed: in
     out = np.empty((count, 3, size, size), np.float32)
     for index in range(count):
         photo = photos[index % len(photos)]
-        side = int(min(photo.size) * np.sqrt(draw.uniform(0.1, 1.0)))
+        side = int(min(photo.size) * np.sqrt(draw.uniform(0.33, 1.0)))
         left, top = (int(draw.integers(0, whole - side + 1)) for whole in photo.size)
         crop = photo.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
         x_HWC = np.asarray(crop, np.float32)[:, :: 1 if draw.random() < 0.5 else -1]
@@ -192,6 +192,7 @@ class Encoder(nn.Module):
         x = self.norm(x)
         keep = attention_mask.to(x.dtype)
         bias = (1.0 - keep)[:, None, None, :] * -1e4
+        layer: Any
         for layer in self.layers:
             q, k, v = (
                 layer[name](x).reshape(batch, length, self.heads, -1).transpose(1, 2)

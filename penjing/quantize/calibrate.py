@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from penjing.quantize.observe import Observer, make_observer
 from penjing.quantize.runtime import Session, batch_limit
 
 Visit = Callable[[str, NDArray[Any]], None]
+_MEAN_SAMPLES = 128
 
 
 @dataclass
@@ -45,6 +46,7 @@ def calibrate(
     *,
     observer: str,
     mean_of: Iterable[str] = (),
+    also: Mapping[str, Visit] | None = None,
     values_per_sample: int,
     memory_mb: int,
     seed: int = 0,
@@ -57,7 +59,8 @@ def calibrate(
         feeds: The calibration data.
         tensors: Values to find a range for.
         observer: Name of the observer.
-        mean_of: Values whose mean over the samples is wanted.
+        mean_of: Values whose mean over the samples is wanted; the first 128 samples are used.
+        also: Further values, and what hears each of them in the same pass.
         values_per_sample: Values per tensor and sample shown to histograms, drawn once per tensor.
         memory_mb: See `stream`.
         seed: Of the draw.
@@ -70,6 +73,7 @@ def calibrate(
     drawn: dict[tuple[str, int], NDArray[np.int64]] = {}
     counts: dict[str, int] = {}
     averaged = set(mean_of)
+    listeners = dict(also or {})
 
     def visit(name: str, x: NDArray[Any]) -> None:
         rows_NK = x.reshape(len(x), -1)
@@ -86,8 +90,10 @@ def calibrate(
             else:
                 sample_NK = rows_NK
             found.observers[name].update(sample_NK, low_N, high_N)
-        if name in averaged:
-            total = x.sum(axis=0, dtype=np.float64)
+        if name in listeners:
+            listeners[name](name, x)
+        if name in averaged and counts.get(name, 0) < _MEAN_SAMPLES:
+            total = x.sum(axis=0).astype(np.float64)
             if name in found.means and found.means[name].shape == total.shape:
                 found.means[name] += total
             elif name not in found.means:
@@ -98,7 +104,7 @@ def calibrate(
             counts[name] = counts.get(name, 0) + len(x)
 
     found.samples = stream(
-        model, feeds, [*found.observers, *averaged], visit, memory_mb=memory_mb, listen=listen
+        model, feeds, [*found.observers, *averaged, *listeners], visit, memory_mb=memory_mb, listen=listen
     )
     for name in found.means:
         found.means[name] /= counts[name]

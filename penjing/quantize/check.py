@@ -17,6 +17,7 @@ from penjing.quantize.runtime import Session, batch_limit
 from penjing.quantize.scheme import decibels
 
 _LOSS_DB = 1.0
+_BATCH = 8
 
 
 class Powers:
@@ -128,7 +129,7 @@ def check_file(path: Path, reference: Session, feeds: Feeds, samples: int) -> Fi
     """Measure a quantized file on ``samples`` samples, each run once per network."""
     kernels, simulation = Session(path), Session(path, simulate=True)
     pairs = {"sqnr": Powers(), "simulated": Powers(), "agreement": Powers()}
-    for feed, _ in feeds.batches(32, samples):
+    for feed, _ in feeds.batches(_BATCH, samples):
         wanted, found, imitated = reference.run(feed), kernels.run(feed), simulation.run(feed)
         for name in [n for n, values in wanted.items() if values.dtype.kind == "f"]:
             pairs["sqnr"].add(name, wanted[name], found[name])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from penjing.config import Config
 from penjing.quantize.observe import observers
@@ -14,16 +14,22 @@ class QuantizeConfig(Config):
     """How a network is brought to int8: unsigned 8-bit activations, signed 8-bit weights per output channel.
 
     Attributes:
+        mode: ``"static"``: activations and weights in 8 bits, ranges from calibration. ``"dynamic"``: linear
+            layers alone, activation ranges found while running. ``"weight_only"``: linear weights alone, in 8
+            or 4 bits.
+        block: Inputs that share a step, for 4-bit weights alone; a power of two.
         observer: How activation ranges are found, by name (``penjing.quantize.observers()`` lists them).
         weights: How each output channel's weight scale is found: its largest magnitude, or least squared
             error.
+        weight_bits: Bits of a weight's levels. Below 8 they are still stored in bytes, which makes nothing
+            faster: a simulation of what fewer bits cost.
         samples: Calibration samples read from the data, at most.
         values_per_sample: Values per tensor and sample that enter the histograms (extremes are always exact).
         memory_mb: Activations held at one time while calibrating, at most (at least one sample is).
         equalize: Even out channel ranges across layers where the function stays the same.
         bias_correction: Put the mean output error of the rounded weights into the biases.
-        rounding: ``"nearest"``, or ``"second_order"``: each weight's rounding error is carried over to the
-            weights not yet rounded, by the calibration inputs' second moments.
+        rounding: ``"second_order"``: each weight's rounding error is carried over to the weights not yet
+            rounded, by the calibration inputs' second moments; or ``"nearest"``.
         reduce_range: How weights are kept from overflowing the 16-bit sums of CPUs without int8 dot products:
             ``"pairs"`` limits only the weight pairs that would, ``"full"`` uses 7 bits, ``"off"`` neither,
             ``"auto"`` is ``"pairs"`` where this machine needs it.
@@ -39,21 +45,33 @@ class QuantizeConfig(Config):
             most.
     """
 
+    mode: Literal["static", "dynamic", "weight_only"] = "static"
+    block: Literal[16, 32, 64, 128, 256] = 32
     observer: str = "mse"
     weights: Literal["absmax", "mse"] = "mse"
-    samples: Annotated[int, Field(ge=1)] = 512
+    weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
+    samples: Annotated[int, Field(ge=1)] = 256
     values_per_sample: Annotated[int, Field(ge=16)] = 4096
     memory_mb: Annotated[int, Field(ge=1)] = 256
     equalize: bool = True
     bias_correction: bool = True
-    rounding: Literal["nearest", "second_order"] = "nearest"
+    rounding: Literal["nearest", "second_order"] = "second_order"
     reduce_range: Literal["auto", "off", "pairs", "full"] = "auto"
     max_drop: Annotated[float | None, Field(ge=0, le=1)] = None
     sensitivity: bool = False
     ignore: tuple[str, ...] = ()
     ops: tuple[Literal["Conv", "Gemm", "MatMul"], ...] = ("Conv", "Gemm", "MatMul")
     min_agreement_db: float = 35.0
-    check_samples: Annotated[int, Field(ge=1)] = 64
+    check_samples: Annotated[int, Field(ge=1)] = 32
+
+    @model_validator(mode="after")
+    def _written_forms(self) -> Self:
+        allowed = {"static": range(2, 9), "dynamic": (8,), "weight_only": (4, 8)}[self.mode]
+        if self.weight_bits not in allowed:
+            raise ValueError(f"mode {self.mode!r} takes weight_bits of {', '.join(map(str, allowed))}")
+        if self.mode != "static" and (self.max_drop is not None or self.sensitivity):
+            raise ValueError(f"max_drop and sensitivity are for mode 'static', not {self.mode!r}")
+        return self
 
     @field_validator("observer")
     @classmethod

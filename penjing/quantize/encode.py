@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 from penjing.quantize.bias import mean_output
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.graph import bias_of, int_attribute, name_of, weight_axis, weight_of
-from penjing.quantize.scheme import ActivationParams, decibels
-from penjing.quantize.weights import Guard, QuantizedWeight, quantize_weight
+from penjing.quantize.scheme import ActivationParams, decibels, weight_top
+from penjing.quantize.weights import (
+    Guard,
+    QuantizedWeight,
+    as_rows,
+    from_rows,
+    quantize_weight,
+    round_rows,
+)
 
 _BIAS_MAX = 2.0**30
 
@@ -43,6 +50,7 @@ def encode_layer(
     guard: Guard,
     mean: NDArray[np.float64] | None = None,
     moments: NDArray[np.float64] | None = None,
+    scale_O: NDArray[np.float32] | None = None,
 ) -> EncodedLayer:
     """Round a layer's weight and bias for an input stored with ``params``.
 
@@ -53,18 +61,22 @@ def encode_layer(
         guard: What protects 16-bit sums.
         mean: Mean input over the samples, for bias correction; None for none.
         moments: Second moments of the input patches, for second-order rounding; None rounds to nearest.
+        scale_O: The weight's steps where they were learned.
     """
     w, axis, bias_O = weight_of(node), weight_axis(node), bias_of(node)
-    group = int_attribute(node, "group", 1)
-    depthwise = node.op_type == "Conv" and w.shape[1] == 1 and group == w.shape[0] and group > 1
+    guard = guard_of(node, guard)
+    top = weight_top(config.weight_bits)
     least_O = None if bias_O is None else np.abs(bias_O.astype(np.float64)) / (params.scale * _BIAS_MAX)
-    weight = quantize_weight(
-        w, axis, method=config.weights, guard=guard, depthwise=depthwise, least_O=least_O
-    )
+    if scale_O is not None:
+        scale_O = scale_O if least_O is None else np.maximum(scale_O, least_O.astype(np.float32))
+        levels_OK = round_rows(as_rows(w, axis), scale_O, guard, top)
+        weight = QuantizedWeight(from_rows(levels_OK, w.shape, axis), scale_O, axis)
+    else:
+        weight = quantize_weight(w, axis, method=config.weights, guard=guard, least_O=least_O, top=top)
     if moments is not None:
         from penjing.quantize.rounding import second_order
 
-        weight = second_order(w, weight, moments, guard="off" if depthwise else guard)
+        weight = second_order(w, weight, moments, guard=guard, top=top)
     error = weight.dequantized() - w
     if config.bias_correction and mean is not None and node.op_type != "MatMul":
         shift_O = mean_output(node, mean, error)
@@ -81,6 +93,13 @@ def encode_layer(
     return EncodedLayer(weight, encoded, steps_O, db)
 
 
+def guard_of(node: ir.Node, guard: Guard) -> Guard:
+    """The guard a layer needs: depthwise kernels do not add in 16 bits."""
+    group = int_attribute(node, "group", 1)
+    depthwise = node.op_type == "Conv" and group > 1 and weight_of(node).shape[:2] == (group, 1)
+    return "off" if depthwise else guard
+
+
 def encode_layers(
     graph: ir.Graph,
     layers: Mapping[str, str],
@@ -90,8 +109,10 @@ def encode_layers(
     guard: Guard,
     means: Mapping[str, NDArray[np.float64]],
     moments: Mapping[str, NDArray[np.float64]],
+    scales: Mapping[str, NDArray[np.float32]],
 ) -> dict[str, EncodedLayer]:
-    """All layers of a placement, by output name; ``params`` and ``means`` are by input tensor."""
+    """All layers of a placement, by output name; ``params`` and ``means`` are by input tensor, ``scales``
+    (learned weight steps) by output name."""
     encoded: dict[str, EncodedLayer] = {}
     for node in graph:
         out = name_of(node.outputs[0]) if node.outputs else ""
@@ -101,6 +122,12 @@ def encode_layers(
         assert source is not None
         name = name_of(source)
         encoded[out] = encode_layer(
-            node, params[name], config=config, guard=guard, mean=means.get(name), moments=moments.get(out)
+            node,
+            params[name],
+            config=config,
+            guard=guard,
+            mean=means.get(name),
+            moments=moments.get(out),
+            scale_O=scales.get(out),
         )
     return encoded

@@ -17,6 +17,7 @@ from penjing.errors import QuantizeError
 from penjing.files import atomic_write
 from penjing.quantize.encode import EncodedLayer
 from penjing.quantize.graph import constant, name_of
+from penjing.quantize.linears import LinearWeight
 from penjing.quantize.place import Placement
 from penjing.quantize.scheme import ActivationParams
 
@@ -68,13 +69,37 @@ def save_quantized(
     return path
 
 
+def save_linears(
+    path: Path, model: ir.Model, encoded: Mapping[str, tuple[str, str, LinearWeight]], scheme: str
+) -> Path:
+    """Write linear weights of few bits: int8 levels ``NAME`` (outputs by inputs) and steps ``NAME.scale``
+    (outputs by blocks), and everything else as it is.
+
+    Args:
+        path: The file; replaced atomically.
+        model: The prepared fp32 graph.
+        encoded: Weight name, layer name and numbers of each layer, by output name.
+        scheme: What was done, for the header.
+    """
+    tensors = {name: constant(value) for name, value in model.graph.initializers.items()}
+    kept = {name: np.ascontiguousarray(array) for name, array in tensors.items() if array is not None}
+    rows = []
+    for weight, layer, numbers in encoded.values():
+        kept |= {weight: numbers.q_NK, f"{weight}.scale": numbers.scale_NB}
+        rows.append({"name": layer, "weight": weight, "bias": None, "axis": 0, "block": numbers.block})
+    header = {"format": FORMAT, "scheme": {"weights": scheme}, "layers": rows}
+    with atomic_write(path) as aside:
+        save_file(kept, aside, metadata={_KEY: json.dumps(header, ensure_ascii=False)})
+    return path
+
+
 def read_header(path: Path | str) -> dict[str, Any]:
     """The header of a quantized weights file.
 
     Raises:
         QuantizeError: if it is not such a file, or of a newer version.
     """
-    return _read(path)[0]
+    return read_quantized(path)[0]
 
 
 def load_quantized(path: Path | str) -> dict[str, NDArray[Any]]:
@@ -85,12 +110,18 @@ def load_quantized(path: Path | str) -> dict[str, NDArray[Any]]:
     Raises:
         QuantizeError: if it is not such a file, or of a newer version.
     """
-    header, tensors = _read(path)
+    header, tensors = read_quantized(path)
+    return dequantize_all(header, tensors)
+
+
+def dequantize_all(header: dict[str, Any], tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The float32 arrays that a file's tensors stand for, by name; scales and zero points are used up."""
+    blocks = {layer["weight"]: layer["block"] for layer in header["layers"] if "block" in layer}
     axes = {
         layer[part]: layer["axis"] if part == "weight" else 0
         for layer in header["layers"]
         for part in ("weight", "bias")
-        if layer[part]
+        if layer[part] and "block" not in layer
     }
     out: dict[str, NDArray[Any]] = {}
     for name, array in tensors.items():
@@ -100,12 +131,20 @@ def load_quantized(path: Path | str) -> dict[str, NDArray[Any]]:
             zero = tensors[f"{name}.zero_point"].astype(np.int64).reshape(shape)
             levels = (array.astype(np.int64) - zero).astype(np.float32)
             out[name] = levels * tensors[f"{name}.scale"].reshape(shape)
-        elif not name.startswith("activation:") and name.rpartition(".")[0] not in axes:
+        elif name in blocks:
+            scale = np.repeat(tensors[f"{name}.scale"], blocks[name], axis=1)[:, : array.shape[1]]
+            out[name] = array.astype(np.float32) * scale
+        elif not name.startswith("activation:") and name.rpartition(".")[0] not in axes.keys() | blocks:
             out[name] = array
     return out
 
 
-def _read(path: Path | str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def read_quantized(path: Path | str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Header and tensors of a quantized weights file, as stored.
+
+    Raises:
+        QuantizeError: if it is not such a file, or of a newer version.
+    """
     try:
         with safe_open(str(path), framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -25,6 +25,7 @@ class Session:
         outputs: Values to give, by name; by default the graph's outputs.
         simulate: Run quantize and dequantize ops one by one in float instead of int8 kernels.
         threads: Threads inside an op; 0 lets the runtime choose.
+        arena: Keep the memory of the largest batch for the next one: faster, but it is never given back.
     """
 
     def __init__(
@@ -34,14 +35,14 @@ class Session:
         outputs: Sequence[str] | None = None,
         simulate: bool = False,
         threads: int = 0,
+        arena: bool = False,
     ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
         # Idle threads that spin take the cores that the statistics are computed on.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Arenas keep the largest batch's memory for good; calibration wants it back.
-        options.enable_cpu_mem_arena = outputs is None
+        options.enable_cpu_mem_arena = arena
         if simulate:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:

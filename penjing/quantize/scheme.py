@@ -14,6 +14,11 @@ WEIGHT_MAX = 127
 """Largest magnitude of a symmetric signed 8-bit weight."""
 
 
+def weight_top(bits: int) -> int:
+    """Largest magnitude of a symmetric signed weight of so many bits."""
+    return (1 << (bits - 1)) - 1
+
+
 @dataclass(frozen=True)
 class ActivationParams:
     """How one activation tensor is stored in unsigned 8 bits.

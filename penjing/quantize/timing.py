@@ -27,7 +27,7 @@ def time_against_fp32(
         threads: Threads inside an op.
         seconds: Time to spend, about; at least 5 calls each are made.
     """
-    sessions = (Session(fp32, threads=threads), Session(int8, threads=threads))
+    sessions = (Session(fp32, threads=threads, arena=True), Session(int8, threads=threads, arena=True))
     for session in sessions:
         session.run(feed)
     taken: tuple[list[float], list[float]] = ([], [])

@@ -46,26 +46,24 @@ def quantize_weight(
     *,
     method: Literal["absmax", "mse"] = "mse",
     guard: Guard = "off",
-    depthwise: bool = False,
     least_O: NDArray[np.float64] | None = None,
+    top: int = WEIGHT_MAX,
 ) -> QuantizedWeight:
     """Choose scales and round.
 
     ``absmax`` takes the smallest step that clips nothing; ``mse`` the step with the least squared error,
-    between 0.6 and 2 times that. With ``guard="pairs"`` the weights are also changed, as little as possible,
-    so that no two neighbours that a 16-bit sum adds can overflow it. The neighbours are ``(2j, 2j+1)`` in the
-    order kernel height, width, input channel, which is how the runtime packs; depthwise kernels do not add in
-    16 bits.
+    between 0.6 (0.4 where levels are few) and 2 times that. With ``guard="pairs"`` the weights are also
+    changed, as little as possible, so that no two neighbours that a 16-bit sum adds can overflow it. The
+    neighbours are ``(2j, 2j+1)`` in the order kernel height, width, input channel, as the runtime packs them.
 
     Args:
         w: The weight: OIHW…, or 2-D with ``axis`` telling the output channels.
         axis: The output channel axis.
         method: ``"absmax"`` or ``"mse"``.
         guard: What protects 16-bit sums.
-        depthwise: One input channel per output channel.
         least_O: Smallest allowed step per channel (so that a bias fits its 32 bits).
+        top: Largest level: 127 of 8 bits, 7 of 4 bits.
     """
-    guard = "off" if depthwise else guard
     rows_OK = as_rows(w, axis)
     scale_O = np.empty(len(rows_OK), np.float32)
     q_OK = np.empty(rows_OK.shape, np.int8)
@@ -73,16 +71,25 @@ def quantize_weight(
     for start in range(0, len(rows_OK), step):
         part = slice(start, start + step)
         least = None if least_O is None else least_O[part]
-        scale_O[part] = choose_scale(rows_OK[part], method, guard, least)
-        q_OK[part] = round_rows(rows_OK[part], scale_O[part], guard)
+        scale_O[part] = choose_scale(rows_OK[part], method, guard, least, top)
+        q_OK[part] = round_rows(rows_OK[part], scale_O[part], guard, top)
     return QuantizedWeight(from_rows(q_OK, w.shape, axis), scale_O, axis)
 
 
+def highest(guard: Guard, top: int = WEIGHT_MAX) -> int:
+    """The largest level that the guard leaves of ``top``."""
+    return min(top, PAIR_MAX // 2) if guard == "full" else top
+
+
 def choose_scale(
-    rows_OK: NDArray[np.float32], method: str, guard: Guard, least_O: NDArray[np.float64] | None = None
+    rows_OK: NDArray[np.float32],
+    method: str,
+    guard: Guard,
+    least_O: NDArray[np.float64] | None = None,
+    top: int = WEIGHT_MAX,
 ) -> NDArray[np.float32]:
     """The step of each row; rows of zeros get 1 (or what ``least_O`` asks for)."""
-    top = WEIGHT_MAX if guard != "full" else PAIR_MAX // 2
+    top = highest(guard, top)
     absmax_O = np.abs(rows_OK).max(axis=1, initial=0.0).astype(np.float64)
     base_O = absmax_O / top
     if guard == "pairs" and method == "absmax":
@@ -96,12 +103,13 @@ def choose_scale(
         return scale_O
     best_O = np.full(len(rows_OK), np.inf)
     chosen_O = scale_O.copy()
-    for ratio in _RATIOS if guard == "pairs" else _RATIOS[_RATIOS <= 1.0]:
+    ratios = _RATIOS if guard == "pairs" else _RATIOS[_RATIOS <= 1.0]
+    for ratio in ratios if top > 15 else np.linspace(1.0, 0.4, 31):
         trial_O = (scale_O * np.float32(ratio)).astype(np.float32)
         if least_O is not None:
             trial_O = np.maximum(trial_O, least_O.astype(np.float32))
         error_O = np.square(
-            round_rows(rows_OK, trial_O, guard).astype(np.float32) * trial_O[:, None] - rows_OK,
+            round_rows(rows_OK, trial_O, guard, top).astype(np.float32) * trial_O[:, None] - rows_OK,
             dtype=np.float32,
         ).sum(axis=1, dtype=np.float64)
         better_O = error_O < best_O
@@ -109,9 +117,11 @@ def choose_scale(
     return chosen_O
 
 
-def round_rows(rows_OK: NDArray[np.floating], scale_O: NDArray[np.float32], guard: Guard) -> NDArray[np.int8]:
+def round_rows(
+    rows_OK: NDArray[np.floating], scale_O: NDArray[np.float32], guard: Guard, top: int = WEIGHT_MAX
+) -> NDArray[np.int8]:
     """Nearest levels within what the guard allows."""
-    top = WEIGHT_MAX if guard != "full" else PAIR_MAX // 2
+    top = highest(guard, top)
     levels_OK = np.clip(np.rint(rows_OK / scale_O[:, None]), -top, top)
     if guard == "pairs":
         levels_OK = shrink_pairs(levels_OK)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from penjing.export.onnx import export_onnx
 from penjing.quantize import QuantizeConfig, quantize
-from penjing.quantize.equalize import Region, choose_factors, equalize, find_regions
+from penjing.quantize.equalize import choose_factors, equalize, find_regions
 from penjing.quantize.feeds import Feeds, input_specs
 from penjing.quantize.place import place
 from penjing.quantize.prepare import load_onnx, prepare
@@ -20,7 +20,7 @@ from penjing.quantize.runtime import Session
 
 
 class Mobile(nn.Module):
-    """Residual bottleneck with ReLU6, a depthwise convolution and channels of very different ranges."""
+    """Residual bottleneck with a depthwise convolution and channels of very different ranges."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Mobile(nn.Module):
             self.head.bias.zero_()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = functional.relu6(self.depthwise(functional.relu6(self.expand(x))))
+        x = functional.relu(self.depthwise(functional.relu(self.expand(x))))
         x = functional.relu(self.grouped(x))
         x = x + self.project(x)
         out: torch.Tensor = self.head(x.mean(dim=(2, 3)))
@@ -65,12 +65,30 @@ class Smooth(nn.Module):
         return out
 
 
+class PostNorm(nn.Module):
+    """The same features, read by a residual sum too: no constant can take a factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(32)
+        self.up, self.down = nn.Linear(32, 96), nn.Linear(96, 32)
+        with torch.no_grad():
+            self.norm.weight[:2] = 60.0
+            self.up.weight[:, :2] *= 0.02
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        out: torch.Tensor = y / 60.0 + self.down(functional.gelu(self.up(y)))
+        return out
+
+
 def file_of(model: nn.Module, folder: Path, shape: tuple[int, ...]) -> Path:
     return export_onnx(model.eval(), folder / "fp32.onnx", torch.zeros(2, *shape))
 
 
 @pytest.mark.parametrize(
-    ("make", "shape"), [(Mobile, (3, 12, 12)), (Residual, (3, 16, 16)), (Smooth, (7, 32))]
+    ("make", "shape"),
+    [(Mobile, (3, 12, 12)), (Residual, (3, 16, 16)), (Smooth, (7, 32)), (PostNorm, (7, 32))],
 )
 def test_equalizing_keeps_the_function(make: type[nn.Module], shape: tuple[int, ...], tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -85,7 +103,10 @@ def test_equalizing_keeps_the_function(make: type[nn.Module], shape: tuple[int, 
         np.testing.assert_allclose(after[name], wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize(("make", "shape", "least"), [(Mobile, (3, 12, 12), 1.0), (Smooth, (7, 32), 6.0)])
+@pytest.mark.parametrize(
+    ("make", "shape", "least"),
+    [(Mobile, (3, 12, 12), 1.0), (Smooth, (7, 32), 6.0), (PostNorm, (7, 32), 3.0)],
+)
 def test_equalizing_gains(
     make: type[nn.Module], shape: tuple[int, ...], least: float, tmp_path: Path
 ) -> None:
@@ -123,14 +144,23 @@ def test_even_channels_are_left_alone(tmp_path: Path) -> None:
     assert np.all(choose_factors(regions[0], np.ones(8), np.ones(8)) == 1.0)
 
 
-def test_a_clipped_channel_never_shrinks(tmp_path: Path) -> None:
-    """A channel that reaches the clip keeps factor 1; the others grow at most to the clip's margin."""
+def test_a_bounded_clip_ends_a_region(tmp_path: Path) -> None:
+    """What calibration did not show may reach the bound, so nothing on either side of it is scaled."""
     torch.manual_seed(0)
-    graph = prepare(load_onnx(file_of(Mobile(), tmp_path, (3, 12, 12)))).graph
-    capped: list[Region] = [r for r in find_regions(graph, place(graph, QuantizeConfig())) if r.cap == 6.0]
-    assert capped
-    range_C = np.linspace(0.1, 6.0, 24)
-    factor_C = choose_factors(capped[0], range_C, range_C**2 / 3)
-    assert factor_C.max() <= 1.0
-    assert factor_C[-1] == 1.0
-    assert np.all(range_C / factor_C <= 6.0 + 1e-9)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 4, 1))
+    graph = prepare(load_onnx(file_of(model, tmp_path, (3, 8, 8)))).graph
+    assert find_regions(graph, place(graph, QuantizeConfig())) == []
+    model[1] = nn.ReLU()
+    graph = prepare(load_onnx(file_of(model, tmp_path, (3, 8, 8)))).graph
+    assert len(find_regions(graph, place(graph, QuantizeConfig()))) == 1
+
+
+def test_a_weak_channel_grows_four_times_at_most(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    graph = prepare(load_onnx(file_of(model, tmp_path, (3, 8, 8)))).graph
+    region = find_regions(graph, place(graph, QuantizeConfig()))[0]
+    range_C = np.geomspace(1e-3, 1.0, 8)
+    factor_C = choose_factors(region, range_C, range_C**2 / 3)
+    assert factor_C.min() >= 0.25
+    assert np.any(factor_C != 1.0)

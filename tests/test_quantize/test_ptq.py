@@ -115,8 +115,10 @@ def test_bias_steps_are_input_times_weight_steps(vgg_result: QuantizeResult) -> 
 
 
 def test_weights_are_the_modules_own(vgg: nn.Module, vgg_file: Path, tmp_path: Path) -> None:
-    """Without equalization, a Gemm's stored weight is the module's, to half a step of its channel."""
-    config = QuantizeConfig(equalize=False, weights="absmax", reduce_range="off", min_agreement_db=-200)
+    """Rounded to nearest without equalization, a Gemm's weight is the module's to half a step."""
+    config = QuantizeConfig(
+        equalize=False, weights="absmax", rounding="nearest", reduce_range="off", min_agreement_db=-200
+    )
     result = quantize(vgg_file, batches(), config, out=tmp_path / "m.onnx", time_it=False)
     weights = load_quantized(result.weights_path)
     own = vgg.state_dict()["classifier.4.weight"].numpy()

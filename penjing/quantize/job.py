@@ -1,0 +1,368 @@
+"""One quantization under way: the steps between a prepared fp32 graph and a checked int8 file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from torch import nn
+
+from penjing.errors import QuantizeError
+from penjing.events import Listener
+from penjing.files import atomic_write
+from penjing.quantize import mixed
+from penjing.quantize.calibrate import Calibration, calibrate
+from penjing.quantize.check import check_file, layer_errors
+from penjing.quantize.config import QuantizeConfig
+from penjing.quantize.cpu import sums_pairs_in_16_bits
+from penjing.quantize.emit import emit
+from penjing.quantize.encode import EncodedLayer, encode_layers
+from penjing.quantize.equalize import equalize
+from penjing.quantize.feeds import Feeds, input_specs, split_batch
+from penjing.quantize.graph import name_of
+from penjing.quantize.pack import save_quantized
+from penjing.quantize.place import Placement, layer_names, place
+from penjing.quantize.prepare import initializer_bytes, load_onnx, prepare
+from penjing.quantize.result import LayerRow, QuantizeResult, Timing
+from penjing.quantize.rounding import Moments
+from penjing.quantize.runtime import Session
+from penjing.quantize.scheme import ActivationParams, activation_params
+from penjing.quantize.timing import time_against_fp32
+from penjing.quantize.weights import Guard
+
+_LAYER_SAMPLES = 8
+_DEAD = "its input is constant on the calibration data"
+
+
+def as_onnx(model: nn.Module | Path | str, data: Iterable[Any], example_inputs: Any, folder: Path) -> Path:
+    """The path of an ONNX file as it is; a module, exported into ``folder``."""
+    if not isinstance(model, nn.Module):
+        return Path(model)
+    from penjing.export.onnx import export_onnx
+
+    if example_inputs is None:
+        first = next(iter(data), None)
+        if first is None:
+            raise QuantizeError("the calibration data is empty", remedy="Give at least one batch of samples")
+        example_inputs = split_batch(first, 1)[0]
+    return export_onnx(model, folder / "fp32.onnx", example_inputs, dynamic_batch="auto")
+
+
+@dataclass
+class Job:
+    """One quantization under way.
+
+    Attributes:
+        source: The fp32 file.
+        data: Calibration batches.
+        config: The options.
+        seed: Of the draws that histograms are made from.
+        listen: Hears progress.
+        model: The prepared graph whose numbers are rounded.
+        reference: The fp32 network that outputs are measured against, as it was given: evening out channel
+            ranges changes it where a clip then cuts values that calibration did not show.
+        feeds: The data as the runtime wants it.
+        seen: What calibration heard.
+        placement: What is 8-bit at present.
+        ranges: Range of each 8-bit tensor that was observed.
+        params: Scale and zero point of each 8-bit tensor.
+        moments: Second moments of layer inputs, for second-order rounding.
+        keep: Layers in float, with the reason.
+        scales: Learned steps of weights, by output name.
+        gains: What each layer alone in float gains, in dB.
+        notes: Lines for people.
+    """
+
+    source: Path
+    data: Iterable[Any]
+    config: QuantizeConfig
+    seed: int
+    listen: Listener
+    model: ir.Model = field(init=False)
+    reference: Path | ir.Model = field(init=False)
+    feeds: Feeds = field(init=False)
+    seen: Calibration = field(default_factory=lambda: Calibration({}))
+    placement: Placement = field(init=False)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    params: dict[str, ActivationParams] = field(default_factory=dict)
+    moments: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    keep: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    gains: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.model, self.reference = prepare(load_onnx(self.source)), self.source
+        self.fp32_bytes = initializer_bytes(self.model)
+        self.feeds = Feeds(self.data, input_specs(self.model.graph), self.config.samples)
+        self.guard: Guard = (
+            ("pairs" if sums_pairs_in_16_bits() else "off")
+            if self.config.reduce_range == "auto"
+            else self.config.reduce_range
+        )
+        self.nodes = {name_of(n.outputs[0]): n for n in self.model.graph if n.outputs}
+        self.names = layer_names(self.model.graph)
+
+    def calibrate(self) -> None:
+        """Equalize, place, and find ranges; layers whose input never changes go back to float."""
+        config = self.config
+        placement = place(self.model.graph, config)
+        if not placement.layers:
+            reasons = (
+                "; ".join(sorted(set(placement.kept.values())))
+                or "it has no Conv, Gemm or MatMul with weights"
+            )
+            raise QuantizeError(
+                f"nothing can be quantized ({reasons})",
+                remedy="Give a network with such layers, or ignore fewer",
+            )
+        if config.equalize:
+            regions = equalize(self.model, placement, self.feeds, memory_mb=config.memory_mb)
+            if regions:
+                self.notes.append(f"channel ranges were evened out in {regions} places")
+                placement = place(self.model.graph, config)
+        self.seen = Calibration({})
+        self._observe(placement)
+        specs = {spec.name for spec in self.feeds.specs}
+        dead = {root for root, (low, high) in self.ranges.items() if low == high}
+        for name in dead & specs:
+            raise QuantizeError(
+                "the calibration data is constant", layer=name, remedy="Calibrate with real, varied samples"
+            )
+        for out, layer in placement.layers.items():
+            source = self.nodes[out].inputs[0]
+            if source is not None and placement.roots[name_of(source)] in dead:
+                self.keep[layer] = _DEAD
+                self.notes.append(f"{layer} stays in float: {_DEAD}")
+        self.placement = place(self.model.graph, config, self.keep)
+        if not self.placement.layers:
+            raise QuantizeError(
+                "every layer's input is constant on the calibration data",
+                remedy="Calibrate with real samples",
+            )
+        self._observe(self.placement)
+
+    def teach(
+        self,
+        model: ir.Model,
+        placement: Placement,
+        params: Mapping[str, ActivationParams],
+        scales: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        """Take what training found in the place of calibration; `reference` stays the network before it."""
+        self.model = model
+        self.nodes = {name_of(n.outputs[0]): n for n in model.graph if n.outputs}
+        self.placement = placement
+        self.seen = Calibration({})
+        self.params, self.scales = dict(params), dict(scales)
+        self.notes.append("weights and steps were learned (quantization-aware training)")
+
+    def _observe(self, placement: Placement) -> None:
+        """Calibrate what the placement needs and is not known yet."""
+        missing = [root for root in placement.observed if root not in self.params]
+        inputs = dict.fromkeys(_input_name(self.nodes[out]) for out in placement.layers)
+        means = (
+            [name for name in inputs if name not in self.seen.means] if self.config.bias_correction else []
+        )
+        if not missing:
+            return
+        layers = {out: self.nodes[out] for out in placement.layers if out not in self.moments}
+        moments = Moments(layers if self.config.rounding == "second_order" else {}, self.seed)
+        found = calibrate(
+            self.model,
+            self.feeds,
+            missing,
+            observer=self.config.observer,
+            mean_of=means,
+            also=moments.visits,
+            values_per_sample=self.config.values_per_sample,
+            memory_mb=self.config.memory_mb,
+            seed=self.seed,
+            listen=self.listen,
+        )
+        self.moments |= moments.means()
+        self.seen.observers.update(found.observers)
+        self.seen.means.update(found.means)
+        self.seen.samples = max(self.seen.samples, found.samples)
+        ranges = found.ranges()
+        self.ranges |= ranges
+        self.params |= {name: activation_params(*pair) for name, pair in ranges.items()}
+
+    def encode(self, placement: Placement) -> dict[str, EncodedLayer]:
+        """The numbers of each int8 layer."""
+        params = {name: self.params[root] for name, root in placement.roots.items()}
+        return encode_layers(
+            self.model.graph,
+            placement.layers,
+            params,
+            config=self.config,
+            guard=self.guard,
+            means=self.seen.means,
+            moments=self.moments,
+            scales=self.scales,
+        )
+
+    def rebuild(self, extra: Sequence[str]) -> ir.Model:
+        """The quantized graph with these layers in float besides those already kept."""
+        placement = place(self.model.graph, self.config, self.keep | dict.fromkeys(extra, "tried in float"))
+        if not placement.layers:
+            return self.model
+        self._observe(placement)
+        return emit(self.model, placement, self._roots(placement), self.encode(placement))
+
+    def _roots(self, placement: Placement) -> dict[str, ActivationParams]:
+        return {root: self.params[root] for root in placement.observed}
+
+    def measure_gains(self, layers: Sequence[str]) -> list[mixed.Sensitivity]:
+        """Each layer's gain in dB when it alone returns to float."""
+        macs = {layer: mixed.layer_macs(self.nodes[out]) for out, layer in self.names.items()}
+        found = mixed.sensitivities(
+            layers,
+            macs,
+            self.rebuild,
+            Session(self.reference),
+            self.feeds,
+            samples=min(self.config.check_samples, 32),
+            listen=self.listen,
+        )
+        self.gains = {item.layer: item.gain_db for item in found}
+        return found
+
+    def fall_back(
+        self, metric: mixed.Metric | None, eval_data: Iterable[Any] | None
+    ) -> tuple[float, float, int]:
+        """Return layers to float until the drop holds; gives fp32 metric, int8 metric, sample count."""
+        limit = self.config.max_drop
+        assert limit is not None
+        feeds = self.feeds if eval_data is None else Feeds(eval_data, self.feeds.specs, 2**62)
+        reference, metric = Session(self.reference), metric or mixed.top1
+        fp32, count = mixed.measure(reference, feeds, metric, reference)
+        value = mixed.measure(Session(self.rebuild(())), feeds, metric, reference)[0]
+        if fp32 - value <= limit:
+            return fp32, value, count
+        order = self.measure_gains(tuple(self.placement.layers.values()))
+        values: dict[int, float] = {}
+
+        def holds(number: int) -> bool:
+            tried = self.rebuild([item.layer for item in order[:number]])
+            values[number] = mixed.measure(Session(tried), feeds, metric, reference)[0]
+            return fp32 - values[number] <= limit
+
+        needed = mixed.fewest(len(order), holds)
+        if needed is None or needed == len(order):
+            raise QuantizeError(
+                f"the metric drops by {fp32 - value:.4f} and no int8 layer can stay within max_drop={limit}",
+                remedy="Accept a larger drop, or calibrate with more samples",
+            )
+        for item in order[:needed]:
+            self.keep[item.layer] = f"returned to float for max_drop ({item.gain_db:+.2f} dB)"
+        self.placement = place(self.model.graph, self.config, self.keep)
+        self.notes.append(f"{needed} of {len(order)} layers returned to float to hold the drop to {limit}")
+        return fp32, values[needed], count
+
+    def write(self, out: Path) -> QuantizeResult:
+        """Emit, write both files, and check them."""
+        placement, config = self.placement, self.config
+        encoded = self.encode(placement)
+        quantized = emit(self.model, placement, self._roots(placement), encoded)
+        save_model(quantized, out)
+        weights_path = save_quantized(
+            out.with_suffix(".safetensors"), quantized, placement, self._roots(placement), encoded
+        )
+        measured = check_file(out, Session(self.reference), self.feeds, config.check_samples)
+        if not measured.sound(config.min_agreement_db):
+            out.unlink()
+            weights_path.unlink()
+            raise QuantizeError(
+                f"int8 kernels agree with the simulation to {measured.agreement:.1f} dB only and are "
+                f"{measured.simulated - measured.sqnr:.1f} dB farther from fp32",
+                layer=out.name,
+                remedy="Set reduce_range to 'pairs' or 'full' if it is off; else report this model",
+            )
+        rows = self._rows(placement, encoded, self._errors(quantized, placement))
+        return QuantizeResult(
+            path=out,
+            weights_path=weights_path,
+            layers=rows,
+            sqnr_db=measured.sqnr,
+            agreement_db=measured.agreement,
+            simulated_db=measured.simulated,
+            num_quantized=len(placement.layers),
+            num_float=len(placement.floats),
+            float_ops=placement.floats,
+            size_bytes=out.stat().st_size,
+            fp32_bytes=self.fp32_bytes,
+            samples=self.seen.samples,
+            reduce_range=self.guard,
+            seconds=0.0,
+            notes=tuple(self.notes),
+        )
+
+    def _errors(self, quantized: ir.Model, placement: Placement) -> dict[str, float]:
+        """Signal to error after each int8 layer (past the ReLU where one is absorbed)."""
+        inside = {name_of(v) for node in quantized.graph for v in node.outputs}
+        after = {before: name for name, before in placement.clamps.items()}
+        tensors: dict[str, str] = {}
+        for layer in placement.layers:
+            name = after.get(layer, layer)
+            restored = f"{name}.float" if f"{name}.float" in inside else name
+            if restored in inside:
+                tensors[name] = restored
+        found = layer_errors(
+            self.model,
+            quantized,
+            tensors,
+            self.feeds,
+            samples=min(self.config.check_samples, _LAYER_SAMPLES),
+            memory_mb=self.config.memory_mb,
+        )
+        return {
+            layer: found[name] for layer in placement.layers if (name := after.get(layer, layer)) in found
+        }
+
+    def _rows(
+        self, placement: Placement, encoded: Mapping[str, EncodedLayer], errors: Mapping[str, float]
+    ) -> tuple[LayerRow, ...]:
+        rows = []
+        for out, name in self.names.items():
+            node, gain = self.nodes[out], self.gains.get(name)
+            if out not in encoded:
+                rows.append(LayerRow(name, node.op_type, False, placement.kept.get(out, ""), gain_db=gain))
+                continue
+            params = self.params[placement.roots[_input_name(node)]]
+            rows.append(
+                LayerRow(
+                    name,
+                    node.op_type,
+                    True,
+                    range_min=params.low,
+                    range_max=params.high,
+                    observer=self.config.observer,
+                    weight_db=encoded[out].weight_db,
+                    output_db=errors.get(out),
+                    gain_db=gain,
+                )
+            )
+        return tuple(rows)
+
+    def time(self, out: Path) -> Timing:
+        """One sample, one thread, against the fp32 source."""
+        feed = next(iter(self.feeds.batches(1, 1 if self.feeds.fixed is None else None)))[0]
+        return time_against_fp32(self.source, out, feed, threads=1, seconds=1.0)
+
+
+def _input_name(node: ir.Node) -> str:
+    source = node.inputs[0]
+    assert source is not None
+    return name_of(source)
+
+
+def save_model(model: ir.Model, out: Path) -> None:
+    """Write a graph as a file, atomically."""
+    with atomic_write(out) as aside:
+        ir.save(model, aside)

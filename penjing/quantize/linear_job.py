@@ -1,0 +1,85 @@
+"""Write a network whose linear layers alone are in few bits (modes ``dynamic`` and ``weight_only``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from penjing.errors import QuantizeError
+from penjing.quantize.calibrate import calibrate
+from penjing.quantize.check import check_file
+from penjing.quantize.graph import name_of
+from penjing.quantize.job import Job, save_model
+from penjing.quantize.linears import emit_linears, encode_linear
+from penjing.quantize.pack import save_linears
+from penjing.quantize.place import place
+from penjing.quantize.result import LayerRow, QuantizeResult
+from penjing.quantize.rounding import Moments
+from penjing.quantize.runtime import Session
+
+
+def write_linears(job: Job, out: Path) -> QuantizeResult:
+    """Round, write both files, and compare the file with fp32.
+
+    Raises:
+        QuantizeError: if the network has no linear layer, or the runtime cannot run the file.
+    """
+    config = job.config
+    placement = place(job.model.graph, config.model_copy(update={"ops": ("Gemm", "MatMul")}))
+    if not placement.layers:
+        raise QuantizeError(
+            f"it has no linear layer, which is all that mode {config.mode!r} changes",
+            remedy="Use mode 'static'",
+        )
+    layers = {name: job.nodes[name] for name in placement.layers}
+    moments = Moments(layers if config.rounding == "second_order" else {}, job.seed)
+    if moments.visits:
+        job.seen = calibrate(
+            job.model,
+            job.feeds,
+            [],
+            observer=config.observer,
+            also=moments.visits,
+            values_per_sample=config.values_per_sample,
+            memory_mb=config.memory_mb,
+            listen=job.listen,
+        )
+    heard = moments.means()
+    encoded = {name: encode_linear(node, config, job.guard, heard.get(name)) for name, node in layers.items()}
+    save_model(emit_linears(job.model, encoded, config), out)
+    named = {}
+    for name, numbers in encoded.items():
+        weight = layers[name].inputs[1]
+        assert weight is not None
+        named[name] = (name_of(weight), placement.layers[name], numbers)
+    scheme = f"{config.weight_bits}-bit symmetric, {config.mode}"
+    weights_path = save_linears(out.with_suffix(".safetensors"), job.model, named, scheme)
+    measured = check_file(out, Session(job.reference), job.feeds, config.check_samples)
+    rows = tuple(
+        LayerRow(
+            layer,
+            job.nodes[name].op_type,
+            name in encoded,
+            "" if name in encoded else placement.kept.get(name, "not a linear layer"),
+            weight_db=encoded[name].weight_db if name in encoded else None,
+        )
+        for name, layer in job.names.items()
+    )
+    if out.stat().st_size >= job.fp32_bytes:
+        job.notes.append("the file is not smaller than the fp32 weights")
+    return QuantizeResult(
+        path=out,
+        weights_path=weights_path,
+        layers=rows,
+        sqnr_db=measured.sqnr,
+        agreement_db=measured.agreement,
+        simulated_db=measured.simulated,
+        num_quantized=len(encoded),
+        num_float=len(placement.floats),
+        float_ops=placement.floats,
+        size_bytes=out.stat().st_size,
+        fp32_bytes=job.fp32_bytes,
+        samples=job.seen.samples,
+        reduce_range=job.guard if config.mode == "dynamic" else "off",
+        seconds=0.0,
+        notes=tuple(job.notes),
+    )

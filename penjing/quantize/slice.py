@@ -1,0 +1,169 @@
+"""Quantize, then prune: a plan slices the levels, the steps and the biases of a quantized network alike."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from penjing.errors import QuantizeError
+from penjing.events import Listener, silent
+from penjing.prune.plan import Plan
+from penjing.quantize.config import QuantizeConfig
+from penjing.quantize.graph import constant, name_of, set_initializer
+from penjing.quantize.job import Job, as_onnx
+from penjing.quantize.pack import dequantize_all, read_quantized
+from penjing.quantize.place import place
+from penjing.quantize.result import QuantizeResult
+from penjing.quantize.scheme import ActivationParams
+
+_PARTS = ("scale", "zero_point")
+
+
+def slice_quantized(
+    plan: Plan, tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any]
+) -> dict[str, NDArray[Any]]:
+    """What the plan keeps of a quantized network's tensors.
+
+    Of a layer's weight the plan's own positions, in the layout of the file; of its steps, zero points and
+    bias those of the outputs that stay. Scales of activations belong to whole tensors and stay.
+
+    Args:
+        plan: A plan made for the float network.
+        tensors: As `penjing.quantize.pack.read_quantized` gives them.
+        header: The same file's header.
+
+    Raises:
+        QuantizeError: for a tensor whose channels the plan does not know.
+    """
+    out = dict(tensors)
+    for row in header["layers"]:
+        weight, axis = row["weight"], int(row["axis"])
+        kept = plan.tensors.get(weight, {})
+        if weight not in plan.shapes:
+            raise QuantizeError("the plan does not know this weight", layer=weight, remedy=_REMEDY)
+        turned = len(plan.shapes[weight]) == 2 and axis == 1  # a linear stored inputs by outputs
+        for dim, positions in kept.items():
+            out[weight] = _take(weight, out[weight], positions, 1 - dim if turned else dim)
+        outputs = kept.get(0)
+        if outputs is not None:
+            names = [f"{weight}.{part}" for part in _PARTS]
+            names += [row["bias"], *(f"{row['bias']}.{part}" for part in _PARTS)] if row["bias"] else []
+            for name in names:
+                out[name] = _take(name, out[name], outputs, 0)
+    done = {row[part] for row in header["layers"] for part in ("weight", "bias") if row[part]}
+    for name, array in tensors.items():
+        if name in done or name.rpartition(".")[0] in done or name.startswith("activation:"):
+            continue
+        out[name] = _slice_float(plan, name, array)
+    return out
+
+
+def prune_quantized(
+    plan: Plan,
+    weights: Path | str,
+    pruned: nn.Module,
+    data: Iterable[Any],
+    *,
+    out: Path | str,
+    example_inputs: Any = None,
+    seed: int = 0,
+    listen: Listener = silent,
+) -> QuantizeResult:
+    """The int8 file of the pruned network, with the levels and steps that quantization had found.
+
+    Nothing is calibrated again: ranges are those of the quantized network. On a CPU that adds pairs in 16
+    bits, weights that became neighbours are held back where they would overflow.
+
+    Args:
+        plan: The plan that made ``pruned`` out of the network that was quantized.
+        weights: ``weights_path`` of the quantized network (quantized with ``equalize=False`` where factors
+            were written out).
+        pruned: The pruned float network; its graph is used, its weights are not.
+        data: Batches that the file is checked on.
+        out: The ONNX file to write.
+        example_inputs: As for `penjing.quantize`.
+        seed: As for `penjing.quantize`.
+        listen: Hears progress.
+
+    Raises:
+        QuantizeError: if the files do not belong together.
+    """
+    header, tensors = read_quantized(weights)
+    sliced = slice_quantized(plan, tensors, header)
+    floats = dequantize_all(header, sliced)
+    config = QuantizeConfig(equalize=False, bias_correction=False, rounding="nearest")
+    with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
+        job = Job(as_onnx(pruned, data, example_inputs, Path(folder)), data, config, seed, listen)
+        for name, value in list(job.model.graph.initializers.items()):
+            held = constant(value)
+            if held is None or held.dtype != np.float32 or name not in floats:
+                continue
+            if floats[name].shape != held.shape:
+                raise QuantizeError(
+                    f"it is {floats[name].shape} after slicing and {held.shape} in the pruned network",
+                    layer=name,
+                    remedy=_REMEDY,
+                )
+            set_initializer(job.model.graph, name, floats[name])
+        named = {row["weight"]: row["name"] for row in header["layers"]}
+        of_weight = {}
+        for output in job.names:
+            weight = job.nodes[output].inputs[1]
+            if weight is not None:
+                of_weight[name_of(weight)] = output
+        float_layers = {job.names[o]: "it was float before" for w, o in of_weight.items() if w not in named}
+        placement = place(job.model.graph, config, float_layers)
+        missing = [root for root in placement.observed if f"activation:{root}.scale" not in sliced]
+        if missing:
+            raise QuantizeError(
+                "the quantized network has no range for this tensor", layer=missing[0], remedy=_REMEDY
+            )
+        params = {
+            root: ActivationParams(
+                float(sliced[f"activation:{root}.scale"].item()),
+                int(sliced[f"activation:{root}.zero_point"].item()),
+            )
+            for root in placement.observed
+        }
+        scales = {of_weight[weight]: sliced[f"{weight}.scale"] for weight in named if weight in of_weight}
+        job.reference = job.model
+        job.teach(job.model, placement, params, scales)
+        job.notes[:] = ["levels and steps are slices of the quantized network's"]
+        result = job.write(Path(out))
+    return replace(result, notes=tuple(job.notes))
+
+
+_REMEDY = "Give the plan and the weights of the same network, quantized with equalize=False"
+
+
+def _slice_float(plan: Plan, name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """A tensor that stayed in float: under its own name, or a bias that a folded norm gave to a weight."""
+    shape = plan.shapes.get(name)
+    if shape is not None:
+        turned = tuple(array.shape) != tuple(shape) and tuple(array.shape) == tuple(reversed(shape))
+        for dim, positions in plan.tensors.get(name, {}).items():
+            array = _take(name, array, positions, array.ndim - 1 - dim if turned else dim)
+        return array
+    weight = f"{name.removesuffix('.bias')}.weight"
+    outputs = plan.tensors.get(weight, {}).get(0) if name.endswith(".bias") else None
+    if outputs is not None:
+        return _take(name, array, outputs, 0)
+    if ".smooth" in name:
+        raise QuantizeError("factors were written out before this layer", layer=name, remedy=_REMEDY)
+    return array
+
+
+def _take(name: str, array: NDArray[Any], positions: Iterable[int], dim: int) -> NDArray[Any]:
+    index = np.asarray(list(positions), np.int64)
+    if index.size and int(index.max()) >= array.shape[dim]:
+        raise QuantizeError(
+            f"the plan keeps position {int(index.max())} of {array.shape[dim]}", layer=name, remedy=_REMEDY
+        )
+    return np.ascontiguousarray(np.take(array, index, axis=dim))

@@ -1,0 +1,262 @@
+"""A network that trains as its int8 file will compute: the graph the file is made from, rounding included.
+
+Batch norms are folded (their statistics are frozen), every 8-bit tensor is rounded where the file rounds it,
+and the steps are trained with the weights (`penjing.quantize.fake`). Training starts from what post-training
+quantization found, so the untrained student is the post-training file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from penjing.errors import QuantizeError
+from penjing.events import Listener, silent
+from penjing.models.onnx_door import Env, OnnxModel
+from penjing.models.onnx_ops import as_tensor
+from penjing.models.onnx_ops.node import Value
+from penjing.models.onnx_read import Body, Step
+from penjing.quantize.config import QuantizeConfig
+from penjing.quantize.encode import EncodedLayer, guard_of
+from penjing.quantize.fake import fake_activation, fake_weight
+from penjing.quantize.fold import set_bias
+from penjing.quantize.graph import name_of, set_initializer, weight_axis
+from penjing.quantize.job import Job, as_onnx
+from penjing.quantize.place import Placement
+from penjing.quantize.scheme import ActivationParams, weight_top
+from penjing.quantize.weights import Guard
+
+_ROUNDED = " (8-bit)"
+
+
+@dataclass(frozen=True)
+class LayerFrame:
+    """What stays fixed of an int8 layer: its weight's name, output axis and guard."""
+
+    weight: str
+    axis: int
+    guard: Guard
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stays fixed while a student trains. Copies of a student share it.
+
+    Attributes:
+        model: The prepared fp32 graph that the student started from.
+        placement: What is 8-bit.
+        params: Scale and zero point of each 8-bit tensor at the start.
+        layers: The int8 layers, by output name.
+        config: How it was quantized.
+    """
+
+    model: ir.Model
+    placement: Placement
+    params: Mapping[str, ActivationParams]
+    layers: Mapping[str, LayerFrame]
+    config: QuantizeConfig
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+class QuantizedStudent(OnnxModel):
+    """See the module's text. Make one with `quantized_student`; give it to `penjing.recover` and then to
+    `penjing.quantize`, which writes the file.
+
+    Args:
+        path: The prepared fp32 graph as an ONNX file.
+        frame: What stays fixed.
+        encoded: The layers as post-training quantization encoded them.
+    """
+
+    def __init__(self, path: Path, frame: Frame, encoded: Mapping[str, EncodedLayer]) -> None:
+        super().__init__(path)
+        self.frame = frame
+        self._roots = {name: i for i, name in enumerate(frame.params)}
+        self._layers = {out: i for i, out in enumerate(frame.layers)}
+        self.activation_steps = nn.ParameterList(
+            nn.Parameter(torch.tensor(p.scale, dtype=torch.float32)) for p in frame.params.values()
+        )
+        self.weight_steps = nn.ParameterList(
+            nn.Parameter(torch.from_numpy(encoded[out].weight.scale_O.copy())) for out in frame.layers
+        )
+        self._start_from(encoded)
+        placement = frame.placement
+        self._body.steps = [
+            replace(step, inputs=tuple(self._seen_by(step, name) for name in step.inputs))
+            if step.outputs[0] in placement.nodes
+            else step
+            for step in self._body.steps
+        ]
+
+    @torch.no_grad()
+    def _start_from(self, encoded: Mapping[str, EncodedLayer]) -> None:
+        """Weights begin at the levels that calibration rounded them to, biases at their corrected values."""
+        steps = {step.outputs[0]: step for step in self._body.steps}
+        for out, layer in encoded.items():
+            inputs = steps[out].inputs
+            self._held(inputs[1]).copy_(torch.from_numpy(layer.weight.dequantized()))
+            if layer.bias_O is not None and len(inputs) > 2:
+                self._held(inputs[2]).copy_(torch.from_numpy(layer.bias_O * layer.bias_scale_O))
+
+    def _held(self, name: str) -> nn.Parameter:
+        path = self._stored[name].path
+        assert path is not None
+        return self.get_parameter(path)
+
+    def _seen_by(self, step: Step, name: str) -> str:
+        """An int8 node reads the rounded value where others may read the exact one."""
+        placement = self.frame.placement
+        layer = self.frame.layers.get(step.outputs[0])
+        if layer is not None and name == layer.weight:
+            return name + _ROUNDED
+        own = placement.roots.get(name) == name and name not in placement.emitted
+        return name + _ROUNDED if own else name
+
+    def _run(self, body: Body, env: Env, device: torch.device, known: dict[str, np.ndarray]) -> None:
+        if body is not self._body:
+            super()._run(body, env, device, known)
+            return
+        for out, layer in self.frame.layers.items():
+            env[layer.weight + _ROUNDED] = self._weight(out, as_tensor(_there(env, layer.weight)))
+        for name in self.input_names:
+            self._round(name, env)
+        for step in body.steps:
+            for name, value in zip(step.outputs, self._evaluate(step, env, device, known), strict=False):
+                if name:
+                    env[name] = value
+                    self._round(name, env)
+
+    def _weight(self, out: str, w: Tensor) -> Tensor:
+        layer = self.frame.layers[out]
+        top = weight_top(self.frame.config.weight_bits)
+        return fake_weight(w, self.weight_steps[self._layers[out]], layer.axis, layer.guard, top)
+
+    def _round(self, name: str, env: Env) -> None:
+        """Store a tensor of 8 bits where the graph makes one."""
+        placement = self.frame.placement
+        if placement.roots.get(name) != name:
+            return
+        step = self.activation_steps[self._roots[name]]
+        zero = self.frame.params[name].zero_point
+        rounded = fake_activation(as_tensor(_there(env, name)), step, zero)
+        env[name if name in placement.emitted else name + _ROUNDED] = rounded
+
+    # --------------------------------------------------------------------------------------------- to a file
+
+    def learned_params(self) -> dict[str, ActivationParams]:
+        """Scale and zero point of each 8-bit tensor now."""
+        return {
+            name: ActivationParams(
+                float(self.activation_steps[i].detach()), self.frame.params[name].zero_point
+            )
+            for name, i in self._roots.items()
+        }
+
+    def learned_scales(self) -> dict[str, NDArray[np.float32]]:
+        """Steps of each layer's weight now, by output name."""
+        return {out: _numpy(self.weight_steps[i]) for out, i in self._layers.items()}
+
+    def learned_model(self) -> ir.Model:
+        """The prepared graph with the weights as they are now, in float."""
+        model = self.frame.model.clone()
+        for name, stored in self._stored.items():
+            if stored.path is not None and stored.array is None:
+                set_initializer(model.graph, name, _numpy(self.get_parameter(stored.path)))
+        return model
+
+
+def quantized_student(
+    model: nn.Module | Path | str,
+    data: Iterable[Any],
+    config: QuantizeConfig | None = None,
+    *,
+    example_inputs: Any = None,
+    seed: int = 0,
+    listen: Listener = silent,
+) -> QuantizedStudent:
+    """The network as a module that rounds as its int8 file will, for quantization-aware training.
+
+    ::
+
+        student = quantized_student(model, calibration)
+        trained = penjing.recover(student, model, train_data, RecoverConfig(epochs=1, lr=1e-3, ...))
+        penjing.quantize(trained.model, calibration, out="model.int8.onnx")
+
+    Args:
+        model: A module or an fp32 ONNX file.
+        data: Calibration batches, as for `penjing.quantize`.
+        config: As for `penjing.quantize`.
+        example_inputs: As for `penjing.quantize`.
+        seed: As for `penjing.quantize`.
+        listen: Hears progress.
+
+    Raises:
+        QuantizeError: As for `penjing.quantize`.
+    """
+    config = config or QuantizeConfig()
+    with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
+        source = as_onnx(model, data, example_inputs, Path(folder))
+        job = Job(source, data, config, seed, listen)
+        job.calibrate()
+        encoded = job.encode(job.placement)
+        layers = {}
+        for out in job.placement.layers:
+            node = job.nodes[out]
+            weight = node.inputs[1]
+            assert weight is not None
+            if node.op_type != "MatMul" and encoded[out].bias_O is not None and len(node.inputs) < 3:
+                bias = np.zeros(len(encoded[out].bias_scale_O), np.float32)
+                set_bias(job.model.graph, node, bias)
+            layers[out] = LayerFrame(name_of(weight), weight_axis(node), guard_of(node, job.guard))
+        params = {root: job.params[root] for root in job.placement.observed}
+        frame = Frame(job.model, job.placement, params, layers, config)
+        prepared = Path(folder) / "prepared.onnx"
+        ir.save(job.model, prepared)
+        return QuantizedStudent(prepared, frame, encoded).eval()
+
+
+def taught_job(
+    student: QuantizedStudent, data: Iterable[Any], seed: int, listen: Listener, folder: Path
+) -> Job:
+    """The job that writes a student: its ranges, steps and weights instead of those of calibration.
+
+    Raises:
+        QuantizeError: if training left a scale or weight that is not finite.
+    """
+    source = folder / "fp32.onnx"
+    ir.save(student.frame.model, source)
+    config = student.frame.config.model_copy(update={"bias_correction": False, "rounding": "nearest"})
+    job = Job(source, data, config, seed, listen)
+    for name, value in student.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise QuantizeError(
+                "training left values that are not finite", layer=name, remedy="Train with a lower lr"
+            )
+    job.teach(
+        student.learned_model(), student.frame.placement, student.learned_params(), student.learned_scales()
+    )
+    return job
+
+
+def _there(env: Env, name: str) -> Value:
+    value = env[name]
+    assert value is not None
+    return value
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy(), np.float32)
+
+
+__all__: Sequence[str] = ("QuantizedStudent", "quantized_student")

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nets import Vgg, batches, trained_stats
+from torch import nn
+
+import penjing as pj
+from penjing.errors import QuantizeError
+from penjing.quantize import QuantizeConfig, load_quantized, prune_quantized, quantize
+from penjing.quantize.cpu import sums_pairs_in_16_bits
+from penjing.quantize.pack import read_quantized
+from penjing.quantize.slice import slice_quantized
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, pj.PruneResult, Path]:
+    """A network, its pruning, and its quantized weights."""
+    folder = tmp_path_factory.mktemp("s")
+    model, data = trained_stats(Vgg()), batches(2)
+    pruned = pj.prune(model, torch.from_numpy(data[0][:2]), ratio=0.5)
+    made = quantize(model, data, QuantizeConfig(equalize=False), out=folder / "q.onnx", time_it=False)
+    return model, pruned, made.weights_path
+
+
+def test_slices_of_scales_are_scales_of_slices(parts: tuple[nn.Module, pj.PruneResult, Path]) -> None:
+    """Steps, zero points and biases are those of the kept outputs, weights what the plan slices."""
+    _, pruned, path = parts
+    header, tensors = read_quantized(path)
+    sliced = slice_quantized(pruned.plan, tensors, header)
+    floats = load_quantized(path)
+    for row in header["layers"]:
+        weight = row["weight"]
+        kept = list(pruned.plan.tensors.get(weight, {}).get(0, range(len(tensors[f"{weight}.scale"]))))
+        for name in (f"{weight}.scale", f"{weight}.zero_point", row["bias"], f"{row['bias']}.scale"):
+            np.testing.assert_array_equal(sliced[name], tensors[name][kept])
+        wanted = pruned.plan.slice_tensor(weight, torch.from_numpy(floats[weight].copy())).numpy()
+        shape = [-1] + [1] * (wanted.ndim - 1)
+        found = sliced[weight].astype(np.float32) * sliced[f"{weight}.scale"].reshape(shape)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    assert {n: a for n, a in sliced.items() if n.startswith("activation:")}.keys() == {
+        n for n in tensors if n.startswith("activation:")
+    }
+
+
+def test_the_file_of_a_quantized_then_pruned_network(
+    parts: tuple[nn.Module, pj.PruneResult, Path], tmp_path: Path
+) -> None:
+    _, pruned, path = parts
+    header, tensors = read_quantized(path)
+    sliced = slice_quantized(pruned.plan, tensors, header)
+    made = prune_quantized(pruned.plan, path, pruned.model, batches(2), out=tmp_path / "qp.onnx")
+    again = read_quantized(made.weights_path)[1]
+    for row in header["layers"]:
+        weight = row["weight"]
+        np.testing.assert_array_equal(again[f"{weight}.scale"], sliced[f"{weight}.scale"])
+        np.testing.assert_array_equal(
+            again[f"activation:{row['scale_of']}.scale"], tensors[f"activation:{row['scale_of']}.scale"]
+        )
+        moved = again[weight].astype(int) != sliced[weight]
+        assert not moved.any() or (sums_pairs_in_16_bits() and moved.mean() < 0.05)
+    x = torch.from_numpy(batches(1, 32, seed=9)[0])
+    assert made.sqnr_db > 20  # against the slices in float
+    assert made.num_quantized == 4
+    assert pruned.model(x).shape == (32, 10)
+
+
+def test_weights_of_another_network_are_refused(
+    parts: tuple[nn.Module, pj.PruneResult, Path], tmp_path: Path
+) -> None:
+    _, pruned, _ = parts
+    other = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    made = quantize(other, batches(1, shape=(6,)), out=tmp_path / "o.onnx", time_it=False)
+    with pytest.raises(QuantizeError, match="does not know this weight"):
+        prune_quantized(pruned.plan, made.weights_path, pruned.model, batches(1), out=tmp_path / "qp.onnx")

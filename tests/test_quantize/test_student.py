@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from nets import Block, Residual, Vgg, batches, trained_stats
+from torch import nn
+
+from penjing.errors import QuantizeError
+from penjing.quantize import QuantizeConfig, load_quantized, quantize, quantized_student
+from penjing.quantize.fake import fake_activation, fake_weight
+from penjing.quantize.scheme import ActivationParams, fake_quantize
+from penjing.quantize.weights import as_rows, from_rows, round_rows
+from penjing.recover import RecoverConfig, recover
+
+CASES: list[tuple[type[nn.Module], tuple[int, ...]]] = [
+    (Vgg, (3, 16, 16)),
+    (Residual, (3, 16, 16)),
+    (Block, (5, 24)),
+]
+
+
+def simulated(path: Path, x: np.ndarray) -> np.ndarray:
+    """The file, op by op in float."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run(None, {session.get_inputs()[0].name: x})[0]
+    return found
+
+
+def db(wanted: np.ndarray, found: np.ndarray) -> float:
+    return float(10 * np.log10(np.square(wanted).sum() / max(np.square(found - wanted).sum(), 1e-30)))
+
+
+def build(make: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return trained_stats(make()) if make is Vgg else make().eval()
+
+
+@pytest.mark.parametrize("zero", [0, 93, 255])
+def test_fake_activation_is_the_file_arithmetic(zero: int) -> None:
+    x = torch.randn(4, 50, dtype=torch.float32) * 3
+    found = fake_activation(x, torch.tensor(0.03), zero)
+    wanted = fake_quantize(x.numpy(), ActivationParams(float(np.float32(0.03)), zero))
+    assert np.allclose(found.numpy(), wanted, atol=1e-6)
+
+
+def test_gradients_are_those_of_lsq() -> None:
+    x = torch.tensor([[-5.0, -0.34, 0.02, 0.26, 7.0]], requires_grad=True)
+    step = torch.tensor(0.1, requires_grad=True)
+    torch.autograd.backward(fake_activation(x, step, 10, top=20).sum())  # levels -10 to 10
+    assert x.grad is not None
+    assert step.grad is not None
+    assert x.grad.tolist() == [[0.0, 1.0, 1.0, 1.0, 0.0]]
+    slopes = [-10.0, -3 + 3.4, 0 - 0.2, 3 - 2.6, 10.0]
+    assert float(step.grad) == pytest.approx(sum(slopes) / np.sqrt(5 * 10), abs=1e-5)
+
+
+@pytest.mark.parametrize("guard", ["off", "pairs", "full"])
+def test_fake_weight_has_the_levels_of_the_file(guard: Any) -> None:
+    w = torch.randn(6, 5, 3, 3)
+    step = w.abs().amax(dim=(1, 2, 3)) / 100
+    levels = (fake_weight(w, step, 0, guard, 127) / step.reshape(-1, 1, 1, 1)).round().to(torch.int8)
+    wanted = from_rows(round_rows(as_rows(w.numpy(), 0), step.numpy(), guard), tuple(w.shape), 0)
+    assert np.array_equal(levels.numpy(), wanted)
+
+
+@pytest.mark.parametrize(("make", "shape"), CASES)
+def test_an_untrained_student_is_the_post_training_file(
+    make: type[nn.Module], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    model, data = build(make), batches(shape=shape)
+    quantize(model, data, out=tmp_path / "ptq.onnx", time_it=False)
+    student = quantized_student(model, data)
+    x = batches(1, 16, shape=shape, seed=9)[0]
+    with torch.no_grad():
+        found = student(torch.from_numpy(x)).numpy()
+    assert db(simulated(tmp_path / "ptq.onnx", x), found) > 40
+
+
+def test_training_recovers_and_the_file_is_what_was_trained(tmp_path: Path) -> None:
+    model, data = build(Vgg), batches(32)
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if n == "classifier.4.weight").mul_(20.0)
+    coarse = QuantizeConfig(
+        weight_bits=3, weights="absmax", rounding="nearest", bias_correction=False, equalize=False
+    )
+    student = quantized_student(model, data[:8], coarse)
+    config = RecoverConfig(epochs=4, lr=3e-3, optimizer="sgd", weight_decay=0.0, grad_clip=1.0)
+    trained = recover(student, model, [torch.from_numpy(x) for x in data], config)
+    x = batches(1, 64, seed=9)[0]
+    with torch.no_grad():
+        wanted, before, after = (m(torch.from_numpy(x)).numpy() for m in (model, student, trained.model))
+    assert db(wanted, after) > db(wanted, before) + 1.0
+    made = quantize(trained.model, data[:8], out=tmp_path / "qat.onnx", time_it=False)
+    assert db(after, simulated(tmp_path / "qat.onnx", x)) > 35
+    assert made.num_quantized == 4
+    levels = load_quantized(made.weights_path)["features.0.weight"][0]
+    assert len(np.unique(levels)) <= 7
+
+
+def test_a_student_refuses_new_options_and_broken_weights(tmp_path: Path) -> None:
+    model, data = build(Vgg), batches()
+    student = quantized_student(model, data)
+    with pytest.raises(QuantizeError, match="brings its own options"):
+        quantize(student, data, QuantizeConfig(), out=tmp_path / "a.onnx")
+    with torch.no_grad():
+        student.weight_steps[0][0] = float("nan")
+    with pytest.raises(QuantizeError, match="not finite"):
+        quantize(student, data, out=tmp_path / "a.onnx")
