@@ -181,13 +181,16 @@ def _onnx_source(
     runner = OnnxRunner(path)
     names = [spec.name for spec in runner.inputs]
     if real is None and example_inputs is None:
-        rng = np.random.default_rng(0)
-        feeds = {
-            s.name: _random(rng, s.dtype, [2 if d is None else d for d in s.shape]) for s in runner.inputs
-        }
+        feeds = random_feeds(runner)
     else:
         feeds = as_feeds(example_inputs if real is None else batch_of(real), names)
     return path, runner, feeds
+
+
+def random_feeds(runner: Runner) -> Feeds:
+    """Inputs of the shapes and types a file declares: noise, ones for integers, 2 where a size is free."""
+    rng = np.random.default_rng(0)
+    return {s.name: _random(rng, s.dtype, [2 if d is None else d for d in s.shape]) for s in runner.inputs}
 
 
 def _random(rng: np.random.Generator, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:

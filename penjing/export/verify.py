@@ -19,9 +19,9 @@ from penjing.export.inputs import Feeds, as_call, as_feeds, batch_of, resized, t
 TOLERANCE = 1e-4
 """Largest difference allowed between float files, relative to the largest output."""
 
-RESOLUTION = 2.0**-22
-"""Two float32 steps at 1. Runtimes compute a sigmoid to so many absolute digits: where all probabilities are
-tiny, the right file differs by more than the tolerance, relatively."""
+SMALLEST_SCALE = 2.0**-22 / TOLERANCE
+"""Outputs that are all smaller (about 0.002) are compared on this scale: runtimes compute a sigmoid to two
+float32 steps at 1, so that a right file of tiny probabilities differs relatively by more."""
 
 QUANTIZED_TOLERANCE = 0.5
 """For quantized files: root-mean-square difference relative to the output's (−6 dB); accuracy says the
@@ -37,8 +37,8 @@ class VerifyRow:
     Attributes:
         batch: Samples fed.
         max_abs: Largest absolute difference over all outputs.
-        relative: Largest difference over the largest reference output (the worst output counts; one that
-            agrees within `RESOLUTION` counts as equal).
+        relative: Largest difference over the largest reference output (the worst output counts), or over
+            `SMALLEST_SCALE` if that is larger.
         rms_relative: Root-mean-square difference over root-mean-square reference.
         agreement: Share of samples with the same largest entry in the first output; None if that is not a
             matrix.
@@ -239,8 +239,7 @@ def _compare(batch: int, ours: list[np.ndarray], theirs: list[np.ndarray]) -> Ve
             continue
         difference = np.abs(a[where] - b[where])
         max_abs = max(max_abs, float(difference.max()))
-        if difference.max() > RESOLUTION:
-            relative = max(relative, float(difference.max() / max(np.abs(b[where]).max(), 1e-12)))
+        relative = max(relative, float(difference.max() / max(np.abs(b[where]).max(), SMALLEST_SCALE)))
         size = float(np.sqrt(np.mean(b[where] ** 2)))
         rms = max(rms, float(np.sqrt(np.mean(difference**2)) / max(size, 1e-12)))
     if match and ours and ours[0].ndim == 2 and ours[0].shape[1] > 1:

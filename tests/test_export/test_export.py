@@ -145,31 +145,41 @@ def test_every_tensorflow_format_agrees(small_net: nn.Module, tmp_path: Path, la
 
 
 SERVE = """
-import sys, numpy as np, tensorflow as tf
-assert not any(name.startswith("penjing") for name in sys.modules)
-served = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-x = np.load(sys.argv[2])
-np.save(sys.argv[3], served(input=tf.constant(x))["output"].numpy())
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("penjing", "torch"):
+            raise ImportError(name + " is not installed here")
+sys.meta_path.insert(0, Absent())
+import numpy as np
+file, x = sys.argv[1], np.load(sys.argv[2])
+if file.endswith(".onnx"):
+    import onnxruntime
+    y = onnxruntime.InferenceSession(file).run(["output"], {"input": x})[0]
+elif file.endswith(".tflite"):
+    import tensorflow as tf
+    served = tf.lite.Interpreter(model_path=file).get_signature_runner("serving_default")
+    y = served(input=x)["output"]
+else:
+    import tensorflow as tf
+    y = tf.saved_model.load(file).signatures["serving_default"](input=tf.constant(x))["output"].numpy()
+assert "penjing" not in sys.modules and "torch" not in sys.modules
+np.save(sys.argv[3], y)
 """
 
 
 @pytest.mark.tf
 @needs_tensorflow
-def test_the_saved_model_serves_without_this_package(small_net: nn.Module, tmp_path: Path) -> None:
-    pe.export(small_net, tmp_path, ["saved_model"], example_inputs=X)
+def test_every_file_serves_in_its_stock_runtime_alone(small_net: nn.Module, tmp_path: Path) -> None:
+    files = pe.export(small_net, tmp_path, ["onnx", "saved_model", "litert"], example_inputs=X).files
     np.save(tmp_path / "x.npy", X.numpy())
-    command = [
-        sys.executable,
-        "-c",
-        SERVE,
-        str(tmp_path / "saved_model"),
-        str(tmp_path / "x.npy"),
-        str(tmp_path / "y.npy"),
-    ]
     environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env=environment)
     expected = small_net.eval()(X).detach().numpy()
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-5, atol=1e-5)
+    for file in files:
+        paths = [str(file.path), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
+        command = [sys.executable, "-I", "-c", SERVE, *paths]
+        subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env=environment)
+        np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-5, atol=1e-5)
 
 
 def _quantized(path: Path, calibration: np.ndarray) -> Path:
@@ -238,6 +248,31 @@ def test_verification_names_the_first_op_that_differs(small_net: nn.Module, onnx
     assert caught.value.layer == str(onnx_file)
     report = pe.verify(onnx_file, small_net, X, raise_on_failure=False)
     assert not report.ok
+
+
+@pytest.mark.tf
+@needs_tensorflow
+def test_the_first_op_that_tensorflow_does_otherwise_is_named(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from penjing.export import tf_ops
+
+    rule = tf_ops.OPS["MaxPool"]
+    monkeypatch.setitem(tf_ops.OPS, "MaxPool", lambda node: tf_ops.Value(plain=rule(node).plain() * 1.01))
+    with pytest.raises(VerifyError, match="the first op that differs is MaxPool"):
+        pe.export(onnx_file, tmp_path, ["saved_model"], example_inputs=X)
+
+
+def test_files_already_written_are_verified_by_the_command_line(onnx_file: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from penjing.cli.app import app
+
+    arguments = ["export", str(onnx_file), "--out", str(tmp_path), "--formats", "onnx"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    again = CliRunner().invoke(app, [*arguments, "--verify-only", "--json"])
+    assert again.exit_code == 0
+    assert json.loads(again.stdout)["files"][0]["ok"]
 
 
 def test_verification_refuses_values_that_are_not_finite(small_net: nn.Module, onnx_file: Path) -> None:

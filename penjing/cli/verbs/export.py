@@ -58,13 +58,18 @@ def command(
 def _verify(source: Any, out: Path, chosen: tuple[str, ...], inputs: Any, batches: Any) -> list[Any]:
     from penjing.export import open_file, verify
     from penjing.export.base import get_format
+    from penjing.export.export import random_feeds
 
+    reference, original = source, None
+    if isinstance(source, Path):
+        reference, original = open_file(source), source
+        inputs = random_feeds(reference)
     given = next(iter(batches)) if batches is not None else inputs
-    reference = open_file(source) if isinstance(source, Path) else source
     found = []
     for name in chosen:
         exporter = get_format(name)
-        found.append(verify(out / exporter.filename, reference, given, quantized=exporter.quantized))
+        path = out / exporter.filename
+        found.append(verify(path, reference, given, quantized=exporter.quantized, source=original))
     return found
 
 
