@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -257,7 +258,7 @@ def test_the_first_op_that_tensorflow_does_otherwise_is_named(
 ) -> None:
     from penjing.export import tf_ops
 
-    rule = tf_ops.OPS["MaxPool"]
+    rule: Callable[[tf_ops.Node], Any] = tf_ops.OPS["MaxPool"]
     monkeypatch.setitem(tf_ops.OPS, "MaxPool", lambda node: tf_ops.Value(plain=rule(node).plain() * 1.01))
     with pytest.raises(VerifyError, match="the first op that differs is MaxPool"):
         pe.export(onnx_file, tmp_path, ["saved_model"], example_inputs=X)
