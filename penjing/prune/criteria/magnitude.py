@@ -44,7 +44,7 @@ class Magnitude(MemberCriterion):
             return norms_N.double() ** self.p
         rows = max(1, _CHUNK // x_BNA[0].numel())
         sums_NA = torch.zeros(x_BNA.shape[1:], dtype=torch.float64, device=weight.device)
-        for chunk in x_BNA.split(rows):
+        for chunk in torch.split(x_BNA, rows):
             powers = chunk.square() if self.p == 2 else chunk.abs() ** self.p
             sums_NA += powers.sum(0)
         return sums_NA.sum(1)
