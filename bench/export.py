@@ -5,7 +5,7 @@ format.
 
 ``zoo.json`` is a list of ``{"name", "source": "timm" | "torchvision", "kind", "input": [1, 3, 224, 224]}``.
 Each model runs in a process of its own with a time limit, so that one that crashes or hangs costs one row.
-Weights are random. ``--resume`` keeps the good rows of the file from an earlier run and does the other models.
+Weights are random. ``--resume`` keeps the good rows of the file from an earlier run and does the others.
 """
 
 from __future__ import annotations
