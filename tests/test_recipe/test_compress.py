@@ -4,21 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from vector_data import halves
 
 import penjing as pj
 from penjing.errors import DataError, RecipeError, RunError
 from penjing.recipe import Recipe
-
-Batches = list[tuple[Tensor, Tensor]]
-
-
-def halves(count: int, seed: int) -> Batches:
-    """Vectors of 12 numbers; the label says which half is larger. Batches of 20."""
-    generator = torch.Generator().manual_seed(seed)
-    x_NF = torch.randn(count, 12, generator=generator)
-    y_N = (x_NF[:, :6].sum(1) > x_NF[:, 6:].sum(1)).long()
-    return [(x_NF[i : i + 20], y_N[i : i + 20]) for i in range(0, count, 20)]
 
 
 @pytest.fixture(scope="module")

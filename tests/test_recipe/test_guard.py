@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from vector_data import halves
 
 import penjing as pj
 from penjing.errors import MeasureError, RecipeError
@@ -86,14 +87,6 @@ class Mean:
 
     def reset(self) -> None:
         self.right = self.n = 0
-
-
-def halves(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Vectors of 12 numbers; the label says which half is larger. Batches of 20."""
-    generator = torch.Generator().manual_seed(seed)
-    x_NF = torch.randn(count, 12, generator=generator)
-    y_N = (x_NF[:, :6].sum(1) > x_NF[:, 6:].sum(1)).long()
-    return [(x_NF[i : i + 20], y_N[i : i + 20]) for i in range(0, count, 20)]
 
 
 @pytest.fixture(scope="module")
