@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 import typer
 
 from penjing.cli.codes import Code
+from penjing.cli.interrupts import interrupts
 from penjing.errors import PenjingError
 
 VERBS = (
@@ -66,10 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str], debug: bool) -> int:
-    previous = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = app(arguments, prog_name="penjing", standalone_mode=False)
+        with interrupts():
+            code = app(arguments, prog_name="penjing", standalone_mode=False)
         if code == Code.INTERRUPTED:  # how typer gives back a KeyboardInterrupt
             raise KeyboardInterrupt
         return code if isinstance(code, int) else Code.OK
@@ -96,12 +94,6 @@ def _run(arguments: list[str], debug: bool) -> int:
             raise
         _say(f"penjing: unexpected {type(error).__name__}: {error}. This is a bug; --debug shows where")
         return Code.BUG
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _how_to_resume(arguments: list[str]) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from penjing.cli.interrupts import watched
 from penjing.events import Event, Listener, silent
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -27,12 +28,12 @@ def progress(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[L
     """
     stream = stream or sys.stderr
     if quiet:
-        yield silent
+        yield watched(silent)
     elif stream.isatty():
         with _live(Console(file=stream)) as shown:
-            yield _Live(shown)
+            yield watched(_Live(shown))
     else:
-        yield _Plain(stream)
+        yield watched(_Plain(stream))
 
 
 def values(metrics: Mapping[str, float]) -> str:

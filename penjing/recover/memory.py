@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Parameters of glibc's mallopt(3), and the values its own dynamic adjustment ends at on 64-bit systems.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_USUAL = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
-_KEEP = 2**31 - 1
+# Parameters of glibc's mallopt(3): what keeps freed memory, and what holds usually (64-bit systems).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
+_USUAL = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
 
 
 @contextmanager
@@ -26,8 +26,8 @@ def kept_memory() -> Iterator[None]:
     if libc is None:
         yield
         return
-    for parameter in _USUAL:
-        libc.mallopt(parameter, _KEEP)
+    for parameter, value in _KEEP.items():
+        libc.mallopt(parameter, value)
     try:
         yield
     finally:

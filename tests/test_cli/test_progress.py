@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import signal
 from typing import Any
 
+import pytest
+
+from penjing.cli.interrupts import interrupts
 from penjing.cli.progress import progress
 from penjing.events import Event
 
@@ -58,3 +63,14 @@ def test_terminal_keeps_what_happened() -> None:
 
 def test_quiet_is_silent() -> None:
     assert shown(io.StringIO(), quiet=True) == ""
+
+
+def test_a_swallowed_interrupt_is_raised_at_the_next_event() -> None:
+    before, stream = signal.getsignal(signal.SIGINT), io.StringIO()
+    with interrupts(), progress(stream=stream) as listen:
+        with contextlib.suppress(KeyboardInterrupt):  # as a library may do in an import or a destructor
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            listen(Event("train", "start"))
+        listen(Event("train", "end"))  # raised once
+    assert signal.getsignal(signal.SIGINT) is before
