@@ -77,33 +77,42 @@ def _einsum(call: Call) -> int:
     return prod(size.values()) if len(terms) > 1 else 0
 
 
-def _lstm(call: Call) -> int:
+def _recurrent(call: Call) -> int:
     """Every step multiplies the input and the state by the gates' weights."""
     x = call.sizes(call.node.args[0])
     weights = [call.sizes(w) for w in call.node.args[2]]  # type: ignore[union-attr]
     return x[0] * x[1] * sum(prod(w) for w in weights if len(w) == 2)
 
 
-# ops that multiply and accumulate; everything else counts nothing
-COUNTERS: Mapping[str, Counter] = {
-    **dict.fromkeys(
-        (f"aten.conv{d}d.{o}" for d in (1, 2, 3) for o in ("default", "padding")),
-        _conv,
-    ),
-    "aten.conv_transpose1d.default": _conv_transpose,
-    "aten.conv_transpose2d.input": _conv_transpose,
-    "aten.conv_transpose3d.input": _conv_transpose,
-    "aten.linear.default": _linear,
-    "aten.matmul.default": _matmul,
-    "aten.mm.default": _matmul,
-    "aten.bmm.default": _matmul,
-    "aten.addmm.default": _addmm,
-    "aten.baddbmm.default": _addmm,
-    "aten.scaled_dot_product_attention.default": _attention,
-    "aten.einsum.default": _einsum,
-    "aten.lstm.input": _lstm,
-    "aten.gru.input": _lstm,
+KINDS: Mapping[str, str] = {
+    **dict.fromkeys((f"aten.conv{d}d.{o}" for d in (1, 2, 3) for o in ("default", "padding")), "conv"),
+    "aten.conv_transpose1d.default": "conv_transpose",
+    "aten.conv_transpose2d.input": "conv_transpose",
+    "aten.conv_transpose3d.input": "conv_transpose",
+    "aten.linear.default": "linear",
+    "aten.matmul.default": "matmul",
+    "aten.mm.default": "matmul",
+    "aten.bmm.default": "matmul",
+    "aten.addmm.default": "addmm",
+    "aten.baddbmm.default": "addmm",
+    "aten.scaled_dot_product_attention.default": "attention",
+    "aten.einsum.default": "einsum",
+    "aten.lstm.input": "recurrent",
+    "aten.gru.input": "recurrent",
 }
+"""Ops that multiply and accumulate, by what they are; every other op counts nothing."""
+
+COUNTERS: Mapping[str, Counter] = {
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "linear": _linear,
+    "matmul": _matmul,
+    "addmm": _addmm,
+    "attention": _attention,
+    "einsum": _einsum,
+    "recurrent": _recurrent,
+}
+"""Multiply-accumulates of a call, by kind."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +139,9 @@ class Cost:
         """Multiply-accumulates of one forward pass, at batch 1 where the batch is free."""
         total = 0
         for node in self.graph.module.graph.nodes:
-            counter = COUNTERS.get(str(node.target)) if node.op == "call_function" else None
-            if counter is not None and node.name in self.coupling.values:
-                number = counter(Call(node, self.coupling, kept))
+            kind = KINDS.get(str(node.target)) if node.op == "call_function" else None
+            if kind is not None and node.name in self.coupling.values:
+                number = COUNTERS[kind](Call(node, self.coupling, kept))
                 total += number if number % BATCH_STANDIN else number // BATCH_STANDIN
         return total
 

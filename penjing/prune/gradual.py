@@ -21,7 +21,8 @@ from penjing.prune.criteria import Criterion
 from penjing.prune.plan import Plan
 from penjing.prune.reconstruct import reconstruct as refit
 from penjing.prune.schedule import Kind, schedule
-from penjing.recover import RecoverConfig, evaluate, recover
+from penjing.recover import RecoverConfig, recover
+from penjing.recover.evaluate import share_right
 
 
 class GradualStop(Enum):
@@ -123,7 +124,7 @@ def prune_gradually(
     """
     if max_drop is not None and not 0 <= max_drop <= 1:
         raise PruneError(f"max_drop {max_drop} is not in [0, 1]", remedy="Give a fraction: 0.01 is one point")
-    dense = _accuracy(model, val)
+    dense = share_right(model, val)
     current, plan, done, removed = model, None, list[Round](), 0.0
     steps = schedule(ratio, rounds, kind)
     for index, step in enumerate(steps):
@@ -144,10 +145,10 @@ def prune_gradually(
         small = pruned.model
         if reconstruct:
             small = refit(small, model, whole, data, seed=seed, listen=listen).model
-        before = _accuracy(small, val)
+        before = share_right(small, val)
         options = last if isinstance(last, RecoverConfig) and index == len(steps) - 1 else config
         small = recover(small, model, data, options, val=val, plan=whole, seed=seed, listen=listen).model
-        after = _accuracy(small, val)
+        after = share_right(small, val)
         held = max_drop is None or after >= dense - max_drop
         done.append(Round(step, pruned.after["params"], pruned.after["macs"], before, after, held))
         metrics = {"val_pruned": before, "val_accuracy": after, "params": float(pruned.after["params"])}
@@ -166,8 +167,3 @@ def _exact(plan: Plan | None, removed: float) -> dict[str, float] | None:
         return None
     left = {key: edit.size - int(removed * edit.size + 1e-9) for key, edit in plan.groups.items()}
     return {key: 1 - left[key] / len(edit.kept) for key, edit in plan.groups.items()}
-
-
-def _accuracy(model: nn.Module, val: Iterable[Any]) -> float:
-    right, total, _ = evaluate(model, val)
-    return right / total

@@ -17,7 +17,7 @@ from penjing.events import Listener
 from penjing.files import atomic_write
 from penjing.quantize import mixed
 from penjing.quantize.calibrate import Calibration, calibrate
-from penjing.quantize.check import check_file, layer_errors
+from penjing.quantize.check import FileCheck, check_file, layer_errors
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.cpu import sums_pairs_in_16_bits
 from penjing.quantize.emit import emit
@@ -105,7 +105,7 @@ class Job:
             if self.config.reduce_range == "auto"
             else self.config.reduce_range
         )
-        self.nodes = {name_of(n.outputs[0]): n for n in self.model.graph if n.outputs}
+        self.nodes = _by_output(self.model)
         self.names = layer_names(self.model.graph)
 
     def calibrate(self) -> None:
@@ -156,7 +156,7 @@ class Job:
     ) -> None:
         """Take what training found in the place of calibration; `reference` stays the network before it."""
         self.model = model
-        self.nodes = {name_of(n.outputs[0]): n for n in model.graph if n.outputs}
+        self.nodes = _by_output(model)
         self.placement = placement
         self.seen = Calibration({})
         self.params, self.scales = dict(params), dict(scales)
@@ -285,6 +285,18 @@ class Job:
                 remedy="Set reduce_range to 'pairs' or 'full' if it is off; else report this model",
             )
         rows = self._rows(placement, encoded, self._errors(quantized, placement))
+        return self.result(out, weights_path, rows, measured, placement, self.guard)
+
+    def result(
+        self,
+        out: Path,
+        weights_path: Path,
+        rows: tuple[LayerRow, ...],
+        measured: FileCheck,
+        placement: Placement,
+        guard: Guard,
+    ) -> QuantizeResult:
+        """What is told of the files that were written and checked."""
         return QuantizeResult(
             path=out,
             weights_path=weights_path,
@@ -298,7 +310,7 @@ class Job:
             size_bytes=out.stat().st_size,
             fp32_bytes=self.fp32_bytes,
             samples=self.seen.samples,
-            reduce_range=self.guard,
+            reduce_range=guard,
             seconds=0.0,
             notes=tuple(self.notes),
         )
@@ -354,6 +366,10 @@ class Job:
         """One sample, one thread, against the fp32 source."""
         feed = next(iter(self.feeds.batches(1, 1 if self.feeds.fixed is None else None)))[0]
         return time_against_fp32(self.source, out, feed, threads=1, seconds=1.0)
+
+
+def _by_output(model: ir.Model) -> dict[str, ir.Node]:
+    return {name_of(node.outputs[0]): node for node in model.graph if node.outputs}
 
 
 def _input_name(node: ir.Node) -> str:

@@ -66,20 +66,5 @@ def write_linears(job: Job, out: Path) -> QuantizeResult:
     )
     if out.stat().st_size >= job.fp32_bytes:
         job.notes.append("the file is not smaller than the fp32 weights")
-    return QuantizeResult(
-        path=out,
-        weights_path=weights_path,
-        layers=rows,
-        sqnr_db=measured.sqnr,
-        agreement_db=measured.agreement,
-        simulated_db=measured.simulated,
-        num_quantized=len(encoded),
-        num_float=len(placement.floats),
-        float_ops=placement.floats,
-        size_bytes=out.stat().st_size,
-        fp32_bytes=job.fp32_bytes,
-        samples=job.seen.samples,
-        reduce_range=job.guard if config.mode == "dynamic" else "off",
-        seconds=0.0,
-        notes=tuple(job.notes),
-    )
+    guard = job.guard if config.mode == "dynamic" else "off"
+    return job.result(out, weights_path, rows, measured, placement, guard)

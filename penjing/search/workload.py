@@ -15,7 +15,7 @@ from torch import fx
 from penjing.graph import Coupling, Graph, leaves
 from penjing.graph.trace import BATCH_STANDIN
 from penjing.measure.latency_ops import OpShape
-from penjing.prune.cost import Call, Kept
+from penjing.prune.cost import KINDS, Call, Kept
 
 Shape = tuple[int, ...]
 _FREE_OPS = frozenset(
@@ -87,7 +87,7 @@ def _leaves(node: fx.Node, coupling: Coupling) -> tuple[int, ...]:
 def _of_node(call: Call, batch: int) -> tuple[tuple[OpShape, ...], int]:
     """The operators of one node, and the elements that it writes besides."""
     target = str(call.node.target)
-    shaper = SHAPERS.get(target)
+    shaper = SHAPERS.get(KINDS.get(target, ""))
     if shaper is not None:
         return tuple(shaper(call, batch)), _extra(call, batch)
     free = target.split(".")[1] in _FREE_OPS if "." in target else True
@@ -163,19 +163,15 @@ def _attention(call: Call, batch: int) -> Iterator[OpShape]:
 
 Shaper = Callable[[Call, int], Iterator[OpShape]]
 SHAPERS: Mapping[str, Shaper] = {
-    **dict.fromkeys((f"aten.conv{d}d.{o}" for d in (1, 2, 3) for o in ("default", "padding")), _conv),
-    "aten.conv_transpose1d.default": _conv_transpose,
-    "aten.conv_transpose2d.input": _conv_transpose,
-    "aten.conv_transpose3d.input": _conv_transpose,
-    "aten.linear.default": _linear,
-    "aten.matmul.default": _matmul,
-    "aten.mm.default": _matmul,
-    "aten.bmm.default": _matmul,
-    "aten.addmm.default": _addmm,
-    "aten.baddbmm.default": _addmm,
-    "aten.scaled_dot_product_attention.default": _attention,
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "linear": _linear,
+    "matmul": _matmul,
+    "addmm": _addmm,
+    "attention": _attention,
 }
-"""Ops whose kernels are looked up. Every other op counts by what it writes."""
+"""Kinds of op (`penjing.prune.cost.KINDS`) whose kernels are looked up. Every other op counts by what it
+writes."""
 
 
 def _extra(call: Call, batch: int) -> int:

@@ -11,6 +11,7 @@ from penjing.errors import ExportError
 from penjing.export.onnx_node import OnnxNode
 from penjing.export.tf_ops.backend import tf
 from penjing.export.tf_ops.value import Tensor, Value, Weights, to_last
+from penjing.table import adder
 
 
 @dataclass
@@ -69,17 +70,8 @@ OPS: dict[str, Rule] = {}
 """The table: ONNX op type → rule."""
 
 
-def op(*names: str) -> Callable[[Rule], Rule]:
-    """Decorator: put a rule into the table under these ONNX op types."""
-
-    def add(rule: Rule) -> Rule:
-        for name in names:
-            if name in OPS:
-                raise ValueError(f"two rules for ONNX op {name}")
-            OPS[name] = rule
-        return rule
-
-    return add
+op = adder(OPS, "ONNX op ")
+"""Decorator: put a rule into the table under these ONNX op types."""
 
 
 def plain(tensor: Tensor) -> Value:

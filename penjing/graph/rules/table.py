@@ -17,6 +17,7 @@ from torch import fx
 
 from penjing.graph.axes import Axis, Leaf, Reason, leaves, product, total
 from penjing.graph.unify import factor, freeze, resolve, segment, through, unify
+from penjing.table import adder
 
 Axes = tuple[Axis, ...]
 Result = Axes | list[Axes]
@@ -25,17 +26,9 @@ RuleFunction = Callable[["Op"], Result]
 RULES: dict[str, RuleFunction] = {}
 
 
-def rule(*names: str) -> Callable[[RuleFunction], RuleFunction]:
-    """Register a rule under op names such as ``"aten.conv2d"`` or ``"aten.repeat_interleave.self_int"``."""
-
-    def register(function: RuleFunction) -> RuleFunction:
-        for name in names:
-            if name in RULES:
-                raise ValueError(f"two rules for {name}")
-            RULES[name] = function
-        return function
-
-    return register
+rule = adder(RULES)
+"""Decorator: register a rule under op names such as ``"aten.conv2d"`` or
+``"aten.repeat_interleave.self_int"``."""
 
 
 def find_rule(op_name: str) -> RuleFunction | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from penjing.errors import ArtifactError
 from penjing.export.onnx_node import OnnxNode
+from penjing.table import adder
 
 Value = Tensor | np.ndarray
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -92,23 +93,9 @@ HOST: dict[str, HostRule] = {}
 """ONNX op type → NumPy rule, for inputs that are all host values. ``NotImplemented`` leaves it to torch."""
 
 
-def _adder(table: dict[str, Any]) -> Callable[..., Callable[[Any], Any]]:
-    def into(*names: str) -> Callable[[Any], Any]:
-        def add(rule: Any) -> Any:
-            for name in names:
-                if name in table:
-                    raise ValueError(f"two rules for ONNX op {name}")
-                table[name] = rule
-            return rule
-
-        return add
-
-    return into
-
-
-op = _adder(OPS)
+op = adder(OPS, "ONNX op ")
 """Decorator: put a torch rule into the table under these ONNX op types."""
-host = _adder(HOST)
+host = adder(HOST, "ONNX op ")
 """Decorator: put a NumPy rule into the table of host values."""
 
 

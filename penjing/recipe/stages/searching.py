@@ -91,10 +91,9 @@ def judge(space: Workspace, model: nn.Module) -> float:
     """The validation metric of a network: the user's own, or the share answered right."""
     if space.metric is not None:
         return score(space.metric, model, space.feed.split("val"))
-    from penjing.recover.evaluate import evaluate
+    from penjing.recover.evaluate import share_right
 
-    right, total, _ = evaluate(model, space.feed.split("val"))
-    return right / total
+    return share_right(model, space.feed.split("val"))
 
 
 def _trial(space: Workspace, listen: Listener, number: int, power: float) -> Marker:
