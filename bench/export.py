@@ -5,7 +5,8 @@ format.
 
 ``zoo.json`` is a list of ``{"name", "source": "timm" | "torchvision", "kind", "input": [1, 3, 224, 224]}``.
 Each model runs in a process of its own with a time limit, so that one that crashes or hangs costs one row.
-Weights are random. ``--resume`` keeps the good rows of the file from an earlier run and does the others.
+Weights are random. ``--resume`` keeps the good rows of the file from an earlier run and does the others;
+``--keep DIR`` keeps the pruned ONNX files there (they are the longest part) and starts from those it finds.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import subprocess
-import sys
+import multiprocessing
 import tempfile
 import time
 from collections import Counter, defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,9 +37,11 @@ COLUMNS = (
     "error",
 )
 
+PRELOAD = ["timm", "torchvision", "onnxruntime", "penjing.prune", "penjing.export.tf_ops"]
+
 
 def main() -> None:
-    """Run the zoo, or with ``--worker`` a single model."""
+    """Run the zoo."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,26 +53,24 @@ def main() -> None:
     parser.add_argument("--models", default="", help="only these names, separated by commas")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for a model and format")
     parser.add_argument("--out", type=Path, default=Path("export.csv"))
-    parser.add_argument("--resume", action="store_true", help="keep the models of --out that all succeeded")
-    parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--resume", action="store_true", help="keep the rows of --out that succeeded")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep ONNX files here, and start from them")
     options = parser.parse_args()
     entries = json.loads(options.zoo.read_text(encoding="utf-8"))
-    if options.worker:
-        entry = next(e for e in entries if f"{e['source']}:{e['name']}" == options.worker)
-        work(entry, options.formats, options.prune)
-        return
     wanted = {name for name in options.models.split(",") if name}
     entries = [e for e in entries if not wanted or e["name"] in wanted]
     rows = done_before(options) if options.resume else []
-    done = {row["model"] for row in rows}
-    entries = [e for e in entries if f"{e['source']}:{e['name']}" not in done]
+    done = {(row["model"], row["format"]) for row in rows}
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
         file.flush()
         for entry in entries:
-            for row in run(entry, options):
+            formats = [f for f in options.formats.split(",") if (key_of(entry), f) not in done]
+            for row in run(entry, formats, options) if formats else ():
                 rows.append(row)
                 writer.writerow(row)
                 file.flush()
@@ -80,34 +81,42 @@ def main() -> None:
     summary(rows)
 
 
+def key_of(entry: dict[str, Any]) -> str:
+    """What names a model among others."""
+    return f"{entry['source']}:{entry['name']}"
+
+
 def done_before(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of an earlier run whose model passed in every format asked for now."""
+    """Rows of an earlier run that passed."""
     if not options.out.exists():
         return []
     with options.out.open(newline="", encoding="utf-8") as file:
-        rows: list[dict[str, Any]] = [row for row in csv.DictReader(file) if row["ok"] == "1"]
-    passed = Counter(row["model"] for row in rows)
-    return [row for row in rows if passed[row["model"]] >= len(options.formats.split(","))]
+        return [row for row in csv.DictReader(file) if row["ok"] == "1"]
 
 
-def run(entry: dict[str, Any], options: argparse.Namespace) -> list[dict[str, Any]]:
+def run(entry: dict[str, Any], formats: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of one model, from its own process."""
-    formats = options.formats.split(",")
-    key = f"{entry['source']}:{entry['name']}"
-    command = [sys.executable, __file__, str(options.zoo), "--formats", options.formats]
-    command += ["--prune", str(options.prune), "--worker", key]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=options.timeout * len(formats), check=False
-        )
-        found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        reason = f"exit code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
-    except subprocess.TimeoutExpired as error:
-        text = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
-        found = [
-            json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")
-        ]
-        reason = "out of time"
+    key = key_of(entry)
+    # A server that has imported the frameworks once is forked for each model: importing takes longer than
+    # the work on a small one.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(entry, formats, options.prune, options.keep, send))
+    process.start()
+    send.close()
+    deadline = time.monotonic() + options.timeout * len(formats)
+    found: list[dict[str, Any]] = []
+    reason = "out of time"
+    while receive.poll(max(0.0, deadline - time.monotonic())):
+        try:
+            found.append(receive.recv())
+        except EOFError:
+            process.join()
+            reason = f"the process ended with {process.exitcode}"
+            break
+    process.kill()
+    process.join()
     missing = [name for name in formats if name not in {row["format"] for row in found}]
     return found + [
         {**dict.fromkeys(COLUMNS, ""), "model": key, "format": f, "ok": 0, "error": reason} for f in missing
@@ -128,80 +137,94 @@ def build(entry: dict[str, Any]) -> Any:
     return model.backbone if entry["kind"] == "det" else model
 
 
-def work(entry: dict[str, Any], formats: str, ratio: float) -> None:
-    """Export one model in this process; print a JSON line for each format."""
+def work(entry: dict[str, Any], formats: list[str], ratio: float, keep: Path | None, rows: Any) -> None:
+    """Export one model in this process; send a row for each format."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    example = torch.randn(*entry["input"])
+    with nullcontext(str(keep)) if keep else tempfile.TemporaryDirectory() as folder:
+        # LiteRT and SavedModel are made from the ONNX file; written once, it is the source of all.
+        source = Path(folder) / f"{entry['source']}-{entry['name']}.onnx"
+        about = source.with_suffix(".json")
+        if about.is_file():
+            first = json.loads(about.read_text(encoding="utf-8"))
+        else:
+            first = write_onnx(entry, source, example, ratio)
+            if first["ok"]:
+                about.write_text(json.dumps(first), encoding="utf-8")
+        for name in formats:
+            row = dict(first)
+            if name != "onnx":
+                row = {**dict.fromkeys(COLUMNS, ""), "model": key_of(entry), "format": name, "ok": 0}
+                row |= {c: first[c] for c in ("params", "params_before", "error")}
+                row |= convert(source, name, example) if source.is_file() else {}
+            rows.send(row)
+
+
+def write_onnx(entry: dict[str, Any], path: Path, example: Any, ratio: float) -> dict[str, Any]:
+    """Build, prune and write one model as ONNX; the row of that file against the module."""
     import torch
 
     import penjing.export as pe
     from penjing.errors import PenjingError
+    from penjing.export.verify import TorchRunner
 
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     model = build(entry).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # heads that start at zero would agree with anything
             if parameter.is_floating_point() and not parameter.any():
                 parameter.normal_(std=0.02)
-    before = sum(p.numel() for p in model.parameters())
-    x = torch.randn(*entry["input"])
-    example: Any = x
-    if ratio:
-        from penjing.prune import prune
-
-        model = prune(model, example, ratio=ratio).model.eval()
-    params = sum(p.numel() for p in model.parameters())
-    with tempfile.TemporaryDirectory() as folder:
-        # LiteRT and SavedModel are made from the ONNX file; written once, it is the source of all.
-        source = Path(folder) / "source" / "model.onnx"
-        failure, onnx_seconds = "", 0.0
-        try:
-            started = time.perf_counter()
-            pe.export_onnx(model, source, example, dynamic_batch="auto")
-            onnx_seconds = time.perf_counter() - started
-        except PenjingError as error:
-            failure = str(error)
-        data = [torch.randn(8, *entry["input"][1:]) for _ in range(4)]
-        for name in formats.split(","):
-            row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
-            row |= {"model": f"{entry['source']}:{entry['name']}", "format": name, "params": params}
-            row |= {"params_before": before, "ok": 0, "error": failure}
-            if not failure:
-                row |= one(pe, model, source, Path(folder) / name, name, example, data, onnx_seconds)
-            print(json.dumps(row), flush=True)
-
-
-def one(
-    pe: Any,
-    model: Any,
-    source: Path,
-    folder: Path,
-    name: str,
-    example: Any,
-    data: list[Any],
-    onnx_seconds: float,
-) -> dict[str, Any]:
-    """Write and verify one format of one model."""
-    from penjing.errors import PenjingError
-    from penjing.export.verify import TorchRunner
-
+    row: dict[str, Any] = {**dict.fromkeys(COLUMNS, ""), "model": key_of(entry), "format": "onnx", "ok": 0}
+    row["params_before"] = row["params"] = sum(p.numel() for p in model.parameters())
     try:
-        batch = {"data": data} if name.endswith("int8") else {}
-        file = pe.export(source, folder, [name], example_inputs=example, batch_sizes=(1, 3), **batch)[name]
-        found = file.verification
-        if name == "onnx":  # the file against the module; the others were compared with this file
-            names = [spec.name for spec in pe.OnnxRunner(source).inputs]
-            found = pe.verify(source, TorchRunner(model, example, names), example, batch_sizes=(1, 3))
+        if ratio:
+            from penjing.prune import prune
+
+            model = prune(model, example, ratio=ratio).model.eval()
+        row["params"] = sum(p.numel() for p in model.parameters())
+        started = time.perf_counter()
+        pe.export_onnx(model, path, example, dynamic_batch="auto")
+        seconds = time.perf_counter() - started
+        names = [spec.name for spec in pe.OnnxRunner(path).inputs]
+        found = pe.verify(path, TorchRunner(model, example, names), example, batch_sizes=(1, 3))
     except PenjingError as error:
-        return {"error": str(error).splitlines()[0]}
+        return {**row, "error": str(error).splitlines()[0]}
     except Exception as error:  # a bench reports what it meets
-        return {"error": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
+        return {**row, "error": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
+    return {**row, **measured(found), "seconds": round(seconds, 2), "size_bytes": path.stat().st_size}
+
+
+def convert(source: Path, name: str, example: Any) -> dict[str, Any]:
+    """Write one format from the ONNX file and verify it against that."""
+    import torch
+
+    import penjing.export as pe
+    from penjing.errors import PenjingError
+
+    given: dict[str, Any] = {}
+    if name.endswith("int8"):
+        given["data"] = [torch.randn(8, *example.shape[1:]) for _ in range(4)]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            made = pe.export(source, folder, [name], example_inputs=example, batch_sizes=(1, 3), **given)
+        except PenjingError as error:
+            return {"error": str(error).splitlines()[0]}
+        except Exception as error:  # a bench reports what it meets
+            return {"error": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
+    file = made[name]
+    return {**measured(file.verification), "seconds": round(file.seconds, 2), "size_bytes": file.size_bytes}
+
+
+def measured(found: Any) -> dict[str, Any]:
+    """Columns of a verification."""
     return {
         "ok": int(found.ok),
         "relative_difference": f"{found.relative:.1e}",
         "agreement": found.rows[-1].agreement,
         "batch_sizes": " ".join(str(row.batch) for row in found.rows),
-        "seconds": round(file.seconds + (onnx_seconds if name == "onnx" else 0.0), 2),
-        "size_bytes": file.size_bytes,
     }
 
 
