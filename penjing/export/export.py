@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import onnx
 from torch import nn
 
 from penjing.errors import ExportError, VerifyError
@@ -17,6 +17,7 @@ from penjing.events import Event, Listener, silent
 from penjing.export.base import Exporter, Layout, Runner, Source, get_format
 from penjing.export.inputs import Feeds, as_feeds, batch_of, input_names, resized
 from penjing.export.onnx import OnnxRunner, export_onnx
+from penjing.export.onnx_examples import example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
 
 
@@ -181,22 +182,10 @@ def _onnx_source(
     runner = OnnxRunner(path)
     names = [spec.name for spec in runner.inputs]
     if real is None and example_inputs is None:
-        feeds = random_feeds(runner)
+        feeds = example_feeds(onnx.load(str(path), load_external_data=False))
     else:
         feeds = as_feeds(example_inputs if real is None else batch_of(real), names)
     return path, runner, feeds
-
-
-def random_feeds(runner: Runner) -> Feeds:
-    """Inputs of the shapes and types a file declares: noise, ones for integers, 2 where a size is free."""
-    rng = np.random.default_rng(0)
-    return {s.name: _random(rng, s.dtype, [2 if d is None else d for d in s.shape]) for s in runner.inputs}
-
-
-def _random(rng: np.random.Generator, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
-    if dtype.kind == "f":
-        return rng.standard_normal(shape).astype(dtype)
-    return np.ones(shape, dtype)
 
 
 def _one(

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 
 from penjing.errors import ArtifactError, PenjingError
+from penjing.export.onnx_examples import example_feeds
 from penjing.models.onnx_ops import HOST, OPS, Node, as_tensor
 from penjing.models.onnx_ops.node import DTYPES, Value
 from penjing.models.onnx_read import Body, Step, load_proto, read_body, true_inputs
@@ -216,22 +216,23 @@ def load_onnx(spec: str, options: Mapping[str, Any]) -> LoadedModel:
     Args:
         spec: Path of the file.
         options: ``NAME`` fixes the input of that name to a value; ``NAME.shape`` gives the shape of its
-            example, where the file leaves dimensions free (by default: 2 samples, images of 224,
-            16 elsewhere).
+            example, where the file leaves dimensions free (see `example_feeds` for what it is by default).
 
     Raises:
         ArtifactError: see `OnnxModel`.
     """
     shapes = {key.removesuffix(".shape"): v for key, v in options.items() if key.endswith(".shape")}
     model = OnnxModel(spec, {key: v for key, v in options.items() if not key.endswith(".shape")})
-    infos = {i.name: i for i in true_inputs(load_proto(Path(spec), weights=False))}
+    proto = load_proto(Path(spec), weights=False)
+    kinds = {info.name: info.type.tensor_type.elem_type for info in true_inputs(proto)}
     if not shapes.keys() <= set(model.input_names):
         raise ArtifactError(
             f"it has no input {', '.join(sorted(shapes.keys() - set(model.input_names)))!r}",
             layer=spec,
             remedy=f"Its inputs: {', '.join(model.input_names)}",
         )
-    examples = {name: _example(infos[name], shapes.get(name)) for name in model.input_names}
+    arrays = example_feeds(proto, shapes)
+    examples = {name: _tensor(arrays[name], kinds[name]) for name in model.input_names}
     named = len(examples) > 1 and all(name.isidentifier() for name in examples)
     inputs: Any = examples if named else tuple(examples.values())
     return LoadedModel(
@@ -243,15 +244,7 @@ def load_onnx(spec: str, options: Mapping[str, Any]) -> LoadedModel:
     )
 
 
-def _example(info: onnx.ValueInfoProto, shape: Sequence[int] | None) -> Tensor:
-    kind = info.type.tensor_type
-    dims = kind.shape.dim
-    free = 224 if len(dims) == 4 else 16
-    sizes = shape or [d.dim_value if d.dim_value > 0 else free if i else 2 for i, d in enumerate(dims)]
-    dtype = DTYPES.get(kind.elem_type, torch.float32)
-    if dtype.is_floating_point:
-        return torch.randn(tuple(sizes), generator=torch.Generator().manual_seed(0)).to(dtype)
-    if np.prod(sizes) <= 1 or dtype is torch.bool:
-        return torch.ones(tuple(sizes), dtype=dtype)  # a length, a mask that lets through
-    tokens = torch.randint(0, 8, tuple(sizes), generator=torch.Generator().manual_seed(0))
-    return tokens.to(dtype)
+def _tensor(array: np.ndarray, kind: int) -> Tensor:
+    """An example as a tensor of the ONNX element type ``kind``; bfloat16 is none of NumPy's own types."""
+    dtype = DTYPES.get(kind, torch.float32)
+    return torch.from_numpy(array.astype(np.float32) if dtype is torch.bfloat16 else array).to(dtype)

@@ -56,14 +56,16 @@ def command(
 
 
 def _verify(source: Any, out: Path, chosen: tuple[str, ...], inputs: Any, batches: Any) -> list[Any]:
+    import onnx
+
     from penjing.export import open_file, verify
     from penjing.export.base import get_format
-    from penjing.export.export import random_feeds
+    from penjing.export.onnx_examples import example_feeds
 
     reference, original = source, None
     if isinstance(source, Path):
         reference, original = open_file(source), source
-        inputs = random_feeds(reference)
+        inputs = example_feeds(onnx.load(str(source), load_external_data=False))
     given = next(iter(batches)) if batches is not None else inputs
     found = []
     for name in chosen:
