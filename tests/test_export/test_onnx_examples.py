@@ -15,9 +15,13 @@ from penjing.models.onnx_door import load_onnx
 
 
 def _model() -> onnx.ModelProto:
-    """Two tables of 5 and 3 rows looked up by one input (one way through a cast), a mask, a scalar, an image."""
-    ints = [("ids", TensorProto.INT32, ["b", 7]), ("mask", TensorProto.INT64, ["b", 7])]
-    more = [("length", TensorProto.INT64, []), ("image", TensorProto.FLOAT, ["b", 3, "h", "w"])]
+    """Tables of 5 and 3 rows looked up by one input (once through a cast), a mask, a scalar, an image."""
+    inputs = [
+        helper.make_tensor_value_info("ids", TensorProto.INT32, ["b", 7]),
+        helper.make_tensor_value_info("mask", TensorProto.INT64, ["b", 7]),
+        helper.make_tensor_value_info("length", TensorProto.INT64, []),
+        helper.make_tensor_value_info("image", TensorProto.FLOAT, ["b", 3, "h", "w"]),
+    ]
     tables = [
         numpy_helper.from_array(np.random.default_rng(i).normal(size=(n, 4)).astype(np.float32), f"table{n}")
         for i, n in enumerate((5, 3))
@@ -35,7 +39,6 @@ def _model() -> onnx.ModelProto:
         helper.make_node("Add", ["scaled", "mean"], ["shift"]),
         helper.make_node("Add", ["sum", "shift"], ["out"]),
     ]
-    inputs = [helper.make_tensor_value_info(*given) for given in (*ints, *more)]
     outputs = [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["b", 7, 4])]
     graph = helper.make_graph(nodes, "g", inputs, outputs, tables)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
