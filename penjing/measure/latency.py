@@ -32,7 +32,7 @@ class Latency:
         runtime: Its name and version.
         device: The processor.
         num_runs: Timed runs.
-        p20_ms: 20th percentile: what the median would be if nothing else ran, when something did.
+        p05_ms: 5th percentile: what the median would be if nothing else ran, when something did.
     """
 
     median_ms: float
@@ -44,7 +44,7 @@ class Latency:
     runtime: str
     device: str
     num_runs: int
-    p20_ms: float = float("nan")
+    p05_ms: float = float("nan")
 
     def __str__(self) -> str:
         return (
@@ -150,7 +150,7 @@ def _summary(times_ms: list[float], candidate: Candidate) -> Latency:
         runtime=candidate.runtime,
         device=device_name(),
         num_runs=n,
-        p20_ms=float(np.quantile(ordered, 0.2)),
+        p05_ms=float(np.quantile(ordered, 0.05)),
     )
 
 

@@ -2,13 +2,15 @@
 
 The runtime's own profiler gives the time inside the operator's kernel, so the reordering that surrounds a
 lone convolution, and the call from Python, are not counted to it. Operators are timed in turns, in groups
-small enough that all their sessions fit.
+small enough that all their sessions fit, and a few fixed operators are timed with every group: what they took
+then against what they took the first time is how fast the machine's clock was, and that is divided out.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,28 @@ from penjing.measure.latency_ops import COMPUTE, OpShape, op_model
 
 _TOGETHER = 32  # sessions timed in turns
 _WARMUP = 3
+_REPEATS = 3  # in a turn: in a network, too, the operator before leaves data and code in the caches
+_FEWEST, _RUNS = 21, 150
+_SECONDS = 1.0  # of a group's turns at least: a neighbour's burst of work is over by then
+_MOST = 8  # times that, after which the fewest runs are enough
+_LOW, _HIGH = 0.02, 0.1  # quantiles of a kernel's times between which the mean is taken
+
+
+def _plain_conv(channels: int, pixels: int) -> OpShape:
+    options = {
+        "dilations": (1, 1),
+        "group": (1,),
+        "kernel_shape": (3, 3),
+        "pads": (1,) * 4,
+        "strides": (1, 1),
+    }
+    shape = (1, channels, pixels, pixels)
+    return OpShape("conv", shape, (channels, channels, 3, 3), tuple(options.items()))
+
+
+_CLOCK = (_plain_conv(16, 32), _plain_conv(32, 16), _plain_conv(64, 8))
+"""Operators timed with every group."""
+_CLOCK_KEY = "clock"
 
 
 class OpTimings:
@@ -30,7 +54,8 @@ class OpTimings:
 
     Args:
         threads: Threads of the runtime.
-        runs: Timed runs of each operator.
+        runs: Timed runs of each operator (large ones are content with 21).
+        least: Seconds that a group of operators is timed at least; after eight times that no run is added.
         cache: Where timings are kept; by default the user's cache folder.
         listen: Hears progress.
     """
@@ -39,19 +64,20 @@ class OpTimings:
         self,
         *,
         threads: int = 1,
-        runs: int = 21,
+        runs: int = _RUNS,
+        least: float = _SECONDS,
         cache: TimingCache | None = None,
         listen: Listener = silent,
     ) -> None:
         import onnxruntime
 
-        self.threads, self.runs, self.listen = threads, runs, listen
+        self.threads, self.runs, self.least, self.listen = threads, runs, least, listen
         self.cache = cache or TimingCache(
             {
                 "device": device_name(),
                 "runtime": f"onnxruntime {onnxruntime.__version__}",
                 "threads": threads,
-                "what": "operators",
+                "what": f"operators, by the clock of one, quantiles {_LOW} to {_HIGH}",
             }
         )
 
@@ -68,7 +94,11 @@ class OpTimings:
             if len(missing) > _TOGETHER:
                 event = Event("measure", "progress", start, len(missing), "operator")
                 self.listen(event)
-            self.cache.update(dict(zip((s.key for s in part), self._time(part), strict=True)))
+            times = self._time([*_CLOCK, *part])
+            clock = sum(times[: len(_CLOCK)])
+            first = self.cache.get(_CLOCK_KEY) or clock
+            named = zip((s.key for s in part), times[len(_CLOCK) :], strict=True)
+            self.cache.update({_CLOCK_KEY: first, **{key: value * first / clock for key, value in named}})
         found = {shape: self.cache.get(shape.key) for shape in wanted}
         return {shape: value for shape, value in found.items() if value is not None}
 
@@ -76,12 +106,20 @@ class OpTimings:
         with tempfile.TemporaryDirectory(prefix="penjing-ops-") as folder:
             sessions = [self._session(s, Path(folder) / str(i)) for i, s in enumerate(shapes)]
             feeds = [_feeds(session) for session in sessions]
-            for turn in range(_WARMUP + self.runs):
-                order = range(len(sessions))
-                first = turn % max(1, len(sessions))
-                for at in (*order[first:], *order[:first]):
-                    sessions[at].run(None, feeds[at])
+            started, turn = time.perf_counter(), 0
+            while self._goes_on(turn * _REPEATS - _WARMUP, time.perf_counter() - started):
+                first = turn % len(sessions)
+                for at in (*range(first, len(sessions)), *range(first)):
+                    for _ in range(_REPEATS):
+                        sessions[at].run(None, feeds[at])
+                turn += 1
             return [_kernel_seconds(Path(s.end_profiling()), _WARMUP) for s in sessions]
+
+    def _goes_on(self, runs: int, seconds: float) -> bool:
+        """Whether another turn is needed after so many timed runs of each operator."""
+        if seconds < self.least or runs < min(_FEWEST, self.runs):
+            return True
+        return runs < self.runs and seconds < _MOST * self.least
 
     def _session(self, shape: OpShape, prefix: Path) -> Any:
         import onnxruntime
@@ -110,8 +148,8 @@ def _feeds(session: Any) -> dict[str, np.ndarray]:
 
 
 def _kernel_seconds(profile: Path, skip: int) -> float:
-    """Mean of the second fifth of the kernel times: finer than the profiler's whole microseconds, and free of
-    the runs that other work has interrupted.
+    """Mean of the low kernel times: finer than the profiler's whole microseconds, and free of the runs that
+    other work has interrupted or slowed down.
     """
     events = json.loads(profile.read_text(encoding="utf-8"))
     times = [
@@ -128,5 +166,5 @@ def _kernel_seconds(profile: Path, skip: int) -> float:
             remedy="Please report your ONNX Runtime version; a budget in MACs needs no timing",
         )
     ordered = np.sort(np.asarray(times[skip:]))
-    fifth = len(ordered) // 5
-    return float(ordered[fifth : 2 * fifth + 1].mean()) * 1e-6
+    low, high = int(_LOW * len(ordered)), int(_HIGH * len(ordered)) + 1
+    return float(ordered[low:high].mean()) * 1e-6

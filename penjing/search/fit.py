@@ -54,7 +54,15 @@ def fit_to_budget(
         PruneError: for a budget out of reach, or no data where sensitivity has to be measured.
     """
     coupling = material.coupling
-    meter = Meter(material.model, example_inputs, material.graph, coupling, budget, material.listen)
+    meter = Meter(
+        material.model,
+        example_inputs,
+        material.graph,
+        coupling,
+        budget,
+        round_to=round_to,
+        listen=material.listen,
+    )
     if budget.latency is not None and round_to % _BLOCK and _BLOCK % round_to == 0:
         try:
             return fit_to_budget(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,8 @@ from penjing.search.whole import WholeTimer
 
 Choose = Callable[["Meter", Kept | None], Kept]
 """Chooses slots that cost, by the meter, what the budget allows; near an earlier choice if there is one."""
-_RATIOS = (0.0, 0.3, 0.6, 0.85)  # of the whole files that the latency model is fitted to
+_RATIOS = ((0.0, 0.0), (0.4, 0.4), (0.75, 0.75), (0.0, 0.75))
+"""Ratios of the groups, in turns, in the whole files that the latency model is fitted to."""
 _OVER, _UNDER = 0.02, 0.04  # how far the measured file may miss the target, relative
 _FILES = 7  # whole files measured on the way to a latency, at most
 _STEEPEST = 16.0
@@ -39,6 +40,7 @@ class Meter:
         graph: Its trace.
         coupling: Its groups.
         budget: What is bounded, and how latency is measured.
+        round_to: Widths that choices have are multiples of this; the latency model is fitted to such.
         listen: Hears what is being timed.
     """
 
@@ -47,6 +49,7 @@ class Meter:
     graph: Graph
     coupling: Coupling
     budget: Budget
+    round_to: int = 1
     listen: Listener = silent
     _original: dict[str, float] = field(default_factory=dict)
     _aim: float | None = None
@@ -99,15 +102,17 @@ class Meter:
             cache=whole_cache(budget.runtime, budget.threads),
             listen=self.listen,
         )
-        flat = {group.id: np.zeros(group.size) for group in self.coupling.groups}
-        choices = {
-            f"uniform, {ratio:.0%} removed": by_leaf(
-                self.coupling, allocate(self.coupling.groups, flat, ratio=ratio)
-            )
-            for ratio in _RATIOS
-        }
-        made.fit(choices)
+        made.fit({_named(ratios): self._ladder(ratios) for ratios in _RATIOS})
         return made
+
+    def _ladder(self, ratios: Sequence[float]) -> Mapping[int, Any]:
+        """Slots kept where the groups in turn lose these shares, at widths that a choice may have."""
+        groups = self.coupling.groups
+        flat = {group.id: np.zeros(group.size) for group in groups}
+        kept: dict[str, Any] = {}
+        for ratio, of in zip(ratios, (groups[at :: len(ratios)] for at in range(len(ratios))), strict=True):
+            kept |= allocate(of, flat, ratio=ratio, round_to=self.round_to)
+        return by_leaf(self.coupling, kept)
 
     def prefetch(self, choices: Iterable[Mapping[str, Any]]) -> None:
         """Time what these choices need, in turns, where latency is bounded."""
@@ -198,6 +203,10 @@ class Meter:
         if not kept:
             return self.model
         return prune_slots(self.model, self.example_inputs, self.graph, self.coupling, kept).model
+
+
+def _named(ratios: Sequence[float]) -> str:
+    return " and ".join(f"{ratio:.0%}" for ratio in dict.fromkeys(ratios)) + " removed"
 
 
 def _preferred(tried: tuple[float, Kept]) -> tuple[bool, float]:

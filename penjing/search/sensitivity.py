@@ -1,8 +1,8 @@
 """How much a network's answers change when one group alone loses a share of its slots.
 
 Nothing is sliced: the interpreter that carries masks over the original graph (`penjing.prune.masked`) answers
-as the pruned network would. Without labels the change is the divergence of the outputs; with a metric it is
-what the metric loses.
+as the pruned network would, from the first op that the group reaches (`penjing.search.suffixes`). Without
+labels the change is the divergence of the outputs; with a metric it is what the metric loses.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import DataError, PruneError
 from penjing.events import Event, Listener, silent
-from penjing.graph import Coupling, Graph
+from penjing.graph import Coupling, Graph, Group
 from penjing.prune.allocate import queue
 from penjing.prune.masked.reference import masked_output
+from penjing.search.suffixes import Answer, visit_groups
 
 Score = Callable[[Tensor, Tensor], float]
 """``metric(outputs, targets)``: higher is better."""
@@ -124,24 +125,30 @@ def sensitivity(
     inputs, targets = first_samples(data, samples)
     if metric is not None and targets is None:
         raise DataError("a metric needs targets", remedy="Give batches of (inputs, targets)")
-    reference = _output(graph, coupling, {}, inputs)
+    reference = _as_output(masked_output(graph, coupling, {}, inputs)[0])
     compare, measure = _comparison(reference, targets, metric)
-    damage = np.zeros((len(coupling.groups), len(chosen)))
-    for g, group in enumerate(coupling.groups):
-        listen(Event("prune", "progress", g, len(coupling.groups), "group", message="sensitivity"))
+    rows = {group.id: np.zeros(len(chosen)) for group in coupling.groups}
+    seen = 0
+
+    def feel(group: Group, answer: Answer) -> None:
+        nonlocal seen
+        listen(Event("prune", "progress", seen, len(rows), "group", message="sensitivity"))
+        seen += 1
         line = queue(group, scores[group.id])
         before = (0, 0.0)
         for r, ratio in enumerate(chosen):
             steps = line.within(ratio * group.size)
             if steps != before[0]:
-                kept = {group.leaf: line.kept(group.size, steps)}
-                before = (steps, max(0.0, compare(_output(graph, coupling, kept, inputs))))
-            damage[g, r] = before[1]
+                change = compare(_as_output(answer(line.kept(group.size, steps))))
+                before = (steps, max(0.0, change))
+            rows[group.id][r] = before[1]
+
+    visit_groups(graph, coupling, coupling.groups, inputs, feel)
     return Sensitivity(
         groups=tuple(group.id for group in coupling.groups),
         sizes=tuple(group.size for group in coupling.groups),
         ratios=chosen,
-        damage=damage,
+        damage=np.stack([*rows.values()]) if rows else np.zeros((0, len(chosen))),
         measure=measure,
         samples=len(_first_tensor(inputs)),
     )
@@ -174,9 +181,8 @@ def first_samples(data: Iterable[Any], samples: int) -> tuple[Any, Tensor | None
     return whole, torch.cat(targets) if len(targets) == len(taken) else None
 
 
-def _output(graph: Graph, coupling: Coupling, kept: Mapping[int, Any], inputs: Any) -> Tensor:
-    found, _ = masked_output(graph, coupling, kept, inputs)
-    return _first_tensor(found).double()
+def _as_output(value: Any) -> Tensor:
+    return _first_tensor(value).double()
 
 
 def _comparison(

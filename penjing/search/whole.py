@@ -39,7 +39,7 @@ class WholeTimer:
         batch: int = 1,
         threads: int = 1,
         runtime: Runtime = "onnxruntime",
-        num_runs: int = 100,
+        num_runs: int = 200,
     ) -> None:
         self.example_inputs, self.batch, self.threads = example_inputs, batch, threads
         self.runtime, self.num_runs = runtime, num_runs
@@ -51,7 +51,7 @@ class WholeTimer:
     def __call__(self, models: Mapping[str, nn.Module]) -> dict[str, float]:
         """Seconds of each network and, as `REFERENCE`, of the original; all in turns.
 
-        The 20th percentile stands for the median of a quiet machine: where other work runs beside, the
+        The 5th percentile stands for the median of a quiet machine: where other work runs beside, the
         median of a long call is interrupted and that of a short one is not, and their ratio would be wrong.
 
         Raises:
@@ -63,7 +63,7 @@ class WholeTimer:
         candidates = {name: self._candidate(model) for name, model in models.items()}
         candidates[REFERENCE] = self._reference
         timed = latency(candidates, num_runs=self.num_runs, num_warmup=8, max_seconds=30.0)
-        return {name: one.p20_ms / 1e3 for name, one in timed.items()}
+        return {name: one.p05_ms / 1e3 for name, one in timed.items()}
 
     def _candidate(self, model: nn.Module) -> Candidate:
         from penjing.export import export_onnx, open_file

@@ -125,15 +125,15 @@ class TestTimings:
     def test_measured_once_and_shared_by_processes(self, tmp_path: Path) -> None:
         shapes = [OpShape("matmul", (1, 64), (64, n)) for n in (8, 64)]
         cache = TimingCache({"a": 1}, tmp_path)
-        first = OpTimings(runs=5, cache=cache).seconds(shapes)
+        first = OpTimings(runs=5, least=0.01, cache=cache).seconds(shapes)
         assert all(value > 0 for value in first.values())
-        other = OpTimings(runs=5, cache=TimingCache({"a": 1}, tmp_path))
+        other = OpTimings(runs=5, least=0.01, cache=TimingCache({"a": 1}, tmp_path))
         assert other.seconds(shapes) == first
         assert TimingCache({"a": 2}, tmp_path).get(shapes[0].key) is None
 
     def test_more_work_takes_longer(self, tmp_path: Path) -> None:
         shapes = [OpShape("bmm", (1, 256, 64), (1, 64, n)) for n in (16, 1024)]
-        found = OpTimings(runs=9, cache=TimingCache({}, tmp_path)).seconds(shapes)
+        found = OpTimings(runs=9, least=0.01, cache=TimingCache({}, tmp_path)).seconds(shapes)
         assert found[shapes[1]] > 2 * found[shapes[0]]
 
     def test_a_damaged_or_unwritable_cache_only_costs_time(self, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ class TestLatencyModel:
             return seconds | {REFERENCE: 1e-6 * slow * (500 + work({}).moved)}
 
         cache = TimingCache({}, tmp_path)
-        timings = OpTimings(runs=3, cache=cache)
+        timings = OpTimings(runs=3, least=0.01, cache=cache)
         model = LatencyModel(graph, coupling, whole, cache, timings=timings)
         group = coupling.groups[0]
         halves = {n: {group.leaf: np.arange(size)} for n, size in (("half", 8), ("few", 2))}

@@ -118,7 +118,7 @@ class MaskedInterpreter(fx.Interpreter):
         """Zeros for what is not finite at removed positions only (a norm divided by the norm of a removed
         slot).
         """
-        if not isinstance(result, Tensor) or not result.is_floating_point() or bool(result.isfinite().all()):
+        if not isinstance(result, Tensor) or not result.is_floating_point() or _finite(result):
             return result
         self.env[node] = result
         for dim, mask in enumerate(self.masks(node)):
@@ -128,6 +128,11 @@ class MaskedInterpreter(fx.Interpreter):
                 removed = ~mask.flags.view(shape) & ~result.isfinite()
                 result = result.masked_fill(removed, 0.0)
         return result
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether every element is; a finite sum says so in one pass (another may only have overflown)."""
+    return bool(value.detach().sum().isfinite()) or bool(value.isfinite().all())
 
 
 def _masked_tensors(
