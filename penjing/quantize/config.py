@@ -18,7 +18,10 @@ class QuantizeConfig(Config):
             layers alone, activation ranges found while running. ``"weight_only"``: linear weights alone, in 8
             or 4 bits.
         block: Inputs that share a step, for 4-bit weights alone; a power of two.
-        observer: How activation ranges are found, by name (``penjing.quantize.observers()`` lists them).
+        observer: How activation ranges are found, by name (``penjing.quantize.observers()`` lists them);
+            ``"auto"`` takes least squared error or all that was seen, whichever leaves the network's output
+            closer to fp32 on calibration data.
+        align_inputs: Store images that were normalised from 8 bits on their own grid, without error.
         weights: How each output channel's weight scale is found: its largest magnitude, or least squared
             error.
         weight_bits: Bits of a weight's levels. Below 8 they are still stored in bytes, which makes nothing
@@ -47,7 +50,8 @@ class QuantizeConfig(Config):
 
     mode: Literal["static", "dynamic", "weight_only"] = "static"
     block: Literal[16, 32, 64, 128, 256] = 32
-    observer: str = "mse"
+    observer: str = "auto"
+    align_inputs: bool = True
     weights: Literal["absmax", "mse"] = "mse"
     weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
     samples: Annotated[int, Field(ge=1)] = 256
@@ -76,6 +80,6 @@ class QuantizeConfig(Config):
     @field_validator("observer")
     @classmethod
     def _known_observer(cls, name: str) -> str:
-        if name not in observers():
-            raise ValueError(f"unknown observer {name!r}; known: {', '.join(sorted(observers()))}")
+        if name not in {"auto", *observers()}:
+            raise ValueError(f"unknown observer {name!r}; known: auto, {', '.join(sorted(observers()))}")
         return name

@@ -25,9 +25,11 @@ from penjing.quantize.encode import EncodedLayer, encode_layers
 from penjing.quantize.equalize import equalize
 from penjing.quantize.feeds import Feeds, input_specs, split_batch
 from penjing.quantize.graph import name_of
+from penjing.quantize.grid import align_inputs
 from penjing.quantize.pack import save_quantized
 from penjing.quantize.place import Placement, layer_names, place
 from penjing.quantize.prepare import initializer_bytes, load_onnx, prepare
+from penjing.quantize.ranges import closest, widest
 from penjing.quantize.result import LayerRow, QuantizeResult, Timing
 from penjing.quantize.rounding import Moments
 from penjing.quantize.runtime import Session
@@ -72,6 +74,7 @@ class Job:
         ranges: Range of each 8-bit tensor that was observed.
         params: Scale and zero point of each 8-bit tensor.
         moments: Second moments of layer inputs, for second-order rounding.
+        observer: Name of the observer whose ranges hold.
         keep: Layers in float, with the reason.
         scales: Learned steps of weights, by output name.
         gains: What each layer alone in float gains, in dB.
@@ -107,6 +110,7 @@ class Job:
         )
         self.nodes = _by_output(self.model)
         self.names = layer_names(self.model.graph)
+        self.observer = "mse" if self.config.observer == "auto" else self.config.observer
 
     def calibrate(self) -> None:
         """Equalize, place, and find ranges; layers whose input never changes go back to float."""
@@ -121,6 +125,12 @@ class Job:
                 f"nothing can be quantized ({reasons})",
                 remedy="Give a network with such layers, or ignore fewer",
             )
+        if config.align_inputs:
+            aligned = align_inputs(self.model.graph, placement, self.feeds)
+            if aligned:
+                self.params |= aligned
+                self.notes.append(f"{', '.join(aligned)}: stored on the 8-bit grid that the input came from")
+                placement = place(self.model.graph, config)
         if config.equalize:
             regions = equalize(self.model, placement, self.feeds, memory_mb=config.memory_mb)
             if regions:
@@ -146,6 +156,23 @@ class Job:
                 remedy="Calibrate with real samples",
             )
         self._observe(self.placement)
+        if config.observer == "auto":
+            self._settle()
+
+    def _settle(self) -> None:
+        """Take the kind of range that leaves the output closest, weights in float."""
+        wide = {name: activation_params(*pair) for name, pair in widest(self.seen.observers).items()}
+        found = closest(
+            {"mse": self.params, "min_max": self.params | wide},
+            lambda params: emit(
+                self.model, self.placement, {root: params[root] for root in self.placement.observed}, {}
+            ),
+            Session(self.model),
+            self.feeds,
+        )
+        self.observer = found
+        if found == "min_max":
+            self.params |= wide
 
     def teach(
         self,
@@ -177,7 +204,7 @@ class Job:
             self.model,
             self.feeds,
             missing,
-            observer=self.config.observer,
+            observer=self.observer,
             mean_of=means,
             also=moments.visits,
             values_per_sample=self.config.values_per_sample,
@@ -354,7 +381,7 @@ class Job:
                     True,
                     range_min=params.low,
                     range_max=params.high,
-                    observer=self.config.observer,
+                    observer=self.observer,
                     weight_db=encoded[out].weight_db,
                     output_db=errors.get(out),
                     gain_db=gain,

@@ -37,7 +37,7 @@ def write_linears(job: Job, out: Path) -> QuantizeResult:
             job.model,
             job.feeds,
             [],
-            observer=config.observer,
+            observer=job.observer,
             also=moments.visits,
             values_per_sample=config.values_per_sample,
             memory_mb=config.memory_mb,
