@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import multiprocessing
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
@@ -52,6 +54,9 @@ def main() -> None:
     )
     parser.add_argument("--models", default="", help="only these names, separated by commas")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for a model and format")
+    parser.add_argument(
+        "--images", type=Path, help="Parquet file of images for int8: 32 calibrate, the next 32 compare"
+    )
     parser.add_argument("--out", type=Path, default=Path("export.csv"))
     parser.add_argument("--resume", action="store_true", help="keep the rows of --out that succeeded")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep ONNX files here, and start from them")
@@ -102,7 +107,7 @@ def run(entry: dict[str, Any], formats: list[str], options: argparse.Namespace) 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(entry, formats, options.prune, options.keep, send))
+    process = context.Process(target=work, args=(entry, formats, options, send))
     process.start()
     send.close()
     deadline = time.monotonic() + options.timeout * len(formats)
@@ -137,21 +142,21 @@ def build(entry: dict[str, Any]) -> Any:
     return model.backbone if entry["kind"] == "det" else model
 
 
-def work(entry: dict[str, Any], formats: list[str], ratio: float, keep: Path | None, rows: Any) -> None:
+def work(entry: dict[str, Any], formats: list[str], options: argparse.Namespace, rows: Any) -> None:
     """Export one model in this process; send a row for each format."""
     import torch
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
     example = torch.randn(*entry["input"])
-    with nullcontext(str(keep)) if keep else tempfile.TemporaryDirectory() as folder:
+    with nullcontext(str(options.keep)) if options.keep else tempfile.TemporaryDirectory() as folder:
         # LiteRT and SavedModel are made from the ONNX file; written once, it is the source of all.
         source = Path(folder) / f"{entry['source']}-{entry['name']}.onnx"
         about = source.with_suffix(".json")
         if about.is_file():
             first = json.loads(about.read_text(encoding="utf-8"))
         else:
-            first = write_onnx(entry, source, example, ratio)
+            first = write_onnx(entry, source, example, options.prune)
             if first["ok"]:
                 about.write_text(json.dumps(first), encoding="utf-8")
         for name in formats:
@@ -159,7 +164,7 @@ def work(entry: dict[str, Any], formats: list[str], ratio: float, keep: Path | N
             if name != "onnx":
                 row = {**dict.fromkeys(COLUMNS, ""), "model": key_of(entry), "format": name, "ok": 0}
                 row |= {c: first[c] for c in ("params", "params_before", "error")}
-                row |= convert(source, name, example) if source.is_file() else {}
+                row |= convert(source, name, example, options.images) if source.is_file() else {}
             rows.send(row)
 
 
@@ -197,25 +202,48 @@ def write_onnx(entry: dict[str, Any], path: Path, example: Any, ratio: float) ->
     return {**row, **measured(found), "seconds": round(seconds, 2), "size_bytes": path.stat().st_size}
 
 
-def convert(source: Path, name: str, example: Any) -> dict[str, Any]:
+def convert(source: Path, name: str, example: Any, images: Path | None) -> dict[str, Any]:
     """Write one format from the ONNX file and verify it against that."""
-    import torch
-
     import penjing.export as pe
     from penjing.errors import PenjingError
 
-    given: dict[str, Any] = {}
-    if name.endswith("int8"):
-        given["data"] = [torch.randn(8, *example.shape[1:]) for _ in range(4)]
+    given: dict[str, Any] = {"example_inputs": example, "batch_sizes": (1, 3)}
+    rounded = name.endswith("int8")
+    if rounded:
+        pixels = pictures(images, 64, example.shape)
+        given |= {"data": pixels[:32].split(8), "batch_sizes": (1,)}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            made = pe.export(source, folder, [name], example_inputs=example, batch_sizes=(1, 3), **given)
+            file = pe.export(source, folder, [name], **given)[name]
+            found = file.verification
+            if rounded:  # on pictures that calibration has not seen
+                reference = pe.OnnxRunner(source)
+                sizes = (1, 3, 32)
+                found = pe.verify(file.path, reference, pixels[32:], batch_sizes=sizes, quantized=True)
         except PenjingError as error:
             return {"error": str(error).splitlines()[0]}
         except Exception as error:  # a bench reports what it meets
             return {"error": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
-    file = made[name]
-    return {**measured(file.verification), "seconds": round(file.seconds, 2), "size_bytes": file.size_bytes}
+    return {**measured(found), "seconds": round(file.seconds, 2), "size_bytes": file.size_bytes}
+
+
+def pictures(path: Path | None, count: int, shape: Sequence[int]) -> Any:
+    """Normalised photographs scaled to ``shape``, or noise."""
+    import torch
+
+    if path is None or len(shape) != 4:
+        return torch.randn(count, *shape[1:])
+    import numpy as np
+    import pyarrow.parquet
+    from PIL import Image
+
+    rows = pyarrow.parquet.read_table(path, columns=["image"]).slice(0, count)["image"].to_pylist()
+    size = (shape[3], shape[2])
+    opened = [Image.open(io.BytesIO(row["bytes"])).convert("RGB").resize(size) for row in rows]
+    x_NHWC = np.stack([np.asarray(picture, np.float32) for picture in opened]) / 255
+    x_NCHW = torch.from_numpy(x_NHWC).permute(0, 3, 1, 2).contiguous()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return (x_NCHW - mean) / std
 
 
 def measured(found: Any) -> dict[str, Any]:
