@@ -56,7 +56,7 @@ class QuantizeConfig(Config):
     weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
     samples: Annotated[int, Field(ge=1)] = 256
     values_per_sample: Annotated[int, Field(ge=16)] = 4096
-    memory_mb: Annotated[int, Field(ge=1)] = 256
+    memory_mb: Annotated[int, Field(ge=1)] = 128
     equalize: bool = True
     bias_correction: bool = True
     rounding: Literal["nearest", "second_order"] = "second_order"
@@ -66,7 +66,7 @@ class QuantizeConfig(Config):
     ignore: tuple[str, ...] = ()
     ops: tuple[Literal["Conv", "Gemm", "MatMul"], ...] = ("Conv", "Gemm", "MatMul")
     min_agreement_db: float = 35.0
-    check_samples: Annotated[int, Field(ge=1)] = 32
+    check_samples: Annotated[int, Field(ge=1)] = 16
 
     @model_validator(mode="after")
     def _written_forms(self) -> Self:

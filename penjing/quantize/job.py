@@ -37,7 +37,7 @@ from penjing.quantize.scheme import ActivationParams, activation_params
 from penjing.quantize.timing import time_against_fp32
 from penjing.quantize.weights import Guard
 
-_LAYER_SAMPLES = 8
+_LAYER_SAMPLES = 4
 _DEAD = "its input is constant on the calibration data"
 
 

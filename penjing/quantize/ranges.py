@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
-from penjing.quantize.check import compare
+from penjing.quantize.check import Powers
 from penjing.quantize.feeds import Feeds
 from penjing.quantize.observe import Observer
 from penjing.quantize.observe.base import Extremes
@@ -51,10 +51,15 @@ def closest(
     first = choices[names[0]]
     if all(_alike(first, choices[name]) for name in names[1:]):
         return names[0]
-    found = {
-        name: compare(reference, Session(build(params), simulate=True), feeds, _SAMPLES, _BATCH)
-        for name, params in choices.items()
-    }
+    sessions = {name: Session(build(params), simulate=True) for name, params in choices.items()}
+    powers = {name: Powers() for name in choices}
+    for feed, _ in feeds.batches(_BATCH, _SAMPLES):
+        wanted = reference.run(feed)
+        for choice, session in sessions.items():
+            for output, values in session.run(feed).items():
+                if values.dtype.kind == "f":
+                    powers[choice].add(output, wanted[output], values)
+    found = {name: power.worst() for name, power in powers.items()}
     best = max(names, key=lambda name: found[name])
     return best if found[best] > found[names[0]] + _LEAST_GAIN_DB else names[0]
 

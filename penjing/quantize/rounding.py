@@ -22,23 +22,28 @@ from penjing.quantize.weights import PAIR_MAX, Guard, QuantizedWeight, as_rows, 
 MAX_INPUTS = 4608
 """Layers with more inputs per output are rounded to nearest: their moments would take over 170 MB each."""
 
-_SAMPLES, _ROWS_PER_SAMPLE = 128, 32
+_SAMPLES = 128
+_ROWS_PER_SAMPLE, _LEAST_ROWS, _INPUTS_PER_ROW = 32, 4, 8
 _COLUMNS = 64
+_ROWS_AT_ONCE = 256
 
 
 class Moments:
     """``E[xxᵀ]`` of layers' input patches, from a stream: ``GKK`` (G groups), in the runtime's order.
 
-    Of each of the first 128 samples up to 32 positions are used, drawn once per layer and sample.
+    Of each of the first 128 samples up to 32 positions are used, drawn once per layer and sample; fewer for
+    layers of fewer inputs (an eighth of their number, at least 4).
 
     Args:
         layers: The layers by output name.
         seed: Of the draw.
+        positions: Positions of each sample, where the rule above is not wanted.
     """
 
-    def __init__(self, layers: Mapping[str, ir.Node], seed: int = 0) -> None:
-        self._seed = seed
+    def __init__(self, layers: Mapping[str, ir.Node], seed: int = 0, *, positions: int | None = None) -> None:
+        self._seed, self._positions = seed, positions
         self._sums: dict[str, NDArray[np.float64]] = {}
+        self._waiting: dict[str, list[NDArray[np.float32]]] = {}
         self._rows: dict[str, int] = {}
         self._seen: dict[str, int] = {}
         self._sources: dict[str, list[tuple[str, ir.Node]]] = {}
@@ -62,13 +67,26 @@ class Moments:
         if not len(x):
             return
         for index, (out, node) in enumerate(self._sources[name]):
-            rows_GRK = _patches(node, x, np.random.default_rng([self._seed, index, seen]))
+            draw = np.random.default_rng([self._seed, index, seen])
+            rows_GRK = _patches(node, x, draw, self._positions)
+            waiting = self._waiting.setdefault(out, [])
+            waiting.append(rows_GRK)
+            if sum(rows.shape[1] for rows in waiting) >= _ROWS_AT_ONCE:
+                self._flush(out)
+
+    def _flush(self, out: str) -> None:
+        """Add the rows that wait: many at once, as each addition touches the whole moment."""
+        waiting = self._waiting.pop(out, [])
+        if waiting:
+            rows_GRK = np.concatenate(waiting, axis=1)
             moment = np.matmul(rows_GRK.transpose(0, 2, 1), rows_GRK).astype(np.float64)
             self._sums[out] = self._sums[out] + moment if out in self._sums else moment
             self._rows[out] = self._rows.get(out, 0) + rows_GRK.shape[1]
 
     def means(self) -> dict[str, NDArray[np.float64]]:
         """The moments by output name."""
+        for out in list(self._waiting):
+            self._flush(out)
         return {out: moment / self._rows[out] for out, moment in self._sums.items()}
 
 
@@ -119,50 +137,73 @@ def _round(
     size = h_GKK.shape[-1]
     # A hundredth of the mean moment on the diagonal keeps rare inputs from taking wild corrections.
     damp_G = np.maximum(0.01 * np.trace(h_GKK, axis1=1, axis2=2) / size, 1e-12)
-    inverse_GKK = np.linalg.inv(h_GKK + np.eye(size) * damp_G[:, None, None])
-    upper_GKK = np.linalg.cholesky(inverse_GKK).transpose(0, 2, 1)
-    rest = rows_GOK.copy()
-    levels = np.zeros(rest.shape, np.float64)
+    upper_GKK = _inverse_factor(h_GKK + np.eye(size) * damp_G[:, None, None])
+    # Inputs before outputs, so that what one step touches lies together.
+    rest_GKO = np.ascontiguousarray(rows_GOK.transpose(0, 2, 1))
+    scale_GKO = scale_GOK.transpose(0, 2, 1)
+    levels_GKO = np.zeros(rest_GKO.shape, np.float64)
     for first in range(0, size, _COLUMNS):
         last = min(first + _COLUMNS, size)
-        errors = np.zeros((*rest.shape[:2], last - first))
+        errors_GKO = np.zeros((len(h_GKK), last - first, rest_GKO.shape[2]))
         for k in range(first, last):
-            scale_GO = scale_GOK[:, :, k]
-            low, high = np.full(scale_GO.shape, -float(top)), np.full(scale_GO.shape, float(top))
+            now_GO, scale_GO = rest_GKO[:, k], scale_GKO[:, k]
+            level_GO = np.rint(now_GO / scale_GO)
             if pairs and k % 2:
-                low = np.maximum(low, -PAIR_MAX - levels[:, :, k - 1])
-                high = np.minimum(high, PAIR_MAX - levels[:, :, k - 1])
-            levels[:, :, k] = np.clip(np.rint(rest[:, :, k] / scale_GO), low, high)
-            error_GO = (rest[:, :, k] - levels[:, :, k] * scale_GO) / upper_GKK[:, None, k, k]
-            errors[:, :, k - first] = error_GO
-            rest[:, :, k + 1 : last] -= error_GO[:, :, None] * upper_GKK[:, None, k, k + 1 : last]
+                before_GO = levels_GKO[:, k - 1]
+                low_GO = np.maximum(-PAIR_MAX - before_GO, -float(top))
+                high_GO = np.minimum(PAIR_MAX - before_GO, float(top))
+                np.clip(level_GO, low_GO, high_GO, out=level_GO)
+            else:
+                np.clip(level_GO, -float(top), float(top), out=level_GO)
+            levels_GKO[:, k] = level_GO
+            error_GO = (now_GO - level_GO * scale_GO) / upper_GKK[:, k, k, None]
+            errors_GKO[:, k - first] = error_GO
+            rest_GKO[:, k + 1 : last] -= upper_GKK[:, k, k + 1 : last, None] * error_GO[:, None]
         # The columns of a block change one another at once, those after it together (lazy batch updates).
-        rest[:, :, last:] -= errors @ upper_GKK[:, first:last, last:]
-    return levels.astype(np.int8)
+        rest_GKO[:, last:] -= upper_GKK[:, first:last, last:].transpose(0, 2, 1) @ errors_GKO
+    return np.ascontiguousarray(levels_GKO.transpose(0, 2, 1)).astype(np.int8)
+
+
+def _inverse_factor(h_GKK: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The upper U with ``UᵀU = H⁻¹``, without forming the inverse.
+
+    With the rows and columns of H in reverse, ``PHP = LLᵀ``; then ``R = PLP`` is upper, ``H = RRᵀ`` and
+    ``U = R⁻¹``: two triangular steps instead of an inversion and a factorisation.
+    """
+    reversed_GKK = torch.from_numpy(np.ascontiguousarray(h_GKK[:, ::-1, ::-1]))
+    root_GKK = torch.linalg.cholesky(reversed_GKK).flip(1, 2)
+    eye = torch.eye(root_GKK.shape[-1], dtype=root_GKK.dtype).expand_as(root_GKK)
+    return np.asarray(torch.linalg.solve_triangular(root_GKK, eye, upper=True).numpy())
 
 
 def _num_outputs(node: ir.Node, w: NDArray[np.float32]) -> int:
     return int(w.shape[0 if int_attribute(node, "transB", 0) else 1])
 
 
-def _patches(node: ir.Node, x: NDArray[Any], draw: np.random.Generator) -> NDArray[np.float32]:
+def _patches(
+    node: ir.Node, x: NDArray[Any], draw: np.random.Generator, positions: int | None = None
+) -> NDArray[np.float32]:
     """Input patches ``GRK`` in the order kernel positions, input channels."""
     if node.op_type != "Conv":
         rows = x.reshape(-1, x.shape[-1])
-        most = _ROWS_PER_SAMPLE * len(x)
+        most = (positions or _ROWS_PER_SAMPLE) * len(x)
         return rows[None] if len(rows) <= most else rows[None, draw.choice(len(rows), most, replace=False)]
     kernel = ints_attribute(node, "kernel_shape", list(weight_of(node).shape[2:]))
     pads = ints_attribute(node, "pads", [0, 0, 0, 0])
     strides, dilations = ints_attribute(node, "strides", [1, 1]), ints_attribute(node, "dilations", [1, 1])
     groups = int_attribute(node, "group", 1)
-    padded = torch.nn.functional.pad(torch.from_numpy(x), (pads[1], pads[3], pads[0], pads[2])).numpy()
+    padded = x
+    if any(pads):
+        padded = torch.nn.functional.pad(torch.from_numpy(x), (pads[1], pads[3], pads[0], pads[2])).numpy()
     height = (padded.shape[2] - dilations[0] * (kernel[0] - 1) - 1) // strides[0] + 1
     width = (padded.shape[3] - dilations[1] * (kernel[1] - 1) - 1) // strides[1] + 1
-    most = min(_ROWS_PER_SAMPLE, height * width)
+    size = int(np.prod(weight_of(node).shape[1:]))
+    most = min(positions or min(_ROWS_PER_SAMPLE, max(_LEAST_ROWS, size // _INPUTS_PER_ROW)), height * width)
     chosen = draw.choice(height * width, most, replace=False)
     top, left = (chosen // width) * strides[0], (chosen % width) * strides[1]
+    flat = padded.reshape(*padded.shape[:2], -1)
     taps = [
-        padded[:, :, top + i * dilations[0], left + j * dilations[1]]
+        np.take(flat, (top + i * dilations[0]) * padded.shape[3] + left + j * dilations[1], axis=2)
         for i in range(kernel[0])
         for j in range(kernel[1])
     ]

@@ -14,7 +14,12 @@ PAIR_MAX = 128
 """``255 · 128 = 32640`` is the most two same-signed weights may weigh together in a 16-bit sum."""
 
 _ROWS_AT_ONCE = 1 << 22
-_RATIOS = np.concatenate([np.linspace(1.0, 0.6, 17), np.linspace(1.05, 2.0, 20)])
+_BELOW = (1.0, 0.95, 0.9, 0.83, 0.75, 0.66)
+_ABOVE = (1.08, 1.17, 1.28, 1.4, 1.55, 1.75, 2.0)
+_FEW_LEVELS = tuple(np.linspace(1.0, 0.4, 16))
+_FINE = (0.98, 1.02)
+
+_FEW_TOP = 15
 
 Guard = Literal["off", "pairs", "full"]
 
@@ -103,17 +108,23 @@ def choose_scale(
         return scale_O
     best_O = np.full(len(rows_OK), np.inf)
     chosen_O = scale_O.copy()
-    ratios = _RATIOS if guard == "pairs" else _RATIOS[_RATIOS <= 1.0]
-    for ratio in ratios if top > 15 else np.linspace(1.0, 0.4, 31):
-        trial_O = (scale_O * np.float32(ratio)).astype(np.float32)
+
+    def offer(trial_O: NDArray[np.float32]) -> None:
         if least_O is not None:
             trial_O = np.maximum(trial_O, least_O.astype(np.float32))
-        error_O = np.square(
-            round_rows(rows_OK, trial_O, guard, top).astype(np.float32) * trial_O[:, None] - rows_OK,
-            dtype=np.float32,
-        ).sum(axis=1, dtype=np.float64)
+        error_OK = _levels(rows_OK, trial_O, guard, top)
+        error_OK *= trial_O[:, None]
+        error_OK -= rows_OK
+        error_O = np.einsum("ok,ok->o", error_OK, error_OK)
         better_O = error_O < best_O
         best_O[better_O], chosen_O[better_O] = error_O[better_O], trial_O[better_O]
+
+    coarse = _FEW_LEVELS if top <= _FEW_TOP else (*_BELOW, *(_ABOVE if guard == "pairs" else ()))
+    for ratio in coarse:
+        offer(scale_O * np.float32(ratio))
+    middle_O = chosen_O.copy()
+    for ratio in _FINE:
+        offer(middle_O * np.float32(ratio))
     return chosen_O
 
 
@@ -121,28 +132,33 @@ def round_rows(
     rows_OK: NDArray[np.floating], scale_O: NDArray[np.float32], guard: Guard, top: int = WEIGHT_MAX
 ) -> NDArray[np.int8]:
     """Nearest levels within what the guard allows."""
+    return _levels(rows_OK, scale_O, guard, top).astype(np.int8)
+
+
+def _levels(
+    rows_OK: NDArray[np.floating], scale_O: NDArray[np.float32], guard: Guard, top: int
+) -> NDArray[np.floating]:
     top = highest(guard, top)
-    levels_OK = np.clip(np.rint(rows_OK / scale_O[:, None]), -top, top)
-    if guard == "pairs":
-        levels_OK = shrink_pairs(levels_OK)
-    return np.asarray(levels_OK, np.int8)
+    levels_OK = rows_OK / scale_O[:, None]
+    np.rint(levels_OK, out=levels_OK)
+    np.clip(levels_OK, -top, top, out=levels_OK)
+    return shrink_pairs(levels_OK) if guard == "pairs" else levels_OK
 
 
 def shrink_pairs(levels_OK: NDArray[np.floating]) -> NDArray[np.floating]:
     """Bring each neighbouring pair's sum within ±128, taking equally from both (the nearest that fits)."""
-    odd = levels_OK.shape[1] % 2
-    even = levels_OK[:, : levels_OK.shape[1] - odd]
-    first, second = even[:, 0::2], even[:, 1::2]
-    total = first + second
-    excess = np.abs(total) - PAIR_MAX
-    if not (excess > 0).any():
+    last = levels_OK.shape[1] - levels_OK.shape[1] % 2
+    total = levels_OK[:, 0:last:2] + levels_OK[:, 1:last:2]
+    row, pair = np.nonzero(np.abs(total) > PAIR_MAX)
+    if not len(row):
         return levels_OK
-    excess = np.maximum(excess, 0) * np.sign(total)
+    first, second = levels_OK[row, 2 * pair], levels_OK[row, 2 * pair + 1]
+    sign, excess = np.sign(total[row, pair]), np.abs(total[row, pair]) - PAIR_MAX
     larger_first = np.abs(first) >= np.abs(second)
-    more, less = np.sign(excess) * np.ceil(np.abs(excess) / 2), np.sign(excess) * np.floor(np.abs(excess) / 2)
+    more, less = sign * np.ceil(excess / 2), sign * np.floor(excess / 2)
     out = levels_OK.copy()
-    out[:, 0 : even.shape[1] : 2] = first - np.where(larger_first, more, less)
-    out[:, 1 : even.shape[1] : 2] = second - np.where(larger_first, less, more)
+    out[row, 2 * pair] = first - np.where(larger_first, more, less)
+    out[row, 2 * pair + 1] = second - np.where(larger_first, less, more)
     return out
 
 

@@ -66,7 +66,8 @@ def test_unit_images_need_no_change_to_the_network(file: Path) -> None:
     assert grid is not None
     plain = grid.plain()
     assert plain is not None
-    assert (plain.zero_point, plain.scale) == (0, pytest.approx(1 / 255, rel=1e-5))
+    assert plain.zero_point == 0
+    assert plain.scale == pytest.approx(1 / 255, rel=1e-5)
 
 
 def test_unseen_levels_have_room_on_both_sides(file: Path) -> None:

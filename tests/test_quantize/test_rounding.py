@@ -47,7 +47,7 @@ def test_moments_predict_the_output_error(conv: nn.Conv2d, tmp_path: Path) -> No
     node = next(n for n in model.graph if n.op_type == "Conv")
     data = batches(2, 6, (4, 9, 9))
     feeds = Feeds(data, input_specs(model.graph), 64)
-    heard = Moments({"y": node})
+    heard = Moments({"y": node}, positions=32)
     calibrate(model, feeds, [], observer="mse", also=heard.visits, values_per_sample=64, memory_mb=64)
     moments = heard.means()["y"]
     w = np.random.default_rng(0).normal(size=weight_of(node).shape).astype(np.float32)
