@@ -24,9 +24,9 @@ def graph_module(tensors: Sequence[Held], graph: fx.Graph, name: str) -> fx.Grap
 
     Planning never calls it, and writing the code takes as long as all of planning.
     """
-    module = _LazyGraphModule(build_tree(tensors), graph, name)
-    for held in tensors:
-        attach(module, held)
+    module = _LazyGraphModule(nn.Module(), fx.Graph(), name)  # an empty one: fx copies attribute by attribute
+    attach_all(module, tensors)
+    module.graph = graph
     return module
 
 
@@ -44,29 +44,47 @@ def held_tensors(model: nn.Module) -> Iterator[Held]:
 
 def attach(root: nn.Module, held: Held) -> None:
     """Register a tensor under its dotted name, making empty modules on the way."""
-    *path, name = held.name.split(".")
-    module = root
-    for part in path:
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
-        module = module.get_submodule(part)
-    if isinstance(held.tensor, nn.Parameter):
-        module.register_parameter(name, held.tensor)
-    else:
-        module.register_buffer(name, held.tensor, persistent=held.persistent)
+    attach_all(root, (held,))
+
+
+def attach_all(root: nn.Module, tensors: Iterable[Held]) -> None:
+    """Register tensors under their dotted names, making empty modules on the way."""
+    modules = {"": root}
+    for held in tensors:
+        path, _, name = held.name.rpartition(".")
+        module = modules[path] if path in modules else _module_at(modules, path)
+        if isinstance(held.tensor, nn.Parameter):
+            module.register_parameter(name, held.tensor)
+        else:
+            module.register_buffer(name, held.tensor, persistent=held.persistent)
+
+
+def _module_at(modules: dict[str, nn.Module], path: str) -> nn.Module:
+    """The module of a dotted path, made where it is missing; ``modules`` remembers those met before."""
+    if path not in modules:
+        above, _, part = path.rpartition(".")
+        parent = _module_at(modules, above)
+        found = parent._modules.get(part)
+        if found is None:
+            found = nn.Module()
+            parent.add_module(part, found)
+        modules[path] = found
+    return modules[path]
 
 
 def build_tree(tensors: Iterable[Held], *, copy: bool = False) -> nn.Module:
     """A module with these tensors and nothing else; a tensor held under two names stays one."""
     root = nn.Module()
     copies: dict[int, Tensor] = {}
+    named: list[Held] = []
     for held in tensors:
         tensor = held.tensor
         if copy:
             if id(tensor) not in copies:
                 copies[id(tensor)] = _copy(tensor)
             tensor = copies[id(tensor)]
-        attach(root, Held(held.name, tensor, held.persistent))
+        named.append(Held(held.name, tensor, held.persistent))
+    attach_all(root, named)
     return root
 
 

@@ -5,6 +5,7 @@ compared.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,6 +175,8 @@ def slice_module(
     for name, tensor in named:
         first = graph.aliases.get(name, name)
         memo[id(tensor)] = tensors[first] if first in tensors else slice_tensor(tensor, {})
+    for part in model.modules():  # most of a module is empty tables of hooks, and those copy slowly
+        memo.update((id(v), OrderedDict()) for v in vars(part).values() if type(v) is OrderedDict and not v)
     try:
         module = copy.deepcopy(model, memo)
     except Exception as error:

@@ -1,0 +1,174 @@
+"""Two models that hold the same tensors, run side by side and computed once.
+
+Where a model calls the very ops that a traced graph calls, in the same order and on the same tensors, it gives
+the same numbers and need not compute them. This says more than a comparison of outputs, which can hide a
+difference in noise, and takes little more time than one run. It keeps no value longer than the model or the
+graph does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+from torch.overrides import enable_reentrant_dispatch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from penjing.graph.tree import held_tensors
+
+
+def runs_alike(run: Callable[[], Any], graph: fx.GraphModule, inputs: Sequence[Any]) -> bool:
+    """Whether a model makes exactly the calls of a graph and returns what the graph returns.
+
+    False says nothing more: the model may compute the same in another way, or raise.
+
+    Args:
+        run: Runs the model, without gradients.
+        graph: The traced graph, holding the model's own tensors.
+        inputs: The flat inputs that ``run`` gives the model.
+    """
+    mode = _Lockstep(_Steps(graph, inputs))
+    try:
+        with mode:
+            found = run()
+        return not mode.departed and mode.is_over(found)
+    except Exception:  # a departure, or what came of it: running the model by itself will tell
+        return False
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One op as the dispatcher saw it."""
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+
+
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is ever compiled; guarding against it would take longer than the mode itself."""
+        return False
+
+
+class _Recorder(_Mode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: deque[_Call] = deque()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.calls.append(_Call(func, args, kwargs, result))
+        return result
+
+
+class _Steps:
+    """Interprets a graph up to its next call, again and again."""
+
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+        self.recorder = _Recorder()
+        self.outputs: Any = None
+        self._nodes = iter(module.graph.nodes)
+        self._inputs = iter(inputs)
+        self._held: dict[str, Any] = {held.name: held.tensor for held in held_tensors(module)}
+        self._values: dict[fx.Node, Any] = {}
+        self._readers = {node: len(node.users) for node in module.graph.nodes}
+
+    def next_call(self) -> _Call | None:
+        """The next call, computed just now; None at the end, when ``outputs`` is set."""
+        calls = self.recorder.calls
+        while not calls:
+            node = next(self._nodes, None)
+            if node is None:
+                return None
+            self._step(node)
+        return calls.popleft()
+
+    def _step(self, node: fx.Node) -> None:
+        if node.op == "get_attr":
+            self._values[node] = self._held[str(node.target)]
+            return
+        if node.op == "placeholder":
+            self._values[node] = next(self._inputs)
+            return
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
+        if node.op == "output":
+            self.outputs = args
+            return
+        assert callable(node.target)
+        with self.recorder:
+            self._values[node] = node.target(*args, **kwargs)
+        for source in node.all_input_nodes:
+            self._readers[source] -= 1
+            if not self._readers[source]:
+                del self._values[source]
+
+
+class _Departure(Exception):
+    """The model does not do what the graph does."""
+
+
+class _Lockstep(_Mode):  # type: ignore[no-untyped-call]
+    def __init__(self, steps: _Steps) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps = steps
+        self.departed = False  # remembered, because the model may swallow the exception
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        call = None if self.departed else self._next_call()
+        if call is None or call.op is not func or not same(call.args, args) or not same(call.kwargs, kwargs):
+            self.departed = True
+            raise _Departure
+        # autograd marks each view as one, which can be done once only; making it again costs nothing
+        return func(*args, **kwargs) if func.is_view else call.result
+
+    def _next_call(self) -> _Call | None:
+        if self.steps.recorder.calls:
+            return self.steps.next_call()
+        with enable_reentrant_dispatch():  # so that the graph's ops are taken apart as the model's are
+            return self.steps.next_call()
+
+    def is_over(self, found: Any) -> bool:
+        """Whether the graph has no call left and returns what was found."""
+        return self.steps.next_call() is None and same(_tensors(self.steps.outputs), _tensors(found))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two arguments are the same: tensors by the memory they show, all else by type and value."""
+    if a is b:
+        return True
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and _same_memory(a, b)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return bool(
+        a.untyped_storage()._cdata == b.untyped_storage()._cdata
+        and a.storage_offset() == b.storage_offset()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.dtype == b.dtype
+        and a.is_conj() == b.is_conj()
+        and a.is_neg() == b.is_neg()
+    )

@@ -1,0 +1,153 @@
+"""A model and a graph run side by side: alike exactly when the model makes the graph's calls."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from penjing.graph import trace
+from penjing.graph.tree import attach_all, graph_module, held_tensors
+from penjing.prune.compare import compare, relative_error, run
+from penjing.prune.lockstep import runs_alike, same
+
+
+class Net(nn.Module):
+    """Composite ops, an in-place op, views, several outputs; ``between`` is what a class may do otherwise."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 5)
+        self.between = between
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x_NCHW to two heads."""
+        x = torch.relu_(self.norm(self.conv(x)))
+        left, right = x.mean((2, 3)).chunk(2, dim=1)
+        return self.fc(self.between(torch.cat([right, left], 1))), left.transpose(0, 1)
+
+
+def alike(model: nn.Module, of: nn.Module, x: Tensor) -> bool:
+    """Whether ``model`` makes the calls of the graph of ``of``, whose tensors it holds."""
+    return runs_alike(lambda: run(model, x), trace(of, x).module, [x])
+
+
+def holding(model: nn.Module, other: nn.Module) -> nn.Module:
+    """``other`` with the very tensors of ``model``."""
+    attach_all(other, tuple(held_tensors(model)))
+    return other.eval()
+
+
+def test_a_model_is_like_its_own_graph() -> None:
+    net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    assert alike(net, net, x)
+    assert compare(net, trace(net, x).module, x) == ""
+
+
+def test_only_one_of_them_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import penjing.prune.compare as module
+
+    def never(*given: Any) -> Any:
+        raise AssertionError("computed again")
+
+    net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    graph = trace(net, x)
+    monkeypatch.setattr(module, "interpret", never)
+    assert compare(net, graph.module, x) == ""
+
+
+def test_the_models_values_are_the_true_ones() -> None:
+    net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    found: list[Any] = []
+
+    def remembered() -> Any:
+        found.append(run(net, x))
+        return found[0]
+
+    assert runs_alike(remembered, trace(net, x).module, [x])
+    assert relative_error(found[0], run(net, x)) == 0.0
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: x * 1.0,  # one call more
+        lambda x: x.flip(1).flip(1),  # the same numbers otherwise
+        lambda x: x.clone(),  # the same numbers in other memory
+        lambda x: x + 1e-12,
+    ],
+)
+def test_a_call_more_departs_whatever_its_numbers(between: Callable[[Tensor], Tensor]) -> None:
+    net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    other = holding(net, Net(between))
+    assert not alike(other, net, x)
+    assert not alike(net, other, x)  # one call fewer
+    assert compare(other, trace(net, x).module, x) == ""  # told apart by numbers then, and they agree
+
+
+def test_another_constant_or_another_tensor_departs() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    net, scaled, twice = (Net(lambda x, f=f: x * f).eval() for f in (3.0, 3.0, 2.0))  # type: ignore[misc]
+    assert alike(holding(net, scaled), net, x)
+    assert not alike(holding(net, twice), net, x)
+    assert not alike(copy.deepcopy(net), net, x)  # equal weights in other memory prove nothing
+    assert "differs" in compare(twice, trace(net, x).module, x)
+
+
+def test_a_swallowed_departure_is_remembered() -> None:
+    def careful(x: Tensor) -> Tensor:
+        with contextlib.suppress(Exception):
+            x.exp()
+        return x
+
+    net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    assert not alike(holding(net, Net(careful)), net, x)
+
+
+def test_a_model_that_raises_says_so_itself() -> None:
+    def broken(x: Tensor) -> Tensor:
+        return x.view(7, 7)
+
+    net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    other = holding(net, Net(broken))
+    assert not alike(other, net, x)
+    with pytest.raises(RuntimeError, match="invalid for input"):
+        compare(other, trace(net, x).module, x)
+
+
+def test_outputs_in_another_order_depart() -> None:
+    class Swapped(Net):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            first, second = super().forward(x)
+            return second, first
+
+    net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    assert not alike(holding(net, Swapped()), net, x)
+
+
+def test_arguments_are_the_same_by_memory_type_and_value() -> None:
+    x = torch.zeros(2, 2, dtype=torch.complex64)
+    assert same([x, 1, None, "a"], (x.view(2, 2), 1, None, "a"))
+    for a, b in ((x, x.clone()), (x, x.t()), (x, x[0]), (x, x.conj()), (1, 1.0), (1, True), ([1], [1, 2])):
+        assert not same(a, b)
+    assert same({"p": 1}, {"p": 1})
+    assert not same({"p": 1}, {"q": 1})
+    assert not same(x, 1)
+
+
+def test_a_graph_module_holds_the_tensors_under_their_names() -> None:
+    net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    graph = trace(net, x)
+    held = tuple(held_tensors(net))
+    built = graph_module(held, graph.module.graph, "Built")
+    assert [(h.name, id(h.tensor), h.persistent) for h in held_tensors(built)] == [
+        (h.name, id(h.tensor), h.persistent) for h in held
+    ]
+    assert relative_error(built(x), net(x)) < 1e-6
