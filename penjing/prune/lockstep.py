@@ -1,6 +1,6 @@
 """Two models that hold the same tensors, run side by side and computed once.
 
-Where a model calls the very ops that a traced graph calls, in the same order and on the same tensors, it gives
+Where a model calls the very ops that a traced graph calls, in that order and on the same tensors, it gives
 the same numbers and need not compute them. This says more than a comparison of outputs, which can hide a
 difference in noise, and takes little more time than one run. It keeps no value longer than the model or the
 graph does.
