@@ -4,7 +4,7 @@ a file."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,31 @@ def input_names(model: nn.Module, example_inputs: Any) -> list[str]:
         count = sum(isinstance(leaf, torch.Tensor) for leaf in torch.utils._pytree.tree_leaves(value))
         names += [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
     return names
+
+
+def output_names(out: Any, taken: Iterable[str] = ()) -> list[str]:
+    """A name for each tensor a module gives: ``output`` for one, dict keys for a dict, else ``output_0``…
+
+    Args:
+        out: What the module gave, or any tree of that structure with one leaf a tensor.
+        taken: Names of the inputs, which outputs must not share.
+    """
+    found = torch.utils._pytree.tree_flatten_with_path(out)[0]
+    if len(found) == 1:
+        return ["output"]
+    named = [
+        ".".join(str(getattr(k, "key", getattr(k, "name", None) or getattr(k, "idx", ""))) for k in path)
+        for path, _ in found
+    ]
+    if any(name.replace(".", "").isdigit() or not name for name in named):
+        return [f"output_{i}" for i in range(len(named))]
+    inputs = set(taken)
+    return [f"output_{name}" if name in inputs else name for name in named]
+
+
+def identifier(name: str) -> str:
+    """The name in TensorFlow's graphs and signatures, which allow letters, digits and ``_.\\/>-``."""
+    return "".join(c if c.isalnum() or c in "_." else "_" for c in name).lstrip("_.") or "value"
 
 
 def as_feeds(example_inputs: Any, names: Sequence[str]) -> Feeds:

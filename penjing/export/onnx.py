@@ -19,7 +19,7 @@ from torch import nn
 from penjing.errors import ExportError, VerifyError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.coexist import make_peace
-from penjing.export.inputs import Feeds, as_call
+from penjing.export.inputs import Feeds, as_call, output_names
 from penjing.export.inputs import input_names as default_input_names
 from penjing.export.translations import translations
 from penjing.files import atomic_write
@@ -215,22 +215,12 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
 
 
 def _output_names(program: torch.export.ExportedProgram) -> list[str]:
-    """``output`` for one tensor, dict keys for a dict, else ``output_0``…"""
-    spec = program.call_spec.out_spec
-    count = len(program.graph_signature.user_outputs)
-    if count == 1:
-        return ["output"]
+    spec, signature = program.call_spec.out_spec, program.graph_signature
     assert spec is not None
+    if len(signature.user_outputs) != spec.num_leaves:
+        return [f"output_{i}" for i in range(len(signature.user_outputs))]
     tree = torch.utils._pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    leaves = torch.utils._pytree.tree_flatten_with_path(tree)[0]
-    named = [
-        ".".join(str(getattr(k, "key", getattr(k, "name", None) or getattr(k, "idx", ""))) for k in p)
-        for p, _ in leaves
-    ]
-    if len(named) != count or any(name.replace(".", "").isdigit() or not name for name in named):
-        return [f"output_{i}" for i in range(count)]
-    taken = set(program.graph_signature.user_inputs)
-    return [f"output_{name}" if name in taken else name for name in named]
+    return output_names(tree, signature.user_inputs)
 
 
 def _clean(graph: Any, opset: int, metadata: Mapping[str, str]) -> None:

@@ -7,6 +7,8 @@ batch size.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +17,14 @@ import onnx
 
 from penjing.errors import ExportError
 from penjing.export.base import Exporter, Layout, Runner, Source, TensorSpec, register
-from penjing.export.inputs import Feeds
+from penjing.export.inputs import Feeds, identifier
 from penjing.files import atomic_dir
 
 SIGNATURE = "serving_default"
+
+_ORDER = Path("assets.extra") / "outputs.json"
+"""Output names in the model's order, which a signature (a map) does not keep; ``assets.extra`` is the
+format's own place for such files."""
 
 
 def write_saved_model(onnx_path: Path | str, folder: Path | str, *, layout: Layout = "nchw") -> Path:
@@ -43,6 +49,8 @@ def write_saved_model(onnx_path: Path | str, folder: Path | str, *, layout: Layo
         module, function = trace_onnx(onnx_path, layout=layout)
         with atomic_dir(folder) as aside:
             tf.saved_model.save(module, str(aside), signatures={SIGNATURE: function})
+            (aside / _ORDER).parent.mkdir(exist_ok=True)
+            (aside / _ORDER).write_text(json.dumps(list(module.output_names)), encoding="utf-8")
     return folder
 
 
@@ -63,6 +71,13 @@ def trace_onnx(
     specs = [_spec(info, layout, batch) for info in tracer.inputs]
     input_names = [info.name for info in tracer.inputs]
     output_names = [info.name for info in tracer.graph.output]
+    for names in (input_names, output_names):
+        if len(set(map(identifier, names))) < len(names):
+            raise ExportError(
+                f"two of the names {', '.join(names)} are the same in TensorFlow",
+                layer=str(onnx_path),
+                remedy="Rename them in the ONNX file; TensorFlow keeps letters, digits, '.' and '_'",
+            )
 
     def serve(*tensors: Any) -> dict[str, Any]:
         feeds = {}
@@ -71,9 +86,9 @@ def trace_onnx(
             feeds[name] = tf.transpose(tensor, [0, 3, 1, 2]) if turned else tensor
         outputs = tracer(feeds)
         return {
-            _identifier(name): tf.identity(
+            identifier(name): tf.identity(
                 value.last() if layout == "nhwc" and value.rank == 4 else value.plain(),
-                name=_identifier(name),
+                name=identifier(name),
             )
             for name, value in zip(output_names, outputs, strict=True)
         }
@@ -84,12 +99,8 @@ def trace_onnx(
     function = tf.function(lambda *tensors: traced(*tensors), input_signature=specs, autograph=False)
     module = tf.Module(name="penjing")
     module.weights = list(tracer.weights.variables.values())
+    module.output_names = tuple(map(identifier, output_names))
     return module, function.get_concrete_function()
-
-
-def _identifier(name: str) -> str:
-    """TensorFlow allows letters, digits and ``_.\\/>-`` in names of the graph."""
-    return "".join(c if c.isalnum() or c in "_." else "_" for c in name).lstrip("_.") or "value"
 
 
 def _spec(info: onnx.ValueInfoProto, layout: Layout, batch: int | None) -> Any:
@@ -102,7 +113,7 @@ def _spec(info: onnx.ValueInfoProto, layout: Layout, batch: int | None) -> Any:
     if layout == "nhwc" and len(dims) == 4:
         dims = [dims[0], dims[2], dims[3], dims[1]]
     dtype = tf.as_dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    return tf.TensorSpec(dims, dtype, name=_identifier(info.name))
+    return tf.TensorSpec(dims, dtype, name=identifier(info.name))
 
 
 class SavedModelRunner(Runner):
@@ -136,15 +147,22 @@ class SavedModelRunner(Runner):
             TensorSpec(name, np.dtype(spec.dtype.as_numpy_dtype), tuple(spec.shape.as_list()))
             for name, spec in arguments.items()
         )
-        self.outputs = tuple(self._function.structured_outputs)
+        self.outputs = _ordered(self._function.structured_outputs, self.path)
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
         """Outputs in the order of `outputs`."""
         from penjing.export.tf_ops.backend import tf
 
-        given = {_identifier(name): tf.constant(array) for name, array in feeds.items()}
+        given = {identifier(name): tf.constant(array) for name, array in feeds.items()}
         results = self._function(**given)
         return [np.asarray(results[name].numpy()) for name in self.outputs]
+
+
+def _ordered(names: Iterable[str], path: Path) -> tuple[str, ...]:
+    """Output names in the order that the file notes; in alphabetical order where another tool wrote it."""
+    given = sorted(names)
+    noted = json.loads((path / _ORDER).read_text(encoding="utf-8")) if (path / _ORDER).is_file() else given
+    return tuple(noted if sorted(noted) == given else given)
 
 
 @register

@@ -14,7 +14,17 @@ from torch import nn
 
 from penjing.errors import VerifyError
 from penjing.export.base import Runner, open_file
-from penjing.export.inputs import Feeds, as_call, as_feeds, batch_of, resized, tensors_of, to_numpy
+from penjing.export.inputs import (
+    Feeds,
+    as_call,
+    as_feeds,
+    batch_of,
+    identifier,
+    output_names,
+    resized,
+    tensors_of,
+    to_numpy,
+)
 
 TOLERANCE = 1e-4
 """Largest difference allowed between float files, relative to the largest output."""
@@ -132,6 +142,7 @@ class TorchRunner(Runner):
         args, kwargs = torch.utils._pytree.tree_unflatten(leaves, self._spec)
         with inference(self.model):
             out = self.model(*args, **kwargs)
+        self.outputs = tuple(output_names(out, self.names))
         return [to_numpy(t) for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
 
 
@@ -183,7 +194,8 @@ def verify(
     rows = []
     for size in sizes:
         given = resized(feeds, size)
-        rows.append(_compare(size, _run(runner, given, layout), reference.run(given)))
+        theirs = reference.run(given)
+        rows.append(_compare(size, _in_order(runner, reference, _run(runner, given, layout)), theirs))
     measure = "rms_relative" if quantized else "relative"
     bad = [row for row in rows if not (row.shapes_match and row.finite and getattr(row, measure) <= allowed)]
     diverges = None
@@ -223,6 +235,16 @@ def _turned(feeds: Feeds, layout: str) -> Feeds:
 def _run(runner: Runner, feeds: Feeds, layout: str) -> list[np.ndarray]:
     outputs = runner.run(_turned(feeds, layout))
     return [o.transpose(0, 3, 1, 2) if layout == "nhwc" and o.ndim == 4 else o for o in outputs]
+
+
+def _in_order(runner: Runner, reference: Runner, outputs: list[np.ndarray]) -> list[np.ndarray]:
+    """Outputs in the reference's order, where both have the same names: signatures of TensorFlow's formats
+    are maps without an order."""
+    wanted = [identifier(name) for name in reference.outputs]
+    have = [identifier(name) for name in runner.outputs]
+    if len(set(have)) < len(have) or sorted(wanted) != sorted(have):
+        return outputs
+    return [outputs[have.index(name)] for name in wanted]
 
 
 def _compare(batch: int, ours: list[np.ndarray], theirs: list[np.ndarray]) -> VerifyRow:
