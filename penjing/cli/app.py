@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 import typer
 
@@ -45,11 +46,20 @@ for _verb in VERBS:
     app.command(_verb)(import_module(f"penjing.cli.verbs.{_verb}").command)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"penjing {version('penjing')}")
+        raise typer.Exit()
+
+
 @app.callback()
 def _options(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    show_version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+    ),
 ) -> None:
-    """Read by `main` before the verb is parsed, so that it may stand anywhere."""
+    """``--debug`` is read by `main` before the verb is parsed, so that it may stand anywhere."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -71,6 +71,11 @@ def names(given: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in given.split(",") if name.strip())
 
 
+def in_points(max_drop: str) -> str:
+    """An allowed loss as it is typed, with its unit: ``"0.5"`` is in points, ``"1%"`` says what it is."""
+    return max_drop if max_drop.strip().endswith(("%", "pt")) else f"{max_drop}pt"
+
+
 def budget_of(given: Sequence[str] | None) -> dict[str, Any] | None:
     """The bounds of ``--budget``, or None; a latency keeps its unit.
 

@@ -162,7 +162,7 @@ def whole_cache(runtime: str, threads: int) -> TimingCache:
         "device": device_name(),
         "runtime": runtime,
         "threads": threads,
-        "what": "whole files, 5th percentile",
+        "what": "whole files, undisturbed",
     }
     versions = {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__}
     return TimingCache(conditions | versions)

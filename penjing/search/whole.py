@@ -51,8 +51,8 @@ class WholeTimer:
     def __call__(self, models: Mapping[str, nn.Module]) -> dict[str, float]:
         """Seconds of each network and, as `REFERENCE`, of the original; all in turns.
 
-        The 5th percentile stands for the median of a quiet machine: where other work runs beside, the
-        median of a long call is interrupted and that of a short one is not, and their ratio would be wrong.
+        `Latency.quiet_ms` stands for the median of a quiet machine: where other work runs beside, a long call
+        is interrupted more often than a short one (on a crowded machine always), and their ratio is wrong.
 
         Raises:
             MeasureError: if a file cannot take this batch size.
@@ -63,7 +63,7 @@ class WholeTimer:
         candidates = {name: self._candidate(model) for name, model in models.items()}
         candidates[REFERENCE] = self._reference
         timed = latency(candidates, num_runs=self.num_runs, num_warmup=8, max_seconds=30.0)
-        return {name: one.p05_ms / 1e3 for name, one in timed.items()}
+        return {name: one.quiet_ms / 1e3 for name, one in timed.items()}
 
     def _candidate(self, model: nn.Module) -> Candidate:
         from penjing.export import export_onnx, open_file

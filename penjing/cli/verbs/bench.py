@@ -18,7 +18,10 @@ def command(
     runs: Annotated[int, typer.Option(help="Timed runs of each file.")] = 50,
     json: common.Json = False,
 ) -> None:
-    """Time files in their runtimes, in turns, so that a busy machine is unfair to none."""
+    """Time files in their runtimes.
+
+    They are run in turns, so that a busy machine is unfair to none.
+    """
     from penjing.measure import latency, size_bytes
 
     rows = []

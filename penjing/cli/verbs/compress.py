@@ -48,7 +48,11 @@ def command(
     resume: common.Resume = False,
     json: common.Json = False,
 ) -> int:
-    """Prune to a budget, recover from the original, quantize, export, verify; the folder is the artifact."""
+    """Do it all: from a trained network to checked files.
+
+    Prune to a budget, recover from the original, quantize, export, verify. The folder is the artifact, with a
+    report. Without a budget half of the parameters stay.
+    """
     from penjing.recipe import compress
     from penjing.recover import RecoverConfig
 
@@ -57,7 +61,7 @@ def command(
             model,
             data,
             budget=_budget(budget, latency, batch, threads, runtime),
-            max_drop=max_drop if max_drop.strip().endswith(("%", "pt")) else f"{max_drop}pt",
+            max_drop=common.in_points(max_drop),
             smallest=smallest,
             trials=trials,
             recover=RecoverConfig.parse({"epochs": epochs, "lr": lr, **common.pairs(recover, "--recover")}),

@@ -29,7 +29,10 @@ def command(
     trust: common.Trust = False,
     json: common.Json = False,
 ) -> None:
-    """Export a network and verify every file in its own runtime, at several batch sizes."""
+    """Export a network and verify every file.
+
+    Each file is run in its own runtime at several batch sizes and compared with the network.
+    """
     from penjing.export import export
 
     source: Any = Path(model)

@@ -21,7 +21,10 @@ def command(
     trust: common.Trust = False,
     json: common.Json = False,
 ) -> None:
-    """Show the groups of a network, its frozen axes and why, parameters, MACs; an artifact's history."""
+    """Show what of a network can be pruned, and what cannot.
+
+    Its groups, its frozen axes and why they are, parameters and MACs; for an artifact also its history.
+    """
     from penjing.measure import inspect
 
     loaded = common.load(model, weights=weights, options=option, trust=trust)

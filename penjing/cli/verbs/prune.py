@@ -15,8 +15,12 @@ def command(
     out: common.Out,
     ratio: Annotated[float, typer.Option(help="Fraction removed of each group's slots.")] = 0.5,
     budget: common.Budget = None,
-    criterion: Annotated[str, typer.Option(help="How slots are scored.")] = "magnitude",
-    scope: Annotated[str, typer.Option(help="local, global or isomorphic.")] = "local",
+    criterion: Annotated[
+        str, typer.Option(help="How slots are scored: magnitude, taylor, obs, …")
+    ] = "magnitude",
+    scope: Annotated[
+        str, typer.Option(help="How groups share what goes: local, global, isomorphic or sensitivity.")
+    ] = "local",
     ignore: Annotated[list[str] | None, typer.Option(help="Parameter-name globs that stay whole.")] = None,
     round_to: Annotated[int, typer.Option(help="Widths become multiples of this.")] = 1,
     reconstruct: Annotated[
@@ -32,7 +36,10 @@ def command(
     seed: common.Seed = 0,
     json: common.Json = False,
 ) -> None:
-    """Prune a network and write it as an artifact folder with its plan."""
+    """Prune a network to a ratio or a budget.
+
+    The artifact folder holds the smaller network, and the plan that made it.
+    """
     from penjing.artifact import save_artifact
     from penjing.prune import Budget, prune
 

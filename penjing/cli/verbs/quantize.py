@@ -9,6 +9,7 @@ import typer
 
 from penjing.cli import common
 from penjing.cli.progress import progress
+from penjing.errors import RecipeError
 
 
 def command(
@@ -16,7 +17,11 @@ def command(
     data: common.NeededData,
     out: Annotated[Path, typer.Option(help="The int8 ONNX file to write.")],
     max_drop: Annotated[
-        float | None, typer.Option(help="Largest loss, as a fraction; layers go back to float.")
+        str | None,
+        typer.Option(
+            help="Allowed loss of validation accuracy: 0.5 is half a point. Layers go back to float until it "
+            "holds."
+        ),
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of any other option.")] = None,
     data_option: common.DataOption = None,
@@ -28,10 +33,13 @@ def command(
     seed: common.Seed = 0,
     json: common.Json = False,
 ) -> None:
-    """Write an int8 ONNX file for stock ONNX Runtime's int8 kernels, and its weights as safetensors."""
+    """Write an int8 ONNX file.
+
+    It runs in stock ONNX Runtime's int8 kernels; beside it lie its weights as safetensors.
+    """
     from penjing.quantize import QuantizeConfig, quantize
 
-    config = QuantizeConfig.parse({"max_drop": max_drop, **common.pairs(set_, "--set")})
+    config = QuantizeConfig.parse({"max_drop": _points(max_drop), **common.pairs(set_, "--set")})
     source: Any = Path(model)
     inputs = None
     if source.suffix != ".onnx":
@@ -52,6 +60,21 @@ def command(
             listen=listen,
         )
     common.emit(made, _text(made), json)
+
+
+def _points(max_drop: str | None) -> float | None:
+    from penjing.recipe.compress import allowed_drop
+
+    if max_drop is None:
+        return None
+    allowed, kind = allowed_drop(common.in_points(max_drop))
+    if kind == "relative":
+        raise RecipeError(
+            f"{max_drop!r} is relative, and a file has nothing to be relative to",
+            layer="--max-drop",
+            remedy="Give points: 0.5 is half a point",
+        )
+    return allowed
 
 
 def _text(made: Any) -> str:

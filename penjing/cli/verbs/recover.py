@@ -28,7 +28,10 @@ def command(
     seed: common.Seed = 0,
     json: common.Json = False,
 ) -> None:
-    """Distil the original network into its pruned copy and write the result as an artifact folder."""
+    """Distil the original network into its pruned copy.
+
+    What comes out is an artifact folder, never worse on validation data than what went in.
+    """
     from penjing.artifact import save_artifact
     from penjing.recover import RecoverConfig, recover
 

@@ -17,7 +17,10 @@ def command(
     ] = None,
     json: common.Json = False,
 ) -> None:
-    """Print a run's table and write its page anew from metrics.json."""
+    """Print a run's table and write its page anew.
+
+    Both come from the run's metrics.json; nothing is computed again.
+    """
     from rich.console import Group
 
     from penjing.report import Metrics, terminal_table, write_report

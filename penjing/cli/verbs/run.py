@@ -19,7 +19,10 @@ def command(
     resume: common.Resume = False,
     json: common.Json = False,
 ) -> int:
-    """Carry out a recipe: train, prune, recover, quantize, export, verify, report."""
+    """Carry out a recipe.
+
+    Train, prune, recover, quantize, export, verify, report: what the YAML file says.
+    """
     from penjing.recipe import Recipe
     from penjing.recipe import run as carry_out
 

@@ -23,7 +23,10 @@ def command(
     seed: common.Seed = 0,
     json: common.Json = False,
 ) -> None:
-    """Find the Pareto front of accuracy, latency and size over criteria, budgets, recovery and precision."""
+    """Try many recipes, here or on many machines.
+
+    Finds the Pareto front of accuracy, latency and size over criteria, budgets, recovery and precision.
+    """
     from penjing.recipe import Recipe
     from penjing.search.space import Space
     from penjing.search.study import Study, StudyConfig

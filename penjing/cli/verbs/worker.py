@@ -15,7 +15,10 @@ def command(
     study: Annotated[Path, typer.Option(help="The folder of the study, shared by all workers.")],
     json: common.Json = False,
 ) -> None:
-    """Take trials from a study until enough are finished; may be killed at any time."""
+    """Work on a study's trials.
+
+    Until enough are finished; any number of workers may share a study, and each may be killed at any time.
+    """
     from penjing.search.study import Study
     from penjing.search.worker import work
 
