@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 from torch import nn
 
+from penjing.brief import Brief, InShort
 from penjing.errors import ExportError, VerifyError
 from penjing.events import Event, Listener, silent
 from penjing.export.base import Exporter, Layout, Runner, Source, get_format
@@ -51,7 +52,7 @@ class ExportedFile:
 
 
 @dataclass(frozen=True)
-class ExportResult:
+class ExportResult(InShort):
     """All files of one export, in the order asked for."""
 
     files: tuple[ExportedFile, ...]
@@ -67,6 +68,23 @@ class ExportResult:
     def ok(self) -> bool:
         """Whether every file agrees with the model."""
         return all(file.verification.ok for file in self.files)
+
+    def in_short(self) -> Brief:
+        """Every file with its size and what its own runtime gave."""
+        from penjing.report.text import size
+
+        rows = [
+            (
+                file.path.name,
+                size(file.size_bytes),
+                file.verification.runtime,
+                f"{file.verification.max_abs:.2g}",
+                "agrees" if file.verification.ok else "differs",
+            )
+            for file in self.files
+        ]
+        title = f"{len(rows)} files" if self.ok else "not every file agrees with the model"
+        return Brief(title, ("file", "size", "runtime", "largest difference", ""), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""

@@ -7,6 +7,7 @@ from functools import reduce
 from typing import Any
 
 from penjing.export.tf_ops.backend import tf
+from penjing.export.tf_ops.broadcast import broadcast
 from penjing.export.tf_ops.node import Node, aligned, op, restore, same_order
 from penjing.export.tf_ops.value import Tensor, Value
 
@@ -110,6 +111,9 @@ NARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Xor": tf.math.logical_xor,
 }
 
+_RANKS = dict.fromkeys(("Add", "Div", "Mul", "Sub", "Sum"), 5)
+"""Dimensions in which LiteRT's kernels broadcast, where they are not four."""
+
 _NON_NEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Abs", "Exp", "Softplus", "Sqrt"}
 
 
@@ -131,7 +135,8 @@ def _with_attributes(node: Node) -> Value:
 
 def _nary(node: Node) -> Value:
     tensors, last = aligned([node.value(i) for i in range(len(node.inputs))])
-    return restore(reduce(NARY[node.op], tensors), last)
+    rule, rank = NARY[node.op], _RANKS.get(node.op, 4)
+    return restore(reduce(lambda a, b: broadcast(rule, (a, b), rank), tensors), last)
 
 
 op(*UNARY)(_unary)
@@ -171,7 +176,7 @@ def _prelu(node: Node) -> Value:
 @op("Where")
 def _where(node: Node) -> Value:
     (condition, a, b), last = aligned([node.value(0), node.value(1), node.value(2)])
-    return restore(tf.where(condition, a, b), last)
+    return restore(broadcast(tf.where, (condition, a, b), 4), last)
 
 
 @op("Clip")

@@ -1,0 +1,69 @@
+"""Broadcasting in few dimensions gives what broadcasting in all of them gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from export_models import needs_tensorflow, one_op
+
+import penjing.export as pe
+
+pytestmark = [pytest.mark.tf, needs_tensorflow]
+
+
+def test_few_dimensions_give_the_same() -> None:
+    from penjing.export.tf_ops.backend import tf
+    from penjing.export.tf_ops.broadcast import broadcast
+
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        sizes = [int(s) for s in rng.integers(1, 4, rng.integers(1, 8))]
+        arrays = []
+        for _ in range(3):
+            shape = [s if rng.random() < 0.6 else 1 for s in sizes][rng.integers(0, len(sizes)) :]
+            arrays.append(rng.normal(size=shape).astype(np.float32))
+        tensors = [tf.constant(array) for array in arrays]
+        found = broadcast(lambda c, a, b: tf.where(c > 0, a, b), tensors, 2).numpy()
+        expected = np.where(arrays[0] > 0, arrays[1], arrays[2])
+        assert found.shape == expected.shape
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "groups"),
+    [
+        ([[7, 6, 7, 6], [1, 1, 7, 6]], [[0, 1], [2, 3]]),
+        ([[None, 2, 7], [1, 1, 7]], [[0, 1], [2]]),
+        ([[None, 2], [3, 2]], None),
+        ([[2, 1, 3], [2, 1, 3]], [[0, 1, 2]]),
+        ([[1, 2, 3], [1, 1, 3]], [[0, 1], [2]]),
+    ],
+)
+def test_dimensions_that_do_the_same_are_one(
+    shapes: list[list[int | None]], groups: list[list[int]] | None
+) -> None:
+    from penjing.export.tf_ops.broadcast import merged
+
+    assert merged(shapes) == groups
+
+
+@pytest.mark.parametrize(
+    ("op", "small"), [("Where", (7, 6, 1, 1)), ("Max", (7, 6, 1, 1)), ("Pow", (2, 1, 1, 7, 6))]
+)
+def test_six_dimensions_reach_litert(op: str, small: tuple[int, ...], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0.5, 1.5, (2, 2, 7, 6, 7, 6)).astype(np.float32)
+    mask = rng.random(small) > 0.5
+    if op == "Where":
+        model = one_op(
+            op, {"x": x}, constants={"m": mask, "z": np.zeros((), np.float32)}, order=["m", "x", "z"]
+        )
+    else:
+        model = one_op(op, {"x": x}, constants={"m": mask.astype(np.float32)})
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    made = pe.export(path, tmp_path / "out", ["litert"], example_inputs=x, batch_sizes=(2, 3))
+    assert made.ok
