@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from penjing.brief import Brief, InShort
 from penjing.errors import PruneError
 from penjing.files import write_json
 from penjing.graph.tree import held_tensors
@@ -57,7 +58,7 @@ class AttributeEdit:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(InShort):
     """What pruning does to one model.
 
     Attributes:
@@ -104,6 +105,14 @@ class Plan:
             PruneError: naming the first tensor that is missing, unexpected or of another shape.
         """
         _compare(self.shapes, tensor_shapes(model))
+
+    def in_short(self) -> Brief:
+        """What every pruned group keeps."""
+        rows = [(name, f"{len(edit.kept):,} of {edit.size:,}") for name, edit in self.groups.items()]
+        made = ", ".join(
+            f"{key} {value}" for key, value in self.created_by.items() if value not in (None, "")
+        )
+        return Brief(f"{len(rows)} groups pruned" + (f" ({made})" if made else ""), ("group", "kept"), rows)
 
     # -- slicing --------------------------------------------------------------------------------------------
 

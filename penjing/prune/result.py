@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from penjing.brief import Brief, InShort
 from penjing.graph import Coupling, Frozen, Graph, Group
 from penjing.prune.cost import Cost
 from penjing.prune.plan import Plan
@@ -15,7 +16,7 @@ from penjing.prune.ranges import Positions
 
 
 @dataclass(frozen=True, eq=False)
-class PruneResult:
+class PruneResult(InShort):
     """A pruned model, and how it came about.
 
     Attributes:
@@ -65,6 +66,18 @@ class PruneResult:
             "sensitivity": self.sensitivity.to_dict() if self.sensitivity is not None else None,
             "latency": self.latency,
         }
+
+    def in_short(self) -> Brief:
+        """Counts before and after; what every pruned group keeps."""
+        from penjing.report.text import count, times
+
+        counts = (
+            f"{count(n)} → {count(self.after[name])} {name} ({times(n, self.after[name])})"
+            for name, n in self.before.items()
+        )
+        served = "" if self.in_place else f"; the traced graph serves it, because {self.reason}"
+        table = self.plan.in_short()
+        return Brief(f"{', '.join(counts)}{served}", table.headers, table.rows)
 
 
 def summarise(

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from penjing.brief import Brief, InShort
+
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -69,7 +71,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class QuantizeResult:
+class QuantizeResult(InShort):
     """A quantized network, written and checked.
 
     Attributes:
@@ -113,6 +115,31 @@ class QuantizeResult:
     metric_samples: int = 0
     timing: Timing | None = None
     notes: tuple[str, ...] = field(default=())
+
+    def in_short(self) -> Brief:
+        """Size and error of the file; its layers, the worst first."""
+        from penjing.report.text import size, times
+
+        def decibels(value: float | None) -> str:
+            return "–" if value is None else f"{value:.1f} dB"
+
+        worst = sorted(self.layers, key=lambda layer: (layer.quantized, layer.output_db or float("inf")))
+        rows = [
+            (
+                layer.name,
+                layer.op,
+                "int8" if layer.quantized else f"float: {layer.why}",
+                decibels(layer.output_db),
+            )
+            for layer in worst
+        ]
+        times_smaller = times(self.fp32_bytes, self.size_bytes)
+        title = (
+            f"{size(self.fp32_bytes)} → {size(self.size_bytes)} ({times_smaller} smaller), "
+            f"{self.sqnr_db:.1f} dB against fp32; "
+            f"{self.num_quantized} layers in int8, {self.num_float} ops in float"
+        )
+        return Brief(title, ("layer", "op", "kept as", "output"), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, paths as strings."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from penjing.brief import Brief, InShort
+
 
 class StopReason(Enum):
     """Why training ended; the value says it for people."""
@@ -20,7 +22,7 @@ class StopReason(Enum):
 
 
 @dataclass(frozen=True)
-class RecoverResult:
+class RecoverResult(InShort):
     """A trained model and how it came about.
 
     Attributes:
@@ -52,6 +54,27 @@ class RecoverResult:
     config: Mapping[str, Any] = field(default_factory=dict)
     start: Mapping[str, float] = field(default_factory=dict)
     kept: str = "last"
+
+    def in_short(self) -> Brief:
+        """How it ended; losses and accuracies of the start and every epoch."""
+        from penjing.report.text import duration, percent
+
+        def accuracy(entry: Mapping[str, float], name: str) -> str:
+            return percent(entry[name]) if name in entry else "–"
+
+        entries = [{"epoch": 0, **self.start}] if self.start else []
+        rows = [
+            (
+                f"{entry['epoch']:.0f}" if entry["epoch"] else "start",
+                f"{entry['train_loss']:.4g}" if "train_loss" in entry else "–",
+                accuracy(entry, "train_accuracy"),
+                accuracy(entry, "val_accuracy"),
+            )
+            for entry in (*entries, *self.history)
+        ]
+        best = "" if self.best_epoch is None else f", best epoch {self.best_epoch}"
+        title = f"{self.steps:,} steps in {duration(self.seconds)}, {self.precision}; kept: {self.kept}{best}"
+        return Brief(title, ("epoch", "train loss", "train", "validation"), rows[:1] + rows[1:][-10:])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; what depends on the clock is under ``"timing"``."""

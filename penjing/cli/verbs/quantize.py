@@ -78,13 +78,7 @@ def _points(max_drop: str | None) -> float | None:
 
 
 def _text(made: Any) -> str:
-    from penjing.report.text import size, times
-
-    lines = [
-        f"{size(made.fp32_bytes)} → {size(made.size_bytes)} "
-        f"({times(made.fp32_bytes, made.size_bytes)} smaller), {made.sqnr_db:.1f} dB against fp32",
-        f"{made.num_quantized} layers in int8, {made.num_float} ops in float",
-    ]
+    lines = [made.in_short().title]
     if made.timing is not None:
         lines.append(f"{made.timing.fp32_ms:.3g} → {made.timing.int8_ms:.3g} ms ({made.timing.speedup:.3g}×)")
     lines += [f"{layer.name} stays float: {layer.why}" for layer in made.layers if not layer.quantized]
