@@ -33,25 +33,13 @@ from torch import Tensor, nn
 from penjing.data import open_data
 from penjing.data.split import DataBundle, Loader
 from penjing.files import atomic_write, write_json
-from penjing.graph import couple, trace
+from penjing.graph import trace
 from penjing.measure import count, wilson
 from penjing.models import build
 from penjing.models.weights import load_weights
-from penjing.prune import (
-    Budget,
-    Cost,
-    Material,
-    Plan,
-    PruneResult,
-    allocate,
-    apply,
-    make_criterion,
-    prune,
-    prune_slots,
-)
+from penjing.prune import Budget, Plan, apply, prune
 from penjing.prune.recalibrate import recalibrate
 from penjing.prune.reconstruct import ReconstructConfig, reconstruct
-from penjing.prune.slots import by_leaf
 from penjing.recover import RecoverConfig, evaluate, recover
 from penjing.recover.augment import make_augment
 
@@ -185,36 +173,22 @@ def ours(*, stream: bool = False, rounds: int = 1) -> Maker:
         config = ReconstructConfig(max_samples=bench.setting.calibration)
         for index in range(rounds):
             macs = int(bench.macs * bench.setting.speedup ** -((index + 1) / rounds))
-            pruned = _cheapest(model, macs, data, () if stream else _STREAM, seed)
+            pruned = prune(
+                model,
+                torch.zeros(_EXAMPLE),
+                criterion="obs",
+                scope="global",
+                budget=Budget(macs=macs),
+                ignore=() if stream else _STREAM,
+                data=data,
+                min_slots=2,
+                seed=seed,
+            )
             plan = pruned.plan if plan is None else plan.then(pruned.plan)
             model = reconstruct(pruned.model, original, plan, data, config, seed=seed).model
         return Network(model, plan, time.perf_counter() - began)
 
     return make
-
-
-def _cheapest(
-    model: nn.Module, macs: int, data: list[Tensor], ignore: tuple[str, ...], seed: int
-) -> PruneResult:
-    """Remove slots in the order of damage to the output per MAC saved, until ``macs`` are left."""
-    example = torch.zeros(_EXAMPLE)
-    graph = trace(model, example)
-    coupling = couple(graph, ignore=ignore)
-    cost = Cost(graph, coupling)
-    now = cost({})["macs"]
-    scores = make_criterion("obs").scores(Material(model, graph, coupling, data, seed=seed))
-    for group in coupling.groups:
-        less = {group.id: np.arange(group.size - 1)}
-        scores[group.id] = scores[group.id] / (now - cost(by_leaf(coupling, less))["macs"])
-    kept = allocate(
-        coupling.groups,
-        scores,
-        budget=Budget(macs=macs),
-        cost=lambda slots: cost(by_leaf(coupling, slots)),
-        scope="global",
-        min_slots=2,
-    )
-    return prune_slots(model, example, graph, coupling, kept)
 
 
 def plain(criterion: str) -> Maker:

@@ -22,6 +22,7 @@ from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
 from penjing.prune.slots import by_leaf, group_edits, index_values, tensor_edits
+from penjing.prune.worth import per_cost
 
 if TYPE_CHECKING:
     from penjing.search.sensitivity import Sensitivity
@@ -56,7 +57,8 @@ def prune(
             "global", of each class of like groups with "isomorphic". Unused when a budget is given.
         criterion: A name (``"magnitude"``, ``"taylor"``, …), ``{"name": …, option: value}`` or a `Criterion`.
         scope: How groups share the ratio or budget; with "sensitivity" widths go by measured damage against
-            measured cost (needs a budget and data).
+            measured cost (needs a budget and data). Where a criterion's scores are damages that add up
+            (``"obs"``), a budget divides them by what a slot saves.
         ignore: Glob patterns on parameter names; the axes of matching parameters stay whole.
         data: Batches, for criteria that need them and for reconstruction.
         reconstruct: Refit what reads the removed slots to the original's outputs on ``data``, before any
@@ -96,6 +98,8 @@ def prune(
     else:
         from penjing.search.fit import fit_to_budget  # only searches measure
 
+        if chosen.adds_up and chosen.normalisation == "none":
+            scores = per_cost(graph, coupling, scores, budget)
         kept, sensed, meter = fit_to_budget(
             material, scores, example_inputs, budget, scope=scope, ratios=ratios, sensed=sensed, **options
         )

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from penjing.errors import PruneError, TraceError
+from penjing.graph import couple, trace
 from penjing.prune import Budget, Plan, apply, apply_, masked_equivalence, prune
 from penjing.prune.compare import relative_error, run
+from penjing.prune.worth import per_cost
 
 
 def mlp(width: int = 10) -> nn.Sequential:
@@ -270,3 +272,42 @@ def test_hooks_and_extra_attributes_survive() -> None:
     model.label = "mine"  # type: ignore[assignment]
     result = prune(copy.deepcopy(model), X)
     assert result.model.label == "mine"
+
+
+class Branches(nn.Module):
+    """Two hidden layers that count alike in the output, one behind a dear input."""
+
+    def __init__(self, dear: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cheap, self.dear = nn.Linear(4, 16), nn.Linear(dear, 16)
+        self.read_cheap, self.read_dear = nn.Linear(16, 5), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.read_cheap(F.relu(self.cheap(x))) + self.read_dear(F.relu(self.dear(y)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("bound", ["params", "macs", "bytes"])
+def test_damage_that_adds_up_is_weighed_against_the_saving(bound: str) -> None:
+    torch.manual_seed(1)
+    model = Branches(400)
+    data = [((torch.randn(64, 4), torch.randn(64, 400) / 10), torch.zeros(64)) for _ in range(2)]
+    example = (torch.zeros(2, 4), torch.zeros(2, 400))
+    budget = Budget(**{bound: 0.5})
+    result = prune(model, example, criterion="obs", scope="global", budget=budget, data=data)
+    cheap, dear = (result.model.get_submodule(name).out_features for name in ("cheap", "dear"))
+    assert isinstance(cheap, int)
+    assert isinstance(dear, int)
+    assert cheap == 16, "what saves next to nothing stays"
+    assert dear < 9
+
+
+def test_per_cost_keeps_the_order_within_a_group() -> None:
+    graph = trace(mlp(), X)
+    coupling = couple(graph)
+    rng = np.random.default_rng(0)
+    scores = {group.id: rng.random(group.size) for group in coupling.groups}
+    weighed = per_cost(graph, coupling, scores, Budget(params=0.5, macs=0.5))
+    for name, row in scores.items():
+        assert (np.argsort(row) == np.argsort(weighed[name])).all()
+        assert np.ptp(weighed[name] / row) < 1e-9 * float(weighed[name].max())

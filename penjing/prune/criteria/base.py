@@ -80,6 +80,8 @@ class Criterion(ABC):
 
     name: ClassVar[str] = ""
     needs_data: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = False
+    """Whether scores that are not normalised are parts of one damage, comparable over groups."""
 
     def scores(self, material: Material) -> dict[str, Scores]:
         """Score of every slot, float64, by group id.

@@ -23,6 +23,7 @@ class Fisher(Criterion):
     """
 
     needs_data: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = True
 
     def raw_scores(self, material: Material) -> Iterable[Scores]:
         """Accumulate squared gradients, then weigh."""

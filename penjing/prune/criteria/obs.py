@@ -66,6 +66,7 @@ class BrainSurgeon(Criterion):
     max_rows: int = 65_536
 
     needs_data: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = True
 
     def raw_scores(self, material: Material) -> Iterable[Scores]:
         """Measure what every reader reads, then remove slots on paper."""

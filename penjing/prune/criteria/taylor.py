@@ -31,6 +31,7 @@ class Taylor(Criterion):
     """
 
     needs_data: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = True
 
     def raw_scores(self, material: Material) -> Iterable[Scores]:
         """Accumulate the squared sums of every member over the batches."""

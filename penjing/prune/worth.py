@@ -1,0 +1,45 @@
+"""What a slot is worth: the damage its removal does for each unit of cost it saves.
+
+Under a budget, slots whose damages add up go in the order of damage over saving: the greedy choice for the
+knapsack (Dantzig 1957), which is how one layer's channels compare with another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.graph import Coupling, Graph
+from penjing.prune.budget import Budget
+from penjing.prune.cost import Cost
+from penjing.prune.slots import by_leaf
+
+_COUNTED = {"params": "params", "macs": "macs", "bytes": "bytes", "latency": "macs"}
+"""What stands for a bound; for latency the multiply-accumulates, which cost nothing to know."""
+
+
+def per_cost(
+    graph: Graph, coupling: Coupling, scores: Mapping[str, NDArray[np.float64]], budget: Budget
+) -> dict[str, NDArray[np.float64]]:
+    """Scores divided by what a slot of their group saves.
+
+    Args:
+        graph: The traced network.
+        coupling: Its groups.
+        scores: Damage of every slot by group id, in one unit for all groups.
+        budget: Says what is to be saved; of several quantities the sum of the shares.
+
+    Returns:
+        The same, each group divided by the mean saving of its slots; slots that save nothing go last.
+    """
+    cost = Cost(graph, coupling)
+    counts = [getattr(cost, name) for name in sorted({_COUNTED[bound] for bound in budget.bounds})]
+    whole = [max(count({}), 1) for count in counts]
+    out = {}
+    for group in coupling.groups:
+        almost = by_leaf(coupling, {group.id: np.arange(1)})
+        saved = sum(1 - count(almost) / total for count, total in zip(counts, whole, strict=True))
+        out[group.id] = scores[group.id] * max(group.size - 1, 1) / max(saved, 1e-12)
+    return out
