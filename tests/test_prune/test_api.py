@@ -293,7 +293,7 @@ def test_damage_that_adds_up_is_weighed_against_the_saving(bound: str) -> None:
     model = Branches(400)
     data = [((torch.randn(64, 4), torch.randn(64, 400) / 10), torch.zeros(64)) for _ in range(2)]
     example = (torch.zeros(2, 4), torch.zeros(2, 400))
-    budget = Budget(**{bound: 0.5})
+    budget = Budget.model_validate({bound: 0.5})
     result = prune(model, example, criterion="obs", scope="global", budget=budget, data=data)
     cheap, dear = (result.model.get_submodule(name).out_features for name in ("cheap", "dear"))
     assert isinstance(cheap, int)
