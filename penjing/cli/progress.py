@@ -37,8 +37,12 @@ def progress(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[L
 
 
 def values(metrics: Mapping[str, float]) -> str:
-    """``loss 1.234  val_accuracy 0.951``."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    """``loss 1.234  val_accuracy 0.951  params 80,426``."""
+    return "  ".join(f"{name} {_number(value)}" for name, value in metrics.items())
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 and float(value).is_integer() else f"{value:.4g}"
 
 
 class _Rate(ProgressColumn):

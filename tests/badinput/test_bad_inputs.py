@@ -222,6 +222,7 @@ BAD = (
     # pruning
     Bad("ratio of one", pruning("--ratio", "1"), ("ratio",)),
     Bad("negative ratio", pruning("--ratio", "-0.5"), ("ratio",)),
+    Bad("a ratio and a budget", pruning("--ratio", "0.5", "--budget", "params=0.5"), ("--ratio", "budget")),
     Bad("unknown criterion", pruning("--criterion", "magnitud"), ("magnitude",)),
     Bad("unknown scope", pruning("--scope", "globl"), ("global",)),
     Bad("ignore without a match", pruning("--ignore", "cnv1.weight"), ("cnv1",)),

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,8 +240,6 @@ class TestResume:
     def test_damaged_output_is_made_again(
         self, finished: Finished, tiny_recipe: Recipe, tmp_path: Path
     ) -> None:
-        import shutil
-
         folder = tmp_path / "copy"
         shutil.copytree(finished[0].folder, folder)
         damaged = folder / "work" / "pruned.safetensors"
@@ -264,6 +264,42 @@ class TestResume:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         assert numbers(folder) == numbers(finished[0].folder)
         assert contents(folder) == contents(finished[0].folder)
+
+    @pytest.mark.slow
+    def test_twenty_runs_killed_give_one_artifact(
+        self, finished: Finished, tiny_recipe: Recipe, tmp_path: Path
+    ) -> None:
+        processes = multiprocessing.get_context("forkserver")
+        processes.set_forkserver_preload(["penjing.recipe.run", "penjing.recipe.stages", "penjing.export"])
+
+        def start(folder: Path) -> Any:
+            process = processes.Process(target=carry_on, args=(tiny_recipe.to_dict(), folder))
+            process.start()
+            return process
+
+        began = time.monotonic()
+        start(tmp_path / "first").join()
+        whole = time.monotonic() - began
+        rng, killed = random.Random(1), 0
+        for index in range(20):
+            folder = tmp_path / str(index)
+            victim = start(folder)
+            victim.join(rng.uniform(0.02, 0.95) * whole)
+            victim.kill()
+            victim.join()
+            killed += victim.exitcode == -signal.SIGKILL
+            heir = start(folder)
+            heir.join()
+            assert heir.exitcode == 0, index
+            assert numbers(folder) == numbers(finished[0].folder), index
+            assert contents(folder) == contents(finished[0].folder), index
+            shutil.rmtree(folder)
+        assert killed >= 15  # the others were faster than the first
+
+
+def carry_on(recipe: dict[str, Any], folder: Path) -> None:
+    """A run in a process of its own."""
+    run(Recipe.parse(recipe), folder, resume=True)
 
 
 class TestRefusals:
@@ -304,8 +340,6 @@ class TestFull:
     def test_baselines_join_a_finished_run(
         self, finished: Finished, tiny_recipe: Recipe, tmp_path: Path
     ) -> None:
-        import shutil
-
         folder = tmp_path / "full"
         shutil.copytree(finished[0].folder, folder)
         result = run(tiny_recipe, folder, resume=True, full=True)

@@ -8,12 +8,15 @@ import typer
 
 from penjing.cli import common
 from penjing.cli.progress import progress
+from penjing.errors import RecipeError
 
 
 def command(
     model: common.Model,
     out: common.Out,
-    ratio: Annotated[float, typer.Option(help="Fraction removed of each group's slots.")] = 0.5,
+    ratio: Annotated[
+        float | None, typer.Option(help="Fraction removed of each group's slots; 0.5 without a budget.")
+    ] = None,
     budget: common.Budget = None,
     criterion: Annotated[
         str, typer.Option(help="How slots are scored: magnitude, taylor, obs, …")
@@ -43,6 +46,10 @@ def command(
     from penjing.artifact import save_artifact
     from penjing.prune import Budget, prune
 
+    if ratio is not None and budget:
+        raise RecipeError(
+            "a ratio and a budget both say how much goes", layer="--ratio", remedy="Give one of the two"
+        )
     loaded = common.load(model, weights=weights, options=option, trust=trust)
     limits = common.budget_of(budget)
     feed = None
@@ -59,7 +66,7 @@ def command(
         made = prune(
             loaded.model,
             loaded.example_inputs,
-            ratio,
+            0.5 if ratio is None else ratio,
             criterion,
             scope,  # type: ignore[arg-type]  # checked by `prune`, which names what is allowed
             tuple(ignore or ()),
