@@ -25,13 +25,15 @@ from penjing.export.inputs import (
     tensors_of,
     to_numpy,
 )
+from penjing.export.resolution import sigmoid_outputs
 
 TOLERANCE = 1e-4
 """Largest difference allowed between float files, relative to the largest output."""
 
 SMALLEST_SCALE = 2.0**-22 / TOLERANCE
-"""Outputs that are all smaller (about 0.002) are compared on this scale: runtimes compute a sigmoid to two
-float32 steps at 1, so that a right file of tiny probabilities differs relatively by more."""
+"""Outputs of a sigmoid that are all smaller (about 0.002) are compared on this scale: runtimes compute it to
+two float32 steps at 1 (see `penjing.export.resolution`), so that a right file of tiny probabilities differs
+relatively by more."""
 
 QUANTIZED_TOLERANCE = 0.5
 """For quantized files: root-mean-square difference relative to the output's (−6 dB); accuracy says the
@@ -47,8 +49,8 @@ class VerifyRow:
     Attributes:
         batch: Samples fed.
         max_abs: Largest absolute difference over all outputs.
-        relative: Largest difference over the largest reference output (the worst output counts), or over
-            `SMALLEST_SCALE` if that is larger.
+        relative: Largest difference over the largest reference output (the worst output counts); for outputs
+            of a sigmoid over `SMALLEST_SCALE` if that is larger.
         rms_relative: Root-mean-square difference over root-mean-square reference.
         agreement: Share of samples with the same largest entry in the first output; None if that is not a
             matrix.
@@ -191,11 +193,17 @@ def verify(
     fixed = next((spec.shape[0] for spec in runner.inputs if spec.shape and spec.shape[0] is not None), None)
     unbatched = fixed is not None and not _has_free_dimension(runner)
     sizes = [fixed] if unbatched and fixed is not None else sorted(set(batch_sizes))
+    graph = runner.path if runner.path.suffix == ".onnx" else source
+    rounded = None if graph is None else sigmoid_outputs(graph)
     rows = []
     for size in sizes:
         given = resized(feeds, size)
         theirs = reference.run(given)
-        rows.append(_compare(size, _in_order(runner, reference, _run(runner, given, layout)), theirs))
+        order = _order(runner, reference)
+        ours = _run(runner, given, layout)
+        ours = [ours[i] for i in order] if order else ours
+        floors = _floors([runner.outputs[i] for i in order], theirs, rounded)
+        rows.append(_compare(size, ours, theirs, floors))
     measure = "rms_relative" if quantized else "relative"
     bad = [row for row in rows if not (row.shapes_match and row.finite and getattr(row, measure) <= allowed)]
     diverges = None
@@ -237,23 +245,32 @@ def _run(runner: Runner, feeds: Feeds, layout: str) -> list[np.ndarray]:
     return [o.transpose(0, 3, 1, 2) if layout == "nhwc" and o.ndim == 4 else o for o in outputs]
 
 
-def _in_order(runner: Runner, reference: Runner, outputs: list[np.ndarray]) -> list[np.ndarray]:
-    """Outputs in the reference's order, where both have the same names: signatures of TensorFlow's formats
-    are maps without an order."""
+def _order(runner: Runner, reference: Runner) -> list[int]:
+    """Which of the file's outputs answers each of the reference's. Signatures of TensorFlow's formats are
+    maps without an order, so names decide where both have the same."""
     wanted = [identifier(name) for name in reference.outputs]
     have = [identifier(name) for name in runner.outputs]
     if len(set(have)) < len(have) or sorted(wanted) != sorted(have):
-        return outputs
-    return [outputs[have.index(name)] for name in wanted]
+        return list(range(len(have)))
+    return [have.index(name) for name in wanted]
 
 
-def _compare(batch: int, ours: list[np.ndarray], theirs: list[np.ndarray]) -> VerifyRow:
+def _floors(names: list[str], theirs: list[np.ndarray], rounded: frozenset[str] | None) -> list[float]:
+    """The smallest scale that each output is compared on; ``rounded``: what sigmoids reach, if known."""
+    if rounded is None:  # what could be a probability may come from a sigmoid
+        likely = [bool(t.size and t.min() >= 0 and t.max() <= 1) for t in theirs]
+    else:
+        likely = [identifier(name) in rounded for name in names] or [False] * len(theirs)
+    return [SMALLEST_SCALE if one else 1e-12 for one in likely]
+
+
+def _compare(batch: int, ours: list[np.ndarray], theirs: list[np.ndarray], floors: list[float]) -> VerifyRow:
     shapes = tuple(tuple(o.shape) for o in ours)
     match = shapes == tuple(tuple(t.shape) for t in theirs)
     max_abs = relative = rms = 0.0 if match else float("inf")
     finite = match
     agreement = None
-    for ours_i, theirs_i in zip(ours, theirs, strict=True) if match else ():
+    for ours_i, theirs_i, floor in zip(ours, theirs, floors, strict=True) if match else ():
         a, b = ours_i.astype(np.float64), theirs_i.astype(np.float64)
         where = np.isfinite(b)
         finite &= bool(np.isfinite(a[where]).all())
@@ -261,7 +278,7 @@ def _compare(batch: int, ours: list[np.ndarray], theirs: list[np.ndarray]) -> Ve
             continue
         difference = np.abs(a[where] - b[where])
         max_abs = max(max_abs, float(difference.max()))
-        relative = max(relative, float(difference.max() / max(np.abs(b[where]).max(), SMALLEST_SCALE)))
+        relative = max(relative, float(difference.max() / max(np.abs(b[where]).max(), floor)))
         size = float(np.sqrt(np.mean(b[where] ** 2)))
         rms = max(rms, float(np.sqrt(np.mean(difference**2)) / max(size, 1e-12)))
     if match and ours and ours[0].ndim == 2 and ours[0].shape[1] > 1:
