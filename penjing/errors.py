@@ -63,6 +63,10 @@ class QuantizeError(PenjingError):
     stage = "quantize"
 
 
+class Int8LossError(QuantizeError):
+    """Raised when no file with an int8 layer stays within the allowed loss."""
+
+
 class ExportError(PenjingError):
     """Raised when a format cannot be written: missing extra, unsupported op, unwritable folder."""
 

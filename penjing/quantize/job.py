@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import nn
 
-from penjing.errors import QuantizeError
+from penjing.errors import Int8LossError, QuantizeError
 from penjing.events import Listener
 from penjing.files import atomic_write
 from penjing.quantize import mixed
@@ -282,7 +282,7 @@ class Job:
 
         needed = mixed.fewest(len(order), holds)
         if needed is None or needed == len(order):
-            raise QuantizeError(
+            raise Int8LossError(
                 f"the metric drops by {fp32 - value:.4f} and no int8 layer can stay within max_drop={limit}",
                 remedy="Accept a larger drop, or calibrate with more samples",
             )

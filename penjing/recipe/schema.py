@@ -175,6 +175,32 @@ class SearchConfig(Config):
     smallest: bool = False
 
 
+class QuantizeStage(QuantizeConfig):
+    """How the recovered network is brought to int8: `QuantizeConfig`, and what belongs to a run.
+
+    Attributes:
+        qat: Train on in int8, with the dense float network as teacher, starting from what calibration found;
+            None leaves it at that.
+        fallback: What is delivered where no int8 layer can stay within ``max_drop``: the recovered network in
+            ``"float"``, with the reason in the report, or an ``"error"``.
+    """
+
+    qat: RecoverConfig | None = None
+    fallback: Literal["float", "error"] = "float"
+
+    @model_validator(mode="after")
+    def _trains_what_it_writes(self) -> Self:
+        if self.qat is not None and self.mode != "static":
+            raise ValueError(f"qat trains mode 'static', not {self.mode!r}")
+        return self
+
+    def alone(self) -> QuantizeConfig:
+        """The options of quantization itself."""
+        return QuantizeConfig.parse(
+            {k: v for k, v in self.to_dict().items() if k in QuantizeConfig.model_fields}
+        )
+
+
 class Recipe(Config):
     """A whole run: train → prune → recover → quantize → export → verify → measure → report.
 
@@ -188,7 +214,7 @@ class Recipe(Config):
         train: Training of the dense network; None where it comes trained.
         prune: How it is made smaller.
         recover: Distillation from the dense network.
-        quantize: Post-training quantization; None leaves the network in fp32.
+        quantize: To int8, after training or with training in int8; None leaves the network in fp32.
         export: The files.
         measure: The table.
         max_drop: Largest loss of validation accuracy, dense to final file, that counts as holding (a
@@ -208,7 +234,7 @@ class Recipe(Config):
     train: RecoverConfig | None = None
     prune: PruneConfig
     recover: RecoverConfig = RecoverConfig()
-    quantize: QuantizeConfig | None = QuantizeConfig()
+    quantize: QuantizeStage | None = QuantizeStage()
     export: ExportConfig = ExportConfig()
     measure: MeasureConfig = MeasureConfig()
     max_drop: float | None = Field(default=None, ge=0, le=1)

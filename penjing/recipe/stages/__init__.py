@@ -41,7 +41,8 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     stages += _rounds(recipe, feed)
     config = {**feed, "quantize": _plain(recipe.quantize)}
     if recipe.quantize is not None:
-        inputs = ("prune", "recover", *(("search",) if recipe.search is not None else ()))
+        taught = ("train",) if recipe.quantize.qat is not None else ()
+        inputs = (*taught, "prune", "recover", *(("search",) if recipe.search is not None else ()))
         stages.append(Stage("quantize", "quantize to int8", quantize_student, config, inputs))
     made = ("prune", "recover", *(("quantize",) if recipe.quantize is not None else ()))
     config = {**feed, "export": _plain(recipe.export), "int8": recipe.quantize is not None}

@@ -6,37 +6,42 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from penjing.errors import Int8LossError
 from penjing.events import Event, Listener
 from penjing.export import export, open_file, verify
 from penjing.export.base import get_format
 from penjing.measure import accuracy
-from penjing.quantize import QuantizeConfig, quantize
+from penjing.models.onnx_door import OnnxModel
+from penjing.quantize import QuantizeConfig, QuantizeResult, quantize
+from penjing.quantize.student import quantized_student
 from penjing.recipe.schema import ExportConfig
 from penjing.recipe.stages.base import Output, plain
 from penjing.recipe.workspace import Workspace
+from penjing.recover import recover
 
 INT8 = "onnx_int8"
+_FROM_INT8 = (INT8, "saved_model_int8")
+"""Formats made from the int8 file."""
 
 
 def quantize_student(space: Workspace, listen: Listener) -> Output:
     """Bring the recovered network to int8.
 
-    Requires: the plan and ``work/recovered.safetensors``. Ensures: ``work/int8/model.int8.onnx`` and its
-        quantized
-    weights ``work/int8/model.int8.safetensors``.
+    Requires: the plan and ``work/recovered.safetensors``, with training in int8 ``work/dense.safetensors``.
+    Ensures: ``work/int8/model.int8.onnx`` and its quantized weights ``work/int8/model.int8.safetensors``; or,
+        where no int8 file stays within the allowed loss and the recipe accepts that, the reason alone.
     """
+    assert space.recipe.quantize is not None
     out = space.work / "int8" / "model.int8.onnx"
     out.parent.mkdir(parents=True, exist_ok=True)
-    made = quantize(
-        space.student("recovered"),
-        space.feed.calibration(),
-        _allowed(space),
-        out=out,
-        example_inputs=space.examples,
-        eval_data=space.feed.split("val"),
-        seed=space.recipe.seed,
-        listen=listen,
-    )
+    try:
+        made = _to_int8(space, out, listen)
+    except Int8LossError as error:
+        if space.recipe.quantize.fallback == "error":
+            raise
+        note = f"delivered in float, without an int8 file: {error.cause}"
+        listen(Event("quantize", "note", message=note))
+        return Output({"layers": [], "left_out": error.cause}, {"notes": [note]})
     facts = plain(made)
     timing = {name: facts.pop(name, None) for name in ("seconds", "timing")}
     facts = {k: v for k, v in facts.items() if k not in ("path", "weights_path", "notes")}
@@ -46,10 +51,43 @@ def quantize_student(space: Workspace, listen: Listener) -> Output:
     return Output(facts, timing, tuple(path.relative_to(space.folder).as_posix() for path in files))
 
 
-def _allowed(space: Workspace) -> QuantizeConfig | None:
+def has_int8(space: Workspace) -> bool:
+    """Whether the run has an int8 file to deliver."""
+    return space.recipe.quantize is not None and "left_out" not in space.result("quantize")
+
+
+def _taught(space: Workspace) -> bool:
+    """Whether the int8 file was trained."""
+    return space.recipe.quantize is not None and space.recipe.quantize.qat is not None
+
+
+def _to_int8(space: Workspace, out: Path, listen: Listener) -> QuantizeResult:
+    """Quantize after training, and where the recipe says so train on in int8 before the file is written."""
+    stage, config, recipe = space.recipe.quantize, _allowed(space), space.recipe
+    assert stage is not None
+    model, data = space.student("recovered"), space.feed.calibration()
+    common: dict[str, Any] = {"example_inputs": space.examples, "seed": recipe.seed, "listen": listen}
+    rest: dict[str, Any] = {"out": out, "eval_data": space.feed.split("val"), **common}
+    if stage.qat is None:
+        return quantize(model, data, config, **rest)
+    trained = recover(
+        quantized_student(model, data, config, **common),
+        space.dense(),
+        space.feed.train(),
+        stage.qat,
+        val=space.feed.split("val"),
+        checkpoint=space.work / "checkpoints" / "qat",
+        seed=recipe.seed,
+        listen=listen,
+    )
+    return quantize(trained.model, data, **rest)
+
+
+def _allowed(space: Workspace) -> QuantizeConfig:
     """The quantization options, with what recovery has left of the allowed loss as its bound."""
-    config, recipe = space.recipe.quantize, space.recipe
-    if config is None or config.max_drop is None or recipe.search is None or space.metric is not None:
+    assert space.recipe.quantize is not None
+    config, recipe = space.recipe.quantize.alone(), space.recipe
+    if config.max_drop is None or recipe.search is None or space.metric is not None:
         return config
     found = space.result("search")
     chosen = found["trials"][found["chosen"] - 1]
@@ -71,31 +109,44 @@ def export_student(space: Workspace, listen: Listener) -> Output:
     Requires: the plan, ``work/recovered.safetensors``, and the int8 file where there is one.
     Ensures: the files and folders of the formats in ``work/export``.
     """
-    config, int8 = space.recipe.export, space.recipe.quantize is not None
-    made = export(
-        space.student("recovered"),
-        space.work / "export",
-        formats_of(config, int8=int8),
-        example_inputs=space.examples,
-        data=space.feed.calibration(),
-        int8=space.work / "int8" / "model.int8.onnx" if int8 else None,
-        opset=config.opset,
-        batch_sizes=config.batch_sizes,
-        listen=listen,
-    )
+    config, int8 = space.recipe.export, has_int8(space)
+    written = space.work / "int8" / "model.int8.onnx" if int8 else None
+    formats = formats_of(config, int8=int8)
+    parts: list[tuple[Any, tuple[str, ...], Path | None]] = [(space.student("recovered"), formats, written)]
+    if _taught(space) and written is not None:
+        # What was trained in int8 is compared with itself: it went on learning, away from the float network.
+        floats = tuple(name for name in formats if name not in _FROM_INT8)
+        ints = tuple(name for name in formats if name in _FROM_INT8)
+        parts = [(space.student("recovered"), floats, None), (written, ints, written)]
+    made = [
+        file
+        for model, names, int8_file in parts
+        if names
+        for file in export(
+            model,
+            space.work / "export",
+            names,
+            example_inputs=space.examples,
+            data=space.feed.calibration(),
+            int8=int8_file,
+            opset=config.opset,
+            batch_sizes=config.batch_sizes,
+            listen=listen,
+        ).files
+    ]
     files, seconds = [], {}
-    for file in made.files:
+    for file in made:
         files.append({"format": file.format, "file": file.path.name, "size_bytes": file.size_bytes})
         seconds[file.format] = file.seconds
     return Output(
         {"files": files},
         {"seconds": seconds},
-        tuple(file.path.relative_to(space.folder).as_posix() for file in made.files),
+        tuple(file.path.relative_to(space.folder).as_posix() for file in made),
     )
 
 
 def verify_files(space: Workspace, listen: Listener) -> Output:
-    """Open every file in its own runtime, compare it with the recovered network, and measure its accuracy.
+    """Open every file in its own runtime, compare it with its network, and measure its accuracy.
 
     Requires: the exported files. Ensures: nothing on disk but its numbers; a file that disagrees stops the
         run.
@@ -103,7 +154,7 @@ def verify_files(space: Workspace, listen: Listener) -> Output:
     Raises:
         VerifyError: naming the file and the first op that differs.
     """
-    reference = space.student("recovered").eval()
+    recovered = space.student("recovered").eval()
     inputs = space.feed.examples(max(space.recipe.export.batch_sizes))
     exported = space.result("export")["files"]
     checks: list[dict[str, Any]] = []
@@ -113,6 +164,10 @@ def verify_files(space: Workspace, listen: Listener) -> Output:
         path = space.work / "export" / file["file"]
         listen(Event("verify", "progress", done, len(exported), "file", message=file["file"]))
         quantized = get_format(file["format"]).quantized
+        reference, against = recovered, "the recovered network in PyTorch (fp32)"
+        if file["format"] in _FROM_INT8 and _taught(space):
+            trained = space.work / "int8" / "model.int8.onnx"
+            reference, against = OnnxModel(trained).eval(), "the network trained in int8, in PyTorch"
         found = verify(
             path, reference, inputs, batch_sizes=space.recipe.export.batch_sizes, quantized=quantized
         )
@@ -126,7 +181,7 @@ def verify_files(space: Workspace, listen: Listener) -> Output:
                     "batch": row.batch,
                     "max_abs_diff": plain(float(row.max_abs)),
                     "rel_diff": plain(float(row.relative)),
-                    "against": "the recovered network in PyTorch (fp32)",
+                    "against": against,
                     "ok": found.ok,
                 }
             )

@@ -16,9 +16,8 @@ from penjing.events import Event, Listener
 from penjing.export import export_onnx, open_file
 from penjing.measure import accuracy, count, latency, onnx_candidate, onnx_session, robustness, size_bytes
 from penjing.measure.metric import score
-from penjing.recipe.schema import Recipe
 from penjing.recipe.stages.base import Output, plain
-from penjing.recipe.stages.exporting import cell_of
+from penjing.recipe.stages.exporting import cell_of, has_int8
 from penjing.recipe.stages.pruning import start_of_recovery
 from penjing.recipe.workspace import Workspace
 from penjing.recover import RecoverConfig
@@ -45,8 +44,9 @@ class Entry:
     shown: str = ""
 
 
-def entries(recipe: Recipe) -> tuple[Entry, ...]:
-    """The rows of this recipe's table, in order."""
+def entries(space: Workspace) -> tuple[Entry, ...]:
+    """The rows of this run's table, in order."""
+    recipe = space.recipe
     start = start_of_recovery(recipe.prune, "")
     rows = []
     if recipe.article is not None:
@@ -59,7 +59,7 @@ def entries(recipe: Recipe) -> tuple[Entry, ...]:
         note = "layers refitted to the original's outputs on calibration data; no training"
         rows.append(Entry("refitted", "pruned and refitted", lambda s: s.student(start), note=note))
     rows.append(_served("recovered", "pruned and recovered", "model.onnx"))
-    if recipe.quantize is not None:
+    if has_int8(space):
         rows.append(_served("int8", "int8", "model.int8.onnx"))
     if recipe.baselines:
         rows.append(
@@ -92,7 +92,7 @@ def measure_rows(space: Workspace, listen: Listener) -> Output:
     Requires: all networks and files. Ensures: ``work/measured/*.onnx`` for rows without a file of their own.
     """
     config = space.recipe.measure
-    chosen = entries(space.recipe)
+    chosen = entries(space)
     splits = [(name, config.max_train if name == "train" else None) for name in ("train", "val", "test")]
     splits = [(name, limit) for name, limit in splits if space.feed.has(name)]
     rows, paths, per_class = [], {}, {}
@@ -133,16 +133,16 @@ def measure_rows(space: Workspace, listen: Listener) -> Output:
         "rows": rows,
         "files": _accuracy_of_files(space, rows),
         "classes": _changed_classes(space, per_class, "dense", chosen),
-        "confusions": _changed_confusions(space, per_class["dense"], per_class[after_key(space.recipe)]),
+        "confusions": _changed_confusions(space, per_class["dense"], per_class[after_key(space)]),
         "robustness": _robustness(space, paths) if config.robustness else {},
     }
     listen(Event("measure", "progress", total, total, "split", message="latency, in turns"))
     return Output(result, {"latency": _latency(space, paths)}, _kept(space, paths))
 
 
-def after_key(recipe: Recipe) -> str:
+def after_key(space: Workspace) -> str:
     """Key of the row that is delivered."""
-    return "int8" if recipe.quantize is not None else "recovered"
+    return "int8" if has_int8(space) else "recovered"
 
 
 def _article_note(config: RecoverConfig) -> str:
@@ -187,7 +187,7 @@ def _changed_classes(
     space: Workspace, measured: dict[str, Any], before: str, chosen: tuple[Entry, ...], most: int = 12
 ) -> list[dict[str, Any]]:
     """The classes that lost or gained most from the dense row to the delivered one."""
-    old, new = measured[before], measured[after_key(space.recipe)]
+    old, new = measured[before], measured[after_key(space)]
     names = space.bundle.classes
     changes: list[dict[str, Any]] = []
     for index in range(len(old.per_class)):
@@ -256,7 +256,7 @@ def _feeds(path: Path, inputs: Any, batch: int) -> dict[str, Any]:
 
 def _robustness(space: Workspace, paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
     out = {}
-    for key in ("dense", after_key(space.recipe)):
+    for key in ("dense", after_key(space)):
         session = onnx_session(paths[key], threads=torch.get_num_threads())
         which = "test" if space.feed.has("test") else "val"
         split = getattr(space.feed.bundle, which)

@@ -20,6 +20,7 @@ from penjing.prune.compare import relative_error
 from penjing.recipe.guard import drop_of
 from penjing.recipe.schema import Recipe
 from penjing.recipe.stages.base import Output
+from penjing.recipe.stages.exporting import has_int8
 from penjing.recipe.stages.measuring import after_key
 from penjing.recipe.workspace import Workspace
 from penjing.report import Metrics, write_report
@@ -54,7 +55,7 @@ def write_all(space: Workspace, listen: Listener) -> Output:
     files: dict[str, Path] = {name: pages / name for name in _REPORT_FILES}
     for file in space.result("export")["files"]:
         files[file["file"]] = space.work / "export" / file["file"]
-    if space.recipe.quantize is not None:
+    if has_int8(space):
         files["model.int8.safetensors"] = space.work / "int8" / "model.int8.safetensors"
     save_artifact(
         staging,
@@ -80,7 +81,7 @@ def collect(space: Workspace) -> Metrics:
     latency = measured.timing["latency"]
     rows = [{**row, "latency": latency.get(row["key"], [])} for row in measured.result["rows"]]
     pruned, verified = space.result("prune"), space.result("verify")
-    after = after_key(recipe)
+    after = after_key(space)
     values: dict[str, Any] = {
         "name": recipe.name,
         "seed": recipe.seed,
@@ -151,7 +152,7 @@ def _curves(space: Workspace) -> dict[str, list[dict[str, Any]]]:
 
 
 def _quantized(space: Workspace) -> list[dict[str, Any]]:
-    if space.recipe.quantize is None:
+    if not has_int8(space):
         return []
     return [
         {
