@@ -148,6 +148,23 @@ def test_pools_agree(kind: str, attributes: dict[str, Any], same_answer: Check) 
     same_answer(one_op(op_type, {"x": IMAGE - 3}, **attributes, **extra), {"x": IMAGE - 3})
 
 
+BLOCKS: list[dict[str, Any]] = [
+    {"block": (3, 3), "windows": 20, "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    {"block": (2, 3), "windows": 8 * 6},
+    {"block": (2, 2), "windows": 7 * 6, "dilations": [2, 2]},
+    {"block": (3, 3), "windows": 9, "strides": [3, 3], "pads": [0, 1, 2, 2]},
+]
+
+
+@pytest.mark.parametrize("attributes", BLOCKS)
+def test_blocks_are_laid_back_into_the_image(attributes: dict[str, Any], same_answer: Check) -> None:
+    given = dict(attributes)
+    block, windows = given.pop("block"), given.pop("windows")
+    x = f32(2, 4 * int(np.prod(block)), windows)
+    shapes = {"image": i64(9, 8), "block": i64(*block)}
+    same_answer(one_op("Col2Im", {"x": x}, constants=shapes, **given), {"x": x})
+
+
 @pytest.mark.parametrize("op_type", ["GlobalAveragePool", "GlobalMaxPool"])
 def test_global_pools_agree(op_type: str, same_answer: Check) -> None:
     same_answer(one_op(op_type, {"x": IMAGE}), {"x": IMAGE})
@@ -168,6 +185,11 @@ def test_normalisations_agree(same_answer: Check) -> None:
     same_answer(one_op("InstanceNormalization", {"x": IMAGE}, constants=two), {"x": IMAGE})
     last = {"scale": f32(9, 8), "bias": f32(9, 8)}
     same_answer(one_op("LayerNormalization", {"x": IMAGE}, constants=last, axis=2), {"x": IMAGE})
+
+
+def test_mean_variance_normalisation_agrees(same_answer: Check) -> None:
+    same_answer(one_op("MeanVarianceNormalization", {"x": IMAGE}, axes=[0, 2, 3]), {"x": IMAGE})
+    same_answer(one_op("MeanVarianceNormalization", {"x": IMAGE}, axes=[1, 2]), {"x": IMAGE})
 
 
 def test_norms_that_share_a_weight_stay_two(same_answer: Check) -> None:

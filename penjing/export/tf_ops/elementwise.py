@@ -39,6 +39,7 @@ UNARY: dict[str, Unary] = {
     "Asinh": tf.asinh,
     "Atan": tf.atan,
     "Atanh": tf.atanh,
+    "BitwiseNot": tf.bitwise.invert,
     "Ceil": tf.math.ceil,
     "Cos": tf.cos,
     "Cosh": tf.cosh,

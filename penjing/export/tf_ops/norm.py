@@ -43,6 +43,12 @@ def _instance_norm(node: Node) -> Value:
     return Value(last=out * node.x(1) + node.x(2))
 
 
+@op("MeanVarianceNormalization")
+def _mean_variance(node: Node) -> Value:
+    axes = [int(a) for a in node.attr("axes", [0, 2, 3])]
+    return plain(_standardised(node.x(0), axes, 0.0))
+
+
 @op("GroupNormalization")
 def _group_norm(node: Node) -> Value:
     x = node.value().plain()

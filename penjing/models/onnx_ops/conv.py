@@ -91,8 +91,10 @@ def _col2im(node: Node) -> Value:
     if len(image) != 2:
         raise node.error("only images of two dimensions are known")
     pads = [int(p) for p in node.attr("pads", [0] * 4)]
-    if pads[:2] != pads[2:]:
-        raise node.error("its padding is not the same on both sides")
     strides = [int(s) for s in node.attr("strides", [1, 1])]
     dilations = [int(d) for d in node.attr("dilations", [1, 1])]
-    return F.fold(node.x(), tuple(image), tuple(block), dilations, pads[:2], strides)  # type: ignore[arg-type]
+    if pads[:2] == pads[2:]:
+        return F.fold(node.x(), tuple(image), tuple(block), dilations, pads[:2], strides)  # type: ignore[arg-type]
+    wide = tuple(n + pads[i] + pads[i + 2] for i, n in enumerate(image))
+    out = F.fold(node.x(), wide, tuple(block), dilations, 0, strides)  # type: ignore[arg-type]
+    return out[..., pads[0] : pads[0] + image[0], pads[1] : pads[1] + image[1]]
