@@ -156,6 +156,16 @@ BLOCKS: list[dict[str, Any]] = [
 ]
 
 
+def test_writing_nothing_changes_nothing(same_answer: Check) -> None:
+    empty = {"at": np.zeros((0, 1), np.int64), "u": np.zeros((0, 4), np.float32)}
+    same_answer(one_op("ScatterND", {"x": UNIT}, constants=empty), {"x": UNIT})
+    nothing = np.zeros((3, 0), np.float32)
+    into = {"x": nothing, "at": i64(0).reshape(1, 1), "u": np.zeros((1, 0), np.float32)}
+    same_answer(
+        one_op("ScatterND", {"y": UNIT[:, :0]}, constants=into, order=["x", "at", "u"]), {"y": nothing}
+    )
+
+
 @pytest.mark.parametrize("attributes", BLOCKS)
 def test_blocks_are_laid_back_into_the_image(attributes: dict[str, Any], same_answer: Check) -> None:
     given = dict(attributes)

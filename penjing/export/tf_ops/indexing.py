@@ -90,6 +90,8 @@ def _scatter_elements(node: Node) -> Value:
 @op("ScatterND")
 def _scatter_nd(node: Node) -> Value:
     x = node.x(0)
+    if x.shape.num_elements() == 0 or node.x(2).shape.num_elements() == 0:
+        return plain(x)  # nothing is written; TensorFlow refuses to write nothing into nothing
     return plain(_scatter_rule(node)(x, _wrapped_nd(x, node.x(1)), node.x(2)))
 
 
