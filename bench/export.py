@@ -7,6 +7,7 @@ format.
 Each model runs in a process of its own with a time limit, so that one that crashes or hangs costs one row.
 Weights are random. ``--resume`` keeps the good rows of the file from an earlier run and does the others;
 ``--keep DIR`` keeps the pruned ONNX files there (they are the longest part) and starts from those it finds.
+The format ``read`` reads the ONNX file into a torch module and compares the two.
 """
 
 from __future__ import annotations
@@ -212,6 +213,8 @@ def convert(source: Path, name: str, example: Any, images: Path | None) -> dict[
     if rounded:
         pixels = pictures(images, 64, example.shape)
         given |= {"data": pixels[:32].split(8), "batch_sizes": (1,)}
+    if name == "read":
+        return read(source, example)
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = pe.export(source, folder, [name], **given)[name]
@@ -225,6 +228,22 @@ def convert(source: Path, name: str, example: Any, images: Path | None) -> dict[
         except Exception as error:  # a bench reports what it meets
             return {"error": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
     return {**measured(found), "seconds": round(file.seconds, 2), "size_bytes": file.size_bytes}
+
+
+def read(source: Path, example: Any) -> dict[str, Any]:
+    """Read the file into torch: the row of the file against that module."""
+    import penjing.export as pe
+    from penjing.errors import PenjingError
+    from penjing.models.onnx_door import OnnxModel
+
+    try:
+        started = time.perf_counter()
+        model = OnnxModel(source).eval()
+        seconds = time.perf_counter() - started
+        found = pe.verify(source, model, example, batch_sizes=(1, 3))
+    except PenjingError as error:
+        return {"error": str(error).splitlines()[0]}
+    return {**measured(found), "seconds": round(seconds, 2), "size_bytes": source.stat().st_size}
 
 
 def pictures(path: Path | None, count: int, shape: Sequence[int]) -> Any:
