@@ -77,11 +77,13 @@ class _Steps:
     def __init__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
         self.recorder = _Recorder()
         self.outputs: Any = None
-        self._nodes = iter(module.graph.nodes)
+        nodes = module.graph.nodes
+        tensors = {held.name: held.tensor for held in held_tensors(module)}
+        reads = {node: tensors[str(node.target)] for node in nodes if node.op == "get_attr"}
+        self._nodes = iter([node for node in nodes if node not in reads])
         self._inputs = iter(inputs)
-        self._held: dict[str, Any] = {held.name: held.tensor for held in held_tensors(module)}
-        self._values: dict[fx.Node, Any] = {}
-        self._readers = {node: len(node.users) for node in module.graph.nodes}
+        self._values: dict[fx.Node, Any] = dict(reads)
+        self._readers = {node: len(node.users) for node in nodes}
 
     def next_call(self) -> _Call | None:
         """The next call, computed just now; None at the end, when ``outputs`` is set."""
@@ -94,9 +96,6 @@ class _Steps:
         return calls.popleft()
 
     def _step(self, node: fx.Node) -> None:
-        if node.op == "get_attr":
-            self._values[node] = self._held[str(node.target)]
-            return
         if node.op == "placeholder":
             self._values[node] = next(self._inputs)
             return
@@ -153,10 +152,11 @@ def same(a: Any, b: Any) -> bool:
     """Whether two arguments are the same: tensors by the memory they show, all else by type and value."""
     if a is b:
         return True
+    if isinstance(a, list | tuple):
+        alike = isinstance(b, list | tuple) and len(a) == len(b)
+        return alike and all(x is y or same(x, y) for x, y in zip(a, b, strict=True))
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and _same_memory(a, b)
-    if isinstance(a, list | tuple):
-        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     return type(a) is type(b) and bool(a == b)
