@@ -73,7 +73,8 @@ class Feeds:
         Raises:
             QuantizeError: if there is no sample, or one of the wrong shape, or with NaN or infinity.
         """
-        left = min(self.samples, limit or self.samples)
+        # A graph with a fixed batch takes a whole one, however few samples are asked for.
+        left = max(min(self.samples, limit or self.samples), self.fixed or 0)
         given = 0
         for index, batch in enumerate(self._data):
             feed, target = self._feed(batch, index)

@@ -238,6 +238,15 @@ def test_a_fixed_batch_graph_is_fed_whole_batches(tmp_path: Path) -> None:
         quantize(path, batches(1, 3, (4, 8, 8)), out=tmp_path / "int8.onnx")
 
 
+def test_a_fixed_batch_larger_than_any_sampling_is_fed_whole(tmp_path: Path) -> None:
+    w = np.random.default_rng(0).normal(size=(8, 4, 3, 3)).astype(np.float32)
+    path = conv_chain(tmp_path / "fp32.onnx", [w, w[:, :, :1, :1].repeat(2, axis=1)], batch=40)
+    config = QuantizeConfig(check_samples=4, samples=16)
+    result = quantize(path, batches(1, 40, (4, 8, 8)), config, out=tmp_path / "int8.onnx", time_it=False)
+    assert result.samples == 40
+    assert result.sqnr_db > 25
+
+
 def test_large_biases_on_tiny_weights_fit_32_bits(tmp_path: Path) -> None:
     first = nn.Linear(8, 8)
     model = nn.Sequential(first, nn.ReLU(), nn.Linear(8, 4)).eval()
