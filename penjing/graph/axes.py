@@ -201,7 +201,10 @@ def leaves(axis: Axis) -> Iterator[Leaf]:
             yield from leaves(factor)
     elif isinstance(axis, Sum):
         for part in axis.parts:
-            yield from leaves(part)
+            if isinstance(part, Leaf):  # the usual part, without a generator of its own
+                yield part
+            else:
+                yield from leaves(part)
 
 
 def is_fixed(axis: Axis) -> bool:

@@ -77,10 +77,17 @@ def resolve(axis: Axis) -> Axis:
             return axis
         return product(factors)
     assert isinstance(axis, Sum)
+    if _is_open(axis.parts):
+        return axis
     parts = [resolve(part) for part in axis.parts]
     if all(new is old for new, old in zip(parts, axis.parts, strict=True)):
         return axis
     return total(parts)
+
+
+def _is_open(parts: Sequence[Axis]) -> bool:
+    """Whether all are unbound leaves: a dense block is a sum of many, read again by every layer."""
+    return all(type(part) is Leaf and part.bound is None for part in parts)
 
 
 def _follow(leaf: Leaf) -> Axis:
