@@ -16,7 +16,7 @@ from penjing.log import JsonLog, tee
 from penjing.recipe.lock import run_lock
 from penjing.recipe.result import RunResult
 from penjing.recipe.schema import Recipe, first_difference
-from penjing.recipe.store import Marker, stage_key
+from penjing.recipe.store import Marker, Store, stage_key
 from penjing.report.metrics import Metrics
 
 _FREE = ("baselines",)  # recipe entries that may change between sessions: they only add or drop stages
@@ -48,13 +48,16 @@ def run(
         The folder and its numbers.
 
     Raises:
+        ExportError: before anything is done, for a format that is unknown or whose package is missing.
         RunError: if the folder is in use, holds a run and ``resume`` was not asked for, or was begun with
             another recipe (naming the entry).
         PenjingError: from a stage; ``completed`` lists the stages done before.
     """
     folder = Path(folder)
-    for name in recipe.export.formats:
-        get_format(name)  # a misspelling is said before anything is trained
+    for name in recipe.export.formats:  # what is misspelt or not installed is said before anything is trained
+        exporter = get_format(name)
+        if Store(folder).read("export") is None:
+            exporter.require()
     if full:
         recipe = recipe.model_copy(update={"baselines": True})
     _check_folder(folder, resume)

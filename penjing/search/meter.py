@@ -19,7 +19,7 @@ from penjing.prune.budget import Budget
 from penjing.prune.cost import Cost
 from penjing.prune.slots import by_leaf
 from penjing.search.latency_model import Check, LatencyModel, whole_cache
-from penjing.search.whole import WholeTimer
+from penjing.search.whole import WholeTimer, require
 
 Choose = Callable[["Meter", Kept | None], Kept]
 """Chooses slots that cost, by the meter, what the budget allows; near an earlier choice if there is one."""
@@ -53,6 +53,10 @@ class Meter:
     listen: Listener = silent
     _original: dict[str, float] = field(default_factory=dict)
     _aim: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget.latency is not None:
+            require(self.budget.runtime)  # before sensitivity is measured
 
     def __call__(self, kept: Mapping[str, Any]) -> dict[str, float]:
         """Parameters, MACs, bytes, seconds: those that the budget bounds."""

@@ -19,6 +19,13 @@ REFERENCE = "original"
 """Name of the unpruned network, which is timed in turns with everything else."""
 
 
+def require(runtime: Runtime) -> None:
+    """Raise `ExportError` with the install command if the package of a runtime is missing."""
+    from penjing.export.base import get_format
+
+    get_format(FORMATS[runtime]).require()
+
+
 class WholeTimer:
     """Times networks beside the original: each call gives the original's seconds of that moment too.
 
@@ -79,7 +86,6 @@ class WholeTimer:
         if self.runtime == "onnxruntime":
             return onnx_candidate(path, batch=self.batch, threads=self.threads, feeds=ready)
         exporter = get_format(FORMATS[self.runtime])
-        exporter.require()
         other = folder / exporter.filename
         exporter.write(
             Source(path, feeds, model=model, example_inputs=self.example_inputs, scratch=folder), other

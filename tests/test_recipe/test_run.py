@@ -18,8 +18,9 @@ import torch
 
 import penjing
 from penjing.data import DataBundle
-from penjing.errors import ArtifactError, RecoverError, RunError
+from penjing.errors import ArtifactError, ExportError, RecoverError, RunError
 from penjing.events import Event
+from penjing.export.saved_model import SavedModelExporter
 from penjing.measure import accuracy, onnx_session
 from penjing.prune import Plan
 from penjing.recipe import Recipe, RunResult
@@ -317,6 +318,15 @@ class TestRefusals:
         changed = Recipe.parse({**tiny_values, "train": {"epochs": 4, "lr": 0.05}})
         with pytest.raises(RunError, match=r"train\.epochs was 3 and is now 4"):
             run(changed, finished[0].folder, resume=True)
+
+    def test_missing_package_is_said_before_anything_is_done(
+        self, tiny_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(SavedModelExporter, "module", "no_such_tensorflow")
+        values = {**tiny_values, "export": {"formats": ["onnx", "saved_model"]}}
+        with pytest.raises(ExportError, match=r"penjing\[tf\]"):
+            run(Recipe.parse(values), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
     def test_failing_stage_lists_what_was_done(self, tiny_values: dict[str, Any], tmp_path: Path) -> None:
         train = {"epochs": 1, "lr": 1e30, "grad_clip": None, "schedule": "constant"}
