@@ -15,8 +15,9 @@ from penjing.export.onnx_node import attribute
 _CARRIES = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")
 """Ops whose output holds the elements of their first input."""
 
-_UNKNOWN = 2
-"""Limit of integers that are no index: masks and types take 0 and 1, and so does nearly everything else."""
+_MASK, _TOKENS = 2, 8
+"""Limits of integers that are no index: of masks, and of everything else (few different tokens in a row give
+variances of nearly nothing, by which norms divide)."""
 
 _IMAGE, _LENGTH, _BATCH = 224, 16, 2
 
@@ -47,7 +48,8 @@ def example_feeds(
         kind = info.type.tensor_type
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
         shape = tuple((shapes or {}).get(info.name) or _shape(kind.shape.dim))
-        feeds[info.name] = _array(rng, dtype, shape, limits.get(info.name, _UNKNOWN))
+        usual = _MASK if "mask" in info.name.lower() else _TOKENS
+        feeds[info.name] = _array(rng, dtype, shape, limits.get(info.name, usual))
     return feeds
 
 

@@ -64,7 +64,26 @@ def _transpose(node: Node) -> Value:
         return plain(x if held == list(range(rank)) else tf.transpose(x, held))
     if rank >= 3 and perm == to_first(rank):
         return Value(last=value.plain())  # already channels last: only the reading changes
-    return plain(tf.transpose(value.plain(), perm))
+    return plain(_transposed(value.plain(), perm))
+
+
+def _transposed(x: Tensor, perm: list[int]) -> Tensor:
+    """A transpose; one of more than six dimensions, which LiteRT lacks, with those that stay together as
+    one."""
+    shape = x.shape.as_list()
+    runs: list[list[int]] = []
+    for axis in perm:
+        if runs and axis == runs[-1][-1] + 1:
+            runs[-1].append(axis)
+        else:
+            runs.append([axis])
+    if len(perm) <= 6 or len(runs) == len(perm) or shape.count(None) > 1:
+        return tf.transpose(x, perm)
+    ordered = sorted(runs)
+    sizes = [[shape[axis] for axis in run] for run in ordered]
+    joined = tf.reshape(x, [-1 if None in run else int(np.prod(run)) for run in sizes])
+    moved = tf.transpose(joined, [ordered.index(run) for run in runs])
+    return tf.reshape(moved, [-1 if shape[axis] is None else shape[axis] for axis in perm])
 
 
 @op("Concat")
