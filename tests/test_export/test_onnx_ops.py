@@ -148,22 +148,22 @@ def test_pools_agree(kind: str, attributes: dict[str, Any], same_answer: Check) 
     same_answer(one_op(op_type, {"x": IMAGE - 3}, **attributes, **extra), {"x": IMAGE - 3})
 
 
-BLOCKS: list[dict[str, Any]] = [
-    {"block": (3, 3), "windows": 20, "strides": [2, 2], "pads": [1, 1, 1, 1]},
-    {"block": (2, 3), "windows": 8 * 6},
-    {"block": (2, 2), "windows": 7 * 6, "dilations": [2, 2]},
-    {"block": (3, 3), "windows": 9, "strides": [3, 3], "pads": [0, 1, 2, 2]},
-]
-
-
 def test_writing_nothing_changes_nothing(same_answer: Check) -> None:
-    empty = {"at": np.zeros((0, 1), np.int64), "u": np.zeros((0, 4), np.float32)}
+    empty: dict[str, Any] = {"at": np.zeros((0, 1), np.int64), "u": np.zeros((0, 4), np.float32)}
     same_answer(one_op("ScatterND", {"x": UNIT}, constants=empty), {"x": UNIT})
     nothing = np.zeros((3, 0), np.float32)
     into = {"x": nothing, "at": i64(0).reshape(1, 1), "u": np.zeros((1, 0), np.float32)}
     same_answer(
         one_op("ScatterND", {"y": UNIT[:, :0]}, constants=into, order=["x", "at", "u"]), {"y": nothing}
     )
+
+
+BLOCKS: list[dict[str, Any]] = [
+    {"block": (3, 3), "windows": 20, "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    {"block": (2, 3), "windows": 8 * 6},
+    {"block": (2, 2), "windows": 7 * 6, "dilations": [2, 2]},
+    {"block": (3, 3), "windows": 9, "strides": [3, 3], "pads": [0, 1, 2, 2]},
+]
 
 
 @pytest.mark.parametrize("attributes", BLOCKS)
