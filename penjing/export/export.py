@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 from torch import nn
 
 from penjing.brief import Brief, InShort
@@ -200,7 +199,7 @@ def _onnx_source(
     runner = OnnxRunner(path)
     names = [spec.name for spec in runner.inputs]
     if real is None and example_inputs is None:
-        feeds = example_feeds(onnx.load(str(path), load_external_data=False))
+        feeds = example_feeds(path)
     else:
         feeds = as_feeds(example_inputs if real is None else batch_of(real), names)
     return path, runner, feeds

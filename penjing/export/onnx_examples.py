@@ -4,6 +4,7 @@ take."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,12 @@ _IMAGE, _LENGTH, _BATCH = 224, 16, 2
 
 
 def example_feeds(
-    model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None, *, seed: int = 0
+    model: onnx.ModelProto | Path, shapes: Mapping[str, Sequence[int]] | None = None, *, seed: int = 0
 ) -> Feeds:
     """One array for each input that is not a weight.
 
     Args:
-        model: The file, with or without its weights' data.
+        model: The file, or what it holds, with or without its weights' data.
         shapes: Shape by input name, where the file leaves dimensions free; by default 2 samples, images of
             224, 16 elsewhere.
         seed: Fixes the noise.
@@ -38,6 +39,8 @@ def example_feeds(
         where a norm divides by their variance), and are below the shortest table they index. Ones for
         single integers (a length) and booleans.
     """
+    if isinstance(model, Path):
+        model = onnx.load(str(model), load_external_data=False)
     rng = np.random.default_rng(seed)
     limits = index_limits(model)
     weights = {tensor.name for tensor in model.graph.initializer}

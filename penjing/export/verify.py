@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def verify(
     unbatched = fixed is not None and not _has_free_dimension(runner)
     sizes = [fixed] if unbatched and fixed is not None else sorted(set(batch_sizes))
     graph = runner.path if runner.path.suffix == ".onnx" else source
-    rounded = None if graph is None else sigmoid_outputs(graph)
+    rounded = cache(lambda: None if graph is None else sigmoid_outputs(graph))
     rows = []
     for size in sizes:
         given = resized(feeds, size)
@@ -255,13 +256,27 @@ def _order(runner: Runner, reference: Runner) -> list[int]:
     return [have.index(name) for name in wanted]
 
 
-def _floors(names: list[str], theirs: list[np.ndarray], rounded: frozenset[str] | None) -> list[float]:
-    """The smallest scale that each output is compared on; ``rounded``: what sigmoids reach, if known."""
-    if rounded is None:  # what could be a probability may come from a sigmoid
+def _floors(
+    names: list[str], theirs: list[np.ndarray], rounded: Callable[[], frozenset[str] | None]
+) -> list[float]:
+    """The smallest scale that each output is compared on; ``rounded`` tells what sigmoids reach, if known.
+
+    It reads the whole file, so it is asked only where an output is small enough for the answer to matter.
+    """
+    if not any(_is_tiny(t) for t in theirs):
+        return [1e-12] * len(theirs)
+    known = rounded()
+    if known is None:  # what could be a probability may come from a sigmoid
         likely = [bool(t.size and t.min() >= 0 and t.max() <= 1) for t in theirs]
     else:
-        likely = [identifier(name) in rounded for name in names] or [False] * len(theirs)
+        likely = [identifier(name) in known for name in names] or [False] * len(theirs)
     return [SMALLEST_SCALE if one else 1e-12 for one in likely]
+
+
+def _is_tiny(output: np.ndarray) -> bool:
+    """Whether all of its finite values are below `SMALLEST_SCALE`."""
+    finite = output[np.isfinite(output)].astype(np.float64)
+    return bool(finite.size and np.abs(finite).max() < SMALLEST_SCALE)
 
 
 def _compare(batch: int, ours: list[np.ndarray], theirs: list[np.ndarray], floors: list[float]) -> VerifyRow:

@@ -108,9 +108,7 @@ def second_order(
     groups, size = len(moments_GKK), rows_OK.shape[1]
     scale_GOK = np.broadcast_to(start.scale_O.astype(np.float64)[:, None], rows_OK.shape)
     shape = (groups, -1, size)
-    levels_GOK = _round(
-        rows_OK.reshape(shape), scale_GOK.reshape(shape), moments_GKK, highest(guard, top), guard == "pairs"
-    )
+    levels_GOK = _round(rows_OK.reshape(shape), scale_GOK.reshape(shape), moments_GKK, guard, top)
     levels_OK = levels_GOK.reshape(rows_OK.shape)
     return QuantizedWeight(from_rows(levels_OK, w.shape, start.axis), start.scale_O, start.axis)
 
@@ -124,17 +122,17 @@ def second_order_blocks(
 ) -> NDArray[np.int8]:
     """`second_order` for a linear weight with a step for each entry; gives the levels."""
     rows, scales = w_NK[None].astype(np.float64), scale_NK[None].astype(np.float64)
-    return np.asarray(_round(rows, scales, moments_GKK, highest(guard, top), guard == "pairs")[0], np.int8)
+    return np.asarray(_round(rows, scales, moments_GKK, guard, top)[0], np.int8)
 
 
 def _round(
     rows_GOK: NDArray[np.float64],
     scale_GOK: NDArray[np.float64],
     h_GKK: NDArray[np.float64],
+    guard: Guard,
     top: int,
-    pairs: bool,
 ) -> NDArray[np.int8]:
-    size = h_GKK.shape[-1]
+    size, top, pairs = h_GKK.shape[-1], highest(guard, top), guard == "pairs"
     # A hundredth of the mean moment on the diagonal keeps rare inputs from taking wild corrections.
     damp_G = np.maximum(0.01 * np.trace(h_GKK, axis1=1, axis2=2) / size, 1e-12)
     upper_GKK = _inverse_factor(h_GKK + np.eye(size) * damp_G[:, None, None])

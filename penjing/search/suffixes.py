@@ -50,13 +50,15 @@ def visit_groups(
             visits[beginnings[group.leaf]].append(group)
 
     def pause(node: fx.Node, alive: Mapping[fx.Node, Any]) -> None:
-        for group in visits.get(node, ()):
-            leaf = group.leaf
+        if node not in visits:
+            return
+        before = dict.fromkeys(_computed_before(node))
+        for group in visits[node]:
 
-            def answer(kept: Positions, leaf: int = leaf) -> Any:
+            def answer(kept: Positions, leaf: int = group.leaf) -> Any:
                 # A copy that keeps who shares memory with whom: ops in place may follow.
                 start = copy.deepcopy(list(alive.values()))
-                known = dict.fromkeys(_computed_before(node), None) | dict(zip(alive, start, strict=True))
+                known = before | dict(zip(alive, start, strict=True))
                 return MaskedInterpreter(graph, coupling, {leaf: kept}).run(*flat, initial_env=known)
 
             visit(group, answer)

@@ -59,8 +59,6 @@ def command(
 
 
 def _verify(source: Any, out: Path, chosen: tuple[str, ...], inputs: Any, batches: Any) -> list[Any]:
-    import onnx
-
     from penjing.export import open_file, verify
     from penjing.export.base import get_format
     from penjing.export.onnx_examples import example_feeds
@@ -68,7 +66,7 @@ def _verify(source: Any, out: Path, chosen: tuple[str, ...], inputs: Any, batche
     reference, original = source, None
     if isinstance(source, Path):
         reference, original = open_file(source), source
-        inputs = example_feeds(onnx.load(str(source), load_external_data=False))
+        inputs = example_feeds(source)
     given = next(iter(batches)) if batches is not None else inputs
     found = []
     for name in chosen:
