@@ -6,6 +6,7 @@ calibration nor recovery sees (the given checkpoints have seen it, so its level 
 count); the test set is read once, at the end, for all rows. An interrupted bench goes on where it stopped.
 
     python bench/cifar10.py --depth 56 --speedup 2.57 --epochs 8 --seeds 0 1 2 --out runs/cifar10
+    python bench/cifar10.py --depth 20 --latency 0.5 --epochs 3 --seeds 0 1 2 --out runs/latency
 
 Torch-Pruning's rows need ``pip install torch-pruning==1.6.1``; without it they are left out, and it says so.
 """
@@ -17,6 +18,7 @@ import copy
 import csv
 import importlib.util
 import json
+import math
 import statistics
 import sys
 import time
@@ -33,7 +35,6 @@ from torch import Tensor, nn
 from penjing.data import open_data
 from penjing.data.split import DataBundle, Loader
 from penjing.files import atomic_write, write_json
-from penjing.graph import trace
 from penjing.measure import count, wilson
 from penjing.models import build
 from penjing.models.weights import load_weights
@@ -42,11 +43,13 @@ from penjing.prune.recalibrate import recalibrate
 from penjing.prune.reconstruct import ReconstructConfig, reconstruct
 from penjing.recover import RecoverConfig, evaluate, recover
 from penjing.recover.augment import make_augment
+from penjing.search.whole import REFERENCE, WholeTimer
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _EXAMPLE = (2, 3, 32, 32)
 # what the residual stream runs through: leaving these whole prunes inside the blocks only
 _STREAM = ("bn1.weight", "layer*.bn2.weight")
+_PEER_STEPS = 400
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,14 @@ class Setting:
     train_limit: int | None
     val_limit: int | None
     test_limit: int | None
+    latency: float | None = None
+
+    @property
+    def budget(self) -> Budget:
+        """What every network keeps: a share of the MACs, or of the exported file's measured latency."""
+        if self.latency is None:
+            return Budget(macs=1 / self.speedup)
+        return Budget(latency=f"{self.latency}x", batch=1, threads=1)
 
 
 class Bench:
@@ -76,6 +87,7 @@ class Bench:
         self.bundle = self._open()
         self.val = list(self._loader("val", setting.val_limit, 250))
         self.macs = count(self.dense, torch.zeros(_EXAMPLE)).num_macs
+        self._timer = WholeTimer(self.dense, torch.zeros(_EXAMPLE), batch=1, threads=1)
 
     def _open(self) -> DataBundle:
         """The images, decoded once."""
@@ -95,6 +107,11 @@ class Bench:
         split = getattr(self.bundle, part)
         split = split if limit is None else split.subset(np.arange(min(limit, len(split))))
         return Loader(split, batch_size, mean=_MEAN, std=_STD, **options)
+
+    def latency_share(self, model: nn.Module) -> float:
+        """Latency of the exported file (ONNX Runtime, one image, one thread) as a share of the original's."""
+        timed = self._timer({"pruned": model})
+        return timed["pruned"] / timed[REFERENCE]
 
     def calibration(self) -> list[Tensor]:
         """Training images without labels."""
@@ -158,35 +175,34 @@ class Network:
     model: nn.Module
     plan: Plan | None
     seconds: float
+    latency: float | None = None
 
 
 Maker = Callable[[Bench, int], Network]
 
 
-def ours(*, stream: bool = False, rounds: int = 1) -> Maker:
-    """Optimal brain surgeon by what reaches the output, per MAC saved, then the refit; without labels."""
+def ours(*, stream: bool = False) -> Maker:
+    """Optimal brain surgeon by what reaches the output, per MAC saved, then the refit; without labels.
+
+    For a latency, widths go by the measured damage against the measured milliseconds.
+    """
 
     def make(bench: Bench, seed: int) -> Network:
         began, data = time.perf_counter(), bench.calibration()
-        original = trace(bench.dense, torch.zeros(_EXAMPLE))
-        model, plan = bench.dense, None
+        pruned = prune(
+            bench.dense,
+            torch.zeros(_EXAMPLE),
+            criterion="obs",
+            scope="global" if bench.setting.latency is None else "sensitivity",
+            budget=bench.setting.budget,
+            ignore=() if stream else _STREAM,
+            data=data,
+            min_slots=2,
+            seed=seed,
+        )
         config = ReconstructConfig(max_samples=bench.setting.calibration)
-        for index in range(rounds):
-            macs = int(bench.macs * bench.setting.speedup ** -((index + 1) / rounds))
-            pruned = prune(
-                model,
-                torch.zeros(_EXAMPLE),
-                criterion="obs",
-                scope="global",
-                budget=Budget(macs=macs),
-                ignore=() if stream else _STREAM,
-                data=data,
-                min_slots=2,
-                seed=seed,
-            )
-            plan = pruned.plan if plan is None else plan.then(pruned.plan)
-            model = reconstruct(pruned.model, original, plan, data, config, seed=seed).model
-        return Network(model, plan, time.perf_counter() - began)
+        refitted = reconstruct(pruned.model, bench.dense, pruned.plan, data, config, seed=seed)
+        return Network(refitted.model, pruned.plan, time.perf_counter() - began)
 
     return make
 
@@ -196,9 +212,15 @@ def plain(criterion: str) -> Maker:
 
     def make(bench: Bench, seed: int) -> Network:
         began = time.perf_counter()
-        budget = Budget(macs=1 / bench.setting.speedup)
-        example = torch.zeros(_EXAMPLE)
-        done = prune(bench.dense, example, criterion=criterion, budget=budget, ignore=_STREAM, seed=seed)
+        done = prune(
+            bench.dense,
+            torch.zeros(_EXAMPLE),
+            criterion=criterion,
+            scope="local",
+            budget=bench.setting.budget,
+            ignore=_STREAM,
+            seed=seed,
+        )
         return Network(done.model, done.plan, time.perf_counter() - began)
 
     return make
@@ -207,6 +229,8 @@ def plain(criterion: str) -> Maker:
 def peer(*, everywhere: bool) -> Maker:
     """Torch-Pruning's group L2, step by step until the MACs are met, as its own benchmark does.
 
+    For a latency, the fewest steps whose file is quick enough, at widths of 8.
+
     Its dependency graph does not follow zero-padded shortcuts, so what they carry is left whole.
     """
 
@@ -214,27 +238,43 @@ def peer(*, everywhere: bool) -> Maker:
         import torch_pruning as tp
 
         began = time.perf_counter()
-        model, example = copy.deepcopy(bench.dense), torch.zeros(_EXAMPLE)
-        names = [name for name, _ in model.named_modules()]
-        pruner = tp.pruner.BasePruner(
-            model,
-            example,
-            importance=tp.importance.GroupMagnitudeImportance(p=2),
-            global_pruning=everywhere,
-            pruning_ratio=1.0,
-            max_pruning_ratio=0.95,
-            iterative_steps=400,
-            ignored_layers=[
-                model.get_submodule(name)
-                for name in names
-                if name in ("conv1", "linear") or name.endswith("conv2")
-            ],
-        )
-        for _ in range(400):
-            if count(model, example).num_macs <= bench.macs / bench.setting.speedup:
-                break
-            pruner.step()
-        return Network(model.eval(), None, time.perf_counter() - began)
+        example = torch.zeros(_EXAMPLE)
+
+        def after(steps: int, max_macs: float = 0.0) -> nn.Module:
+            """The network after so many steps, or once it has few enough MACs."""
+            model = copy.deepcopy(bench.dense)
+            names = [name for name, _ in model.named_modules()]
+            pruner = tp.pruner.BasePruner(
+                model,
+                example,
+                importance=tp.importance.GroupMagnitudeImportance(p=2),
+                global_pruning=everywhere,
+                pruning_ratio=1.0,
+                max_pruning_ratio=0.95,
+                iterative_steps=_PEER_STEPS,
+                round_to=None if bench.setting.latency is None else 8,  # what its kernels take whole
+                ignored_layers=[
+                    model.get_submodule(name)
+                    for name in names
+                    if name in ("conv1", "linear") or name.endswith("conv2")
+                ],
+            )
+            for _ in range(steps):
+                if count(model, example).num_macs <= max_macs:
+                    break
+                pruner.step()
+            return model.eval()
+
+        share = bench.setting.latency
+        if share is None:
+            model = after(_PEER_STEPS, bench.macs / bench.setting.speedup)
+            return Network(model, None, time.perf_counter() - began)
+        low, high = 0, _PEER_STEPS  # fewest steps whose file is quick enough
+        while high - low > 1:
+            middle = (low + high) // 2
+            quick = bench.latency_share(after(middle)) <= share
+            low, high = (low, middle) if quick else (middle, high)
+        return Network(after(high), None, time.perf_counter() - began)
 
     return make
 
@@ -297,6 +337,7 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
         "macs": counted.num_macs,
         "params": counted.num_params,
         "speedup": bench.macs / counted.num_macs,
+        "latency": before.latency,
         "prune_seconds": before.seconds,
         "val_pruned": done.start.get("val_accuracy"),
         "val": [record["val_accuracy"] for record in done.history],
@@ -320,12 +361,14 @@ def _pruned(bench: Bench, network: str, seed: int) -> Network:
         renewed, _, _ = evaluate(settled, bench.val)
         _save(settled if renewed > right else made.model, place.with_suffix(".safetensors"))
         facts = {"seconds": made.seconds, "val": right / total, "val_recalibrated": renewed / total}
+        if bench.setting.latency is not None:
+            facts["latency"] = bench.latency_share(made.model)
         write_json(place.with_suffix(".json"), facts)
         _say(network, "pruned", facts)
     facts = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
     model = _rebuilt(bench, place.with_suffix(".plan"), load_file(place.with_suffix(".safetensors")))
     plan = Plan.load(place.with_suffix(".plan")) if place.with_suffix(".plan").exists() else None
-    return Network(model, plan, facts["seconds"])
+    return Network(model, plan, facts["seconds"], facts.get("latency"))
 
 
 def _rebuilt(bench: Bench, plan: Path, weights: dict[str, Tensor]) -> nn.Module:
@@ -407,6 +450,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "recovery": recovery,
                 "seeds": len(same),
                 "speedup": statistics.mean(row["speedup"] for row in same),
+                "latency": statistics.mean(row.get("latency") or math.nan for row in same),
                 "params": statistics.mean(row["params"] for row in same),
                 "test_pruned": statistics.mean(row["test_pruned"] for row in same),
                 "test": statistics.mean(tests),
@@ -433,9 +477,10 @@ def write_table(lines: list[dict[str, Any]], out: Path) -> None:
         before = f"{100 * line['test_pruned']:6.2f} →" if "test_pruned" in line else " " * 8
         spread = f" ± {100 * line['test_std']:.2f}" if line.get("test_std") is not None else ""
         faster = f"{line['speedup']:.2f}×" if "speedup" in line else ""
-        print(
-            f"{line['network']:26}{line['recovery']:12}{faster:>7} {before} {100 * line['test']:6.2f}{spread}"
-        )
+        if not math.isnan(share := line.get("latency", math.nan)):
+            faster += f", {share:.3f} of ms"
+        name = f"{line['network']:26}{line['recovery']:12}"
+        print(f"{name}{faster:>20} {before} {100 * line['test']:6.2f}{spread}")
 
 
 def _plot(lines: list[dict[str, Any]], path: Path) -> None:
@@ -471,6 +516,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"), help="where it all goes")
     parser.add_argument("--depth", type=int, default=56, choices=(20, 56))
     parser.add_argument("--speedup", type=float, default=2.57, help="times fewer MACs")
+    parser.add_argument(
+        "--latency", type=float, help="share of the original's measured latency, instead of MACs: 0.5"
+    )
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--calibration", type=int, default=4096, help="training images without labels")
@@ -498,10 +546,13 @@ def main() -> None:
         args.batch_size,
         args.calibration,
         **limits,
+        latency=args.latency,
     )
     args.out.mkdir(parents=True, exist_ok=True)
     stamp = args.out / "setting.json"
     plain_setting = {key: str(value) for key, value in asdict(setting).items() if key not in ("data", "out")}
+    if args.latency is None:
+        del plain_setting["latency"]
     if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) != plain_setting:
         sys.exit(f"{args.out} holds a bench of another setting ({stamp}): give another --out")
     write_json(stamp, plain_setting)

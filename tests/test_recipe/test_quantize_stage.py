@@ -68,6 +68,10 @@ def test_without_an_int8_file_that_holds_the_float_network_is_delivered(
     assert {file.file for file in metrics.files} == {"model.onnx"}
     assert not (tmp_path / "a" / "model.int8.safetensors").exists()
 
+    asked = {**values, "quantize": {"max_drop": 0.0, "fallback": "error"}}
+    with pytest.raises(Int8LossError, match="no int8 layer can stay"):
+        run(Recipe.parse(asked), tmp_path / "b")
+
 
 def test_training_in_int8_is_for_static_ranges() -> None:
     with pytest.raises(RecipeError, match="qat trains mode 'static'"):
