@@ -59,7 +59,7 @@ def main(epochs: int = 3) -> float:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Recovery(small.model, original), batches)
+    trainer.fit(Recovery(small.model.train(), original), batches)
     right = float((small.model.eval()(x).argmax(1) == y).float().mean())
     print(f"{small.in_short().title}; {right:.1%} right")
     return right

@@ -112,8 +112,8 @@ class Exporter(ABC):
     tolerance: ClassVar[float] = 1e-4
 
     @abstractmethod
-    def write(self, source: Source, path: Path) -> None:
-        """Write the file atomically."""
+    def write(self, source: Source, path: Path) -> tuple[str, ...] | None:
+        """Write the file atomically; return notes where it is not all that the format's name says."""
 
     @abstractmethod
     def open(self, path: Path) -> Runner:

@@ -31,6 +31,8 @@ class ExportedFile:
         size_bytes: Bytes on disk (all files of a folder, external weights included).
         seconds: Time to write it.
         verification: What its runtime gave.
+        notes: What was done otherwise than the format's name says, such as operations of an int8 file that
+            stay in float, and why.
     """
 
     format: str
@@ -38,6 +40,7 @@ class ExportedFile:
     size_bytes: int
     seconds: float
     verification: VerifyResult
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -47,6 +50,7 @@ class ExportedFile:
             "size_bytes": self.size_bytes,
             "seconds": self.seconds,
             "verification": self.verification.to_dict(),
+            "notes": list(self.notes),
         }
 
 
@@ -216,7 +220,7 @@ def _one(
     onnx_seconds: float,
 ) -> ExportedFile:
     started = time.perf_counter()
-    exporter.write(source, path)
+    notes = exporter.write(source, path) or ()
     seconds = time.perf_counter() - started + (onnx_seconds if exporter.name == "onnx" else 0.0)
     allowed = None if exporter.quantized else (tolerance if tolerance is not None else exporter.tolerance)
     try:
@@ -234,7 +238,7 @@ def _one(
     except VerifyError as error:
         error.layer = f"{exporter.name} ({path})"
         raise
-    return ExportedFile(exporter.name, path, _bytes(path), seconds, found)
+    return ExportedFile(exporter.name, path, _bytes(path), seconds, found, notes)
 
 
 def _given(feeds: Feeds) -> int:
@@ -260,5 +264,5 @@ def _told(file: ExportedFile, done: int, total: int) -> Event:
             "size_bytes": float(file.size_bytes),
             "relative_difference": file.verification.relative,
         },
-        f"{file.format}: {file.path}",
+        "; ".join([f"{file.format}: {file.path}", *file.notes]),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,10 @@ from penjing.export.saved_model import SIGNATURE, write_saved_model
 from penjing.files import atomic_write
 
 CALIBRATION_SAMPLES = 256
-"""Samples that set the ranges of a full int8 file."""
+"""Samples that a full int8 file is made and compared with."""
+
+CALIBRATION_BYTES = 2**30
+"""What they may take in memory."""
 
 
 def write_litert(
@@ -26,19 +29,20 @@ def write_litert(
     path: Path | str,
     *,
     precision: str = "float",
-    samples: Callable[[], Iterator[Feeds]] | None = None,
-) -> Path:
+    samples: Sequence[Feeds] | None = None,
+) -> tuple[str, ...]:
     """Convert a SavedModel.
 
     Args:
         saved_model: The folder.
         path: The ``.tflite`` file; replaced atomically.
         precision: ``"float"``, ``"fp16"`` (half-precision weights), ``"dynamic"`` (int8 weights, float
-            activations) or ``"int8"`` (int8 weights and activations, float at the interface).
-        samples: For ``"int8"``: gives calibration inputs by name, one sample each.
+            activations) or ``"int8"`` (int8 weights and activations, float at the interface and where int8
+            would change the answers).
+        samples: For ``"int8"``: calibration inputs by name, one sample each.
 
     Returns:
-        The path.
+        Notes on what stayed in float in an int8 file, and why.
 
     Raises:
         ExportError: if the converter refuses an op, naming it, or no calibration data was given.
@@ -53,19 +57,26 @@ def write_litert(
         if precision == "fp16":
             converter.target_spec.supported_types = [tf.float16]
         if precision == "int8":
-            if samples is None:
+            if not samples:
                 raise ExportError(
                     "a full int8 LiteRT file needs calibration data",
                     remedy="Pass data=… with a few hundred samples",
                 )
-            converter.representative_dataset = samples
             # Ops without an int8 kernel (NMS, RNN loops) stay in float instead of stopping the conversion.
             converter.target_spec.supported_ops = [
                 tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
                 tf.lite.OpsSet.TFLITE_BUILTINS,
             ]
         try:
-            content = converter.convert()
+            if precision == "int8":
+                from penjing.export.litert_int8.write import to_integer
+
+                made = to_integer(converter, samples or ())
+                content, notes = made.content, made.notes
+            else:
+                content, notes = converter.convert(), ()
+        except ExportError:
+            raise
         except Exception as error:  # the converter has many exception classes of its own
             raise ExportError(
                 f"TensorFlow's LiteRT converter refused the model: {_reason(error)}",
@@ -74,7 +85,7 @@ def write_litert(
             ) from error
     with atomic_write(path) as aside:
         aside.write_bytes(content)
-    return path
+    return notes
 
 
 def _reason(error: Exception) -> str:
@@ -84,8 +95,8 @@ def _reason(error: Exception) -> str:
     return (lines or [str(error).strip() or type(error).__name__])[0][:300]
 
 
-def calibration(source: Source) -> Callable[[], Iterator[Feeds]]:
-    """A generator of single samples by input name, from the export's data.
+def calibration(source: Source) -> list[Feeds]:
+    """Single samples by input name, from the export's data: 256, fewer if they fill `CALIBRATION_BYTES`.
 
     Raises:
         ExportError: if there is no data.
@@ -94,20 +105,20 @@ def calibration(source: Source) -> Callable[[], Iterator[Feeds]]:
         raise ExportError(
             "a full int8 LiteRT file needs calibration data", remedy="Pass data=… with a few hundred samples"
         )
-    data: Iterable[Any] = source.data
     turned = source.layout == "nhwc"
-
-    def samples() -> Iterator[Feeds]:
-        given = 0
-        for batch in data:
-            feeds = as_feeds(batch_of(batch), list(source.feeds))
-            for i in range(next(iter(feeds.values())).shape[0]):
-                sample = {name: array[i : i + 1] for name, array in feeds.items()}
-                yield {k: v.transpose(0, 2, 3, 1) if turned and v.ndim == 4 else v for k, v in sample.items()}
-                given += 1
-                if given >= CALIBRATION_SAMPLES:
-                    return
-
+    samples: list[Feeds] = []
+    room = CALIBRATION_BYTES
+    for batch in source.data:
+        feeds = as_feeds(batch_of(batch), list(source.feeds))
+        for i in range(next(iter(feeds.values())).shape[0]):
+            sample = {name: array[i : i + 1] for name, array in feeds.items()}
+            if turned:
+                sample = {k: v.transpose(0, 2, 3, 1) if v.ndim == 4 else v for k, v in sample.items()}
+            sample = {k: np.array(v, order="C") for k, v in sample.items()}  # not the batch it is a part of
+            samples.append(sample)
+            room -= sum(array.nbytes for array in sample.values())
+            if len(samples) >= CALIBRATION_SAMPLES or room <= 0:
+                return samples
     return samples
 
 
@@ -169,14 +180,14 @@ class _LiteRTExporter(Exporter):
     changes_layout: ClassVar[bool] = True
     precision: ClassVar[str]
 
-    def write(self, source: Source, path: Path) -> None:
+    def write(self, source: Source, path: Path) -> tuple[str, ...]:
         """ONNX → SavedModel (in a temporary folder, shared by all precisions) → LiteRT."""
         samples = calibration(source) if self.precision == "int8" else None
         with tempfile.TemporaryDirectory() as folder:
             saved = (source.scratch or Path(folder)) / "saved_model"
             if not saved.is_dir():
                 write_saved_model(source.onnx, saved, layout=source.layout)
-            write_litert(saved, path, precision=self.precision, samples=samples)
+            return write_litert(saved, path, precision=self.precision, samples=samples)
 
     def open(self, path: Path) -> Runner:
         """The file in the LiteRT interpreter."""
@@ -214,7 +225,7 @@ class DynamicLiteRT(_LiteRTExporter):
 
 @register
 class IntegerLiteRT(_LiteRTExporter):
-    """LiteRT with int8 weights and activations."""
+    """LiteRT with int8 weights and activations; what int8 would break stays in float (`litert_int8`)."""
 
     name: ClassVar[str] = "litert_int8"
     filename: ClassVar[str] = "model.int8.tflite"
