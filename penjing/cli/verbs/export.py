@@ -55,7 +55,8 @@ def command(
         made = export(
             source, out, chosen, example_inputs=inputs, data=batches, int8=int8, opset=opset, listen=listen
         )
-    common.emit(made, "\n".join(_line(file.verification) for file in made.files), json)
+    lines = [line for file in made.files for line in (_line(file.verification), *file.notes)]
+    common.emit(made, "\n".join(lines), json)
 
 
 def _verify(source: Any, out: Path, chosen: tuple[str, ...], inputs: Any, batches: Any) -> list[Any]:
