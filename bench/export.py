@@ -7,7 +7,8 @@ format.
 Each model runs in a process of its own with a time limit, so that one that crashes or hangs costs one row.
 Weights are random. ``--resume`` keeps the good rows of the file from an earlier run and does the others;
 ``--keep DIR`` keeps the pruned ONNX files there (they are the longest part) and starts from those it finds.
-The format ``read`` reads the ONNX file into a torch module and compares the two.
+The format ``read`` reads the ONNX file into a torch module and compares the two. For ``litert_int8``: the
+share of convolutions and of multiplications with int8 kernels, and what is in float.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ COLUMNS = (
     "batch_sizes",
     "seconds",
     "size_bytes",
+    "int8_convolutions",
+    "int8_multiplications",
+    "in_float",
     "error",
 )
 
@@ -223,11 +227,24 @@ def convert(source: Path, name: str, example: Any, images: Path | None) -> dict[
                 reference = pe.OnnxRunner(source)
                 sizes = (1, 3, 32)
                 found = pe.verify(file.path, reference, pixels[32:], batch_sizes=sizes, quantized=True)
+            kernels = in_int8(file.path) if name == "litert_int8" else {}
         except PenjingError as error:
             return {"error": str(error).splitlines()[0]}
         except Exception as error:  # a bench reports what it meets
             return {"error": f"{type(error).__name__}: {str(error).splitlines()[:1]}"}
-    return {**measured(found), "seconds": round(file.seconds, 2), "size_bytes": file.size_bytes}
+    return {**measured(found), "seconds": round(file.seconds, 2), "size_bytes": file.size_bytes, **kernels}
+
+
+def in_int8(path: Path) -> dict[str, Any]:
+    """What of a LiteRT file runs in int8, and what in float."""
+    from penjing.export.litert_int8.graph import census
+
+    found = census(path.read_bytes())
+    return {
+        "int8_convolutions": f"{found.int8_convolutions}/{found.convolutions}",
+        "int8_multiplications": f"{found.int8_macs:.4f}",
+        "in_float": " ".join(f"{kind}*{count}" for kind, count in sorted(found.floats.items())),
+    }
 
 
 def read(source: Path, example: Any) -> dict[str, Any]:
