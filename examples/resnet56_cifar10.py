@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/resnet56"))
     parser.add_argument("--latency", default="0.5x")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--max-steps", type=int, help="only to try it out")
     parser.add_argument("--trials", type=int, default=1, help="sizes tried until the loss holds")
     parser.add_argument("--resume", action="store_true")
@@ -63,7 +63,7 @@ def main() -> None:
         budget=pj.Budget(latency=args.latency, batch=1, threads=1),
         max_drop="0.5pt",
         trials=args.trials,
-        recover=pj.RecoverConfig(epochs=args.epochs, lr=0.02, max_steps=args.max_steps),
+        recover=pj.RecoverConfig(epochs=args.epochs, lr=0.01, max_steps=args.max_steps),
         formats=("onnx",),
         out=args.out,
         resume=args.resume,
