@@ -1,11 +1,11 @@
-"""ResNet-56 on CIFAR-10: half the latency, at most half a point lost.
+"""ResNet-56 on CIFAR-10: half the latency, at most half a point lost, pruned and in int8.
 
 ``python examples/resnet56_cifar10.py train.parquet test.parquet resnet56.safetensors``: Parquet files in the
 Hugging Face layout (``image``, ``label``) and the weights of `penjing.models.resnet_cifar.resnet56`.
 
 The weights come from training on the whole training set, so a part of that says nothing about what is lost.
-Therefore the first 2,000 test images choose (they are the validation split), and the other 8,000 are only
-reported.
+Therefore 2,000 test images choose (they are the validation split), and the other 8,000 are only
+reported. The tenth of the training set that `open_data` sets aside is left out.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ def decoded(train: Path, test: Path, out: Path) -> Path:
     if not out.exists():
         bundle = open_data(train, test=test)
         parts = {"train": bundle.train.load(), "test": bundle.test.load()}
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for part, rows, name in (
             ("train", slice(None), "train"),
             ("test", slice(VALIDATION), "val"),
             ("test", slice(VALIDATION, None), "test"),
         ):
-            arrays[f"x_{name}"] = parts[part].images[rows]
-            arrays[f"y_{name}"] = parts[part].labels[rows]
+            images, labels = parts[part].images, parts[part].labels
+            order = np.random.default_rng(0).permutation(len(labels))[rows]  # the test set is sorted by class
+            arrays |= {f"x_{name}": images[order], f"y_{name}": labels[order]}
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(out) as aside, open(aside, "wb") as file:
             np.savez(file, **arrays)
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/resnet56"))
     parser.add_argument("--latency", default="0.5x")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--max-steps", type=int, help="only to try it out")
     parser.add_argument("--trials", type=int, default=1, help="sizes tried until the loss holds")
     parser.add_argument("--resume", action="store_true")
@@ -63,7 +64,7 @@ def main() -> None:
         budget=pj.Budget(latency=args.latency, batch=1, threads=1),
         max_drop="0.5pt",
         trials=args.trials,
-        recover=pj.RecoverConfig(epochs=args.epochs, lr=0.01, max_steps=args.max_steps),
+        recover=pj.RecoverConfig(epochs=args.epochs, lr=0.007, max_steps=args.max_steps),
         formats=("onnx",),
         out=args.out,
         resume=args.resume,

@@ -14,6 +14,7 @@ BOUNDS = ("params", "macs", "bytes", "latency")
 """What can be bounded; the rest of a budget says how latency is measured."""
 
 Runtime = Literal["onnxruntime", "openvino", "litert"]
+Precision = Literal["fp32", "int8"]
 _LATENCY = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(x|ms|us|µs|s)\s*", re.IGNORECASE)
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
@@ -29,7 +30,10 @@ class Budget(Config):
         params: Parameters kept at most.
         macs: Multiply-accumulates of one forward pass of one sample, at most.
         bytes: Bytes of all parameters and buffers, at most (``model.safetensors`` without its header).
-        latency: Median seconds of one call of the exported fp32 file, at most.
+        latency: Median seconds of one call of the exported file, at most; a share is one of the original's
+            fp32 file.
+        precision: ``"fp32"`` or ``"int8"``: the file whose latency is bounded. None is what is delivered:
+            int8 in a recipe that quantizes (static ranges, ONNX Runtime), else fp32.
         batch: Samples in a call whose latency is bounded.
         threads: Threads of the runtime.
         runtime: The runtime whose latency is bounded.
@@ -39,6 +43,7 @@ class Budget(Config):
     macs: float | None = Field(default=None, gt=0)
     bytes: float | None = Field(default=None, gt=0)
     latency: float | str | None = None
+    precision: Precision | None = None
     batch: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
     runtime: Runtime = "onnxruntime"
@@ -49,6 +54,12 @@ class Budget(Config):
         if value is not None:
             _parse_latency(value)
         return value
+
+    @model_validator(mode="after")
+    def _timed_where_it_runs(self) -> Budget:
+        if self.precision == "int8" and self.runtime != "onnxruntime":
+            raise ValueError(f"int8 files are timed in onnxruntime, not in {self.runtime}")
+        return self
 
     @model_validator(mode="after")
     def _something(self) -> Budget:

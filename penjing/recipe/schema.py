@@ -256,6 +256,18 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _bounds_what_is_delivered(self) -> Self:
+        """A bounded latency is that of the int8 file where there will be one."""
+        budget = self.prune.budget
+        if budget is None or budget.latency is None or budget.precision is not None:
+            return self
+        static = self.quantize is not None and self.quantize.mode == "static"
+        precision = "int8" if static and budget.runtime == "onnxruntime" else "fp32"
+        settled = self.prune.model_copy(update={"budget": budget.model_copy(update={"precision": precision})})
+        object.__setattr__(self, "prune", settled)
+        return self
+
+    @model_validator(mode="after")
     def _search_has_a_goal(self) -> Self:
         if self.search is None:
             return self

@@ -218,9 +218,14 @@ class Metrics(Config):
 
     @property
     def met(self) -> bool | None:
-        """Whether the loss held, and at the budget that was asked for; None where nothing was asked."""
+        """Whether the loss held, and at the budget that was asked for; None where nothing was asked.
+
+        A latency that was bounded in int8 is not kept by a file in float.
+        """
         if self.held is None:
             return None
+        if self.latency is not None and self.latency.get("precision") == "int8" and self.after != "int8":
+            return False
         return self.held and (self.search is None or self.search.reached)
 
     def row(self, key: str) -> Row | None:

@@ -23,6 +23,7 @@ from penjing.graph import Coupling, Graph
 from penjing.measure.latency import device_name
 from penjing.measure.latency_cache import TimingCache
 from penjing.measure.latency_lookup import OpTimings
+from penjing.prune.budget import Precision
 from penjing.prune.cost import Kept
 from penjing.search.whole import REFERENCE
 from penjing.search.workload import Workload, Workloads
@@ -74,7 +75,8 @@ class LatencyModel:
         coefficients: (constant in s, factor of the table, seconds an element moved), after `fit`.
         scale: What `anchor` has multiplied the prediction by.
         checks: Every whole file measured.
-        reference: Seconds of the original when it was first timed; other files are stated at that clock.
+        reference: Seconds of the original when it was first timed; other files are stated at that clock. It
+            is in fp32, whatever the files are.
     """
 
     graph: Graph
@@ -129,10 +131,18 @@ class LatencyModel:
         """Seconds as if the clock had been that of the first time: the original is timed every time."""
         now = measured[REFERENCE]
         if self.reference is None:
-            key = self.work({}).digest
+            key = f"{REFERENCE} {self.work({}).digest}"
             self.reference = self.cache.get(key) or now
             self.cache.update({key: self.reference})
         return {n: value * self.reference / now for n, value in measured.items() if n != REFERENCE}
+
+    @property
+    def original(self) -> float:
+        """Seconds of the original."""
+        if self.reference is None:
+            self._steady(self.whole({}))
+        assert self.reference is not None
+        return self.reference
 
     def fit(self, choices: Mapping[str, Kept]) -> None:
         """Find the coefficients from whole files of these choices."""
@@ -153,8 +163,8 @@ class LatencyModel:
         self.scale *= self.measure({"anchor": kept})["anchor"] / self.seconds(kept)
 
 
-def whole_cache(runtime: str, threads: int) -> TimingCache:
-    """The cache of whole files for one runtime."""
+def whole_cache(runtime: str, threads: int, precision: Precision = "fp32") -> TimingCache:
+    """The cache of whole files for one runtime and precision."""
     import onnxruntime
     import torch
 
@@ -164,6 +174,8 @@ def whole_cache(runtime: str, threads: int) -> TimingCache:
         "threads": threads,
         "what": "whole files, undisturbed",
     }
+    if precision != "fp32":
+        conditions["precision"] = precision
     versions = {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__}
     return TimingCache(conditions | versions)
 

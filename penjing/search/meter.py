@@ -71,7 +71,7 @@ class Meter:
                 name: self._measure(name, {}) for name in self.budget.bounds if name != "latency"
             }
             if self.budget.latency is not None:
-                self._original |= {"latency": self.latency.measure({"original": {}})["original"]}
+                self._original |= {"latency": self.latency.original}
         return self._original
 
     @property
@@ -96,6 +96,7 @@ class Meter:
             batch=budget.batch,
             threads=budget.threads,
             runtime=budget.runtime,
+            precision=budget.precision or "fp32",
         )
         made = LatencyModel(
             self.graph,
@@ -103,7 +104,7 @@ class Meter:
             lambda choices: timer({name: self._pruned(kept) for name, kept in choices.items()}),
             batch=budget.batch,
             timings=OpTimings(threads=budget.threads, listen=self.listen),
-            cache=whole_cache(budget.runtime, budget.threads),
+            cache=whole_cache(budget.runtime, budget.threads, budget.precision or "fp32"),
             listen=self.listen,
         )
         made.fit({_named(ratios): self._ladder(ratios) for ratios in _RATIOS})
@@ -193,6 +194,7 @@ class Meter:
             "batch": self.budget.batch,
             "threads": self.budget.threads,
             "runtime": self.budget.runtime,
+            "precision": self.budget.precision or "fp32",
             "checks": [check.to_dict() for check in self.latency.checks],
         }
 

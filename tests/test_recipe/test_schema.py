@@ -100,3 +100,21 @@ def test_a_difference_is_found_in_both_directions(old: Any, new: Any) -> None:
 def test_difference_names_the_dotted_key() -> None:
     assert first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ("a.c", 2, 3)
     assert first_difference({"a": 1}, {"a": 1, "b": 2}) == ("b", None, 2)
+
+
+@pytest.mark.parametrize(
+    ("budget", "quantize", "precision"),
+    [
+        ({"latency": "0.5x"}, {}, "int8"),
+        ({"latency": "0.5x"}, None, "fp32"),
+        ({"latency": "0.5x"}, {"mode": "dynamic"}, "fp32"),
+        ({"latency": "0.5x", "runtime": "litert"}, {}, "fp32"),
+        ({"latency": "0.5x", "precision": "fp32"}, {}, "fp32"),
+        ({"params": 0.5}, {}, None),
+    ],
+)
+def test_a_latency_is_that_of_the_delivered_file(budget: Any, quantize: Any, precision: str | None) -> None:
+    recipe = Recipe.parse({**BASE, "prune": {"budget": budget}, "quantize": quantize})
+    assert recipe.prune.budget is not None
+    assert recipe.prune.budget.precision == precision
+    assert Recipe.parse(recipe.to_dict()) == recipe

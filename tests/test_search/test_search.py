@@ -5,21 +5,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import penjing as pj
-from penjing.errors import DataError, PruneError, RecipeError
+from penjing.errors import DataError, PenjingError, PruneError, RecipeError
 from penjing.graph import couple, trace
+from penjing.measure import onnx_candidate
+from penjing.measure.latency import Candidate
 from penjing.measure.latency_cache import TimingCache
 from penjing.measure.latency_lookup import OpTimings
 from penjing.measure.latency_ops import OpShape
+from penjing.prune.budget import Precision
 from penjing.prune.cost import Cost
 from penjing.prune.slots import by_leaf
 from penjing.search import Sensitivity, sensitivity
 from penjing.search.latency_model import LatencyModel, nonnegative_fit
-from penjing.search.whole import REFERENCE
+from penjing.search.whole import REFERENCE, WholeTimer
 from penjing.search.workload import Workloads
 
 
@@ -183,6 +187,36 @@ class TestLatencyModel:
         model.anchor(kept)
         assert model.seconds(kept) == pytest.approx(check.seconds)
         assert json.loads(json.dumps(check.to_dict()))["error"] == pytest.approx(check.error)
+
+
+class TestWholeTimer:
+    @pytest.mark.parametrize(("precision", "int8"), [("fp32", False), ("int8", True)])
+    def test_times_the_files_that_will_serve_beside_the_original_in_fp32(
+        self,
+        net: nn.Module,
+        images: torch.Tensor,
+        precision: Precision,
+        int8: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        timed: list[bool] = []
+
+        def candidate(path: Path, **options: Any) -> Candidate:
+            ops = {node.op_type for node in onnx.load(path).graph.node}
+            timed.append("QuantizeLinear" in ops)
+            return onnx_candidate(path, **options)
+
+        monkeypatch.setattr("penjing.search.whole.onnx_candidate", candidate)
+        zeros = torch.zeros_like(images[:2])  # what a model is traced with says nothing about its data
+        timer = WholeTimer(net, zeros, precision=precision, num_runs=5)
+        seconds = timer({"same": net})
+        assert timed == [False, int8]
+        assert seconds.keys() == {"same", REFERENCE}
+        assert min(seconds.values()) > 0
+
+    def test_int8_files_run_in_onnxruntime_alone(self) -> None:
+        with pytest.raises(PenjingError, match="int8 files are timed in onnxruntime"):
+            pj.Budget.parse({"latency": "0.5x", "precision": "int8", "runtime": "litert"})
 
 
 class TestSensitivity:

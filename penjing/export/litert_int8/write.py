@@ -14,7 +14,7 @@ from penjing.export.litert_int8.graph import CASTS, MOVES, Operation, operations
 from penjing.export.litert_int8.normalisation import ROOTS, normalisations
 from penjing.export.litert_int8.ranges import with_ranges
 from penjing.export.litert_int8.search import Choice, Search
-from penjing.export.tf_ops.backend import quiet_tf
+from penjing.export.tf_ops.backend import quiet_tf, without_lines
 from penjing.export.verify import QUANTIZED_TOLERANCE
 
 with quiet_tf():
@@ -63,7 +63,7 @@ def to_integer(converter: Any, samples: Sequence[Feeds]) -> Integer:
     always = frozenset(op.name for norm in norms for op in norm)
 
     def quantize(kept: frozenset[str]) -> bytes:
-        with quiet_tf():
+        with quiet_tf(), without_lines("fully_quantize:"):  # printed for every file
             content: bytes = convert.mlir_quantize(calibrated, denylisted_nodes=set(always | kept))
         return content
 

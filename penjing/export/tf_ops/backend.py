@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 
@@ -17,7 +19,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import tensorflow as tf
 
-__all__ = ["quiet_tf", "tf"]
+__all__ = ["quiet_tf", "tf", "without_lines"]
 
 
 @contextlib.contextmanager
@@ -25,3 +27,24 @@ def quiet_tf() -> Iterator[None]:
     """No log lines and no deprecation warnings from TensorFlow inside; levels are restored."""
     with silenced("tensorflow", "absl", level=logging.ERROR):
         yield
+
+
+@contextlib.contextmanager
+def without_lines(prefix: str) -> Iterator[None]:
+    """Leave out the lines with this beginning that native code writes to standard error inside.
+
+    TensorFlow prints some outside its log. The other lines come through when the block ends.
+    """
+    sys.stderr.flush()
+    usual = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(usual, 2)
+            os.close(usual)
+            aside.seek(0)
+            for line in aside:
+                if not line.startswith(prefix.encode()):
+                    os.write(2, line)
