@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/resnet56"))
     parser.add_argument("--latency", default="0.5x")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--max-steps", type=int, help="only to try it out")
     parser.add_argument("--trials", type=int, default=1, help="sizes tried until the loss holds")
     parser.add_argument("--resume", action="store_true")
