@@ -33,7 +33,7 @@ class Clock:
     def __init__(self, truth: Callable[[int], float]) -> None:
         self.truth, self.scale, self.files = truth, truth(200) / 200, 0
         self.checks: list[Any] = []
-        self.reference = truth(200)
+        self.original = truth(200)
 
     def seconds(self, kept: Any) -> float:
         return self.scale * self.slots(kept)
