@@ -8,14 +8,16 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
-from penjing.export.inputs import Feeds
 from penjing.measure.latency import Candidate, latency, onnx_candidate
 from penjing.prune.budget import Precision, Runtime
+
+if TYPE_CHECKING:
+    from penjing.export.inputs import Feeds
 
 FORMATS: Mapping[Runtime, str] = {"onnxruntime": "onnx", "openvino": "openvino", "litert": "litert"}
 """The export format that each runtime serves."""
@@ -114,9 +116,7 @@ def _to_int8(path: Path, feeds: Feeds) -> Path:
 
     draw = np.random.default_rng(0)
     noise = {
-        name: draw.standard_normal((4, *each.shape[1:])).astype(each.dtype)
-        if each.dtype.kind == "f"
-        else each
+        name: draw.standard_normal(each.shape).astype(each.dtype) if each.dtype.kind == "f" else each
         for name, each in feeds.items()
     }
     config = QuantizeConfig(
