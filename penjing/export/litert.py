@@ -50,6 +50,10 @@ def write_litert(
     from penjing.export.tf_ops.backend import quiet_tf, tf
 
     path = Path(path)
+    if precision == "int8" and not samples:
+        raise ExportError(
+            "a full int8 LiteRT file needs calibration data", remedy="Pass data=… with a few hundred samples"
+        )
     with quiet_tf():
         converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[SIGNATURE])
         if precision != "float":
@@ -57,11 +61,6 @@ def write_litert(
         if precision == "fp16":
             converter.target_spec.supported_types = [tf.float16]
         if precision == "int8":
-            if not samples:
-                raise ExportError(
-                    "a full int8 LiteRT file needs calibration data",
-                    remedy="Pass data=… with a few hundred samples",
-                )
             # Ops without an int8 kernel (NMS, RNN loops) stay in float instead of stopping the conversion.
             converter.target_spec.supported_ops = [
                 tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
@@ -96,19 +95,11 @@ def _reason(error: Exception) -> str:
 
 
 def calibration(source: Source) -> list[Feeds]:
-    """Single samples by input name, from the export's data: 256, fewer if they fill `CALIBRATION_BYTES`.
-
-    Raises:
-        ExportError: if there is no data.
-    """
-    if source.data is None:
-        raise ExportError(
-            "a full int8 LiteRT file needs calibration data", remedy="Pass data=… with a few hundred samples"
-        )
+    """Single samples by input name, from the export's data: 256, fewer if they fill `CALIBRATION_BYTES`."""
     turned = source.layout == "nhwc"
     samples: list[Feeds] = []
     room = CALIBRATION_BYTES
-    for batch in source.data:
+    for batch in source.data or ():
         feeds = as_feeds(batch_of(batch), list(source.feeds))
         for i in range(next(iter(feeds.values())).shape[0]):
             sample = {name: array[i : i + 1] for name, array in feeds.items()}

@@ -15,7 +15,7 @@ from penjing.graph import Coupling, Graph
 from penjing.measure.latency_lookup import OpTimings
 from penjing.prune.allocate import Kept, allocate
 from penjing.prune.api import prune_slots
-from penjing.prune.budget import Budget
+from penjing.prune.budget import Budget, Precision
 from penjing.prune.cost import Cost
 from penjing.prune.slots import by_leaf
 from penjing.search.latency_model import Check, LatencyModel, whole_cache
@@ -64,6 +64,11 @@ class Meter:
         return {name: self._measure(name, leaves) for name in self.budget.bounds}
 
     @property
+    def precision(self) -> Precision:
+        """Of the files whose latency is bounded."""
+        return self.budget.precision or "fp32"
+
+    @property
     def original(self) -> dict[str, float]:
         """The same of the original; its latency is measured, not predicted."""
         if not self._original:
@@ -96,7 +101,7 @@ class Meter:
             batch=budget.batch,
             threads=budget.threads,
             runtime=budget.runtime,
-            precision=budget.precision or "fp32",
+            precision=self.precision,
         )
         made = LatencyModel(
             self.graph,
@@ -104,7 +109,7 @@ class Meter:
             lambda choices: timer({name: self._pruned(kept) for name, kept in choices.items()}),
             batch=budget.batch,
             timings=OpTimings(threads=budget.threads, listen=self.listen),
-            cache=whole_cache(budget.runtime, budget.threads, budget.precision or "fp32"),
+            cache=whole_cache(budget.runtime, budget.threads, self.precision),
             listen=self.listen,
         )
         made.fit({_named(ratios): self._ladder(ratios) for ratios in _RATIOS})
@@ -194,7 +199,7 @@ class Meter:
             "batch": self.budget.batch,
             "threads": self.budget.threads,
             "runtime": self.budget.runtime,
-            "precision": self.budget.precision or "fp32",
+            "precision": self.precision,
             "checks": [check.to_dict() for check in self.latency.checks],
         }
 
