@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from penjing.report import text
+from penjing.report.svg import shorten
+
 _CELL_H, _LEFT, _TOP = 14, 200, 18
 _WIDTH = 480
 MEASURES = {
@@ -29,7 +32,7 @@ def heat_map(sensed: Mapping[str, Any]) -> str:
     ]
     for row, (name, values) in enumerate(zip(groups, damage, strict=True)):
         y = _TOP + row * _CELL_H
-        shown = name if len(name) <= 32 else "…" + name[-31:]
+        shown = shorten(text.group(name), _LEFT - 6)
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 10}" text-anchor="end">{escape(shown)}</text>')
         for at, value in enumerate(values):
             title = f"{name}, {100 * ratios[at]:g}% removed: {value:.3g}"

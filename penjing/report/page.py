@@ -134,7 +134,7 @@ def _curves(metrics: Metrics, name: str, label: str, factor: float) -> str:
 
 def _widths(metrics: Metrics) -> str:
     rows = [
-        svg.Bar(width.name, width.after, f"{width.before} → {width.after}", whole=width.before)
+        svg.Bar(text.group(width.name), width.after, f"{width.before} → {width.after}", whole=width.before)
         for width in metrics.widths[:_MANY]
     ]
     return svg.bars(rows, label="width of each group before and after")

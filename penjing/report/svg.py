@@ -14,6 +14,8 @@ from html import escape
 WIDTH = 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 42
 NUM_COLOURS = 6
+_CHARACTER = 7.4  # mean width of a character of 13 px in a wide sans-serif font; a phone shows 15 px
+_DOT, _LINE = 6.0, 13.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def bars(rows: Sequence[Bar], *, label: str, row_height: int = 22) -> str:
     """
     if not rows:
         return ""
-    left, right = 150, 92
+    left, right = 168, 92
     longest = max((max(bar.value, bar.whole or 0.0) for bar in rows), default=0.0) or 1.0
     room = WIDTH - left - right
     body = []
@@ -161,7 +163,7 @@ def bars(rows: Sequence[Bar], *, label: str, row_height: int = 22) -> str:
         middle = top + row_height / 2
         tip = f"<title>{escape(bar.label)}: {escape(bar.text)}</title>"
         body.append(f'<text class="tick" x="{left - 8}" y="{middle + 4}" text-anchor="end">')
-        body.append(f"{escape(_shorten(bar.label, 22))}{tip}</text>")
+        body.append(f"{escape(shorten(bar.label, left - 8))}{tip}</text>")
         if bar.whole is not None:
             body.append(_rect(left, top + 4, bar.whole / longest * room, row_height - 8, "whole", tip))
             end = left + max(bar.whole, bar.value) / longest * room
@@ -258,21 +260,32 @@ def _mark(point: Point, x: Scale, y: Scale, colour: str, *, small: bool, name: s
 
 
 def _labels(series: Sequence[Series], x: Scale, y: Scale) -> list[str]:
-    """Names beside the points, moved down where they would lie on one another."""
-    taken: list[tuple[float, float, float]] = []  # x start, x end, y of labels already placed
+    """Names beside the points, in their colours: as near as they lie neither on a point nor on a name."""
+    points = [(p, f"c{index % NUM_COLOURS + 1}") for index, s in enumerate(series) for p in s.points]
+    # x start, x end, y of the text: of the dots, and of the labels already placed
+    taken = [(x(p.x) - _DOT, x(p.x) + _DOT, y(p.y) + 4) for p, _ in points]
     parts = []
-    for point in sorted((p for s in series for p in s.points), key=lambda p: y(p.y)):
-        width = 6.6 * len(point.label)
-        right = x(point.x) + 9 + width <= WIDTH
-        start = x(point.x) + 9 if right else x(point.x) - 9 - width
-        at = y(point.y) + 4
-        while any(start < e and s < start + width and abs(at - ty) < 13 for s, e, ty in taken):
-            at += 13
+    for point, colour in sorted(points, key=lambda pair: y(pair[0].y)):
+        width = _CHARACTER * len(point.label)
+
+        def free(start: float, at: float, width: float = width) -> bool:
+            inside = start >= _LEFT and start + width <= WIDTH and at >= _LINE
+            return inside and not any(
+                start < end and begin < start + width and abs(at - other) < _LINE
+                for begin, end, other in taken
+            )
+
+        sides = (x(point.x) + 9, "start"), (x(point.x) - 9 - width, "end")
+        places = [
+            (start, y(point.y) + 4 + move * _LINE, anchor)
+            for move in (0, 1, -1, 2, -2, 3, 4, 5)
+            for start, anchor in sides
+        ]
+        start, at, anchor = next((place for place in places if free(*place[:2])), places[0])
         taken.append((start, start + width, at))
-        anchor = "start" if right else "end"
-        edge = start if right else start + width
+        edge = start if anchor == "start" else start + width
         parts.append(
-            f'<text class="value" x="{edge:.1f}" y="{at:.1f}" text-anchor="{anchor}">'
+            f'<text class="value {colour}" x="{edge:.1f}" y="{at:.1f}" text-anchor="{anchor}">'
             f"{escape(point.label)}</text>"
         )
     return parts
@@ -295,5 +308,7 @@ def _short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _shorten(text: str, length: int) -> str:
+def shorten(text: str, room: float) -> str:
+    """The end of a text that fits into so many viewBox units, on a phone too."""
+    length = int(room / (_CHARACTER * 15 / 13))
     return text if len(text) <= length else "…" + text[-(length - 1) :]

@@ -46,6 +46,11 @@ def percent(value: float, digits: int = 2) -> str:
     return f"{100 * value:.{digits}f}%"
 
 
+def group(name: str) -> str:
+    """A group's id without what goes without saying: ``layer1.0.conv1`` for ``layer1.0.conv1.weight:0``."""
+    return name.replace(".weight:0", "")
+
+
 def interval(cell: AccuracyCell) -> str:
     """``94.1–95.9%, n=5000``."""
     return f"{100 * cell.low:.1f}–{100 * cell.high:.1f}%, n={cell.n}"
