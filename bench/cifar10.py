@@ -18,7 +18,6 @@ import copy
 import csv
 import importlib.util
 import json
-import math
 import statistics
 import sys
 import time
@@ -454,7 +453,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "recovery": recovery,
                 "seeds": len(same),
                 "speedup": statistics.mean(row["speedup"] for row in same),
-                "latency": statistics.mean(row.get("latency") or math.nan for row in same),
+                "latency": statistics.mean(row["latency"] for row in same) if same[0]["latency"] else None,
                 "params": statistics.mean(row["params"] for row in same),
                 "test_pruned": statistics.mean(row["test_pruned"] for row in same),
                 "test": statistics.mean(tests),
@@ -481,7 +480,7 @@ def write_table(lines: list[dict[str, Any]], out: Path) -> None:
         before = f"{100 * line['test_pruned']:6.2f} →" if "test_pruned" in line else " " * 8
         spread = f" ± {100 * line['test_std']:.2f}" if line.get("test_std") is not None else ""
         faster = f"{line['speedup']:.2f}×" if "speedup" in line else ""
-        if not math.isnan(share := line.get("latency", math.nan)):
+        if share := line.get("latency"):
             faster += f", {share:.3f} of ms"
         name = f"{line['network']:26}{line['recovery']:12}"
         print(f"{name}{faster:>20} {before} {100 * line['test']:6.2f}{spread}")

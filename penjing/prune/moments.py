@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+EXACT_FEATURES = 768
+"""Products in float64 up to this many features; beyond it, products in float32 are added up in float64."""
+
 
 class Moments:
     """Sums over rows of pairs (input row, residual row), in float64, for ``g`` independent groups of
@@ -87,17 +90,22 @@ class Centred:
 
     def solve(self, ridge: float) -> Tensor:
         """The change of weights ``[G, O, F]`` that minimises ``E‖r - ΔW x‖² + ridge · mean(var x) ‖ΔW‖²``."""
+        change_GFO: Tensor = torch.cholesky_solve(self.cov_rx_GOF.transpose(1, 2), self.factor(ridge))
+        return change_GFO.transpose(1, 2)
+
+    def factor(self, ridge: float) -> Tensor:
+        """Cholesky factor ``[G, F, F]`` of the inputs' covariance with this ridge."""
         scale_G = self.cov_xx_GFF.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
         damped = self.cov_xx_GFF.clone()
         damped.diagonal(dim1=1, dim2=2).add_((ridge * scale_G)[:, None])
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(damped)
         if bool(
             (failed > 0).any()
         ):  # the ridge is below rounding error for this input: raise it to what is not
             damped.diagonal(dim1=1, dim2=2).add_((1e-8 * scale_G)[:, None])
             factor = torch.linalg.cholesky(damped)
-        change_GFO: Tensor = torch.cholesky_solve(self.cov_rx_GOF.transpose(1, 2), factor)
-        return change_GFO.transpose(1, 2)
+        return factor
 
 
 def error(moments: Moments, change_GOF: Tensor, shift_GO: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from penjing.graph import Graph
 from penjing.prune.moments import Patches, pair
+from penjing.prune.rectified import Range
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Place:
         norm: The batch norm that alone reads it, or None.
         total: The addition that alone reads it (through the norm and dropout), or None: a residual sum.
         other: The other operand of that addition.
+        bounds: Range of the ReLU that alone reads what the layer ends in (the sum, the norm, or itself).
     """
 
     node: fx.Node
@@ -50,6 +52,7 @@ class Place:
     norm: Norm | None = None
     total: fx.Node | None = None
     other: fx.Node | None = None
+    bounds: Range | None = None
 
 
 _CONVS = {"aten.conv1d.default", "aten.conv2d.default"}
@@ -75,8 +78,10 @@ def find_places(graph: Graph) -> dict[str, Place]:
         patches = Patches() if name == "aten.linear.default" else _patches(args, graph, str(weight.target))
         norm = _norm_after(node)
         total, other = _sum_after(norm.node if norm else node)
+        bounds = _range_after(total or (norm.node if norm else node))
+        bias_name = None if bias is None else str(bias.target)
         places[str(weight.target)] = Place(
-            node, str(weight.target), None if bias is None else str(bias.target), patches, norm, total, other
+            node, str(weight.target), bias_name, patches, norm, total, other, bounds
         )
     return places
 
@@ -129,6 +134,18 @@ def _norm_after(node: fx.Node) -> Norm | None:
     reader = _only_reader(node)
     norm = None if reader is None else _as_norm(reader)
     return norm if norm is not None and norm.node.args[0] is node else None
+
+
+def _range_after(node: fx.Node) -> Range | None:
+    """The range of the ReLU, ReLU6 or the like that alone reads a node."""
+    reader = _only_reader(node)
+    name = "" if reader is None else str(reader.target).replace("_.", ".")
+    if name == "aten.relu.default":
+        return Range()
+    if reader is not None and name == "aten.hardtanh.default":
+        low, high = _filled(reader)[1:3]
+        return Range(float(low), float(high))
+    return None
 
 
 def _sum_after(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:

@@ -37,6 +37,7 @@ class ReconstructConfig(Config):
         layers: ``"all"`` refits every layer from the first pruned one on, also those whose inputs have only
             drifted; ``"pruned"`` only those that read pruned channels.
         drift: Let residual branches correct the drift of their shortcut.
+        through_relu: Where a ReLU follows, fit what it passes: values that it cuts off need not be met.
         max_features: Layers with more inputs (channels × kernel) are fitted from samples instead of second
             moments.
         max_rows: Most rows (samples × positions) a layer is fitted on; positions are taken by chance.
@@ -49,6 +50,7 @@ class ReconstructConfig(Config):
     ridges: tuple[float, ...] = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     layers: Literal["all", "pruned"] = "all"
     drift: bool = True
+    through_relu: bool = True
     max_features: int = Field(default=2560, ge=1)
     max_rows: int = Field(default=131_072, ge=16)
     rebase_norms: bool = True
@@ -63,7 +65,8 @@ class LayerFit:
         method: ``"moments"``, ``"samples"``, ``"shift"`` (only means were folded) or ``"kept"``.
         target: ``"output"``, or ``"sum"`` where a residual branch corrects the drift of the shortcut.
         ridge: The chosen ridge; None where the weights stay.
-        error_before, error_after: Squared error on the held-back samples, relative to the size of the target.
+        error_before, error_after: Squared error on the held-back samples, relative to the size of the target;
+            behind a ReLU, of what it passes.
     """
 
     layer: str

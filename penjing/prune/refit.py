@@ -12,11 +12,11 @@ from penjing.errors import PruneError
 from penjing.events import Event, Listener
 from penjing.graph import Graph, trace
 from penjing.prune.least_squares import Fit, fit_moments, fit_samples
-from penjing.prune.moments import Moments, thin_out
+from penjing.prune.moments import EXACT_FEATURES, Moments, thin_out
 from penjing.prune.places import Norm, Place, find_norms, find_places
 from penjing.prune.recalibrate import rebase_
 from penjing.prune.reconstruct import LayerFit, ReconstructConfig, same_structure
-from penjing.prune.rows import EXACT_FEATURES
+from penjing.prune.rectified import MAX_ROW_BYTES, Rows, fit_rectified
 from penjing.prune.walk import Walk
 from penjing.recover.batches import Inputs, call_model, map_inputs, tensors
 
@@ -123,18 +123,27 @@ class Refit:
             exact = features <= EXACT_FEATURES
             shape = (groups, features, len(weight) // groups)
             learn, held = Moments(*shape, exact=exact), Moments(*shape, exact=exact)
+            seen = _Seen(place, sums, self.config.through_relu)
             for index, x in enumerate(inputs):
                 target, current = targets.at(index), self.mine.evaluate(node, index)
                 start = self._split(len(x))
                 size += float(target[start:].double().square().mean()) / len(inputs)
                 positions = rows.positions(current, self.num_samples)
                 for part, moments in ((slice(None, start), learn), (slice(start, None), held)):
-                    moments.add(
-                        place.patches.inputs(x[part], positions),
-                        place.patches.outputs((target - current)[part], positions),
+                    x_GRF = place.patches.inputs(x[part], positions)
+                    y_GRO, target_GRO = (
+                        place.patches.outputs(each[part], positions) for each in (current, target)
                     )
+                    moments.add(x_GRF, target_GRO - y_GRO)
+                    if seen.wanted:
+                        offset = targets.offset(index, current.dim()).expand_as(current)
+                        offset_GRO = place.patches.outputs(offset[part], positions)
+                        seen.add(moments is held, Rows(x_GRF, y_GRO, target_GRO, offset_GRO))
             weights_GO = targets.weights_O().reshape(groups, -1)
             fit = fit_moments(learn, held, self.config.ridges, weights_GO, intercept)
+            if fit.ridge is not None and seen.wanted and place.bounds is not None:
+                scale_GO = targets.scale_O().reshape(groups, -1)
+                fit = fit_rectified(fit, *seen.rows(), scale_GO, place.bounds, intercept=intercept)
             count, method = held.count, "moments"
         self._put(place, fit)
         self.theirs.release(twin)
@@ -221,6 +230,26 @@ class _Targets:
             return torch.ones(len(self.work.student.params[self.place.weight]), dtype=torch.float64)
         return self._gain(norm).square().clamp_min(1e-12)
 
+    def scale_O(self) -> Tensor:
+        """Factor between an output and what is read behind the batch norm; 0 where it is all but off."""
+        norm = self.place.norm
+        if norm is None:
+            return torch.ones(len(self.work.student.params[self.place.weight]), dtype=torch.float64)
+        gain = self._gain(norm)
+        # a channel that the norm all but switches off cannot carry a correction
+        return torch.where(gain.abs() > 1e-3 * gain.abs().max(), gain, 0.0)
+
+    def offset(self, index: int, num_dims: int) -> Tensor:
+        """What is added to the scaled output before the activation; broadcasts to the output."""
+        work, norm = self.work, self.place.norm
+        other = None if self.total is None or self.place.other is None else work.mine.values(self.place.other)
+        shortcut: Tensor = torch.zeros(()) if other is None else other[index]
+        if norm is None:
+            return shortcut
+        mean, offset = work.student.buffers[norm.mean], work.student.params[norm.bias].detach()
+        shape = [1, -1] + [1] * (num_dims - 2)
+        return shortcut + (offset - self.scale_O().to(mean.dtype) * mean).reshape(shape)
+
     def at(self, index: int) -> Tensor:
         """The target of one batch, in the student's channels."""
         work, place = self.work, self.place
@@ -232,9 +261,8 @@ class _Targets:
         if place.norm is None:
             return branch
         params, buffers = work.student.params, work.student.buffers
-        gain = self._gain(place.norm)
-        # a channel that the norm all but switches off cannot carry a correction
-        live = gain.abs() > 1e-3 * gain.abs().max()
+        gain = self.scale_O()
+        live = gain != 0
         shape = [1, -1] + [1] * (plain.dim() - 2)
         safe = torch.where(live, gain, torch.ones_like(gain)).to(plain.dtype).reshape(shape)
         offset, mean = params[place.norm.bias].reshape(shape), buffers[place.norm.mean].reshape(shape)
@@ -248,6 +276,28 @@ class _Targets:
         params, buffers = self.work.student.params, self.work.student.buffers
         gain: Tensor = params[norm.weight].detach().double() / (buffers[norm.var].double() + norm.eps).sqrt()
         return gain
+
+
+class _Seen:
+    """Rows kept for a fit through the ReLU behind a layer, while they are wanted and few enough."""
+
+    def __init__(self, place: Place, total: fx.Node | None, wanted: bool) -> None:
+        self.wanted = wanted and place.bounds is not None and total is place.total
+        self.learn: list[Rows] = []
+        self.held: list[Rows] = []
+        self.num_bytes = 0
+
+    def add(self, is_held: bool, rows: Rows) -> None:
+        """Keep rows to fit on, or held back."""
+        self.num_bytes += rows.num_bytes
+        if self.num_bytes > MAX_ROW_BYTES:
+            self.wanted, self.learn, self.held = False, [], []
+        else:
+            (self.held if is_held else self.learn).append(rows)
+
+    def rows(self) -> tuple[Rows, Rows]:
+        """To fit on, and held back."""
+        return Rows.joined(self.learn), Rows.joined(self.held)
 
 
 class _Rows:

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
-from penjing.prune.moments import Moments, thin_out
+from penjing.prune.moments import EXACT_FEATURES, Moments, thin_out
 from penjing.prune.places import Place
 from penjing.prune.walk import Walk
-
-# products in float64 up to this many features; beyond it, products in float32 are added up in float64
-EXACT_FEATURES = 768
 
 
 def input_rows(

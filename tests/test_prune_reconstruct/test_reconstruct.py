@@ -202,6 +202,16 @@ def test_correcting_the_drift_of_the_shortcut_beats_ignoring_it() -> None:
     assert error(everything.model, teacher, unseen) < error(with_drift.model, teacher, unseen)
 
 
+@pytest.mark.parametrize("make", [vgg, Residual])
+def test_looking_through_the_relu_beats_meeting_what_it_cuts_off(make: Callable[[], nn.Module]) -> None:
+    data, unseen = images(6), images(seed=9)
+    teacher = settle(make().eval(), data)
+    pruned = prune(teacher, data[0][:2], ratio=0.4)
+    seeing = reconstruct(pruned.model, teacher, pruned.plan, data)
+    blind = reconstruct(pruned.model, teacher, pruned.plan, data, ReconstructConfig(through_relu=False))
+    assert error(seeing.model, teacher, unseen) < error(blind.model, teacher, unseen)
+
+
 def test_rebased_norms_give_the_same_function_and_hold_the_true_statistics() -> None:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(6).eval()
