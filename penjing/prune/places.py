@@ -54,6 +54,11 @@ class Place:
     other: fx.Node | None = None
     bounds: Range | None = None
 
+    @property
+    def shiftable(self) -> bool:
+        """Whether its output can be shifted: by its bias, or by the norm behind it."""
+        return self.bias is not None or self.norm is not None
+
 
 _CONVS = {"aten.conv1d.default", "aten.conv2d.default"}
 _ADDS = {"aten.add.Tensor", "aten.add_.Tensor"}

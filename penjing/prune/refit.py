@@ -98,58 +98,19 @@ class Refit:
         return error / max(size, 1e-30)
 
     def _refit(self, place: Place) -> None:
-        node, twin = place.node, self.twin[place.node]
+        twin = self.twin[place.node]
         sums = self._shortcut_ready(place)
         self.theirs.ensure(twin)
         targets = _Targets(self, place, sums)
         weight = self.student.params[place.weight]
-        groups = place.patches.groups
-        features = weight[0].numel()
-        intercept = place.bias is not None or place.norm is not None
-        inputs = self.mine.values(_input(node))
-        rows = _Rows(place, self._wanted_rows(features), self.generator)
-        size = 0.0
-        if groups == 1 and features > self.config.max_features:
-            parts = []
-            for index, x in enumerate(inputs):
-                target, current = targets.at(index), self.mine.evaluate(node, index)
-                x_RF, r_RO, held_R = rows.flat(x, target - current, self._split(len(x)), len(inputs))
-                size += float(target[self._split(len(x)) :].double().square().mean()) / len(inputs)
-                parts.append((x_RF, r_RO, held_R))
-            x_RF, r_RO, held_R = (torch.cat([part[i] for part in parts]) for i in range(3))
-            fit = fit_samples(x_RF, r_RO, held_R, self.config.ridges, targets.weights_O(), intercept)
-            count, method = int(held_R.sum()), "samples"
-        else:
-            exact = features <= EXACT_FEATURES
-            shape = (groups, features, len(weight) // groups)
-            learn, held = Moments(*shape, exact=exact), Moments(*shape, exact=exact)
-            seen = _Seen(place, sums, self.config.through_relu)
-            for index, x in enumerate(inputs):
-                target, current = targets.at(index), self.mine.evaluate(node, index)
-                start = self._split(len(x))
-                size += float(target[start:].double().square().mean()) / len(inputs)
-                positions = rows.positions(current, self.num_samples)
-                for part, moments in ((slice(None, start), learn), (slice(start, None), held)):
-                    x_GRF = place.patches.inputs(x[part], positions)
-                    y_GRO, target_GRO = (
-                        place.patches.outputs(each[part], positions) for each in (current, target)
-                    )
-                    moments.add(x_GRF, target_GRO - y_GRO)
-                    if seen.wanted:
-                        offset = targets.offset(index, current.dim()).expand_as(current)
-                        offset_GRO = place.patches.outputs(offset[part], positions)
-                        seen.add(moments is held, Rows(x_GRF, y_GRO, target_GRO, offset_GRO))
-            weights_GO = targets.weights_O().reshape(groups, -1)
-            fit = fit_moments(learn, held, self.config.ridges, weights_GO, intercept)
-            if fit.ridge is not None and seen.wanted and place.bounds is not None:
-                scale_GO = targets.scale_O().reshape(groups, -1)
-                fit = fit_rectified(fit, *seen.rows(), scale_GO, place.bounds, intercept=intercept)
-            count, method = held.count, "moments"
+        wide = place.patches.groups == 1 and weight[0].numel() > self.config.max_features
+        fit, held, size = (self._by_samples if wide else self._by_moments)(place, targets)
         self._put(place, fit)
         self.theirs.release(twin)
+        method = "samples" if wide else "moments"
         if fit.change_GOF is None:
             method = "shift" if bool(fit.shift_GO.any()) else "kept"
-        scale = max(count * len(weight) * size, 1e-30)
+        scale = max(held * len(weight) * size, 1e-30)
         kind = "output" if sums is None else "sum"
         self.done.append(
             LayerFit(place.weight, method, kind, fit.ridge, fit.before / scale, fit.after / scale)
@@ -158,6 +119,49 @@ class Refit:
         self.listen(
             Event("reconstruct", "progress", len(self.done), self.total, "layer", metrics, place.weight)
         )
+
+    def _by_samples(self, place: Place, targets: _Targets) -> tuple[Fit, int, float]:
+        """A layer's fit, rows held back, and mean square of its target; from rows themselves."""
+        inputs = self.mine.values(_input(place.node))
+        rows = _Rows(place, self._wanted_rows(place), self.generator)
+        size, parts = 0.0, []
+        for index, x in enumerate(inputs):
+            target, current = targets.at(index), self.mine.evaluate(place.node, index)
+            start = self._split(len(x))
+            size += float(target[start:].double().square().mean()) / len(inputs)
+            parts.append(rows.flat(x, target - current, start, len(inputs)))
+        x_RF, r_RO, held_R = (torch.cat(column) for column in zip(*parts, strict=True))
+        fit = fit_samples(x_RF, r_RO, held_R, self.config.ridges, targets.weights_O(), place.shiftable)
+        return fit, int(held_R.sum()), size
+
+    def _by_moments(self, place: Place, targets: _Targets) -> tuple[Fit, int, float]:
+        """The same from second moments, and where a ReLU follows, on through it."""
+        inputs, patches = self.mine.values(_input(place.node)), place.patches
+        rows = _Rows(place, self._wanted_rows(place), self.generator)
+        weight = self.student.params[place.weight]
+        features = weight[0].numel()
+        shape, exact = (patches.groups, features, len(weight) // patches.groups), features <= EXACT_FEATURES
+        learn, held = Moments(*shape, exact=exact), Moments(*shape, exact=exact)
+        seen, size = _Seen(place, targets.total, self.config.through_relu), 0.0
+        for index, x in enumerate(inputs):
+            target, current = targets.at(index), self.mine.evaluate(place.node, index)
+            start = self._split(len(x))
+            size += float(target[start:].double().square().mean()) / len(inputs)
+            positions = rows.positions(current, self.num_samples)
+            for part, moments in ((slice(None, start), learn), (slice(start, None), held)):
+                x_GRF = patches.inputs(x[part], positions)
+                y_GRO, target_GRO = (patches.outputs(each[part], positions) for each in (current, target))
+                moments.add(x_GRF, target_GRO - y_GRO)
+                if seen.wanted:
+                    offset = targets.offset(index, current.dim()).expand_as(current)
+                    offset_GRO = patches.outputs(offset[part], positions)
+                    seen.add(moments is held, Rows(x_GRF, y_GRO, target_GRO, offset_GRO))
+        weights_GO = targets.weights_O().reshape(patches.groups, -1)
+        fit = fit_moments(learn, held, self.config.ridges, weights_GO, place.shiftable)
+        if fit.ridge is not None and seen.wanted and place.bounds is not None:
+            scale_GO = targets.scale_O().reshape(patches.groups, -1)
+            fit = fit_rectified(fit, *seen.rows(), scale_GO, place.bounds, intercept=place.shiftable)
+        return fit, held.count, size
 
     def _shortcut_ready(self, place: Place) -> fx.Node | None:
         """The residual sum to aim at, with the shortcut's values and the teacher's sum computed; or None."""
@@ -191,8 +195,9 @@ class Refit:
         """How many of a batch's samples are fitted on; the rest are held back."""
         return min(max(round(samples * (1 - self.config.holdout)), 1), max(samples - 1, 1))
 
-    def _wanted_rows(self, features: int) -> int:
+    def _wanted_rows(self, place: Place) -> int:
         """Rows to fit on: plenty for the unknowns, within the limit."""
+        features = self.student.params[place.weight][0].numel()
         return min(self.config.max_rows, max(64 * features, 16_384))
 
     def kept_outputs(self, place: Place) -> Tensor | None:
