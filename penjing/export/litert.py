@@ -99,7 +99,7 @@ def calibration(source: Source) -> list[Feeds]:
     turned = source.layout == "nhwc"
     samples: list[Feeds] = []
     room = CALIBRATION_BYTES
-    for batch in source.data or ():
+    for batch in () if source.data is None else source.data:
         feeds = as_feeds(batch_of(batch), list(source.feeds))
         for i in range(next(iter(feeds.values())).shape[0]):
             sample = {name: array[i : i + 1] for name, array in feeds.items()}
