@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,10 @@ from quantize_cases import CASES, Arrays, Asked, Case, batches
 
 from penjing.quantize import QuantizeConfig, quantize, time_against_fp32
 
-CALIBRATION_BATCH = 32
-
 
 def ours(case: Case, out: Path, **options: Any) -> None:
     """Penjing's quantize, without its own timing at the end."""
-    data = list(batches(case.calibration, CALIBRATION_BATCH))
-    quantize(case.fp32, data, QuantizeConfig(**options), out=out, time_it=False)
+    quantize(case.fp32, case.calibration, QuantizeConfig(**options), out=out, time_it=False)
 
 
 def peer(case: Case, out: Path, method: str) -> None:
@@ -45,7 +43,7 @@ def peer(case: Case, out: Path, method: str) -> None:
 
     class Reader(q.CalibrationDataReader):  # type: ignore[misc] # untyped base
         def __init__(self) -> None:
-            self.batches = batches(case.calibration, CALIBRATION_BATCH)
+            self.batches = iter(case.calibration)
 
         def get_next(self) -> Any:
             return next(self.batches, None)
@@ -86,6 +84,7 @@ METHODS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
 
 
 def _worker(name: str, case: Case, out: Path, answers: Any) -> None:
+    """A method by itself: calibration is read from its file, evaluation samples stay with the parent."""
     method, options = METHODS[name]
     base = _peak_mb()
     start, cpu = time.perf_counter(), time.process_time()
@@ -153,7 +152,7 @@ def rows(args: argparse.Namespace, name: str, folder: Path) -> Iterator[dict[str
             continue
         out = folder / "int8.onnx"
         answers = context.Queue()
-        process = context.Process(target=_worker, args=(method, case, out, answers))
+        process = context.Process(target=_worker, args=(method, replace(case, evaluation={}), out, answers))
         process.start()
         process.join()
         if process.exitcode:

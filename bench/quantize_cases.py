@@ -34,13 +34,43 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
 
 
+class Stored:
+    """Samples in files, read a batch at a time: what measures a method's memory holds no data of its own.
+
+    Args:
+        arrays: The samples by input name.
+        folder: Where they go.
+        batch: Samples a batch.
+    """
+
+    def __init__(self, arrays: Arrays, folder: Path, batch: int = 32) -> None:
+        self.folder, self.batch = folder, batch
+        self.like = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        for name, array in arrays.items():
+            array.tofile(folder / name)
+
+    def __iter__(self) -> Iterator[Arrays]:
+        total = next(iter(self.like.values()))[0][0]
+        for start in range(0, total, self.batch):
+            count = min(self.batch, total - start)
+            yield {name: self._read(name, start, count) for name in self.like}
+
+    def _read(self, name: str, start: int, count: int) -> NDArray[Any]:
+        (_, *shape), dtype = self.like[name]
+        each = int(np.prod(shape))
+        values = np.fromfile(
+            self.folder / name, dtype, count * each, offset=start * each * np.dtype(dtype).itemsize
+        )
+        return values.reshape(count, *shape)
+
+
 @dataclass(frozen=True)
 class Case:
     """One network.
 
     Attributes:
         fp32: Its ONNX file.
-        calibration: Calibration inputs by name, samples first.
+        calibration: Batches of calibration inputs by name.
         evaluation: Evaluation inputs by name.
         labels: Class of each evaluation sample, where known.
         embeds: The outputs are embeddings, compared by cosine; otherwise class scores.
@@ -48,7 +78,7 @@ class Case:
     """
 
     fp32: Path
-    calibration: Arrays
+    calibration: Stored
     evaluation: Arrays
     labels: NDArray[np.int64] | None = None
     embeds: bool = False
@@ -91,7 +121,7 @@ def _cifar(depth: int) -> Callable[[Asked, Path], Case]:
         fp32 = export_onnx(model, folder / "fp32.onnx", torch.zeros(2, 3, 32, 32))
         calibration = cifar_images(asked.data / "cifar10-train.parquet", asked.calibration)[0]
         x, y = cifar_images(asked.data / "cifar10-test.parquet", asked.evaluation)
-        return Case(fp32, {"input": calibration}, {"input": x}, y)
+        return Case(fp32, Stored({"input": calibration}, folder), {"input": x}, y)
 
     return make
 
@@ -128,9 +158,9 @@ def photo_crops(names: tuple[str, ...], count: int, *, size: int = 224, seed: in
     return out
 
 
-def _photos(asked: Asked) -> tuple[Arrays, Arrays]:
+def _photos(asked: Asked, folder: Path) -> tuple[Stored, Arrays]:
     return (
-        {"input": photo_crops(_CALIBRATION_PHOTOS, asked.calibration, seed=0)},
+        Stored({"input": photo_crops(_CALIBRATION_PHOTOS, asked.calibration, seed=0)}, folder),
         {"input": photo_crops(_EVALUATION_PHOTOS, min(asked.evaluation, 1000), seed=1)},
     )
 
@@ -148,7 +178,7 @@ def lite0_model() -> nn.Module:
 
 def _lite0(asked: Asked, folder: Path) -> Case:
     fp32 = export_onnx(lite0_model(), folder / "fp32.onnx", torch.zeros(2, 3, 224, 224))
-    return Case(fp32, *_photos(asked))
+    return Case(fp32, *_photos(asked, folder))
 
 
 def _timm(name: str, transformer: bool) -> Callable[[Asked, Path], Case]:
@@ -160,7 +190,7 @@ def _timm(name: str, transformer: bool) -> Callable[[Asked, Path], Case]:
         torch.manual_seed(0)
         model = timm.create_model(name).eval()
         fp32 = export_onnx(model, folder / "fp32.onnx", torch.zeros(2, 3, 224, 224))
-        return Case(fp32, *_photos(asked), transformer=transformer)
+        return Case(fp32, *_photos(asked, folder), transformer=transformer)
 
     return make
 
@@ -271,7 +301,7 @@ def _minilm(asked: Asked, folder: Path, length: int = 128) -> Case:
     )
     example = {name: torch.from_numpy(array[:2]) for name, array in calibration.items()}
     fp32 = export_onnx(model.eval(), folder / "fp32.onnx", example)
-    return Case(fp32, calibration, evaluation, embeds=True, transformer=True)
+    return Case(fp32, Stored(calibration, folder), evaluation, embeds=True, transformer=True)
 
 
 CASES: dict[str, Callable[[Asked, Path], Case]] = {
