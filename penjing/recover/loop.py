@@ -44,7 +44,7 @@ from penjing.recover.memory import kept_memory
 from penjing.recover.mix import mix
 from penjing.recover.objective import Objective, default_terms
 from penjing.recover.optim import build_optimizer, optimizer_tensors, restore_optimizer, set_lr
-from penjing.recover.precision import choose_precision
+from penjing.recover.precision import MIN_STEPS, can_gain, choose, speedup
 from penjing.recover.result import RecoverResult, StopReason
 from penjing.recover.schedule import learning_rate
 from penjing.recover.sparse import Sparse
@@ -96,7 +96,7 @@ class Loop:
             self._set_up()
             self._resume()
             progress = self.progress
-            progress.precision = progress.precision or choose_precision(self.config.precision, self.device)
+            progress.precision = progress.precision or self._precision()
             self._tell("start", message=f"{progress.precision}, at most {self.total_steps} steps")
             if progress.steps == 0 and self.total_steps:
                 self._look_at_start()
@@ -144,6 +144,23 @@ class Loop:
         self.taps = self.stack.enter_context(Taps(self.model, specs)) if specs else None
         if self.teachers.cache is not None:
             self.teachers.cache.restore(self.saved_cache)
+
+    def _precision(self) -> str:
+        """The number format asked for, or the faster one by the first batch; all processes take the same."""
+        if self.config.precision != "auto":
+            return self.config.precision
+        if self.total_steps < MIN_STEPS or not can_gain(self.device):
+            return "fp32"
+        model = copy.deepcopy(self.job.model).to(self.device).train()
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)
+        inputs = next(iter(self._moved()))
+        found = speedup(model, lambda asked: logits_of(ask(asked, inputs, "model")), self.device)
+        if self.world > 1:
+            heard = torch.tensor([found if self.rank == 0 else 0.0], device=self.device)
+            found = float(self.accelerator.reduce(heard, "sum"))
+        self._tell("note", {"bf16_speedup": found}, "a training step in bf16 against one in fp32")
+        return choose(found)
 
     def _look_at_start(self) -> None:
         """Validate what the run begins with."""
