@@ -22,6 +22,7 @@ def commands(data: Path, out: Path) -> dict[str, list[str]]:
     zoo = str(data / "zoo.json")
     return {
         "scale": ["scale.py"],
+        "training_step": ["training_step.py"],
         "litert": ["litert.py", str(data)],
         "latency_model": ["latency_model.py", "--data", str(data)],
         "quantize": ["quantize.py", "--data", str(data), "--json", str(out / "quantize.json")],
