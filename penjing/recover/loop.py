@@ -156,9 +156,7 @@ class Loop:
             model.to(memory_format=torch.channels_last)
         inputs = next(iter(self._moved()))
         found = speedup(model, lambda asked: logits_of(ask(asked, inputs, "model")), self.device)
-        if self.world > 1:
-            heard = torch.tensor([found if self.rank == 0 else 0.0], device=self.device)
-            found = float(self.accelerator.reduce(heard, "sum"))
+        found = self._of_the_first(found)
         self._tell("note", {"bf16_speedup": found}, "a training step in bf16 against one in fp32")
         return choose(found)
 
@@ -330,12 +328,15 @@ class Loop:
     # ---------------------------------------------------------------------------------------------- stopping
 
     def _elapsed(self) -> float:
-        """Seconds used; in a multi-process run, those of the first process, so that all decide alike."""
-        elapsed = self.progress.elapsed()
+        """Seconds used."""
+        return self._of_the_first(self.progress.elapsed())
+
+    def _of_the_first(self, measured: float) -> float:
+        """What the first process measured, so that all decide alike."""
         if self.world == 1:
-            return elapsed
-        clock = torch.tensor([elapsed if self.rank == 0 else 0.0], device=self.device)
-        return float(self.accelerator.reduce(clock, "sum"))
+            return measured
+        heard = torch.tensor([measured if self.rank == 0 else 0.0], device=self.device)
+        return float(self.accelerator.reduce(heard, "sum"))
 
     def _share_done(self) -> float:
         """How much of the run is done, 0 to 1."""

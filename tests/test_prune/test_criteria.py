@@ -69,6 +69,18 @@ def test_scores_are_finite_deterministic_and_leave_the_model(name: str) -> None:
     assert all(p.grad is None for p in net().parameters())
 
 
+@pytest.mark.parametrize("name", ["obs", "activation"])
+def test_batches_may_come_as_one_tensor(name: str) -> None:
+    stacked = torch.randn(3, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    given = material()
+    found = [
+        make_criterion(name).scores(Material(given.model, given.graph, given.coupling, data, None, 0))
+        for data in (stacked, list(stacked))
+    ]
+    for group in given.coupling.groups:
+        np.testing.assert_array_equal(found[0][group.id], found[1][group.id])
+
+
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
 def test_magnitude_is_the_norm(p: float) -> None:
     conv, head = net().conv.weight.detach().double(), net().head.weight.detach().double()

@@ -38,7 +38,7 @@ class Activation(Criterion):
         sites = _sites(material)
         meter = _Meter(material.graph.module, sites)
         batches = 0
-        for batch in material.data or ():
+        for batch in material.batches:
             inputs, _ = split_batch(batch)
             args, kwargs = bind_inputs(material.model, inputs)
             with torch.no_grad():

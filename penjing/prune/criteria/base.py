@@ -50,6 +50,11 @@ class Material:
     listen: Listener = silent
     memory: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def batches(self) -> Iterable[Any]:
+        """The data, none where there is none (its truth is not asked: it may be one tensor)."""
+        return () if self.data is None else self.data
+
     def once(self, key: Any, compute: Callable[[], Tensor]) -> Tensor:
         """A value that many groups ask for (norms of one dim of a tensor), computed the first time."""
         if key not in self.memory:

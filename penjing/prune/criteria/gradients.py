@@ -31,7 +31,7 @@ def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
     count = 0
     try:
         model.eval()
-        for count, batch in enumerate(material.data or (), start=1):
+        for count, batch in enumerate(material.batches, start=1):
             params = {n: material.graph.params[n].detach().requires_grad_() for n in names}
             inputs, target = split_batch(batch)
             args, kwargs = bind_inputs(model, inputs)

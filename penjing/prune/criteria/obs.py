@@ -85,7 +85,7 @@ class BrainSurgeon(Criterion):
     def _measure(self, material: Material, places: Mapping[str, Place]) -> dict[str, _Reader]:
         """Second moments of what each reader reads, in one walk through the network."""
         batches, count = [], 0
-        for index, item in enumerate(material.data or ()):
+        for index, item in enumerate(material.batches):
             batch = unpack(item)
             check(batch, index)
             room = self.max_samples - count
