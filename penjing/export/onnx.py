@@ -21,6 +21,7 @@ from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.coexist import make_peace
 from penjing.export.inputs import Feeds, as_call, output_names
 from penjing.export.inputs import input_names as default_input_names
+from penjing.export.onnx_pads import merge_pads
 from penjing.export.translations import translations
 from penjing.files import atomic_write
 from penjing.log import silenced
@@ -77,6 +78,7 @@ def export_onnx(
     with inference(model), quiet():
         program = _to_program(model, args, kwargs, dynamic_batch, names)
         graph = _to_onnx(program, names, opset)
+        merge_pads(graph.graph)
         _clean(graph, opset, metadata or {})
         _save(graph, path)
     _check(path)

@@ -14,10 +14,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+import onnx_ir
 
 from penjing.errors import ExportError
 from penjing.export.base import Exporter, Layout, Runner, Source, TensorSpec, register
 from penjing.export.inputs import Feeds, identifier
+from penjing.export.onnx_pads import merge_pads
 from penjing.files import atomic_dir
 
 SIGNATURE = "serving_default"
@@ -67,7 +69,9 @@ def trace_onnx(
     from penjing.export.tf_ops.backend import tf
     from penjing.export.tf_ops.trace import GraphTracer
 
-    tracer = GraphTracer(onnx.load(str(onnx_path)))
+    model = onnx_ir.from_proto(onnx.load(str(onnx_path)))
+    merge_pads(model.graph)
+    tracer = GraphTracer(onnx_ir.to_proto(model))
     specs = [_spec(info, layout, batch) for info in tracer.inputs]
     input_names = [info.name for info in tracer.inputs]
     output_names = [info.name for info in tracer.graph.output]

@@ -11,6 +11,7 @@ from onnx import version_converter
 from onnx_ir.passes import common
 
 from penjing.errors import QuantizeError
+from penjing.export.onnx_pads import merge_pads
 from penjing.quantize.fold import fold_batch_norm, fold_gemm_factors
 from penjing.quantize.graph import constant, consumers, drop_unused_initializers, name_of, set_initializer
 from penjing.quantize.rules import WEIGHT_OPS
@@ -68,6 +69,7 @@ def prepare(model: ir.Model) -> ir.Model:
     _own_weights(graph)
     fold_gemm_factors(graph)
     fold_batch_norm(graph)
+    merge_pads(graph)
     _global_means(graph)
     drop_unused_initializers(graph)
     return model

@@ -19,7 +19,9 @@ class Quality:
     """What a file keeps.
 
     Attributes:
-        agreement: Share of samples with the same largest entry (1 where there is not one matrix as output).
+        agreement: Expected share of samples with the same largest entry: every sample's output with every
+            sample's rounding noise, as a few samples' own answers say little (1 where there is not one matrix
+            as output).
         snr: Signal over rounding noise of the worst output, in decibels: −20 log10 of the relative
             root-mean-square difference.
     """
@@ -66,11 +68,15 @@ class Judge:
         first = next(iter(self._reference[0].values()))
         if len(self._reference[0]) != 1 or first.ndim != 2 or first.shape[1] < 2:
             return 1.0
-        pairs = [
-            (next(iter(ours.values())), next(iter(theirs.values())))
-            for ours, theirs in zip(found, self._reference, strict=True)
-        ]
-        return float(np.mean(np.concatenate([a.argmax(1) == b.argmax(1) for a, b in pairs])))
+        exact_NK, found_NK = (
+            np.concatenate([next(iter(sample.values())) for sample in outputs]).astype(np.float64)
+            for outputs in (self._reference, found)
+        )
+        if not np.isfinite(found_NK).all():
+            return float(np.mean(exact_NK.argmax(1) == found_NK.argmax(1)))
+        answers_N = exact_NK.argmax(1)
+        noisy = (exact_NK + noise_K for noise_K in found_NK - exact_NK)
+        return float(np.mean([np.mean(values_NK.argmax(1) == answers_N) for values_NK in noisy]))
 
     def _noise(self, found: Outputs) -> float:
         worst = 0.0
