@@ -33,6 +33,7 @@ def commands(data: Path, out: Path) -> dict[str, list[str]]:
             *("--keep", str(out / "onnx"), "--out", str(out / "export.csv")),
         ],
         "cifar10": ["cifar10.py", "--data", str(data), "--out", str(out / "cifar10")],
+        "pareto": ["pareto.py", "--data", str(data), "--run", str(out / "cifar10")],
     }
 
 

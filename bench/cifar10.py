@@ -370,12 +370,12 @@ def _pruned(bench: Bench, network: str, seed: int) -> Network:
         write_json(place.with_suffix(".json"), facts)
         _say(network, "pruned", facts)
     facts = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
-    model = _rebuilt(bench, place.with_suffix(".plan"), load_file(place.with_suffix(".safetensors")))
+    model = rebuilt(bench, place.with_suffix(".plan"), load_file(place.with_suffix(".safetensors")))
     plan = Plan.load(place.with_suffix(".plan")) if place.with_suffix(".plan").exists() else None
     return Network(model, plan, facts["seconds"], facts.get("latency"))
 
 
-def _rebuilt(bench: Bench, plan: Path, weights: dict[str, Tensor]) -> nn.Module:
+def rebuilt(bench: Bench, plan: Path, weights: dict[str, Tensor]) -> nn.Module:
     """A pruned network from its weights: by its plan, or, where another library made it, by their shapes."""
     if plan.exists():
         model = apply(bench.dense, Plan.load(plan), torch.zeros(_EXAMPLE)).model
@@ -431,7 +431,7 @@ def read_test_set(bench: Bench, found: list[dict[str, Any]]) -> list[dict[str, A
             return _pruned(bench, network, seed).model
 
         def recovered(plan: Path = plan, weights: Path = weights) -> nn.Module:
-            return _rebuilt(bench, plan, load_file(weights))
+            return rebuilt(bench, plan, load_file(weights))
 
         before = read(f"{network} {seed}", pruned)
         after = read(name, recovered) if bench.setting.epochs else before

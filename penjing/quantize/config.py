@@ -56,7 +56,7 @@ class QuantizeConfig(Config):
     weight_bits: Annotated[int, Field(ge=2, le=8)] = 8
     samples: Annotated[int, Field(ge=1)] = 256
     values_per_sample: Annotated[int, Field(ge=16)] = 4096
-    memory_mb: Annotated[int, Field(ge=1)] = 128
+    memory_mb: Annotated[int, Field(ge=1)] = 96
     equalize: bool = True
     bias_correction: bool = True
     rounding: Literal["nearest", "second_order"] = "second_order"

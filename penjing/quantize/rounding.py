@@ -24,6 +24,8 @@ MAX_INPUTS = 4608
 
 _SAMPLES = 128
 _ROWS_PER_SAMPLE, _LEAST_ROWS, _INPUTS_PER_ROW = 32, 4, 8
+_LINEAR_ROWS_PER_SAMPLE = 128
+_DAMPING = 0.03
 _COLUMNS = 64
 _ROWS_AT_ONCE = 256
 
@@ -31,8 +33,9 @@ _ROWS_AT_ONCE = 256
 class Moments:
     """``E[xxᵀ]`` of layers' input patches, from a stream: ``GKK`` (G groups), in the runtime's order.
 
-    Of each of the first 128 samples up to 32 positions are used, drawn once per layer and sample; fewer for
-    layers of fewer inputs (an eighth of their number, at least 4).
+    Of each of the first 128 samples up to 32 positions of a convolution are used, drawn once per layer and
+    sample; fewer for layers of fewer inputs (an eighth of their number, at least 4). Linear layers use up to
+    128: a transformer's inputs are wide, and many of its tokens are padding that says little.
 
     Args:
         layers: The layers by output name.
@@ -133,8 +136,8 @@ def _round(
     top: int,
 ) -> NDArray[np.int8]:
     size, top, pairs = h_GKK.shape[-1], highest(guard, top), guard == "pairs"
-    # A hundredth of the mean moment on the diagonal keeps rare inputs from taking wild corrections.
-    damp_G = np.maximum(0.01 * np.trace(h_GKK, axis1=1, axis2=2) / size, 1e-12)
+    # A share of the mean moment on the diagonal keeps rare inputs from taking wild corrections.
+    damp_G = np.maximum(_DAMPING * np.trace(h_GKK, axis1=1, axis2=2) / size, 1e-12)
     upper_GKK = _inverse_factor(h_GKK + np.eye(size) * damp_G[:, None, None])
     # Inputs before outputs, so that what one step touches lies together.
     rest_GKO = np.ascontiguousarray(rows_GOK.transpose(0, 2, 1))
@@ -184,7 +187,7 @@ def _patches(
     """Input patches ``GRK`` in the order kernel positions, input channels."""
     if node.op_type != "Conv":
         rows = x.reshape(-1, x.shape[-1])
-        most = (positions or _ROWS_PER_SAMPLE) * len(x)
+        most = (positions or _LINEAR_ROWS_PER_SAMPLE) * len(x)
         return rows[None] if len(rows) <= most else rows[None, draw.choice(len(rows), most, replace=False)]
     kernel = ints_attribute(node, "kernel_shape", list(weight_of(node).shape[2:]))
     pads = ints_attribute(node, "pads", [0, 0, 0, 0])

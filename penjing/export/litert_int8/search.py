@@ -11,7 +11,7 @@ from penjing.export.litert_int8.graph import Operation
 
 GOOD = Quality(agreement=0.98, snr=20.0)
 """What is bought for up to `CHEAP` of the multiplications."""
-ENOUGH = Quality(agreement=0.95, snr=15.0)
+ENOUGH = Quality(agreement=0.92, snr=15.0)
 """What is bought at any price."""
 CHEAP = 0.1
 
