@@ -341,3 +341,44 @@ def test_random_networks_survive_the_round_trip(
     made = pj.prune(read, x, ratio=0.5)
     assert sum(p.numel() for p in made.model.parameters()) < sum(p.numel() for p in read.parameters())
     assert made.model(x).shape == (2, 3)
+
+
+def test_standardised_weights_train_and_are_pruned(tmp_path: Path) -> None:
+    """Their statistics come from a weight, so gradients go through a batch norm's mean and variance."""
+    nodes = [
+        helper.make_node("Reshape", ["w", "flat"], ["rows"]),
+        helper.make_node("ReduceMean", ["rows"], ["mean"], axes=[0, 2], keepdims=0),
+        helper.make_node("ReduceMean", ["rows"], ["centre"], axes=[2]),
+        helper.make_node("Sub", ["rows", "centre"], ["apart"]),
+        helper.make_node("Mul", ["apart", "apart"], ["square"]),
+        helper.make_node("ReduceMean", ["square"], ["var"], axes=[0, 2], keepdims=0),
+        helper.make_node("BatchNormalization", ["rows", "one", "zero", "mean", "var"], ["even"]),
+        helper.make_node("Reshape", ["even", "shape"], ["filters"]),
+        helper.make_node("Conv", ["x", "filters"], ["image"], kernel_shape=[3, 3]),
+        helper.make_node("Relu", ["image"], ["on"]),
+        helper.make_node("Conv", ["on", "v"], ["y"], kernel_shape=[1, 1]),
+    ]
+    filters = f32(8, 3, 3, 3)
+    weights = {
+        "w": filters,
+        "one": np.ones(8, np.float32),
+        "zero": np.zeros(8, np.float32),
+        "v": f32(4, 8, 1, 1),
+        "flat": np.array([1, 8, 27]),
+        "shape": np.array([8, 3, 3, 3]),
+    }
+    inputs = {"x": (TensorProto.FLOAT, ["n", 3, 5, 5])}
+    path = written(tmp_path / "m.onnx", nodes, weights, inputs=inputs, outputs=["y"])
+    read, x = OnnxModel(path), torch.randn(2, 3, 5, 5)
+    assert relative(read, path, x.numpy()) < 1e-5
+
+    w = torch.tensor(filters, requires_grad=True)
+    rows = nn.functional.batch_norm(w.reshape(1, 8, 27), None, None, training=True)
+    hidden = nn.functional.conv2d(x, rows.reshape_as(w)).relu()
+    nn.functional.conv2d(hidden, torch.from_numpy(weights["v"])).sum().backward()  # type: ignore[no-untyped-call]
+    read.train()(x).sum().backward()
+    (found,) = (p.grad for p in read.parameters() if p.shape == w.shape)
+    assert found is not None
+    torch.testing.assert_close(found, w.grad, rtol=1e-3, atol=1e-4)
+    made = pj.prune(read.eval(), x, ratio=0.5)
+    assert made.after["params"] < 0.7 * made.before["params"]

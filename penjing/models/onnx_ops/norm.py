@@ -22,6 +22,10 @@ def _batch_norm(node: Node) -> list[Value]:
     momentum = 1.0 - float(node.attr("momentum", 0.9))
     eps = float(node.attr("epsilon", 1e-5))
     mean, var = node.x(3), node.x(4)
+    if mean.requires_grad or var.requires_grad:  # computed from a weight: weight standardisation
+        shape = (1, -1, *(1,) * (node.rank() - 2))
+        scale = node.x(1) * (var + eps).rsqrt()
+        return [node.x(0) * scale.reshape(shape) + (node.x(2) - mean * scale).reshape(shape)]
     return [F.batch_norm(node.x(0), mean, var, node.x(1), node.x(2), node.training, momentum, eps)]
 
 
