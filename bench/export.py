@@ -44,7 +44,7 @@ COLUMNS = (
     "error",
 )
 
-CALIBRATE, COMPARE = 32, 128  # images for int8
+COMPARE, AT_ONCE = 128, 32  # images that int8 is compared on
 
 PRELOAD = ["timm", "torchvision", "onnxruntime", "penjing.prune", "penjing.export.tf_ops"]
 
@@ -64,8 +64,9 @@ def main() -> None:
     parser.add_argument(
         "--images",
         type=Path,
-        help=f"Parquet file of images for int8: {CALIBRATE} calibrate, {COMPARE} more compare",
+        help=f"Parquet file of images for int8: the first calibrate, the next {COMPARE} compare",
     )
+    parser.add_argument("--calibration", type=int, default=32, help="images that calibrate int8")
     parser.add_argument("--out", type=Path, default=Path("export.csv"))
     parser.add_argument("--resume", action="store_true", help="keep the rows of --out that succeeded")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep ONNX files here, and start from them")
@@ -173,7 +174,7 @@ def work(entry: dict[str, Any], formats: list[str], options: argparse.Namespace,
             if name != "onnx":
                 row = {**dict.fromkeys(COLUMNS, ""), "model": key_of(entry), "format": name, "ok": 0}
                 row |= {c: first[c] for c in ("params", "params_before", "error")}
-                row |= convert(source, name, example, options.images) if source.is_file() else {}
+                row |= convert(source, name, example, options) if source.is_file() else {}
             rows.send(row)
 
 
@@ -211,7 +212,7 @@ def write_onnx(entry: dict[str, Any], path: Path, example: Any, ratio: float) ->
     return {**row, **measured(found), "seconds": round(seconds, 2), "size_bytes": path.stat().st_size}
 
 
-def convert(source: Path, name: str, example: Any, images: Path | None) -> dict[str, Any]:
+def convert(source: Path, name: str, example: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Write one format from the ONNX file and verify it against that."""
     import penjing.export as pe
     from penjing.errors import PenjingError
@@ -219,8 +220,9 @@ def convert(source: Path, name: str, example: Any, images: Path | None) -> dict[
     given: dict[str, Any] = {"example_inputs": example, "batch_sizes": (1, 3)}
     rounded = name.endswith("int8")
     if rounded:
-        pixels = pictures(images, CALIBRATE + COMPARE, example.shape)
-        given |= {"data": pixels[:CALIBRATE].split(8), "batch_sizes": (1,)}
+        count = options.calibration
+        pixels = pictures(options.images, count + COMPARE, example.shape)
+        given |= {"data": pixels[:count].split(8), "batch_sizes": (1,)}
     if name == "read":
         return read(source, example)
     with tempfile.TemporaryDirectory() as folder:
@@ -229,8 +231,8 @@ def convert(source: Path, name: str, example: Any, images: Path | None) -> dict[
             checks = [file.verification]
             if rounded:  # on pictures that calibration has not seen
                 reference = pe.OnnxRunner(source)
-                parts = pixels[CALIBRATE:].split(CALIBRATE)
-                sizes = (1, 3, CALIBRATE)
+                parts = pixels[count:].split(AT_ONCE)
+                sizes = (1, 3, AT_ONCE)
                 checks = [
                     pe.verify(file.path, reference, part, batch_sizes=sizes, quantized=True) for part in parts
                 ]
