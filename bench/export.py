@@ -74,6 +74,8 @@ def main() -> None:
     entries = json.loads(options.zoo.read_text(encoding="utf-8"))
     wanted = {name for name in options.models.split(",") if name}
     entries = [e for e in entries if not wanted or e["name"] in wanted]
+    if missing := wanted - {e["name"] for e in entries}:
+        parser.error(f"no model of {options.zoo} is named {', '.join(sorted(missing))}")
     rows = done_before(options) if options.resume else []
     done = {(row["model"], row["format"]) for row in rows}
     if options.keep:

@@ -55,6 +55,8 @@ def main() -> int:
     entries = json.loads(options.zoo.read_text())
     preload({entry["source"] for entry in entries})
     chosen = [entry for entry in entries if any(named(entry, pattern) for pattern in options.models)]
+    if not chosen:
+        parser.error(f"no model of {options.zoo} is named {', '.join(options.models)}")
     journal = options.out.with_suffix(".jsonl")
     rows = passed_before(journal) if options.resume else {}
     todo = [entry for entry in chosen if key(entry) not in rows]
