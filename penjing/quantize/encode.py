@@ -57,7 +57,7 @@ def encode_layer(
     Args:
         node: Conv, Gemm or MatMul of the prepared graph.
         params: Scale and zero point of its input.
-        config: Uses ``weights`` and ``bias_correction``.
+        config: Uses ``weights``, ``weight_bits``, ``rounding`` and ``bias_correction``.
         guard: What protects 16-bit sums.
         mean: Mean input over the samples, for bias correction; None for none.
         moments: Second moments of the input patches, for second-order rounding; None rounds to nearest.
@@ -74,9 +74,10 @@ def encode_layer(
     else:
         weight = quantize_weight(w, axis, method=config.weights, guard=guard, least_O=least_O, top=top)
     if moments is not None:
-        from penjing.quantize.rounding import second_order
+        from penjing.quantize.rounding import SWEEPS, second_order
 
-        weight = second_order(w, weight, moments, guard=guard, top=top)
+        sweeps = SWEEPS if config.rounding == "descent" else 0
+        weight = second_order(w, weight, moments, guard=guard, top=top, sweeps=sweeps)
     error = weight.dequantized() - w
     if config.bias_correction and mean is not None and node.op_type != "MatMul":
         shift_O = mean_output(node, mean, error)

@@ -199,7 +199,7 @@ class Job:
         if not missing:
             return
         layers = {out: self.nodes[out] for out in placement.layers if out not in self.moments}
-        moments = Moments(layers if self.config.rounding == "second_order" else {}, self.seed)
+        moments = Moments(layers if self.config.rounding != "nearest" else {}, self.seed)
         found = calibrate(
             self.model,
             self.feeds,

@@ -31,7 +31,7 @@ def write_linears(job: Job, out: Path) -> QuantizeResult:
             remedy="Use mode 'static'",
         )
     layers = {name: job.nodes[name] for name in placement.layers}
-    moments = Moments(layers if config.rounding == "second_order" else {}, job.seed)
+    moments = Moments(layers if config.rounding != "nearest" else {}, job.seed)
     if moments.visits:
         job.seen = calibrate(
             job.model,

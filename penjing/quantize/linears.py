@@ -29,7 +29,7 @@ from penjing.quantize.graph import (
     weight_axis,
     weight_of,
 )
-from penjing.quantize.rounding import second_order_blocks
+from penjing.quantize.rounding import SWEEPS, second_order_blocks
 from penjing.quantize.scheme import decibels, weight_top
 from penjing.quantize.weights import Guard, choose_scale, round_rows
 
@@ -67,7 +67,7 @@ def encode_linear(
 
     Args:
         node: Gemm or MatMul of the prepared graph.
-        config: Uses ``mode``, ``weight_bits``, ``block`` and ``weights``.
+        config: Uses ``mode``, ``weight_bits``, ``block``, ``weights`` and ``rounding``.
         guard: What protects 16-bit sums; weights that are multiplied in float need none.
         moments_KK: Second moments of its input, for second-order rounding.
     """
@@ -82,7 +82,9 @@ def encode_linear(
     rows = np.ascontiguousarray(padded.reshape(-1, block))
     scale_NB = choose_scale(rows, config.weights, guard, None, top).reshape(-1, count)
     if moments_KK is not None:
-        q_NK = second_order_blocks(w_NK, np.repeat(scale_NB, block, axis=1)[:, :size], moments_KK, guard, top)
+        scale_NK = np.repeat(scale_NB, block, axis=1)[:, :size]
+        sweeps = SWEEPS if config.rounding == "descent" else 0
+        q_NK = second_order_blocks(w_NK, scale_NK, moments_KK, guard, top, sweeps)
     else:
         q_NK = round_rows(rows, scale_NB.reshape(-1), guard, top).reshape(len(w_NK), -1)[:, :size]
     found = LinearWeight(np.ascontiguousarray(q_NK), scale_NB, block, config.weight_bits, 0.0)

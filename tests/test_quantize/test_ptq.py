@@ -332,7 +332,7 @@ def test_max_drop_returns_layers_to_float(vgg: nn.Module, vgg_file: Path, tmp_pa
     [
         ("min_max", "nearest"),
         ("moving_average", "second_order"),
-        ("percentile", "nearest"),
+        ("percentile", "descent"),
         ("entropy", "nearest"),
     ],
 )

@@ -5,19 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from nets import batches
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
 from penjing.export.onnx import export_onnx
 from penjing.quantize.bias import mean_output
 from penjing.quantize.calibrate import calibrate
+from penjing.quantize.descent import descend
 from penjing.quantize.feeds import Feeds, input_specs
 from penjing.quantize.graph import name_of, weight_axis, weight_of
 from penjing.quantize.place import layer_names
 from penjing.quantize.prepare import load_onnx, prepare
 from penjing.quantize.rounding import Moments, second_order
-from penjing.quantize.weights import Guard, as_rows, quantize_weight
+from penjing.quantize.weights import PAIR_MAX, Guard, as_rows, quantize_weight
 
 CONVS = [
     nn.Conv2d(4, 6, 3, padding=1),
@@ -82,6 +86,44 @@ def test_second_order_beats_nearest_on_correlated_inputs(guard: Guard) -> None:
     if guard == "pairs":
         q = better.q.astype(int)
         assert np.abs(q[:, ::2] + q[:, 1::2]).max() <= 128
+
+
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 3),
+    st.integers(1, 70),
+    st.integers(1, 6),
+    st.sampled_from([("off", 127), ("pairs", 127), ("off", 7)]),
+)
+def test_descent_never_raises_the_error_and_ends_where_no_level_helps(
+    seed: int, groups: int, size: int, outputs: int, kind: tuple[Guard, int]
+) -> None:
+    guard, top = kind
+    draw = np.random.default_rng(seed)
+    rows = draw.normal(size=(groups, size, outputs))
+    scale = np.broadcast_to(np.abs(rows).max((1, 2), keepdims=True) / top, rows.shape)
+    x = draw.normal(size=(groups, 2 * size + 4, size)) @ draw.normal(size=(groups, size, size))
+    h = x.transpose(0, 2, 1) @ x + np.eye(size)
+
+    def error(levels: NDArray[np.float64]) -> NDArray[np.float64]:
+        e = levels * scale - rows
+        return np.asarray(np.einsum("gko,gkj,gjo->go", e, h, e))
+
+    start = np.clip(np.rint(rows / scale), -64 if guard == "pairs" else -top, 64 if guard == "pairs" else top)
+    levels = start.copy()
+    descend(levels, rows, scale, h, guard=guard, top=top, sweeps=500)
+    assert np.all(error(levels) <= error(start) * (1 + 1e-9))
+    assert np.array_equal(levels, np.rint(levels))
+    assert np.abs(levels).max() <= top
+    if guard == "pairs":
+        even = levels[:, : size // 2 * 2]
+        assert np.abs(even[:, ::2] + even[:, 1::2]).max(initial=0) <= PAIR_MAX
+        return
+    k = int(draw.integers(size))
+    for step in (-1, 1):  # no single level can be moved for the better
+        moved = levels.copy()
+        moved[:, k] = np.clip(moved[:, k] + step, -top, top)
+        assert np.all(error(moved) >= error(levels) * (1 - 1e-9))
 
 
 def test_white_inputs_leave_rounding_to_nearest() -> None:
