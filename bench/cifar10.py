@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -316,8 +317,8 @@ ROWS: tuple[tuple[str, str], ...] = (
 def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
     """Prune, recover, validate; finished parts are read from their files."""
     setting = bench.setting
-    name = f"{network}, {recovery}, {seed}".replace(" ", "-").replace(",", "")
-    result = setting.out / "rows" / f"{name}.json"
+    place = _row_place(bench, network, recovery, seed)
+    name, result = place.name, place.with_suffix(".json")
     if result.exists():
         return dict(json.loads(result.read_text(encoding="utf-8")))
     before = _pruned(bench, network, seed)
@@ -332,7 +333,7 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
         seed=seed,
         listen=lambda event: _say(name, event.kind, dict(event.metrics)),
     )
-    _save(done.model, setting.out / "rows" / f"{name}.safetensors")
+    _save(done.model, place.with_suffix(".safetensors"))
     counted = count(done.model, torch.zeros(_EXAMPLE))
     found = {
         "network": network,
@@ -352,9 +353,20 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
     return found
 
 
+def _row_place(bench: Bench, network: str, recovery: str, seed: int) -> Path:
+    """Where a row's files are, without their suffix."""
+    name = f"{network}, {recovery}, {seed}".replace(" ", "-").replace(",", "")
+    return bench.setting.out / "rows" / name
+
+
+def _pruned_place(bench: Bench, network: str, seed: int) -> Path:
+    """Where a pruned network's files are, without their suffix."""
+    return bench.setting.out / "pruned" / f"{network}-{seed}".replace(" ", "-")
+
+
 def _pruned(bench: Bench, network: str, seed: int) -> Network:
     """The pruned network of this seed, made once."""
-    place = bench.setting.out / "pruned" / f"{network}-{seed}".replace(" ", "-")
+    place = _pruned_place(bench, network, seed)
     if not place.with_suffix(".json").exists():
         made = NETWORKS[network](bench, seed)
         if made.plan is not None:
@@ -370,12 +382,18 @@ def _pruned(bench: Bench, network: str, seed: int) -> Network:
         write_json(place.with_suffix(".json"), facts)
         _say(network, "pruned", facts)
     facts = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
-    model = rebuilt(bench, place.with_suffix(".plan"), load_file(place.with_suffix(".safetensors")))
+    model = _rebuilt(bench, place.with_suffix(".plan"), load_file(place.with_suffix(".safetensors")))
     plan = Plan.load(place.with_suffix(".plan")) if place.with_suffix(".plan").exists() else None
     return Network(model, plan, facts["seconds"], facts.get("latency"))
 
 
-def rebuilt(bench: Bench, plan: Path, weights: dict[str, Tensor]) -> nn.Module:
+def recovered(bench: Bench, network: str, recovery: str, seed: int) -> nn.Module:
+    """The recovered network of a finished row."""
+    weights = _row_place(bench, network, recovery, seed).with_suffix(".safetensors")
+    return _rebuilt(bench, _pruned_place(bench, network, seed).with_suffix(".plan"), load_file(weights))
+
+
+def _rebuilt(bench: Bench, plan: Path, weights: dict[str, Tensor]) -> nn.Module:
     """A pruned network from its weights: by its plan, or, where another library made it, by their shapes."""
     if plan.exists():
         model = apply(bench.dense, Plan.load(plan), torch.zeros(_EXAMPLE)).model
@@ -423,18 +441,15 @@ def read_test_set(bench: Bench, found: list[dict[str, Any]]) -> list[dict[str, A
     ]
     for one in found:
         network, recovery, seed = one["network"], one["recovery"], one["seed"]
-        name = f"{network}, {recovery}, {seed}".replace(" ", "-").replace(",", "")
-        plan = bench.setting.out / "pruned" / f"{network}-{seed}.plan".replace(" ", "-")
-        weights = bench.setting.out / "rows" / f"{name}.safetensors"
+        name = _row_place(bench, network, recovery, seed).name
 
         def pruned(network: str = network, seed: int = seed) -> nn.Module:
             return _pruned(bench, network, seed).model
 
-        def recovered(plan: Path = plan, weights: Path = weights) -> nn.Module:
-            return rebuilt(bench, plan, load_file(weights))
-
         before = read(f"{network} {seed}", pruned)
-        after = read(name, recovered) if bench.setting.epochs else before
+        after = before
+        if bench.setting.epochs:
+            after = read(name, partial(recovered, bench, network, recovery, seed))
         rows.append({**one, "test_pruned": before, "test": after, "n": total})
     return rows
 

@@ -20,13 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cifar10 import Bench, Setting, rebuilt
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from cifar10 import Bench, Setting, recovered
+from torch import nn
 
 from penjing.export import OnnxRunner, export_onnx
 from penjing.files import atomic_write
-from penjing.measure import count, wilson
+from penjing.measure import accuracy, count
 from penjing.quantize import quantize, time_against_fp32
 
 
@@ -35,7 +34,7 @@ class File:
     """One file and what it is worth.
 
     Attributes:
-        network: Name, with the precision.
+        network: Name.
         kind: ``"fp32"`` or ``"int8"``.
         accuracy, low, high: Share of the test set that is right, with its 95% interval.
         size: Bytes, as a share of the dense fp32 file.
@@ -58,15 +57,14 @@ def networks(bench: Bench) -> Iterator[tuple[str, nn.Module]]:
     yield "dense", bench.dense
     for path in sorted((bench.setting.out / "rows").glob("*.json")):
         row = json.loads(path.read_text(encoding="utf-8"))
-        plan = bench.setting.out / "pruned" / f"{row['network']}-{row['seed']}.plan".replace(" ", "-")
-        weights = load_file(path.with_suffix(".safetensors"))
-        yield f"{row['network']}, {row['recovery']}, seed {row['seed']}", rebuilt(bench, plan, weights)
+        network, recovery, seed = row["network"], row["recovery"], row["seed"]
+        yield f"{network}, {recovery}, seed {seed}", recovered(bench, network, recovery, seed)
 
 
-def files(bench: Bench, calibration: int, seconds: float) -> Iterator[File]:
+def files(bench: Bench, seconds: float) -> Iterator[File]:
     """Both files of every network, measured."""
     test = list(bench.test())
-    calibrate = torch.split(torch.cat(bench.calibration())[:calibration], 32)
+    calibrate = torch.split(torch.cat(bench.calibration()), 32)
     example = torch.zeros(2, *test[0][0].shape[1:])
     with tempfile.TemporaryDirectory() as folder:
         dense = Path(folder) / "dense.onnx"
@@ -76,20 +74,12 @@ def files(bench: Bench, calibration: int, seconds: float) -> Iterator[File]:
             quantize(fp32, calibrate, out=int8, time_it=False)
             macs = count(model, example).num_macs / bench.macs
             for kind, file in (("fp32", fp32), ("int8", int8)):
-                right, total = answers(file, test)
-                low, high = wilson(right, total)
-                feed = {OnnxRunner(dense).inputs[0].name: test[0][0][:1].numpy()}
+                runner = OnnxRunner(file)
+                found = accuracy(runner, test)
+                feed = {runner.inputs[0].name: test[0][0][:1].numpy()}
                 timed = time_against_fp32(dense, file, feed, threads=1, seconds=seconds)
                 size = file.stat().st_size / dense.stat().st_size
-                yield File(name, kind, right / total, low, high, size, timed.speedup, macs)
-
-
-def answers(file: Path, test: list[tuple[Tensor, Tensor]]) -> tuple[int, int]:
-    """Right answers of a file, and how many were asked for."""
-    runner = OnnxRunner(file)
-    (spec,) = runner.inputs
-    right = [runner.run({spec.name: x.numpy()})[0].argmax(1) == np.asarray(y) for x, y in test]
-    return int(np.concatenate(right).sum()), sum(len(x) for x, _ in test)
+                yield File(name, kind, found.value, found.low, found.high, size, timed.speedup, macs)
 
 
 def plot(found: list[File], path: Path) -> None:
@@ -139,12 +129,14 @@ def main() -> None:
     if not stamp.exists():
         sys.exit(f"{args.run} holds no run of cifar10.py: give --run")
     setting = json.loads(stamp.read_text(encoding="utf-8"))
-    depth, speedup = int(setting["depth"]), float(setting["speedup"])
-    shape = (depth, speedup, int(setting["epochs"]), 128, max(args.calibration, 32))
-    bench = Bench(Setting(args.data, args.run, *shape, None, None, None))
+    depth, speedup, epochs = int(setting["depth"]), float(setting["speedup"]), int(setting["epochs"])
+    batch_size = int(setting["batch_size"])
+    bench = Bench(
+        Setting(args.data, args.run, depth, speedup, epochs, batch_size, args.calibration, None, None, None)
+    )
     found = []
     print(f"{'':44}{'':6}{'test':>7}{'size':>8}{'faster':>9}{'MACs':>7}")
-    for one in files(bench, args.calibration, args.seconds):
+    for one in files(bench, args.seconds):
         found.append(one)
         print(
             f"{one.network:44}{one.kind:6}{100 * one.accuracy:6.2f}%{one.size:7.3f}×{one.faster:8.2f}×"

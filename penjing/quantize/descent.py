@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.quantize.weights import PAIR_MAX, Guard
+from penjing.quantize.weights import Guard, bounds_beside
 
 _COLUMNS = 64
 
@@ -50,7 +50,7 @@ def descend(
             for k in range(first, last):
                 scale_GO = scale_GKO[:, k]
                 value_GO = levels_GKO[:, k] * scale_GO - slopes_GKO[:, k - first] / h_GKK[:, k, k, None]
-                low, high = _bounds(levels_GKO, k, guard, top)
+                low, high = bounds_beside(levels_GKO, k, guard, top)
                 level_GO = np.clip(np.rint(value_GO / scale_GO), low, high)
                 change_GO = (level_GO - levels_GKO[:, k]) * scale_GO
                 if change_GO.any():
@@ -62,14 +62,3 @@ def descend(
             slope_GKO += h_GKK[:, :, first:last] @ (error_GKO[:, first:last] - before_GKO)
         if not moved:
             break
-
-
-def _bounds(
-    levels_GKO: NDArray[np.float64], k: int, guard: Guard, top: int
-) -> tuple[NDArray[np.float64] | float, NDArray[np.float64] | float]:
-    """Least and largest level of input ``k`` beside its neighbour."""
-    neighbour = k + 1 if k % 2 == 0 else k - 1
-    if guard != "pairs" or neighbour >= levels_GKO.shape[1]:
-        return -float(top), float(top)
-    beside_GO = levels_GKO[:, neighbour]
-    return np.maximum(-PAIR_MAX - beside_GO, -float(top)), np.minimum(PAIR_MAX - beside_GO, float(top))

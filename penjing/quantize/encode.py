@@ -74,10 +74,10 @@ def encode_layer(
     else:
         weight = quantize_weight(w, axis, method=config.weights, guard=guard, least_O=least_O, top=top)
     if moments is not None:
-        from penjing.quantize.rounding import SWEEPS, second_order
+        from penjing.quantize.rounding import second_order
 
-        sweeps = SWEEPS if config.rounding == "descent" else 0
-        weight = second_order(w, weight, moments, guard=guard, top=top, sweeps=sweeps)
+        refine = config.rounding == "descent"
+        weight = second_order(w, weight, moments, guard=guard, top=top, refine=refine)
     error = weight.dequantized() - w
     if config.bias_correction and mean is not None and node.op_type != "MatMul":
         shift_O = mean_output(node, mean, error)

@@ -29,7 +29,7 @@ from penjing.quantize.graph import (
     weight_axis,
     weight_of,
 )
-from penjing.quantize.rounding import SWEEPS, second_order_blocks
+from penjing.quantize.rounding import second_order_blocks
 from penjing.quantize.scheme import decibels, weight_top
 from penjing.quantize.weights import Guard, choose_scale, round_rows
 
@@ -83,8 +83,8 @@ def encode_linear(
     scale_NB = choose_scale(rows, config.weights, guard, None, top).reshape(-1, count)
     if moments_KK is not None:
         scale_NK = np.repeat(scale_NB, block, axis=1)[:, :size]
-        sweeps = SWEEPS if config.rounding == "descent" else 0
-        q_NK = second_order_blocks(w_NK, scale_NK, moments_KK, guard, top, sweeps)
+        refine = config.rounding == "descent"
+        q_NK = second_order_blocks(w_NK, scale_NK, moments_KK, guard, top, refine)
     else:
         q_NK = round_rows(rows, scale_NB.reshape(-1), guard, top).reshape(len(w_NK), -1)[:, :size]
     found = LinearWeight(np.ascontiguousarray(q_NK), scale_NB, block, config.weight_bits, 0.0)

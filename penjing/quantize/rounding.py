@@ -18,7 +18,7 @@ from penjing.quantize.calibrate import Visit
 from penjing.quantize.descent import descend
 from penjing.quantize.graph import int_attribute, ints_attribute, name_of, weight_of
 from penjing.quantize.scheme import WEIGHT_MAX
-from penjing.quantize.weights import PAIR_MAX, Guard, QuantizedWeight, as_rows, from_rows, highest
+from penjing.quantize.weights import Guard, QuantizedWeight, as_rows, bounds_beside, from_rows, highest
 
 MAX_INPUTS = 4608
 """Layers with more inputs per output are rounded to nearest: their moments would take over 170 MB each."""
@@ -27,7 +27,7 @@ _SAMPLES = 128
 _ROWS_PER_SAMPLE, _LEAST_ROWS, _INPUTS_PER_ROW = 32, 4, 8
 _LINEAR_ROWS_PER_SAMPLE = 128
 _DAMPING = 0.03
-SWEEPS = 4
+_SWEEPS = 4
 """Visits of all weights where rounding is refined by `penjing.quantize.descent`."""
 _COLUMNS = 64
 _ROWS_AT_ONCE = 256
@@ -103,19 +103,19 @@ def second_order(
     *,
     guard: Guard,
     top: int = WEIGHT_MAX,
-    sweeps: int = 0,
+    refine: bool = False,
 ) -> QuantizedWeight:
     """Round ``w`` with the scales of ``start`` so that outputs change least on inputs with these moments.
 
     Columns are rounded one by one; the error of each moves the rest by ``−e·U[k, k+1:]/U[k, k]`` with ``U``
     the upper Cholesky factor of ``H⁻¹``. Under ``guard="pairs"`` a weight that would overflow with its
-    neighbour is held back. ``sweeps`` of coordinate descent follow.
+    neighbour is held back. ``refine`` follows with coordinate descent.
     """
     rows_OK = as_rows(w, start.axis).astype(np.float64)
     groups, size = len(moments_GKK), rows_OK.shape[1]
     scale_GOK = np.broadcast_to(start.scale_O.astype(np.float64)[:, None], rows_OK.shape)
     shape = (groups, -1, size)
-    levels_GOK = _round(rows_OK.reshape(shape), scale_GOK.reshape(shape), moments_GKK, guard, top, sweeps)
+    levels_GOK = _round(rows_OK.reshape(shape), scale_GOK.reshape(shape), moments_GKK, guard, top, refine)
     levels_OK = levels_GOK.reshape(rows_OK.shape)
     return QuantizedWeight(from_rows(levels_OK, w.shape, start.axis), start.scale_O, start.axis)
 
@@ -126,11 +126,11 @@ def second_order_blocks(
     moments_GKK: NDArray[np.float64],
     guard: Guard,
     top: int,
-    sweeps: int = 0,
+    refine: bool = False,
 ) -> NDArray[np.int8]:
     """`second_order` for a linear weight with a step for each entry; gives the levels."""
     rows, scales = w_NK[None].astype(np.float64), scale_NK[None].astype(np.float64)
-    return np.asarray(_round(rows, scales, moments_GKK, guard, top, sweeps)[0], np.int8)
+    return np.asarray(_round(rows, scales, moments_GKK, guard, top, refine)[0], np.int8)
 
 
 def _round(
@@ -139,9 +139,9 @@ def _round(
     h_GKK: NDArray[np.float64],
     guard: Guard,
     top: int,
-    sweeps: int,
+    refine: bool,
 ) -> NDArray[np.int8]:
-    size, top, pairs = h_GKK.shape[-1], highest(guard, top), guard == "pairs"
+    size, top = h_GKK.shape[-1], highest(guard, top)
     # A share of the mean moment on the diagonal keeps rare inputs from taking wild corrections.
     damp_G = np.maximum(_DAMPING * np.trace(h_GKK, axis1=1, axis2=2) / size, 1e-12)
     h_GKK = h_GKK + np.eye(size) * damp_G[:, None, None]
@@ -155,23 +155,17 @@ def _round(
         errors_GKO = np.zeros((len(h_GKK), last - first, rest_GKO.shape[2]))
         for k in range(first, last):
             now_GO, scale_GO = rest_GKO[:, k], scale_GKO[:, k]
-            level_GO = np.rint(now_GO / scale_GO)
-            if pairs and k % 2:
-                before_GO = levels_GKO[:, k - 1]
-                low_GO = np.maximum(-PAIR_MAX - before_GO, -float(top))
-                high_GO = np.minimum(PAIR_MAX - before_GO, float(top))
-                np.clip(level_GO, low_GO, high_GO, out=level_GO)
-            else:
-                np.clip(level_GO, -float(top), float(top), out=level_GO)
+            low, high = bounds_beside(levels_GKO, k, guard, top)  # an unrounded neighbour is 0 so far
+            level_GO = np.clip(np.rint(now_GO / scale_GO), low, high)
             levels_GKO[:, k] = level_GO
             error_GO = (now_GO - level_GO * scale_GO) / upper_GKK[:, k, k, None]
             errors_GKO[:, k - first] = error_GO
             rest_GKO[:, k + 1 : last] -= upper_GKK[:, k, k + 1 : last, None] * error_GO[:, None]
         # The columns of a block change one another at once, those after it together (lazy batch updates).
         rest_GKO[:, last:] -= upper_GKK[:, first:last, last:].transpose(0, 2, 1) @ errors_GKO
-    if sweeps:
+    if refine:
         rows_GKO = rows_GOK.transpose(0, 2, 1)
-        descend(levels_GKO, rows_GKO, scale_GKO, h_GKK, guard=guard, top=top, sweeps=sweeps)
+        descend(levels_GKO, rows_GKO, scale_GKO, h_GKK, guard=guard, top=top, sweeps=_SWEEPS)
     return np.ascontiguousarray(levels_GKO.transpose(0, 2, 1)).astype(np.int8)
 
 

@@ -86,6 +86,17 @@ def highest(guard: Guard, top: int = WEIGHT_MAX) -> int:
     return min(top, PAIR_MAX // 2) if guard == "full" else top
 
 
+def bounds_beside(
+    levels_GKO: NDArray[np.float64], k: int, guard: Guard, top: int
+) -> tuple[NDArray[np.float64] | float, NDArray[np.float64] | float]:
+    """Least and largest level of input ``k`` that the guard allows beside its neighbour's present level."""
+    neighbour = k + 1 if k % 2 == 0 else k - 1
+    if guard != "pairs" or neighbour >= levels_GKO.shape[1]:
+        return -float(top), float(top)
+    beside_GO = levels_GKO[:, neighbour]
+    return np.maximum(-PAIR_MAX - beside_GO, -float(top)), np.minimum(PAIR_MAX - beside_GO, float(top))
+
+
 def choose_scale(
     rows_OK: NDArray[np.float32],
     method: str,
