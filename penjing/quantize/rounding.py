@@ -175,7 +175,7 @@ def _inverse_factor(h_GKK: NDArray[np.float64]) -> NDArray[np.float64]:
     With the rows and columns of H in reverse, ``PHP = LLᵀ``; then ``R = PLP`` is upper, ``H = RRᵀ`` and
     ``U = R⁻¹``: two triangular steps instead of an inversion and a factorisation.
     """
-    reversed_GKK = torch.from_numpy(np.ascontiguousarray(h_GKK[:, ::-1, ::-1]))
+    reversed_GKK = torch.from_numpy(h_GKK[:, ::-1, ::-1].copy())
     root_GKK = torch.linalg.cholesky(reversed_GKK).flip(1, 2)
     eye = torch.eye(root_GKK.shape[-1], dtype=root_GKK.dtype).expand_as(root_GKK)
     return np.asarray(torch.linalg.solve_triangular(root_GKK, eye, upper=True).numpy())

@@ -133,6 +133,13 @@ def test_white_inputs_leave_rounding_to_nearest() -> None:
     np.testing.assert_array_equal(nearest.q, again.q)
 
 
+def test_a_layer_of_one_input_is_rounded() -> None:
+    w = np.array([[0.3], [-1.2], [0.7]], np.float32)
+    nearest = quantize_weight(w, 0, method="absmax")
+    found = second_order(w, nearest, np.full((1, 1, 1), 2.0), guard="off", refine=True)
+    np.testing.assert_array_equal(found.q, nearest.q)
+
+
 def test_layer_names_are_distinct_and_axes_right(tmp_path: Path) -> None:
     linear = nn.Linear(6, 3)
     model = nn.Sequential(linear, nn.ReLU(), nn.Linear(3, 6), nn.ReLU(), linear).eval()
