@@ -37,6 +37,7 @@ class QuantizeConfig(Config):
         reduce_range: How weights are kept from overflowing the 16-bit sums of CPUs without int8 dot products:
             ``"pairs"`` limits only the weight pairs that would, ``"full"`` uses 7 bits, ``"off"`` neither,
             ``"auto"`` is ``"pairs"`` where this machine needs it.
+        widen: Pad widths between int8 convolutions with zero channels to what int8 kernels take whole.
         max_drop: Largest accepted drop of the metric (a fraction, 0.01 is one point); layers go back to float
             until it holds. None: no layer goes back.
         sensitivity: Measure each layer's share of the error even when ``max_drop`` asks for nothing.
@@ -62,6 +63,7 @@ class QuantizeConfig(Config):
     bias_correction: bool = True
     rounding: Literal["nearest", "second_order", "descent"] = "second_order"
     reduce_range: Literal["auto", "off", "pairs", "full"] = "auto"
+    widen: bool = True
     max_drop: Annotated[float | None, Field(ge=0, le=1)] = None
     sensitivity: bool = False
     ignore: tuple[str, ...] = ()

@@ -36,6 +36,7 @@ from penjing.quantize.runtime import Session
 from penjing.quantize.scheme import ActivationParams, activation_params
 from penjing.quantize.timing import time_against_fp32
 from penjing.quantize.weights import Guard
+from penjing.quantize.widen import widen
 
 _LAYER_SAMPLES = 4
 _DEAD = "its input is constant on the calibration data"
@@ -297,10 +298,13 @@ class Job:
         placement, config = self.placement, self.config
         encoded = self.encode(placement)
         quantized = emit(self.model, placement, self._roots(placement), encoded)
-        save_model(quantized, out)
         weights_path = save_quantized(
             out.with_suffix(".safetensors"), quantized, placement, self._roots(placement), encoded
         )
+        written = quantized.clone()
+        if config.widen and (padded := widen(written)):
+            self.notes.append(f"{padded} widths were padded with zeros to what int8 kernels take whole")
+        save_model(written, out)
         measured = check_file(out, Session(self.reference), self.feeds, config.check_samples)
         if not measured.sound(config.min_agreement_db):
             out.unlink()
