@@ -70,6 +70,8 @@ METHODS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "penjing (4-bit weights, simulated)": (ours, {"weight_bits": 4}),
     "penjing (descent)": (ours, {"rounding": "descent"}),
     "penjing (4-bit weights, descent, simulated)": (ours, {"weight_bits": 4, "rounding": "descent"}),
+    "penjing (blocks)": (ours, {"rounding": "blocks"}),
+    "penjing (4-bit weights, blocks, simulated)": (ours, {"weight_bits": 4, "rounding": "blocks"}),
     "penjing (4-bit weights, nearest, simulated)": (ours, {"weight_bits": 4, "rounding": "nearest"}),
     "penjing (dynamic)": (ours, {"mode": "dynamic"}),
     "penjing (8-bit weights alone)": (ours, {"mode": "weight_only"}),

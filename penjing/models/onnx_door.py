@@ -100,30 +100,57 @@ class OnnxModel(nn.Module):
                 layer="the ONNX model",
                 remedy=f"Give its inputs: {', '.join(self.input_names)}",
             )
-        env: Env = {"": None, **dict(given)}
-        device = next((v.device for _, v in given if isinstance(v, Tensor)), torch.device("cpu"))
+        env = self.after(self._body.steps, dict(given))
+        outputs = tuple(as_tensor(_present(env, name), _device(env.values())) for name in self.output_names)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """The nodes that run, in order."""
+        return tuple(self._body.steps)
+
+    def after(self, steps: Sequence[Step], values: Mapping[str, Value]) -> Env:
+        """All values by name once ``steps`` have run on what they read: part of the graph, or all of it.
+
+        Args:
+            steps: Some of `steps`, in their order.
+            values: What they read and do not make, besides the weights.
+        """
+        env: Env = {"": None, **values}
+        device = _device(values.values())
         known: dict[str, np.ndarray] = {}
         for name, stored in self._stored.items():
             env[name] = _get(self, stored.path) if stored.path else stored.array
             if stored.path and stored.array is not None:
                 known[name] = stored.array
-        self._run(self._body, env, device, known)
-        outputs = tuple(as_tensor(_present(env, name), device) for name in self.output_names)
-        return outputs[0] if len(outputs) == 1 else outputs
+        for name in values:
+            self._arrived(name, env)
+        self._run(steps, env, device, known)
+        return env
 
-    def _run(self, body: Body, env: Env, device: torch.device, known: dict[str, np.ndarray]) -> None:
-        for step in body.steps:
+    def _run(
+        self, steps: Sequence[Step], env: Env, device: torch.device, known: dict[str, np.ndarray]
+    ) -> None:
+        for step in steps:
+            self._about_to_run(step, env)
             results = self._evaluate(step, env, device, known)
             for name, value in zip(step.outputs, results, strict=False):
                 if name:
                     env[name] = value
+                    self._arrived(name, env)
+
+    def _about_to_run(self, step: Step, env: Env) -> None:
+        """For subclasses: whatever has to be known before a step."""
+
+    def _arrived(self, name: str, env: Env) -> None:
+        """For subclasses: a value is there."""
 
     def _evaluate(
         self, step: Step, env: Env, device: torch.device, known: dict[str, np.ndarray]
     ) -> Sequence[Value]:
         def run_body(body: Body) -> list[Value]:
             scope = dict(env)
-            self._run(body, scope, device, known)
+            self._run(body.steps, scope, device, known)
             return [_present(scope, name) for name in body.outputs]
 
         node = Node(
@@ -171,6 +198,10 @@ def _result(node: Node) -> Sequence[Value]:
             return result if isinstance(result, list) else [np.asarray(result)]
     result = OPS[node.op](node)
     return result if isinstance(result, list) else [result]
+
+
+def _device(values: Iterable[Value | None]) -> torch.device:
+    return next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
 
 
 def _present(env: Env, name: str) -> Value:

@@ -33,7 +33,9 @@ class QuantizeConfig(Config):
         bias_correction: Put the mean output error of the rounded weights into the biases.
         rounding: ``"second_order"``: each weight's rounding error is carried over to the weights not yet
             rounded, by the calibration inputs' second moments; ``"descent"``: that, and then each weight's
-            level in turn to its best given all others, for few bits; or ``"nearest"``.
+            level in turn to its best given all others, for few bits; ``"blocks"``: that of second order, and
+            then weights, steps and biases of each block trained to give its fp32 output; or ``"nearest"``.
+        block_steps: Training steps of each block, for ``rounding="blocks"``.
         reduce_range: How weights are kept from overflowing the 16-bit sums of CPUs without int8 dot products:
             ``"pairs"`` limits only the weight pairs that would, ``"full"`` uses 7 bits, ``"off"`` neither,
             ``"auto"`` is ``"pairs"`` where this machine needs it.
@@ -61,7 +63,8 @@ class QuantizeConfig(Config):
     memory_mb: Annotated[int, Field(ge=1)] = 96
     equalize: bool = True
     bias_correction: bool = True
-    rounding: Literal["nearest", "second_order", "descent"] = "second_order"
+    rounding: Literal["nearest", "second_order", "descent", "blocks"] = "second_order"
+    block_steps: Annotated[int, Field(ge=1)] = 200
     reduce_range: Literal["auto", "off", "pairs", "full"] = "auto"
     widen: bool = True
     max_drop: Annotated[float | None, Field(ge=0, le=1)] = None

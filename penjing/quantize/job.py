@@ -187,8 +187,10 @@ class Job:
         self.nodes = _by_output(model)
         self.placement = placement
         self.seen = Calibration({})
+        self.moments = {}
         self.params, self.scales = dict(params), dict(scales)
-        self.notes.append("weights and steps were learned (quantization-aware training)")
+        # what was learned is written as it is
+        self.config = self.config.model_copy(update={"bias_correction": False, "rounding": "nearest"})
 
     def _observe(self, placement: Placement) -> None:
         """Calibrate what the placement needs and is not known yet."""

@@ -14,6 +14,7 @@ from torch import nn
 from penjing.errors import QuantizeError
 from penjing.events import Event, Listener, silent
 from penjing.quantize import mixed
+from penjing.quantize.blocks import train_blocks
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.job import Job, as_onnx
 from penjing.quantize.linear_job import write_linears
@@ -75,6 +76,8 @@ def quantize(
             job = Job(fp32, data, config or QuantizeConfig(), seed, listen)
             if job.config.mode == "static":
                 job.calibrate()
+            if job.config.rounding == "blocks":
+                train_blocks(job, Path(folder))
         config = job.config
         metrics = job.fall_back(labels_metric, eval_data) if config.max_drop is not None else None
         if config.sensitivity and not job.gains:

@@ -8,7 +8,7 @@ quantization found, so the untrained student is the post-training file.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +24,7 @@ from penjing.events import Listener, silent
 from penjing.models.onnx_door import Env, OnnxModel
 from penjing.models.onnx_ops import as_tensor
 from penjing.models.onnx_ops.node import Value
-from penjing.models.onnx_read import Body, Step
+from penjing.models.onnx_read import Step
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.encode import EncodedLayer, guard_of
 from penjing.quantize.fake import fake_activation, fake_weight
@@ -123,26 +123,30 @@ class QuantizedStudent(OnnxModel):
         own = placement.roots.get(name) == name and name not in placement.emitted
         return name + _ROUNDED if own else name
 
-    def _run(self, body: Body, env: Env, device: torch.device, known: dict[str, np.ndarray]) -> None:
-        if body is not self._body:
-            super()._run(body, env, device, known)
-            return
-        for out, layer in self.frame.layers.items():
-            env[layer.weight + _ROUNDED] = self._weight(out, as_tensor(_there(env, layer.weight)))
-        for name in self.input_names:
-            self._round(name, env)
-        for step in body.steps:
-            for name, value in zip(step.outputs, self._evaluate(step, env, device, known), strict=False):
-                if name:
-                    env[name] = value
-                    self._round(name, env)
+    def layer_parameters(self, out: str) -> tuple[nn.Parameter, nn.Parameter | None, nn.Parameter]:
+        """Weight, bias and weight steps of the int8 layer with this output."""
+        step = next(step for step in self.steps if step.outputs[0] == out)
+        bias = self._stored.get(step.inputs[2]) if len(step.inputs) > 2 else None
+        return (
+            self._held(self.frame.layers[out].weight),
+            None if bias is None or bias.path is None else self.get_parameter(bias.path),
+            self.weight_steps[self._layers[out]],
+        )
 
-    def _weight(self, out: str, w: Tensor) -> Tensor:
-        layer = self.frame.layers[out]
-        top = weight_top(self.frame.config.weight_bits)
-        return fake_weight(w, self.weight_steps[self._layers[out]], layer.axis, layer.guard, top)
+    def rounded_tensors(self, names: Set[str]) -> dict[str, nn.Parameter]:
+        """The steps of those tensors among ``names`` that are rounded to 8 bits."""
+        return {name: self.activation_steps[i] for name, i in self._roots.items() if name in names}
 
-    def _round(self, name: str, env: Env) -> None:
+    def _about_to_run(self, step: Step, env: Env) -> None:
+        """Store the weight of an int8 layer as its file does."""
+        out = step.outputs[0]
+        layer = self.frame.layers.get(out)
+        if layer is not None:
+            w, steps_O = as_tensor(_there(env, layer.weight)), self.weight_steps[self._layers[out]]
+            top = weight_top(self.frame.config.weight_bits)
+            env[layer.weight + _ROUNDED] = fake_weight(w, steps_O, layer.axis, layer.guard, top)
+
+    def _arrived(self, name: str, env: Env) -> None:
         """Store a tensor of 8 bits where the graph makes one."""
         placement = self.frame.placement
         if placement.roots.get(name) != name:
@@ -209,21 +213,25 @@ def quantized_student(
         source = as_onnx(model, data, example_inputs, Path(folder))
         job = Job(source, data, config, seed, listen)
         job.calibrate()
-        encoded = job.encode(job.placement)
-        layers = {}
-        for out in job.placement.layers:
-            node = job.nodes[out]
-            weight = node.inputs[1]
-            assert weight is not None
-            if node.op_type != "MatMul" and encoded[out].bias_O is not None and len(node.inputs) < 3:
-                bias = np.zeros(len(encoded[out].bias_scale_O), np.float32)
-                set_bias(job.model.graph, node, bias)
-            layers[out] = LayerFrame(name_of(weight), weight_axis(node), guard_of(node, job.guard))
-        params = {root: job.params[root] for root in job.placement.observed}
-        frame = Frame(job.model, job.placement, params, layers, config)
-        prepared = Path(folder) / "prepared.onnx"
-        ir.save(job.model, prepared)
-        return QuantizedStudent(prepared, frame, encoded).eval()
+        return student_of(job, Path(folder) / "prepared.onnx")
+
+
+def student_of(job: Job, prepared: Path) -> QuantizedStudent:
+    """The network of a calibrated job; ``prepared`` is where its fp32 graph is written."""
+    encoded = job.encode(job.placement)
+    layers = {}
+    for out in job.placement.layers:
+        node = job.nodes[out]
+        weight = node.inputs[1]
+        assert weight is not None
+        if node.op_type != "MatMul" and encoded[out].bias_O is not None and len(node.inputs) < 3:
+            bias = np.zeros(len(encoded[out].bias_scale_O), np.float32)
+            set_bias(job.model.graph, node, bias)
+        layers[out] = LayerFrame(name_of(weight), weight_axis(node), guard_of(node, job.guard))
+    params = {root: job.params[root] for root in job.placement.observed}
+    frame = Frame(job.model, job.placement, params, layers, job.config)
+    ir.save(job.model, prepared)
+    return QuantizedStudent(prepared, frame, encoded).eval()
 
 
 def taught_job(
@@ -236,17 +244,22 @@ def taught_job(
     """
     source = folder / "fp32.onnx"
     ir.save(student.frame.model, source)
-    config = student.frame.config.model_copy(update={"bias_correction": False, "rounding": "nearest"})
-    job = Job(source, data, config, seed, listen)
+    job = Job(source, data, student.frame.config, seed, listen)
     for name, value in student.named_parameters():
         if not bool(torch.isfinite(value).all()):
             raise QuantizeError(
                 "training left values that are not finite", layer=name, remedy="Train with a lower lr"
             )
+    job.notes.append("weights and steps were learned (quantization-aware training)")
+    teach(job, student)
+    return job
+
+
+def teach(job: Job, student: QuantizedStudent) -> None:
+    """Give a job what its student learned."""
     job.teach(
         student.learned_model(), student.frame.placement, student.learned_params(), student.learned_scales()
     )
-    return job
 
 
 def _there(env: Env, name: str) -> Value:

@@ -1,10 +1,10 @@
 """Pad widths that the int8 kernels do not take whole: channels of zeros, which nothing reads.
 
-ONNX Runtime's quick int8 convolutions (MLAS ``MlasConvSym``) want a multiple of 4 channels in and a multiple of
-8, at least 16, out; depthwise ones a multiple of 16. Everything else takes a path of about half the speed: a
-3 × 3 convolution from 32 to 17 channels 71 µs, from 32 to 24 53 µs; a depthwise one of 83 channels 93 µs, of 96
-43 µs (32 × 32 positions). Pruned widths are seldom such multiples. A *region* is what must keep one width: the
-convolutions that write it, everything channel by channel in between, and the convolutions that read it.
+ONNX Runtime's quick int8 convolutions (MLAS ``MlasConvSym``) want a multiple of 4 channels in and a multiple
+of 8, at least 16, out; depthwise ones a multiple of 16. Everything else takes a path of about half the speed:
+a 3 × 3 convolution from 32 to 17 channels 71 µs, from 32 to 24 53 µs; a depthwise one of 83 channels 93 µs,
+of 96 43 µs (32 × 32 positions). Pruned widths are seldom such multiples. A *region* is what must keep one
+width: the convolutions that write it, all that goes channel by channel in between, and those that read it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def widen(model: ir.Model) -> int:
         block = _DEPTHWISE_BLOCK if region.depthwise else _BLOCK
         extra = max(_FEWEST, -(-width // block) * block) - width
         if extra:
-            _pad(model.graph, region, extra)
+            _pad(model.graph, region, width, extra)
             padded += 1
     return padded
 
@@ -85,13 +85,13 @@ def _regions(graph: ir.Graph) -> list[_Region]:
     for value in graph.inputs:
         region(value).frozen = True
     for node in graph:
-        for value in node.inputs:
-            if value is None or value.is_initializer() or _is_parameter(value):
+        for read in node.inputs:
+            if read is None or read.is_initializer() or _is_parameter(read):
                 continue
-            if _is_dense(node) and value is node.inputs[0]:
-                region(value).readers.append(node)
-            elif not (_passes(node) and any(value is one for one in _data(node))):
-                region(value).frozen = True
+            if _is_dense(node) and read is node.inputs[0]:
+                region(read).readers.append(node)
+            elif not (_passes(node) and any(read is one for one in _data(node))):
+                region(read).frozen = True
         for value in node.outputs:
             if _is_parameter(value):
                 continue
@@ -113,11 +113,12 @@ def _width(region: _Region) -> int | None:
         return None
     widths = {_weight(node).shape[0] for node in [*region.writers, *region.depthwise]}
     widths |= {_weight(node).shape[1] for node in region.readers}
-    widths |= {value.shape[1] for value in region.values if value.shape is not None}  # type: ignore[misc]
-    return widths.pop() if len(widths) == 1 else None
+    widths |= {value.shape[1] for value in region.values if value.shape is not None}
+    width = widths.pop()
+    return width if isinstance(width, int) and not widths else None
 
 
-def _pad(graph: ir.Graph, region: _Region, extra: int) -> None:
+def _pad(graph: ir.Graph, region: _Region, width: int, extra: int) -> None:
     for node in [*region.writers, *region.depthwise]:
         for position in (1, 2):
             if position < len(node.inputs) and (value := node.inputs[position]) is not None:
@@ -127,12 +128,10 @@ def _pad(graph: ir.Graph, region: _Region, extra: int) -> None:
         assert weight is not None
         _pad_parameter(graph, weight, 1, extra)
     for node in region.depthwise:
-        width = int_attribute(node, "group", 1) + extra
-        node.attributes["group"] = ir.AttrInt64("group", width)
+        node.attributes["group"] = ir.AttrInt64("group", width + extra)
     for value in region.values:
         if value.shape is not None:
-            dims = list(value.shape)
-            value.shape = ir.Shape([*dims[:1], int(dims[1]) + extra, *dims[2:]])  # type: ignore[arg-type]
+            value.shape = ir.Shape([value.shape[0], width + extra, *value.shape[2:]])
 
 
 def _pad_parameter(graph: ir.Graph, value: ir.Value, axis: int, extra: int) -> None:

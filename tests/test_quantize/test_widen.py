@@ -78,7 +78,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 width = st.integers(1, 40)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(width, width, width, width)
 def test_padding_changes_no_answer(stream: int, hidden: int, plain: int, held: int) -> None:
     """The padded file answers as the plain one does, and the weights file does not know of it."""
@@ -115,7 +115,9 @@ def test_which_widths_are_padded(tmp_path: Path) -> None:
 
 def test_whole_widths_stay(tmp_path: Path) -> None:
     """Where the kernels take all widths whole there is nothing to pad."""
-    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Conv2d(24, 5, 1))
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Conv2d(24, 5, 1)
+    )
     plain, padded = both(model, batches(1, 8), tmp_path)
     assert shapes(padded.path) == shapes(plain.path)
     assert not any("padded" in note for note in padded.notes)

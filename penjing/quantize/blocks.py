@@ -1,0 +1,314 @@
+"""Block-wise reconstruction: each block's int8 arithmetic is trained to give the block's fp32 output.
+
+Li et al. 2021, "BRECQ": blocks are small enough that a few hundred unlabelled samples do not overfit them,
+and large enough that the errors of their layers can cancel. What is trained are weights, steps and biases
+alike, by straight-through gradients (Chen et al. 2024, "EfficientQAT", section 3.2), from what second-order
+rounding found. Blocks go in order: each one reads what the int8 blocks before it give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penjing.events import Event, Listener
+from penjing.models.onnx_door import OnnxModel
+from penjing.models.onnx_ops import as_tensor
+from penjing.models.onnx_ops.node import Value
+from penjing.models.onnx_read import Step
+from penjing.quantize.feeds import Feeds
+from penjing.quantize.job import Job
+from penjing.quantize.student import QuantizedStudent, student_of, teach
+
+_BATCH = 32
+_MEMORY = 768 << 20
+_LAYERS = 4
+_RATES = {"weights": 0.025, "steps": 0.002, "biases": 0.002}
+_PACES = (1.0, 0.2)
+"""Factors of the rates: the next one where a block got no better, as with few samples it may overfit."""
+_HELD = 4
+"""Of so many batches one is held back, to judge what was learned on the others."""
+
+Values = dict[str, Value]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the graph that one tensor enters and one leaves.
+
+    Attributes:
+        start: The tensor that enters; None where the graph begins.
+        ends: What leaves: one tensor, or the graph's outputs.
+        steps: Positions of its nodes, those before ``start`` that it needs besides included.
+        layers: Output names of its int8 layers.
+    """
+
+    start: str | None
+    ends: tuple[str, ...]
+    steps: tuple[int, ...]
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BlockError:
+    """Relative squared error of a block's output on samples held back, before and after.
+
+    ``after`` is ``before`` where training did not help and was taken back.
+    """
+
+    block: Block
+    before: float
+    after: float
+
+
+def find_blocks(model: OnnxModel, layers: Mapping[str, object]) -> list[Block]:
+    """Cut the graph wherever a single tensor that depends on an int8 layer goes on.
+
+    What depends on none (masks, sizes, embeddings) is computed again by every block that needs it.
+
+    Args:
+        model: The fp32 graph.
+        layers: Its int8 layers, by output name.
+    """
+    steps = model.steps
+    made = {name: index for index, step in enumerate(steps) for name in step.outputs if name}
+    last: dict[str, int] = dict.fromkeys(model.output_names, len(steps))
+    for index, step in enumerate(steps):
+        for name in _read(step):
+            last[name] = max(last.get(name, -1), index)
+    dependent: set[str] = set()
+    for step in steps:
+        if step.outputs[0] in layers or not dependent.isdisjoint(_read(step)):
+            dependent.update(name for name in step.outputs if name)
+    blocks: list[Block] = []
+    live: set[str] = set()
+    start: str | None = None
+    inside: list[int] = []
+    behind = [index for index, step in enumerate(steps) if step.outputs[0] in dependent]
+    for index in behind:
+        step = steps[index]
+        inside.append(index)
+        live.update(name for name in step.outputs if name in dependent)
+        live = {name for name in live if last.get(name, -1) > index}
+        held = tuple(steps[i].outputs[0] for i in inside if steps[i].outputs[0] in layers)
+        if index == behind[-1] or (len(live) == 1 and len(held) >= _LAYERS):
+            ends = tuple(sorted(live)) or (step.outputs[0],)
+            if held:
+                blocks.append(Block(start, ends, _needed(steps, inside, made, dependent), held))
+            start, inside = ends[0], []
+    return blocks
+
+
+def _needed(
+    steps: Sequence[Step], inside: Sequence[int], made: Mapping[str, int], dependent: set[str]
+) -> tuple[int, ...]:
+    """``inside`` and the nodes without int8 layers before them that they read from."""
+    needed, waiting = set(inside), list(inside)
+    while waiting:
+        for name in _read(steps[waiting.pop()]):
+            if name in made and name not in dependent and made[name] not in needed:
+                needed.add(made[name])
+                waiting.append(made[name])
+    return tuple(sorted(needed))
+
+
+def _read(step: Step) -> set[str]:
+    """Names that a node reads, in its own branches too."""
+    from penjing.models.onnx_read import Body
+
+    names = {name for name in step.inputs if name}
+    for value in step.attributes.values():
+        if isinstance(value, Body):
+            for inner in value.steps:
+                names |= _read(inner)
+            names |= set(value.outputs)
+    return names
+
+
+def train_blocks(job: Job, folder: Path) -> None:
+    """Block-wise reconstruction of a calibrated job, which then writes what was learned."""
+    prepared = folder / "prepared.onnx"
+    student = student_of(job, prepared)
+    errors = reconstruct_blocks(
+        student,
+        OnnxModel(prepared),
+        job.feeds,
+        steps=job.config.block_steps,
+        seed=job.seed,
+        listen=job.listen,
+    )
+    better = [error for error in errors if error.after < error.before]
+    share = float(np.mean([error.after / error.before for error in better])) if better else 1.0
+    job.notes.append(
+        f"{len(better)} of {len(errors)} blocks were reconstructed: their squared error on samples held back "
+        f"is {share:.2f} of what rounding left"
+    )
+    teach(job, student)
+
+
+def reconstruct_blocks(
+    student: QuantizedStudent,
+    reference: OnnxModel,
+    feeds: Feeds,
+    *,
+    steps: int,
+    seed: int,
+    listen: Listener,
+) -> list[BlockError]:
+    """Train the student block by block, in place; a block that does not get better stays as it was.
+
+    Args:
+        student: As `penjing.quantize.student.quantized_student` gives it.
+        reference: The graph it was made of, in fp32.
+        feeds: Unlabelled samples; at least two batches.
+        steps: Training steps of each block.
+        seed: Of the order of the batches.
+        listen: Hears progress.
+    """
+    blocks = find_blocks(reference, student.frame.layers)
+    batches = _batches(reference, blocks, feeds)
+    given: list[Values] = [{} for _ in batches]
+    wanted: list[Values] = [{} for _ in batches]
+    errors = []
+    for number, block in enumerate(blocks):
+        before_, wanted_before = given, wanted
+        wanted = [_run(reference, block, feed, x) for feed, x in zip(batches, wanted_before, strict=True)]
+        errors.append(_train(student, block, batches, before_, wanted, steps, seed))
+        given = [_run(student, block, feed, x) for feed, x in zip(batches, before_, strict=True)]
+        done = {"block": number + 1.0, "blocks": float(len(blocks)), "error": errors[-1].after}
+        listen(Event("quantize", "progress", metrics=done, message=f"block {number + 1} of {len(blocks)}"))
+    return errors
+
+
+@torch.no_grad()
+def _batches(reference: OnnxModel, blocks: Sequence[Block], feeds: Feeds) -> list[Values]:
+    """Feeds of equal size, as many as keep three tensors between blocks within memory."""
+    found: list[Values] = []
+    most = feeds.samples
+    for feed, _ in feeds.batches(_BATCH):
+        values: Values = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
+        count = len(next(iter(feed.values())))
+        if not found:
+            env = reference.after(reference.steps, values)
+            largest = max(as_tensor(_there(env, end)).nbytes for block in blocks for end in block.ends)
+            most = max(_MEMORY // (3 * largest), 2) * count
+        elif count != len(as_tensor(next(iter(found[0].values())))):
+            break
+        found.append(values)
+        if len(found) * count >= most:
+            break
+    return found
+
+
+def _run(model: OnnxModel, block: Block, feed: Values, x: Values) -> Values:
+    with torch.no_grad():
+        return _ends(model, block, feed, x)
+
+
+def _ends(model: OnnxModel, block: Block, feed: Values, x: Values) -> Values:
+    """What leaves the block."""
+    steps = model.steps
+    env = model.after([steps[index] for index in block.steps], {**feed, **x})
+    return {name: _there(env, name) for name in block.ends}
+
+
+def _train(
+    student: QuantizedStudent,
+    block: Block,
+    feeds: Sequence[Values],
+    given: Sequence[Values],
+    wanted: Sequence[Values],
+    steps: int,
+    seed: int,
+) -> BlockError:
+    held = list(range(0, len(feeds), _HELD)) if len(feeds) > 1 else [0]
+    used = [index for index in range(len(feeds)) if index not in held] or held
+    groups = list(_groups(student, block))
+    parameters = [value for group in groups for value in group["params"]]
+    size = [sum(_power(wanted[index])[n] for index in used) / len(used) for n in range(len(block.ends))]
+
+    def loss(index: int) -> Tensor:
+        found = _ends(student, block, feeds[index], given[index])
+        parts = [
+            (as_tensor(found[name]) - as_tensor(wanted[index][name])).square().mean() / max(size[n], 1e-20)
+            for n, name in enumerate(block.ends)
+            if as_tensor(wanted[index][name]).is_floating_point()
+        ]
+        return torch.stack(parts).mean()
+
+    def judged() -> float:
+        with torch.no_grad():
+            return float(torch.stack([loss(index) for index in held]).mean())
+
+    start = [value.detach().clone() for value in parameters]
+    best, before = start, judged()
+    after = before
+    draw = np.random.default_rng(seed)
+    with _training_only(student, parameters):
+        for pace in _PACES:
+            for value, old in zip(parameters, start, strict=True):
+                value.data.copy_(old)
+            optimizer = torch.optim.Adam([{**group, "lr": pace * group["lr"]} for group in groups])
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+            for _ in range(steps):
+                optimizer.zero_grad(set_to_none=True)
+                loss(int(draw.choice(used))).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+            reached = judged()
+            if reached < after:
+                after, best = reached, [value.detach().clone() for value in parameters]
+            if after < before:
+                break
+    for value, found in zip(parameters, best, strict=True):
+        value.data.copy_(found)
+    return BlockError(block, before, after)
+
+
+@contextmanager
+def _training_only(student: QuantizedStudent, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients for these alone, for a while."""
+    wished = [value.requires_grad for value in student.parameters()]
+    student.requires_grad_(False)
+    for value in parameters:
+        value.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for value, wish in zip(student.parameters(), wished, strict=True):
+            value.requires_grad_(wish)
+            value.grad = None
+
+
+def _groups(student: QuantizedStudent, block: Block) -> Iterator[dict[str, Any]]:
+    """Parameters with their rates: a share of the layer's own step, and of each step's own size."""
+    for out in block.layers:
+        weight, bias, step_O = student.layer_parameters(out)
+        size = float(step_O.detach().abs().mean())
+        yield {"params": [weight], "lr": _RATES["weights"] * size}
+        yield {"params": [step_O], "lr": _RATES["steps"] * size}
+        if bias is not None:
+            level = float(bias.detach().abs().mean())
+            if level > 0:
+                yield {"params": [bias], "lr": _RATES["biases"] * level}
+    made = {name for index in block.steps for name in student.steps[index].outputs}
+    for name, step in student.rounded_tensors(made).items():
+        if name != block.start:
+            yield {"params": [step], "lr": _RATES["steps"] * float(step.detach())}
+
+
+def _power(values: Values) -> list[float]:
+    return [float(as_tensor(value).float().square().mean()) for value in values.values()]
+
+
+def _there(env: Mapping[str, Value | None], name: str) -> Value:
+    value = env[name]
+    assert value is not None
+    return value
