@@ -183,7 +183,7 @@ Maker = Callable[[Bench, int], Network]
 
 
 def ours(*, stream: bool = False) -> Maker:
-    """Optimal brain surgeon by what reaches the output, per MAC saved, then the refit; without labels.
+    """Optimal brain surgeon by damage to the output, per MAC saved, then the refit; without labels.
 
     For a latency, widths go by the measured damage against the measured milliseconds.
     """
@@ -326,10 +326,11 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
         return dict(json.loads(result.read_text(encoding="utf-8")))
     before = _pruned(bench, network, seed)
     config = RecoverConfig.parse({"epochs": setting.epochs, **RECOVERIES[recovery]})
+    mixed = config.mixup > 0
     done = recover(
         before.model,
-        bench.dense if recovery == "fine-tuning" else None,
-        bench.training(seed, mixed="mixup" in RECOVERIES[recovery]),
+        bench.dense if mixed or recovery == "fine-tuning" else None,
+        bench.training(seed, mixed=mixed),
         config,
         val=bench.val,
         checkpoint=setting.out / "checkpoints" / name,

@@ -58,7 +58,7 @@ def prune(
         criterion: A name (``"magnitude"``, ``"taylor"``, …), ``{"name": …, option: value}`` or a `Criterion`.
         scope: How groups share the ratio or budget; with "sensitivity" widths go by measured damage against
             measured cost (needs a budget and data). Where a criterion's scores are damages that add up
-            (``"obs"``), a budget divides them by what a slot saves.
+            (``"obs"``), a budget divides them by what a slot saves (see `penjing.prune.worth`).
         ignore: Glob patterns on parameter names; the axes of matching parameters stay whole.
         data: Batches, for criteria that need them and for reconstruction.
         reconstruct: Refit what reads the removed slots to the original's outputs on ``data``, before any

@@ -2,6 +2,11 @@
 
 Under a budget, slots whose damages add up go in the order of damage over saving: the greedy choice for the
 knapsack (Dantzig 1957), which is how one layer's channels compare with another's.
+
+Damages are estimated one at a time, on the original, and come out too high where a parameter serves many
+positions: early in a network, where the refits behind repair most of what is done. So they are divided by the
+root of the positions, too. Refitted, not trained, validation without and with it: ResNet-20 at 2× fewer MACs
+86.8 and 90.8%, at half the parameters 85.9 and 86.5%; ResNet-56 at 2.57× 95.9 and 96.6% (`bench/cifar10.py`).
 """
 
 from __future__ import annotations
@@ -32,7 +37,8 @@ def per_cost(
         budget: Says what is to be saved; of several quantities the sum of the shares.
 
     Returns:
-        The same, each group divided by the mean saving of its slots; slots that save nothing go last.
+        The same, each group divided by the mean saving of its slots and by the root of the positions that its
+        parameters serve; slots that save nothing go last.
     """
     cost = Cost(graph, coupling)
     counts = [getattr(cost, name) for name in sorted({_COUNTED[bound] for bound in budget.bounds})]
@@ -41,5 +47,7 @@ def per_cost(
     for group in coupling.groups:
         almost = by_leaf(coupling, {group.id: np.arange(1)})
         saved = sum(1 - count(almost) / total for count, total in zip(counts, whole, strict=True))
-        out[group.id] = scores[group.id] * max(group.size - 1, 1) / max(saved, 1e-12)
+        params, macs = cost.params({}) - cost.params(almost), cost.macs({}) - cost.macs(almost)
+        positions = max(macs, 1) / max(params, 1)
+        out[group.id] = scores[group.id] * max(group.size - 1, 1) / max(saved, 1e-12) / positions**0.5
     return out

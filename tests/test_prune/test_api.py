@@ -15,6 +15,8 @@ from penjing.errors import PruneError, TraceError
 from penjing.graph import couple, trace
 from penjing.prune import Budget, Plan, apply, apply_, masked_equivalence, prune
 from penjing.prune.compare import relative_error, run
+from penjing.prune.cost import Cost
+from penjing.prune.slots import by_leaf
 from penjing.prune.worth import per_cost
 
 
@@ -311,3 +313,21 @@ def test_per_cost_keeps_the_order_within_a_group() -> None:
     for name, row in scores.items():
         assert (np.argsort(row) == np.argsort(weighed[name])).all()
         assert np.ptp(weighed[name] / row) < 1e-9 * float(weighed[name].max())
+
+
+def test_damage_at_many_positions_counts_less() -> None:
+    """Equal damages for equal savings weigh as the roots of the positions: 16 × 16 early, 4 × 4 late."""
+    early = [nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(8, 5, 3, padding=1, bias=False)]
+    late = [nn.Conv2d(5, 12, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(12, 6, 1, bias=False)]
+    model = nn.Sequential(*early, nn.AvgPool2d(4), *late)
+    graph = trace(model, torch.zeros(2, 3, 16, 16))
+    coupling = couple(graph)
+    scores = {group.id: np.ones(group.size) for group in coupling.groups}
+    budget, cost = Budget(macs=0.5), Cost(graph, coupling)
+    weighed = per_cost(graph, coupling, scores, budget)
+    worth = {}
+    for group in coupling.groups:
+        one_left = by_leaf(coupling, {group.id: np.arange(1)})
+        saved = (cost.macs({}) - cost.macs(one_left)) / (group.size - 1)
+        worth[group.size] = weighed[group.id][0] * saved
+    assert worth[12] / worth[8] == pytest.approx((16 * 16) ** 0.5 / (4 * 4) ** 0.5)
