@@ -101,7 +101,7 @@ class OnnxModel(nn.Module):
                 remedy=f"Give its inputs: {', '.join(self.input_names)}",
             )
         env = self.after(self._body.steps, dict(given))
-        outputs = tuple(as_tensor(_present(env, name), _device(env.values())) for name in self.output_names)
+        outputs = tuple(as_tensor(present(env, name), _device(env.values())) for name in self.output_names)
         return outputs[0] if len(outputs) == 1 else outputs
 
     @property
@@ -151,7 +151,7 @@ class OnnxModel(nn.Module):
         def run_body(body: Body) -> list[Value]:
             scope = dict(env)
             self._run(body.steps, scope, device, known)
-            return [_present(scope, name) for name in body.outputs]
+            return [present(scope, name) for name in body.outputs]
 
         node = Node(
             op=step.op,
@@ -204,7 +204,8 @@ def _device(values: Iterable[Value | None]) -> torch.device:
     return next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
 
 
-def _present(env: Env, name: str) -> Value:
+def present(env: Mapping[str, Value | None], name: str) -> Value:
+    """The value of this name, which is there."""
     value = env[name]
     assert value is not None
     return value

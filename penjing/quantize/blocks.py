@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from penjing.errors import QuantizeError
 from penjing.events import Event, Listener
-from penjing.models.onnx_door import OnnxModel
+from penjing.models.onnx_door import OnnxModel, present
 from penjing.models.onnx_ops import as_tensor
 from penjing.models.onnx_ops.node import Value
-from penjing.models.onnx_read import Step
+from penjing.models.onnx_read import Body, Step
 from penjing.quantize.feeds import Feeds
 from penjing.quantize.job import Job
 from penjing.quantize.student import QuantizedStudent, student_of, teach
@@ -121,8 +122,6 @@ def _needed(
 
 def _read(step: Step) -> set[str]:
     """Names that a node reads, in its own branches too."""
-    from penjing.models.onnx_read import Body
-
     names = {name for name in step.inputs if name}
     for value in step.attributes.values():
         if isinstance(value, Body):
@@ -167,7 +166,7 @@ def reconstruct_blocks(
     Args:
         student: As `penjing.quantize.student.quantized_student` gives it.
         reference: The graph it was made of, in fp32.
-        feeds: Unlabelled samples; at least two batches.
+        feeds: Unlabelled samples.
         steps: Training steps of each block.
         seed: Of the order of the batches.
         listen: Hears progress.
@@ -178,10 +177,9 @@ def reconstruct_blocks(
     wanted: list[Values] = [{} for _ in batches]
     errors = []
     for number, block in enumerate(blocks):
-        before_, wanted_before = given, wanted
-        wanted = [_run(reference, block, feed, x) for feed, x in zip(batches, wanted_before, strict=True)]
-        errors.append(_train(student, block, batches, before_, wanted, steps, seed))
-        given = [_run(student, block, feed, x) for feed, x in zip(batches, before_, strict=True)]
+        wanted = [_run(reference, block, feed, x) for feed, x in zip(batches, wanted, strict=True)]
+        errors.append(_train(student, block, batches, given, wanted, steps, seed))
+        given = [_run(student, block, feed, x) for feed, x in zip(batches, given, strict=True)]
         done = {"block": number + 1.0, "blocks": float(len(blocks)), "error": errors[-1].after}
         listen(Event("quantize", "progress", metrics=done, message=f"block {number + 1} of {len(blocks)}"))
     return errors
@@ -189,7 +187,11 @@ def reconstruct_blocks(
 
 @torch.no_grad()
 def _batches(reference: OnnxModel, blocks: Sequence[Block], feeds: Feeds) -> list[Values]:
-    """Feeds of equal size, as many as keep three tensors between blocks within memory."""
+    """Feeds of equal size, as many as keep three tensors between blocks within memory.
+
+    Raises:
+        QuantizeError: where some cannot be held back.
+    """
     found: list[Values] = []
     most = feeds.samples
     for feed, _ in feeds.batches(_BATCH):
@@ -197,13 +199,22 @@ def _batches(reference: OnnxModel, blocks: Sequence[Block], feeds: Feeds) -> lis
         count = len(next(iter(feed.values())))
         if not found:
             env = reference.after(reference.steps, values)
-            largest = max(as_tensor(_there(env, end)).nbytes for block in blocks for end in block.ends)
+            largest = max(as_tensor(present(env, end)).nbytes for block in blocks for end in block.ends)
             most = max(_MEMORY // (3 * largest), 2) * count
         elif count != len(as_tensor(next(iter(found[0].values())))):
             break
         found.append(values)
         if len(found) * count >= most:
             break
+    if len(found) == 1 and not feeds.fixed:
+        size = len(as_tensor(next(iter(found[0].values())))) // _HELD
+        starts = range(0, size * _HELD, max(size, 1))
+        found = [{name: as_tensor(x)[at : at + size] for name, x in found[0].items()} for at in starts]
+    if len(found) < 2:
+        raise QuantizeError(
+            "rounding 'blocks' holds samples back to judge by, and there are too few",
+            remedy=f"Calibrate with at least {_HELD} samples, or {_HELD} batches where the batch is fixed",
+        )
     return found
 
 
@@ -216,7 +227,7 @@ def _ends(model: OnnxModel, block: Block, feed: Values, x: Values) -> Values:
     """What leaves the block."""
     steps = model.steps
     env = model.after([steps[index] for index in block.steps], {**feed, **x})
-    return {name: _there(env, name) for name in block.ends}
+    return {name: present(env, name) for name in block.ends}
 
 
 def _train(
@@ -228,8 +239,8 @@ def _train(
     steps: int,
     seed: int,
 ) -> BlockError:
-    held = list(range(0, len(feeds), _HELD)) if len(feeds) > 1 else [0]
-    used = [index for index in range(len(feeds)) if index not in held] or held
+    held = list(range(0, len(feeds), _HELD))
+    used = [index for index in range(len(feeds)) if index not in held]
     groups = list(_groups(student, block))
     parameters = [value for group in groups for value in group["params"]]
     size = [sum(_power(wanted[index])[n] for index in used) / len(used) for n in range(len(block.ends))]
@@ -306,9 +317,3 @@ def _groups(student: QuantizedStudent, block: Block) -> Iterator[dict[str, Any]]
 
 def _power(values: Values) -> list[float]:
     return [float(as_tensor(value).float().square().mean()) for value in values.values()]
-
-
-def _there(env: Mapping[str, Value | None], name: str) -> Value:
-    value = env[name]
-    assert value is not None
-    return value

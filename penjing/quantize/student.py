@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from penjing.errors import QuantizeError
 from penjing.events import Listener, silent
-from penjing.models.onnx_door import Env, OnnxModel
+from penjing.models.onnx_door import Env, OnnxModel, present
 from penjing.models.onnx_ops import as_tensor
-from penjing.models.onnx_ops.node import Value
 from penjing.models.onnx_read import Step
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.encode import EncodedLayer, guard_of
@@ -142,7 +141,7 @@ class QuantizedStudent(OnnxModel):
         out = step.outputs[0]
         layer = self.frame.layers.get(out)
         if layer is not None:
-            w, steps_O = as_tensor(_there(env, layer.weight)), self.weight_steps[self._layers[out]]
+            w, steps_O = as_tensor(present(env, layer.weight)), self.weight_steps[self._layers[out]]
             top = weight_top(self.frame.config.weight_bits)
             env[layer.weight + _ROUNDED] = fake_weight(w, steps_O, layer.axis, layer.guard, top)
 
@@ -153,7 +152,7 @@ class QuantizedStudent(OnnxModel):
             return
         step = self.activation_steps[self._roots[name]]
         zero = self.frame.params[name].zero_point
-        rounded = fake_activation(as_tensor(_there(env, name)), step, zero)
+        rounded = fake_activation(as_tensor(present(env, name)), step, zero)
         env[name if name in placement.emitted else name + _ROUNDED] = rounded
 
     # --------------------------------------------------------------------------------------------- to a file
@@ -260,12 +259,6 @@ def teach(job: Job, student: QuantizedStudent) -> None:
     job.teach(
         student.learned_model(), student.frame.placement, student.learned_params(), student.learned_scales()
     )
-
-
-def _there(env: Env, name: str) -> Value:
-    value = env[name]
-    assert value is not None
-    return value
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:

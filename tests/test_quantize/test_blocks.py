@@ -12,6 +12,7 @@ import pytest
 import torch
 from nets import Batches, Block, Residual, Vgg, batches, trained_stats
 
+from penjing.errors import QuantizeError
 from penjing.events import silent
 from penjing.export import export_onnx
 from penjing.models.onnx_door import OnnxModel
@@ -94,3 +95,12 @@ def test_the_file_is_closer_to_fp32(tmp_path: Path) -> None:
         errors[rounding] = float(np.square(found - wanted).mean())
     assert errors["blocks"] < errors["second_order"]
     assert any("reconstructed" in note for note in made.notes)
+
+
+def test_too_few_samples_is_said(tmp_path: Path) -> None:
+    """Three samples leave nothing to judge by; four do."""
+    model, config = trained_stats(Vgg()), QuantizeConfig(rounding="blocks", block_steps=1)
+    with pytest.raises(QuantizeError, match="too few"):
+        quantize(model, batches(1, 3), config, out=tmp_path / "few.onnx", time_it=False)
+    assert list(tmp_path.iterdir()) == []
+    assert quantize(model, batches(1, 4), config, out=tmp_path / "four.onnx", time_it=False).path.exists()
