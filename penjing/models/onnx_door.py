@@ -100,14 +100,15 @@ class OnnxModel(nn.Module):
                 layer="the ONNX model",
                 remedy=f"Give its inputs: {', '.join(self.input_names)}",
             )
-        env = self.after(self._body.steps, dict(given))
-        outputs = tuple(as_tensor(present(env, name), _device(env.values())) for name in self.output_names)
+        env = self.after(self.steps, dict(given))
+        device = _device(value for _, value in given)
+        outputs = tuple(as_tensor(present(env, name), device) for name in self.output_names)
         return outputs[0] if len(outputs) == 1 else outputs
 
     @property
     def steps(self) -> Sequence[Step]:
         """The nodes that run, in order."""
-        return tuple(self._body.steps)
+        return self._body.steps
 
     def after(self, steps: Sequence[Step], values: Mapping[str, Value]) -> Env:
         """All values by name once ``steps`` have run on what they read: part of the graph, or all of it.

@@ -45,13 +45,14 @@ def per_cost(
         parameters serve; slots that save nothing go last.
     """
     cost = Cost(graph, coupling)
-    counts = [getattr(cost, name) for name in sorted({_COUNTED[bound] for bound in budget.bounds})]
-    whole = [max(count({}), 1) for count in counts]
+    bounded = sorted({_COUNTED[bound] for bound in budget.bounds})
+    counts = {name: getattr(cost, name) for name in {*bounded, "params", "macs"}}
+    whole = {name: count({}) for name, count in counts.items()}
     out = {}
     for group in coupling.groups:
         almost = by_leaf(coupling, {group.id: np.arange(1)})
-        saved = sum(1 - count(almost) / total for count, total in zip(counts, whole, strict=True))
-        params, macs = cost.params({}) - cost.params(almost), cost.macs({}) - cost.macs(almost)
-        positions = max(macs, 1) / max(params, 1)
+        left = {name: count(almost) for name, count in counts.items()}
+        saved = sum(1 - left[name] / max(whole[name], 1) for name in bounded)
+        positions = max(whole["macs"] - left["macs"], 1) / max(whole["params"] - left["params"], 1)
         out[group.id] = scores[group.id] * max(group.size - 1, 1) / max(saved, 1e-12) / positions**_POSITIONS
     return out

@@ -45,13 +45,11 @@ class Block:
     """A part of the graph that one tensor enters and one leaves.
 
     Attributes:
-        start: The tensor that enters; None where the graph begins.
         ends: What leaves: one tensor, or the graph's outputs.
-        steps: Positions of its nodes, those before ``start`` that it needs besides included.
+        steps: Positions of its nodes, those before it that it needs besides included.
         layers: Output names of its int8 layers.
     """
 
-    start: str | None
     ends: tuple[str, ...]
     steps: tuple[int, ...]
     layers: tuple[str, ...]
@@ -90,7 +88,6 @@ def find_blocks(model: OnnxModel, layers: Mapping[str, object]) -> list[Block]:
             dependent.update(name for name in step.outputs if name)
     blocks: list[Block] = []
     live: set[str] = set()
-    start: str | None = None
     inside: list[int] = []
     behind = [index for index, step in enumerate(steps) if step.outputs[0] in dependent]
     for index in behind:
@@ -102,8 +99,8 @@ def find_blocks(model: OnnxModel, layers: Mapping[str, object]) -> list[Block]:
         if index == behind[-1] or (len(live) == 1 and len(held) >= _LAYERS):
             ends = tuple(sorted(live)) or (step.outputs[0],)
             if held:
-                blocks.append(Block(start, ends, _needed(steps, inside, made, dependent), held))
-            start, inside = ends[0], []
+                blocks.append(Block(ends, _needed(steps, inside, made, dependent), held))
+            inside = []
     return blocks
 
 
@@ -193,23 +190,24 @@ def _batches(reference: OnnxModel, blocks: Sequence[Block], feeds: Feeds) -> lis
         QuantizeError: where some cannot be held back.
     """
     found: list[Values] = []
-    most = feeds.samples
+    most, size = feeds.samples, 0
     for feed, _ in feeds.batches(_BATCH):
         values: Values = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
         count = len(next(iter(feed.values())))
         if not found:
+            size = count
             env = reference.after(reference.steps, values)
             largest = max(as_tensor(present(env, end)).nbytes for block in blocks for end in block.ends)
             most = max(_MEMORY // (3 * largest), 2) * count
-        elif count != len(as_tensor(next(iter(found[0].values())))):
+        elif count != size:
             break
         found.append(values)
         if len(found) * count >= most:
             break
     if len(found) == 1 and not feeds.fixed:
-        size = len(as_tensor(next(iter(found[0].values())))) // _HELD
-        starts = range(0, size * _HELD, max(size, 1))
-        found = [{name: as_tensor(x)[at : at + size] for name, x in found[0].items()} for at in starts]
+        part = size // _HELD
+        starts = range(0, part * _HELD, max(part, 1))
+        found = [{name: as_tensor(x)[at : at + part] for name, x in found[0].items()} for at in starts]
     if len(found) < 2:
         raise QuantizeError(
             "rounding 'blocks' holds samples back to judge by, and there are too few",
@@ -243,13 +241,17 @@ def _train(
     used = [index for index in range(len(feeds)) if index not in held]
     groups = list(_groups(student, block))
     parameters = [value for group in groups for value in group["params"]]
-    size = [sum(_power(wanted[index])[n] for index in used) / len(used) for n in range(len(block.ends))]
+    power = {
+        name: sum(float(as_tensor(wanted[index][name]).float().square().mean()) for index in used) / len(used)
+        for name in block.ends
+    }
 
     def loss(index: int) -> Tensor:
         found = _ends(student, block, feeds[index], given[index])
         parts = [
-            (as_tensor(found[name]) - as_tensor(wanted[index][name])).square().mean() / max(size[n], 1e-20)
-            for n, name in enumerate(block.ends)
+            (as_tensor(found[name]) - as_tensor(wanted[index][name])).square().mean()
+            / max(power[name], 1e-20)
+            for name in block.ends
             if as_tensor(wanted[index][name]).is_floating_point()
         ]
         return torch.stack(parts).mean()
@@ -259,13 +261,10 @@ def _train(
             return float(torch.stack([loss(index) for index in held]).mean())
 
     start = [value.detach().clone() for value in parameters]
-    best, before = start, judged()
-    after = before
+    before = judged()
     draw = np.random.default_rng(seed)
     with _training_only(student, parameters):
         for pace in _PACES:
-            for value, old in zip(parameters, start, strict=True):
-                value.data.copy_(old)
             optimizer = torch.optim.Adam([{**group, "lr": pace * group["lr"]} for group in groups])
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
             for _ in range(steps):
@@ -273,14 +272,11 @@ def _train(
                 loss(int(draw.choice(used))).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
-            reached = judged()
-            if reached < after:
-                after, best = reached, [value.detach().clone() for value in parameters]
-            if after < before:
-                break
-    for value, found in zip(parameters, best, strict=True):
-        value.data.copy_(found)
-    return BlockError(block, before, after)
+            if (after := judged()) < before:
+                return BlockError(block, before, after)
+            for value, old in zip(parameters, start, strict=True):
+                value.data.copy_(old)
+    return BlockError(block, before, before)
 
 
 @contextmanager
@@ -310,10 +306,5 @@ def _groups(student: QuantizedStudent, block: Block) -> Iterator[dict[str, Any]]
             if level > 0:
                 yield {"params": [bias], "lr": _RATES["biases"] * level}
     made = {name for index in block.steps for name in student.steps[index].outputs}
-    for name, step in student.rounded_tensors(made).items():
-        if name != block.start:
-            yield {"params": [step], "lr": _RATES["steps"] * float(step.detach())}
-
-
-def _power(values: Values) -> list[float]:
-    return [float(as_tensor(value).float().square().mean()) for value in values.values()]
+    for step in student.rounded_tensors(made).values():
+        yield {"params": [step], "lr": _RATES["steps"] * float(step.detach())}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from penjing.quantize.calibrate import require_finite, stream
 from penjing.quantize.feeds import Feeds
 from penjing.quantize.fold import scale_output
-from penjing.quantize.graph import constant, int_attribute, name_of, set_initializer, weight_of
+from penjing.quantize.graph import Classes, constant, int_attribute, name_of, set_initializer, weight_of
 from penjing.quantize.place import Placement
 from penjing.quantize.scheme import LEVELS, WEIGHT_MAX
 from penjing.quantize.smooth import insert, smoothable, worthwhile
@@ -110,28 +110,20 @@ def _smooth(
 
 def find_regions(graph: ir.Graph, placement: Placement) -> list[Region]:
     """The regions whose makers and readers all take a factor, in graph order."""
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        parent.setdefault(name, name)
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
+    classes = Classes[str]()
     for node in graph:
         if _commutes(node):
             data = [v for v in node.inputs[: 2 if node.op_type == "Add" else 1] if v is not None]
             for source in data:
-                parent[root(name_of(source))] = root(name_of(node.outputs[0]))
+                classes.join(name_of(source), name_of(node.outputs[0]))
     regions: dict[str, Region] = {}
-    frozen = {root(name_of(v)) for v in [*graph.inputs, *graph.outputs]}
+    frozen = {classes.root(name_of(v)) for v in [*graph.inputs, *graph.outputs]}
     for node in graph:
         commutes = _commutes(node)
         for position, value in enumerate(node.inputs):
             if value is None or value.is_initializer():
                 continue
-            key = root(name_of(value))
+            key = classes.root(name_of(value))
             region = regions.setdefault(key, Region())
             region.tensors.add(name_of(value))
             if commutes:
@@ -141,7 +133,7 @@ def find_regions(graph: ir.Graph, placement: Placement) -> list[Region]:
             else:
                 frozen.add(key)
         for value in node.outputs:
-            key = root(name_of(value))
+            key = classes.root(name_of(value))
             region = regions.setdefault(key, Region())
             region.tensors.add(name_of(value))
             if _makes(node) and value is node.outputs[0]:

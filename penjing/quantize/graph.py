@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from typing import Generic, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +11,28 @@ from numpy.typing import NDArray
 
 from penjing.errors import QuantizeError
 
+Item = TypeVar("Item", bound=Hashable)
+
 _SHAPE_OPS = frozenset({"Shape", "Size", "ConstantOfShape", "Range", "NonZero", "Constant"})
+
+
+class Classes(Generic[Item]):
+    """What must go together: disjoint sets, joined pair by pair."""
+
+    def __init__(self) -> None:
+        self._parent: dict[Item, Item] = {}
+
+    def root(self, item: Item) -> Item:
+        """The member that stands for all of the item's class."""
+        self._parent.setdefault(item, item)
+        while (parent := self._parent[item]) != item:
+            self._parent[item] = self._parent[parent]
+            item = self._parent[item]
+        return item
+
+    def join(self, one: Item, other: Item) -> None:
+        """Make one class of two."""
+        self._parent[self.root(one)] = self.root(other)
 
 
 def constant(value: ir.Value | None) -> NDArray[np.generic] | None:

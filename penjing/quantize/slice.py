@@ -98,7 +98,7 @@ def prune_quantized(
     header, tensors = read_quantized(weights)
     sliced = slice_quantized(plan, tensors, header)
     floats = dequantize_all(header, sliced)
-    config = QuantizeConfig(equalize=False, bias_correction=False, rounding="nearest")
+    config = QuantizeConfig(equalize=False)
     with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
         job = Job(as_onnx(pruned, data, example_inputs, Path(folder)), data, config, seed, listen)
         for name, value in list(job.model.graph.initializers.items()):
@@ -135,7 +135,7 @@ def prune_quantized(
         scales = {of_weight[weight]: sliced[f"{weight}.scale"] for weight in named if weight in of_weight}
         job.reference = job.model
         job.teach(job.model, placement, params, scales)
-        job.notes[:] = ["levels and steps are slices of the quantized network's"]
+        job.notes.append("levels and steps are slices of the quantized network's")
         result = job.write(Path(out))
     return replace(result, notes=tuple(job.notes))
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from penjing.quantize.graph import constant, int_attribute, name_of, set_initializer
+from penjing.quantize.graph import Classes, constant, int_attribute, name_of, set_initializer
 
 _CHANNELWISE = frozenset(
     {
@@ -64,23 +64,15 @@ def widen(model: ir.Model) -> int:
 
 def _regions(graph: ir.Graph) -> list[_Region]:
     """Tensors that must keep one width, together, in graph order."""
-    parent: dict[ir.Value, ir.Value] = {}
-
-    def root(value: ir.Value) -> ir.Value:
-        parent.setdefault(value, value)
-        while parent[value] is not value:
-            parent[value] = parent[parent[value]]
-            value = parent[value]
-        return value
-
+    classes = Classes[ir.Value]()
     for node in graph:
         if _passes(node):
             for value in _data(node):
-                parent[root(value)] = root(node.outputs[0])
+                classes.join(value, node.outputs[0])
     found: dict[ir.Value, _Region] = {}
 
     def region(value: ir.Value) -> _Region:
-        return found.setdefault(root(value), _Region())
+        return found.setdefault(classes.root(value), _Region())
 
     for value in graph.inputs:
         region(value).frozen = True
@@ -139,16 +131,13 @@ def _pad_parameter(graph: ir.Graph, value: ir.Value, axis: int, extra: int) -> N
     dequantize = value.producer()
     assert dequantize is not None
     stored, scale, zero = dequantize.inputs
-    for part, mode in ((stored, "zeros"), (scale, "repeat"), (zero, "zeros")):
+    for part in (stored, scale, zero) if axis == 0 else (stored,):
         assert part is not None
-        if part is stored or axis == 0:
-            set_initializer(graph, name_of(part), _longer(_numbers(part), axis, extra, mode))
+        array = _numbers(part)
+        widths = [(0, extra if dim == axis else 0) for dim in range(array.ndim)]
+        longer = np.pad(array, widths, mode="edge") if part is scale else np.pad(array, widths)
+        set_initializer(graph, name_of(part), longer)
     value.shape = ir.Shape(_numbers(stored).shape)
-
-
-def _longer(array: NDArray[np.generic], axis: int, extra: int, mode: str) -> NDArray[np.generic]:
-    widths = [(0, extra if dim == axis else 0) for dim in range(array.ndim)]
-    return np.pad(array, widths) if mode == "zeros" else np.pad(array, widths, mode="edge")
 
 
 def _is_parameter(value: ir.Value) -> bool:
