@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from penjing.graph import Coupling, Frozen, Graph, Group, couple, trace
+from penjing.graph.branches import Branch, find_branches
 from penjing.measure.count import Count, count, layer_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,21 @@ class GroupRow:
     num_macs: int
     marks: tuple[str, ...]
     tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BranchRow:
+    """A residual branch that can go whole: the ``f`` of ``x + f(x)``.
+
+    Attributes:
+        name: What ``prune(branches=…)`` calls it.
+        num_params: Parameters that go with it.
+        num_macs: MACs of its layers with weights (one sample).
+    """
+
+    name: str
+    num_params: int
+    num_macs: int
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,7 @@ class Inspection:
         num_macs: MACs of one sample.
         num_params_in_groups: Elements that at least one group could remove.
         groups: Largest first.
+        branches: Residual branches, in order of computation.
         frozen: Axes that stay whole, with the reason, op and source line.
         layers: In order of execution.
         notes: What tracing had to say.
@@ -95,6 +112,7 @@ class Inspection:
     frozen: tuple[Frozen, ...]
     layers: tuple[LayerRow, ...]
     notes: tuple[str, ...] = ()
+    branches: tuple[BranchRow, ...] = ()
 
     @property
     def prunable_share(self) -> float:
@@ -111,6 +129,7 @@ class Inspection:
             "groups": [
                 {**vars(row), "marks": list(row.marks), "tensors": list(row.tensors)} for row in self.groups
             ],
+            "branches": [vars(row) for row in self.branches],
             "frozen": [row.to_dict() for row in self.frozen],
             "layers": [
                 {**vars(row), "reads": list(row.reads), "joined_by": list(row.joined_by), "state": row.state}
@@ -122,6 +141,8 @@ class Inspection:
     def __str__(self) -> str:
         lines = [self._headline(), ""]
         lines += _columns(GROUP_HEADER, self.group_rows())
+        if self.branches:
+            lines += ["", *_columns(BRANCH_HEADER, self.branch_rows())]
         if self.frozen:
             lines += ["", *_columns(FROZEN_HEADER, self.frozen_rows())]
         return "\n".join([*lines, *self.notes])
@@ -134,6 +155,7 @@ class Inspection:
         parts: list[Any] = [Text(self._headline(), style="bold")]
         for title, header, rows in (
             ("Groups", GROUP_HEADER, self.group_rows()),
+            ("Residual branches", BRANCH_HEADER, self.branch_rows()),
             ("Frozen", FROZEN_HEADER, self.frozen_rows()),
         ):
             if rows:
@@ -159,6 +181,10 @@ class Inspection:
             for row in self.groups
         ]
 
+    def branch_rows(self) -> list[tuple[str, ...]]:
+        """Cells under `BRANCH_HEADER`."""
+        return [(row.name, f"{row.num_params:,}", f"{row.num_macs:,}") for row in self.branches]
+
     def frozen_rows(self) -> list[tuple[str, ...]]:
         """Cells under `FROZEN_HEADER`."""
         return [(row.reason, row.op, row.source, _short(row.params)) for row in self.frozen]
@@ -178,11 +204,13 @@ class Inspection:
     def _headline(self) -> str:
         return (
             f"{self.num_params:,} parameters, {self.num_macs:,} MACs; {self.prunable_share:.1%} of the "
-            f"parameters are in {len(self.groups)} groups; {len(self.frozen)} reasons why others stay whole"
+            f"parameters are in {len(self.groups)} groups; {len(self.frozen)} reasons why others stay whole; "
+            f"{len(self.branches)} residual branches"
         )
 
 
 GROUP_HEADER = ("group", "kind", "slots", "params", "MACs", "marks")
+BRANCH_HEADER = ("branch", "params", "MACs")
 FROZEN_HEADER = ("reason", "op", "source", "parameters")
 
 
@@ -239,6 +267,17 @@ def describe(graph: Graph, coupling: Coupling, counted: Count) -> Inspection:
         frozen=coupling.frozen,
         layers=layers,
         notes=graph.notes,
+        branches=tuple(_branch_row(branch, graph.params, macs) for branch in find_branches(graph)),
+    )
+
+
+def _branch_row(branch: Branch, params: Mapping[str, Tensor], macs: Mapping[str, int]) -> BranchRow:
+    names = [name for name in branch.tensors if name in params]
+    layers = {layer_of(name) for name in names}
+    return BranchRow(
+        name=branch.name,
+        num_params=sum(params[name].numel() for name in names),
+        num_macs=sum(macs.get(layer, 0) for layer in layers),
     )
 
 

@@ -21,6 +21,7 @@ from penjing.prune.follow import follow
 from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
+from penjing.prune.shorten import shorten
 from penjing.prune.slots import by_leaf, group_edits, index_values, tensor_edits
 from penjing.prune.worth import per_cost
 
@@ -42,6 +43,7 @@ def prune(
     budget: Budget | None = None,
     round_to: int = 1,
     min_slots: int = 1,
+    branches: int | Sequence[str] = 0,
     prune_outputs: bool = False,
     loss: Any = None,
     seed: int = 0,
@@ -67,6 +69,9 @@ def prune(
         budget: Bounds to meet with as few removals as possible, to within one slot.
         round_to: Kept counts are multiples of this.
         min_slots: Slots that stay in any group.
+        branches: Residual branches to take out whole first: how many, least damage to the output first (needs
+            data), or their names (`penjing.inspect` lists them). Ratio and budget then go for the widths of
+            what is left; a budget's shares are of the original all the same.
         prune_outputs: Whether the model's outputs may lose positions too.
         loss: ``loss(output, batch) -> scalar`` for criteria that need gradients.
         seed: For criteria that draw.
@@ -84,33 +89,25 @@ def prune(
     if reconstruct and data is None:
         raise PruneError("reconstruction needs data", remedy="Pass data=… (batches of the training set)")
     listen(Event("prune", "start", message="trace and solve the axes"))
-    graph = trace(model, example_inputs)
-    _check_patterns(ignore, (*graph.params, *graph.aliases))
-    coupling = couple(graph, ignore=ignore, prune_outputs=prune_outputs)
-    material = Material(model, graph, coupling, data, loss, seed, listen)
-    scores = chosen.scores(material)
-    options: dict[str, Any] = {"round_to": round_to, "min_slots": min_slots}
-    meter = None
-    if budget is None:
-        if scope == "sensitivity":
-            raise PruneError("scope 'sensitivity' needs a budget", remedy="Pass budget=Budget(…)")
-        kept = allocate(coupling.groups, scores, ratio=ratio, scope=scope, ratios=ratios, **options)
-    else:
-        from penjing.search.fit import fit_to_budget  # only searches measure
+    options: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "min_slots": min_slots}
 
-        if chosen.adds_up and chosen.normalisation == "none":
-            scores = per_cost(graph, coupling, scores, budget)
-        kept, sensed, meter = fit_to_budget(
-            material, scores, example_inputs, budget, scope=scope, ratios=ratios, sensed=sensed, **options
-        )
-    made = {
-        "criterion": chosen.name,
-        "scope": scope,
-        **({"budget": budget.to_dict()} if budget else {"ratio": ratio}),
-        "seed": seed,
-    }
-    result = prune_slots(model, example_inputs, graph, coupling, kept, made=made)
-    result = replace(result, sensitivity=sensed, latency=meter)
+    def narrow(model: nn.Module, budget: Budget | None, sensed: Sensitivity | None) -> PruneResult:
+        graph = trace(model, example_inputs)
+        _check_patterns(ignore, (*graph.params, *graph.aliases))
+        coupling = couple(graph, ignore=ignore, prune_outputs=prune_outputs)
+        material = Material(model, graph, coupling, data, loss, seed, listen)
+        return _narrow(material, example_inputs, chosen, ratio, budget, scope, sensed, options)
+
+    if branches:
+        from penjing.search.fit import budget_after  # only searches measure
+
+        short = shorten(model, example_inputs, branches, data, listen=listen)
+        left = budget and budget_after(budget, model, short.model, example_inputs)
+        result = narrow(short.model, left, None)
+        plan = short.plan.then(result.plan)
+        result = replace(result, plan=plan, before=short.before, in_place=False, reason=plan.reason)
+    else:
+        result = narrow(model, budget, sensed)
     if reconstruct and data is not None:
         from penjing.prune.reconstruct import reconstruct as refit
 
@@ -122,10 +119,46 @@ def prune(
             "prune",
             "end",
             metrics={name: float(n) for name, n in result.after.items()},
-            message=f"{total:,} → {done:,} parameters in {len(result.plan.groups)} groups",
+            message=f"{total:,} → {done:,} parameters in {len(result.plan.groups)} groups"
+            + (f", {len(result.plan.branches)} branches gone" if branches else ""),
         )
     )
     return result
+
+
+def _narrow(
+    material: Material,
+    example_inputs: Any,
+    criterion: Criterion,
+    ratio: float,
+    budget: Budget | None,
+    scope: Scope,
+    sensed: Sensitivity | None,
+    options: Mapping[str, Any],
+) -> PruneResult:
+    """Score, allocate and remove slots."""
+    graph, coupling = material.graph, material.coupling
+    scores, meter = criterion.scores(material), None
+    if budget is None:
+        if scope == "sensitivity":
+            raise PruneError("scope 'sensitivity' needs a budget", remedy="Pass budget=Budget(…)")
+        kept = allocate(coupling.groups, scores, ratio=ratio, scope=scope, **options)
+    else:
+        from penjing.search.fit import fit_to_budget  # only searches measure
+
+        if criterion.adds_up and criterion.normalisation == "none":
+            scores = per_cost(graph, coupling, scores, budget)
+        kept, sensed, meter = fit_to_budget(
+            material, scores, example_inputs, budget, scope=scope, sensed=sensed, **options
+        )
+    made = {
+        "criterion": criterion.name,
+        "scope": scope,
+        **({"budget": budget.to_dict()} if budget else {"ratio": ratio}),
+        "seed": material.seed,
+    }
+    result = prune_slots(material.model, example_inputs, graph, coupling, kept, made=made)
+    return replace(result, sensitivity=sensed, latency=meter)
 
 
 def _check_patterns(ignore: Sequence[str], names: Sequence[str]) -> None:

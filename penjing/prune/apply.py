@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from penjing.errors import PruneError
 from penjing.graph import Coupling, Graph, GraphModel, couple, is_kept_whole, trace
+from penjing.graph.branches import chosen, cut, find_branches
 from penjing.prune.compare import compare, forward
+from penjing.prune.cost import count_all
 from penjing.prune.plan import AttributeEdit, Plan
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
@@ -47,6 +49,9 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any) -> PruneResult:
     """
     plan.check(model)
     graph = trace(model, example_inputs)
+    whole = graph
+    if plan.branches:
+        graph = cut(graph, chosen(find_branches(graph), tuple(plan.branches)))
     coupling = couple(graph, prune_outputs=True)
     kept = slots_of(plan, coupling)
     done = carry_out(
@@ -57,7 +62,8 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any) -> PruneResult:
             f"the model's class does not follow the plan: {done.reason}",
             remedy="Make the plan again with this version of the model's code",
         )
-    return summarise(done.model, plan, graph, coupling, kept, in_place=done.in_place)
+    result = summarise(done.model, plan, graph, coupling, kept, in_place=done.in_place)
+    return replace(result, before=count_all(whole)) if plan.branches else result
 
 
 def apply_(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:

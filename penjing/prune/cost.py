@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from penjing.graph import Axis, Coupling, Graph, count
+from penjing.graph import Axis, Coupling, Graph, count, couple
 from penjing.graph.trace import BATCH_STANDIN
 from penjing.prune.ranges import Positions
 
@@ -159,3 +159,8 @@ class Cost:
     def __call__(self, kept: Kept) -> dict[str, int]:
         """Parameters and multiply-accumulates, by name."""
         return {"params": self.params(kept), "macs": self.macs(kept)}
+
+
+def count_all(graph: Graph) -> dict[str, int]:
+    """Parameters and multiply-accumulates of a whole traced network, by name."""
+    return Cost(graph, couple(graph))({})

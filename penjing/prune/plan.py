@@ -1,10 +1,8 @@
 """The plan: what to keep of each tensor, in original positions, as plain data.
 
 A plan says nothing about weights and decides nothing when applied. It is JSON both ways, refuses a model it
-was not
-made for, composes with a later plan, and slices anything shaped like the parameters: a state dict, the
-    moments of
-an optimizer.
+was not made for, composes with a later plan, and slices anything shaped like the parameters: a state dict,
+the moments of an optimizer.
 """
 
 from __future__ import annotations
@@ -27,7 +25,8 @@ from penjing.graph.tree import held_tensors
 from penjing.prune.ranges import Positions, from_ranges, to_ranges
 
 FORMAT = "penjing.plan"
-VERSION = 1
+VERSION = 2
+_READ = (1, 2)  # version 1 had no branches
 
 Shape = tuple[int, ...]
 
@@ -69,6 +68,7 @@ class Plan(InShort):
         attributes: Integer attributes of the user's modules that follow.
         values: New contents, as nested lists, of buffers that hold positions of a pruned axis (constant
             indices).
+        branches: Residual branches that go whole: by name, what of the state dict goes with each.
         in_place: Whether the user's own class serves the result; otherwise the traced graph does.
         reason: Why not in place, or "".
     """
@@ -78,6 +78,7 @@ class Plan(InShort):
     tensors: Mapping[str, Mapping[int, Positions]]
     attributes: tuple[AttributeEdit, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
+    branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     in_place: bool = True
     reason: str = ""
     created_by: Mapping[str, Any] = field(default_factory=dict)
@@ -90,12 +91,19 @@ class Plan(InShort):
         return _fingerprint(self.shapes)
 
     @property
+    def gone(self) -> frozenset[str]:
+        """Names of the state dict that go with whole branches."""
+        return frozenset(name for names in self.branches.values() for name in names)
+
+    @property
     def new_shapes(self) -> dict[str, Shape]:
         """Shape of everything in the state dict after the plan."""
         shapes = {}
         for name, shape in self.shapes.items():
             dims = self.tensors.get(name, {})
             shapes[name] = tuple(len(dims[d]) if d in dims else n for d, n in enumerate(shape))
+        for name in self.gone:
+            del shapes[name]
         return shapes
 
     def check(self, model: nn.Module) -> None:
@@ -107,12 +115,15 @@ class Plan(InShort):
         _compare(self.shapes, tensor_shapes(model))
 
     def in_short(self) -> Brief:
-        """What every pruned group keeps."""
-        rows = [(name, f"{len(edit.kept):,} of {edit.size:,}") for name, edit in self.groups.items()]
+        """What every pruned group keeps, and which branches go."""
+        rows = [(name, "goes whole") for name in self.branches]
+        rows += [(name, f"{len(edit.kept):,} of {edit.size:,}") for name, edit in self.groups.items()]
         made = ", ".join(
             f"{key} {value}" for key, value in self.created_by.items() if value not in (None, "")
         )
-        return Brief(f"{len(rows)} groups pruned" + (f" ({made})" if made else ""), ("group", "kept"), rows)
+        counts = [f"{len(self.groups)} groups pruned"] if self.groups or not self.branches else []
+        counts += [f"{len(self.branches)} branches removed"] if self.branches else []
+        return Brief(", ".join(counts) + (f" ({made})" if made else ""), ("group", "kept"), rows)
 
     # -- slicing --------------------------------------------------------------------------------------------
 
@@ -138,14 +149,15 @@ class Plan(InShort):
 
         Names the plan does not know (a wrapper's extra entries) pass through unchanged.
         """
-        return {name: self.slice_tensor(name, tensor) for name, tensor in state.items()}
+        gone = self.gone
+        return {name: self.slice_tensor(name, tensor) for name, tensor in state.items() if name not in gone}
 
     def slice_optimizer(self, state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         """Slice an optimizer's ``state_dict()`` so that the pruned model's optimizer can load it.
 
         Every state tensor shaped like its parameter (momentum, Adam moments, …) is sliced as the parameter
-        is; scalars
-        such as step counts are kept.
+        is; scalars such as step counts are kept. Parameters of branches that go are left out, and the others
+        numbered anew.
 
         Args:
             state: ``optimizer.state_dict()`` of the original.
@@ -156,14 +168,22 @@ class Plan(InShort):
             PruneError: for a state tensor of another shape (a factored optimizer) on a pruned parameter.
         """
         sliced: dict[int, dict[str, Any]] = {}
+        gone = self.gone
+        number = {old: new for new, old in enumerate(i for i, name in enumerate(names) if name not in gone)}
         for index, entry in state["state"].items():
             if not 0 <= int(index) < len(names):
                 raise PruneError(
                     f"optimizer holds parameter number {index} and only {len(names)} names were given",
                     remedy="Give the names of all parameters in the optimizer's order",
                 )
-            sliced[index] = {k: self._slice_moment(names[int(index)], k, v) for k, v in entry.items()}
-        return {"state": sliced, "param_groups": [dict(group) for group in state["param_groups"]]}
+            if index in number:
+                moments = {k: self._slice_moment(names[int(index)], k, v) for k, v in entry.items()}
+                sliced[number[index]] = moments
+        groups = [
+            {**group, "params": [number[i] for i in group["params"] if i in number]}
+            for group in state["param_groups"]
+        ]
+        return {"state": sliced, "param_groups": groups}
 
     def _slice_moment(self, name: str, key: str, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -202,11 +222,14 @@ class Plan(InShort):
                 groups[key] = edit
             elif len(groups[key].kept) == edit.size:
                 groups[key] = GroupEdit(groups[key].size, groups[key].kept[edit.kept])
+        gone = later.gone
+        values = {**self.values, **later.values}
         return replace(
             self,
             groups=groups,
-            tensors=tensors,
-            values={**self.values, **later.values},
+            tensors={name: dims for name, dims in tensors.items() if name not in gone},
+            values={name: value for name, value in values.items() if name not in gone},
+            branches={**self.branches, **later.branches},
             attributes=_then_attributes(self.attributes, later.attributes),
             in_place=self.in_place and later.in_place,
             reason=self.reason or later.reason,
@@ -236,6 +259,7 @@ class Plan(InShort):
                 for a in self.attributes
             ],
             "values": dict(self.values),
+            "branches": {name: list(tensors) for name, tensors in self.branches.items()},
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
         }
 
@@ -248,7 +272,7 @@ class Plan(InShort):
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise PruneError("this is not a plan", remedy="Give the plan.json that pruning wrote")
-        if data.get("version") != VERSION:
+        if data.get("version") not in _READ:
             raise PruneError(
                 f"plan of format version {data.get('version')!r}; this release reads version {VERSION}",
                 remedy="Use the release that wrote it, or prune again",
@@ -269,6 +293,7 @@ class Plan(InShort):
                     for a in data["attributes"]
                 ),
                 values={str(n): v for n, v in data["values"].items()},
+                branches={str(b): tuple(map(str, names)) for b, names in data.get("branches", {}).items()},
                 in_place=bool(data["in_place"]),
                 reason=str(data["reason"]),
                 created_by=dict(data.get("created_by", {})),
@@ -277,6 +302,8 @@ class Plan(InShort):
                 for dim, kept in dims.items():
                     if len(kept) == 0 or kept[-1] >= plan.shapes[name][dim]:
                         raise ValueError(f"kept positions of {name} dim {dim} are outside its shape")
+            if not plan.gone <= plan.shapes.keys():
+                raise ValueError("a branch holds tensors that the model does not have")
             for name, value in plan.values.items():
                 if np.array(value, dtype=np.int64).shape != plan.new_shapes[name]:
                     raise ValueError(f"the values of {name} do not have its new shape")

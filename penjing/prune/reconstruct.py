@@ -23,6 +23,7 @@ from penjing.config import Config
 from penjing.errors import DataError, PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Graph
+from penjing.graph.branches import chosen, cut, find_branches
 from penjing.recover.batches import Inputs, check, map_inputs, unpack
 
 
@@ -143,7 +144,8 @@ def reconstruct(
     began = time.perf_counter()
     batches = calibration_batches(data, config.max_samples)
     model = copy.deepcopy(student)
-    work = Refit(model, teacher, _kept(plan), batches, config, seed, listen)
+    gone = () if isinstance(plan, Mapping) else tuple(plan.branches)
+    work = Refit(model, teacher, _kept(plan), batches, config, seed, listen, gone)
     before = work.output_error()
     listen(Event("reconstruct", "start", 0, work.total, "layer", message=f"{work.num_samples} samples"))
     layers = work.run()
@@ -194,12 +196,21 @@ def _kept(plan: Any) -> dict[str, dict[int, Tensor]]:
     }
 
 
-def same_structure(student: fx.GraphModule, teacher: fx.GraphModule) -> dict[fx.Node, fx.Node]:
-    """Each of the student's nodes with its counterpart in the teacher.
+def counterparts(student: Graph, teacher: Graph, gone: Sequence[str] = ()) -> dict[fx.Node, fx.Node]:
+    """Each of the student's nodes with its counterpart in the teacher, which has some branches more.
 
     Raises:
         PruneError: when the sequences of ops differ.
     """
+    if not gone:
+        return _same_structure(student.module, teacher.module)
+    short = cut(teacher, chosen(find_branches(teacher), gone))
+    whole = {node.name: node for node in teacher.module.graph.nodes}
+    pairs = _same_structure(student.module, short.module)
+    return {mine: whole[its.name] for mine, its in pairs.items()}
+
+
+def _same_structure(student: fx.GraphModule, teacher: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     mine: Sequence[fx.Node] = list(student.graph.nodes)
     theirs: Sequence[fx.Node] = list(teacher.graph.nodes)
     for a, b in zip(mine, theirs, strict=False):

@@ -15,7 +15,7 @@ from penjing.prune.least_squares import Fit, fit_moments, fit_samples
 from penjing.prune.moments import EXACT_FEATURES, Moments, thin_out
 from penjing.prune.places import Norm, Place, find_norms, find_places
 from penjing.prune.recalibrate import rebase_
-from penjing.prune.reconstruct import LayerFit, ReconstructConfig, same_structure
+from penjing.prune.reconstruct import LayerFit, ReconstructConfig, counterparts
 from penjing.prune.rectified import MAX_ROW_BYTES, Rows, fit_rectified
 from penjing.prune.walk import Walk
 from penjing.recover.batches import Inputs, call_model, map_inputs, tensors
@@ -35,6 +35,7 @@ class Refit:
         config: ReconstructConfig,
         seed: int,
         listen: Listener,
+        gone: Sequence[str] = (),
     ) -> None:
         self.kept, self.batches, self.config, self.listen = kept, batches, config, listen
         self.generator = torch.Generator().manual_seed(seed)
@@ -46,7 +47,7 @@ class Refit:
                 "the network works for one batch size only",
                 remedy="Reconstruct a network whose forward does not depend on the batch size",
             )
-        self.twin = same_structure(self.student.module, self.teacher.module)
+        self.twin = counterparts(self.student, self.teacher, gone)
         places = find_places(self.student)
         reading = {name for name, dims in kept.items() if 1 in dims}
         self.notes = [

@@ -40,8 +40,13 @@ def slice_quantized(
         header: The same file's header.
 
     Raises:
-        QuantizeError: for a tensor whose channels the plan does not know.
+        QuantizeError: for a tensor whose channels the plan does not know, or a plan that takes out branches.
     """
+    if plan.branches:
+        raise QuantizeError(
+            f"the plan takes whole branches out ({', '.join(plan.branches)}), which leaves other activations",
+            remedy="Apply the plan to the float network and quantize what comes of it",
+        )
     out = dict(tensors)
     for row in header["layers"]:
         weight, axis = row["weight"], int(row["axis"])

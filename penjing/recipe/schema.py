@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -76,6 +76,7 @@ class PruneConfig(Config):
         ignore: Parameter-name globs that stay whole.
         round_to: Widths become multiples of this.
         min_slots: Fewest slots left in a group.
+        branches: Residual branches taken out whole before any width: how many, least damage first, or names.
         reconstruct: Refit the layers to the original's outputs after removal; false, true, or its options.
         steps: Rounds of pruning, with ``between`` as recovery after each but the last.
         between: Recovery between rounds; None takes the recipe's ``recover`` with a quarter of its epochs.
@@ -91,6 +92,7 @@ class PruneConfig(Config):
     ignore: tuple[str, ...] = ()
     round_to: int = Field(default=1, ge=1)
     min_slots: int = Field(default=1, ge=1)
+    branches: Annotated[int, Field(ge=0)] | tuple[str, ...] = 0
     reconstruct: bool | dict[str, Any] = False
     steps: int = Field(default=1, ge=1)
     between: RecoverConfig | None = None

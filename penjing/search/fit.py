@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from penjing.errors import PruneError
 from penjing.events import Event
+from penjing.graph import couple, trace
 from penjing.prune.allocate import Kept, Scope, allocate
 from penjing.prune.budget import Budget
+from penjing.prune.cost import Cost
 from penjing.prune.criteria import Material
 from penjing.search.allocation import allocate_sensitivity
 from penjing.search.meter import Meter
 from penjing.search.sensitivity import Sensitivity, sensitivity
+from penjing.search.whole import REFERENCE, WholeTimer
 
 _BLOCK = 8
 """Widths that CPU kernels take whole. Others leave the runtime's blocked layout: slower, and in jumps."""
@@ -106,3 +110,26 @@ def fit_to_budget(
             )
         )
     return kept, sensed if scope == "sensitivity" else None, meter.report()
+
+
+def budget_after(budget: Budget, whole: nn.Module, left: nn.Module, example_inputs: Any) -> Budget:
+    """The same bounds for a network that is what is left of another: shares stay shares of the whole one.
+
+    Args:
+        budget: Bounds on what becomes of ``whole``.
+        whole: The original.
+        left: A smaller network made of it, to be made smaller still.
+        example_inputs: As both are called.
+    """
+    graph = trace(whole, example_inputs)
+    cost = Cost(graph, couple(graph))
+    original = {name: getattr(cost, name)({}) for name in budget.bounds if name != "latency"}
+    bounds: dict[str, Any] = dict(budget.limits(original))
+    if isinstance(budget.latency, str) and budget.latency.strip().lower().endswith("x"):
+        timer = WholeTimer(
+            whole, example_inputs, batch=budget.batch, threads=budget.threads, runtime=budget.runtime
+        )
+        timed = timer({"left": left})  # both fp32: what the share is one of
+        share = budget.limits({"latency": timed[REFERENCE] / timed["left"]})["latency"]
+        bounds["latency"] = f"{min(share, 1.0):.6g}x"
+    return budget.model_copy(update=bounds)

@@ -28,6 +28,7 @@ class Space(Config):
         left: Smallest and largest share of it that may be left.
         criterion: Importance criteria.
         scope: How groups share the budget.
+        branches: How many residual branches go whole before any width.
         reconstruct: Whether layers are refitted before training.
         lr: Smallest and largest peak learning rate of the recovery.
         epochs: Epochs of the recovery; empty keeps the recipe's.
@@ -40,6 +41,7 @@ class Space(Config):
     scope: tuple[Literal["local", "global", "isomorphic", "sensitivity"], ...] = Field(
         default=("local", "global", "isomorphic"), min_length=1
     )
+    branches: tuple[int, ...] = Field(default=(0,), min_length=1)
     reconstruct: tuple[bool, ...] = Field(default=(False, True), min_length=1)
     lr: tuple[float, float] = (0.003, 0.05)
     epochs: tuple[int, ...] = ()
@@ -51,6 +53,7 @@ class Space(Config):
             "left": _between(trial, "left", self.left),
             "criterion": trial.suggest_categorical("criterion", self.criterion),
             "scope": trial.suggest_categorical("scope", self.scope),
+            "branches": trial.suggest_categorical("branches", self.branches),
             "reconstruct": trial.suggest_categorical("reconstruct", self.reconstruct),
             "lr": _between(trial, "lr", self.lr),
             "quantize": trial.suggest_categorical("quantize", self.quantize),
@@ -67,6 +70,7 @@ class Space(Config):
             "ratio": None,
             "criterion": values["criterion"],
             "scope": values["scope"],
+            "branches": values["branches"],
             "reconstruct": values["reconstruct"],
         }
         plain["recover"]["lr"] = values["lr"]

@@ -26,6 +26,12 @@ def command(
     ] = "local",
     ignore: Annotated[list[str] | None, typer.Option(help="Parameter-name globs that stay whole.")] = None,
     round_to: Annotated[int, typer.Option(help="Widths become multiples of this.")] = 1,
+    branches: Annotated[
+        str,
+        typer.Option(
+            help="Residual branches to take out whole first: how many (needs --data), or names, with commas."
+        ),
+    ] = "0",
     reconstruct: Annotated[
         bool, typer.Option("--reconstruct", help="Refit layers on --data afterwards.")
     ] = False,
@@ -74,6 +80,7 @@ def command(
             reconstruct=reconstruct,
             budget=Budget.parse(limits) if limits else None,
             round_to=round_to,
+            branches=int(branches) if branches.isdigit() else tuple(branches.split(",")),
             seed=seed,
             listen=listen,
         )
@@ -87,6 +94,7 @@ def _text(made: Any, out: Any) -> str:
 
     pairs = [(name, made.before[name], made.after[name]) for name in made.before]
     lines = [f"{name}: {count(old)} → {count(new)} ({times(old, new)})" for name, old, new in pairs]
+    lines += [f"without {name}" for name in made.plan.branches]
     lines += [f"frozen: {one.reason}" for one in made.frozen]
     if not made.in_place:
         lines.append(f"the traced graph is what comes back: {made.reason}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import PruneError
 from penjing.graph import Axis, Coupling, Graph, Product, couple, is_kept_whole, leaves, positions, trace
+from penjing.graph.branches import Branch, chosen, find_branches
 from penjing.graph.trace import bind_inputs
 from penjing.prune.compare import relative_error, run
 from penjing.prune.masked.restrict import RULES, Kept, Mask, Restricted
@@ -29,18 +30,25 @@ class MaskedInterpreter(fx.Interpreter):
         graph: The traced original.
         coupling: Its axes: where the slots are in every value.
         kept: Kept slots by leaf id.
+        off: Residual branches that are gone.
 
     Attributes:
         leaks: Largest relative change across the batch of values that were left out of a statistic. Removed
-            slots
-            have zero parameters, so nothing of the input can reach them; if something does, the axes are
-            wrong.
+            slots have zero parameters, so nothing of the input can reach them; if something does, the axes
+            are wrong.
     """
 
-    def __init__(self, graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        coupling: Coupling,
+        kept: Mapping[int, Positions],
+        off: Iterable[Branch] = (),
+    ) -> None:
         super().__init__(graph.module)
         self.coupling = coupling
         self.kept = kept
+        self.off = {branch.total: branch.skip for branch in off}
         self.mixed = {g.leaf for g in coupling.groups if "softmax" in g.marks}
         self.leaks = 0.0
         self.batch = 0
@@ -56,6 +64,9 @@ class MaskedInterpreter(fx.Interpreter):
         """One node: masked parameters, restricted statistics, kept positions of the outputs."""
         if node.op == "get_attr" and str(node.target) in self.masked:
             return self.masked[str(node.target)]
+        if node.name in self.off:
+            skip = next(source for source in node.all_input_nodes if source.name == self.off[node.name])
+            return self._mend(node, self.env[skip].clone())
         if node.op == "output":
             return fx.map_arg(node.args[0], self._kept_output)
         rule = RULES.get(str(node.target).removeprefix("aten.")) if node.op == "call_function" else None
@@ -152,7 +163,11 @@ def _masked_tensors(
 
 
 def masked_output(
-    graph: Graph, coupling: Coupling, kept: Mapping[int, Positions], inputs: Any
+    graph: Graph,
+    coupling: Coupling,
+    kept: Mapping[int, Positions],
+    inputs: Any,
+    off: Iterable[Branch] = (),
 ) -> tuple[Any, float]:
     """Reference output for some kept slots, and the largest leak (0 when removed slots carry nothing of the
     input).
@@ -162,8 +177,9 @@ def masked_output(
         coupling: ``couple(graph)``.
         kept: Kept slots by leaf id.
         inputs: A tensor, a tuple or a dict.
+        off: Residual branches that are gone.
     """
-    interpreter = MaskedInterpreter(graph, coupling, kept)
+    interpreter = MaskedInterpreter(graph, coupling, kept, off)
     args, kwargs = bind_inputs(graph.module, inputs)
     with torch.no_grad():
         return interpreter.run(*pytree.tree_leaves((args, kwargs))), interpreter.leaks
@@ -187,7 +203,8 @@ def masked_equivalence(model: nn.Module, pruned: PruneResult | Plan, inputs: Any
     result = apply(model, pruned, inputs) if isinstance(pruned, Plan) else pruned
     graph = trace(model, inputs)
     coupling = couple(graph, prune_outputs=True)
-    expected, leak = masked_output(graph, coupling, slots_of(result.plan, coupling), inputs)
+    off = chosen(find_branches(graph), tuple(result.plan.branches)) if result.plan.branches else ()
+    expected, leak = masked_output(graph, coupling, slots_of(result.plan, coupling), inputs, off)
     if leak > _LEAK:
         return float("inf")
     return relative_error(run(result.model, inputs), expected)

@@ -87,6 +87,7 @@ def _prune(
         ratios=config.ratios or None,
         round_to=config.round_to,
         min_slots=config.min_slots,
+        branches=config.branches if original is None else 0,  # later rounds find them gone
         seed=space.recipe.seed,
         listen=listen,
         **options,
@@ -138,6 +139,7 @@ def _facts(pruned: PruneResult, plan: Plan, original: dict[str, int] | None, ref
         before = edit.size if edit else group.size
         after = len(edit.kept) if edit else group.size
         widths.append({"name": group.id, "before": before, "after": after, "kind": group.kind})
+    widths += [{"name": name, "before": 1, "after": 0, "kind": "branch"} for name in plan.branches]
     frozen = [
         {
             "reason": one.reason,

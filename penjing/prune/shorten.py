@@ -1,0 +1,178 @@
+"""Depth: take whole residual branches out, those first whose absence the network's output feels least.
+
+Greedy, each time with the branches already gone (one at a time, Gromov et al. 2024, *The unreasonable
+ineffectiveness of the deeper layers*, and Men et al. 2024, *ShortGPT*, go by a layer's own input and output;
+here the network's output decides). What is measured for a branch rarely falls as others go, so a branch is
+measured again only while it may still be the least: the lazy greedy of Minoux 1978.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from penjing.errors import PruneError
+from penjing.events import Event, Listener, silent
+from penjing.graph import Graph, GraphModel, couple, trace
+from penjing.graph.branches import Branch, WithoutBranches, chosen, cut, find_branches
+from penjing.graph.trace import bind_inputs
+from penjing.prune.compare import relative_error, run
+from penjing.prune.cost import count_all
+from penjing.prune.plan import Plan, tensor_shapes
+from penjing.prune.reconstruct import calibration_batches
+from penjing.prune.result import PruneResult, summarise
+from penjing.recover.batches import tensors
+
+_SAMPLES = 128
+_TOLERANCE = 1e-4
+
+
+def shorten(
+    model: nn.Module,
+    example_inputs: Any,
+    branches: int | Sequence[str],
+    data: Iterable[Any] | None = None,
+    *,
+    listen: Listener = silent,
+) -> PruneResult:
+    """Remove whole residual branches from a copy of the model: of ``x + f(x)`` only ``x`` is left.
+
+    Args:
+        model: The trained network; not changed.
+        example_inputs: A tensor, a tuple or a dict the model can be called with.
+        branches: How many to remove, least damage to the output first (needs data); or the names of those to
+            remove, as `penjing.graph.branches.find_branches` gives them.
+        data: Batches of the training set; labels are not looked at.
+        listen: Hears what happens.
+
+    Returns:
+        The shorter network, which is a traced graph, and its plan.
+
+    Raises:
+        TraceError: if the model cannot be traced.
+        PruneError: for more branches than there are, unknown names, or no data to choose by.
+        DataError: for empty data or NaN in it.
+    """
+    graph = trace(model, example_inputs)
+    found = find_branches(graph)
+    if not isinstance(branches, int):
+        return _without(model, graph, chosen(found, branches), example_inputs)
+    if not 0 < branches <= len(found):
+        raise PruneError(
+            f"{branches} branches are to go and the network has {len(found)}",
+            remedy="Give a number between 1 and that" if found else "Prune its widths instead",
+        )
+    if data is None:
+        raise PruneError(
+            "choosing branches needs data", remedy="Pass data=… (batches of the training set), or names"
+        )
+    return _without(model, graph, least_felt(graph, found, branches, data, listen=listen), example_inputs)
+
+
+def least_felt(
+    graph: Graph,
+    branches: Sequence[Branch],
+    count: int,
+    data: Iterable[Any],
+    *,
+    samples: int = _SAMPLES,
+    listen: Listener = silent,
+) -> list[Branch]:
+    """The branches whose removal changes the output least, chosen one after another.
+
+    Args:
+        graph: The traced network.
+        branches: Those that may go.
+        count: How many of them go.
+        data: Batches of inputs, or of (inputs, targets).
+        samples: Most samples used.
+        listen: Hears the progress.
+
+    Returns:
+        ``count`` branches, in the order of computation.
+    """
+    batches = [tensors(batch) for batch in calibration_batches(data, samples)]
+    whole = _outputs(graph, (), batches)
+    spread = sum(float((y - y.mean(0)).square().sum()) for y in whole) or 1.0
+    out: list[Branch] = []
+
+    def damage(branch: Branch) -> float:
+        outputs = _outputs(graph, [*out, branch], batches)
+        return sum(float((a - b).square().sum()) for a, b in zip(outputs, whole, strict=True)) / spread
+
+    waiting = [(0.0, at) for at in range(len(branches))]  # damages last measured, never too high by much
+    heapq.heapify(waiting)
+    while len(out) < count:
+        measured: set[int] = set()
+        while waiting[0][1] not in measured:
+            _, at = heapq.heappop(waiting)
+            measured.add(at)
+            heapq.heappush(waiting, (damage(branches[at]), at))
+        harm, at = heapq.heappop(waiting)
+        out.append(branches[at])
+        listen(
+            Event(
+                "prune",
+                "progress",
+                len(out),
+                count,
+                "branch",
+                {"damage": harm},
+                f"without {branches[at].name}",
+            )
+        )
+    return [branch for branch in branches if branch in out]
+
+
+def _without(model: nn.Module, graph: Graph, gone: Sequence[Branch], example_inputs: Any) -> PruneResult:
+    """The graph without these branches as a model, compared with the whole graph in which they give zeros."""
+    short = cut(graph, gone)
+    result = GraphModel(short)
+    result.train(model.training)
+    flat = pytree.tree_leaves(bind_inputs(graph.module, example_inputs))
+    with torch.no_grad():
+        expected = WithoutBranches(graph, gone).run(*flat, enable_io_processing=False)
+    error = relative_error(run(result, example_inputs), expected)
+    if not error <= _TOLERANCE:
+        raise PruneError(
+            f"without {', '.join(branch.name for branch in gone)} the network gives something else "
+            f"(relative error {error:.1e})",
+            remedy="Keep these branches and report this model",
+        )
+    plan = Plan(
+        shapes=tensor_shapes(model),
+        groups={},
+        tensors={},
+        branches={branch.name: _in_state(branch, graph) for branch in gone},
+        in_place=False,
+        reason="whole branches are gone, which its class would still compute",
+        created_by={"branches": len(gone)},
+    )
+    counted = summarise(result, plan, short, couple(short), {}, in_place=False)
+    return replace(counted, before=count_all(graph))
+
+
+def _in_state(branch: Branch, graph: Graph) -> tuple[str, ...]:
+    """The branch's tensors that are in the state dict."""
+    persistent = {held.name for held in graph.held() if held.persistent}
+    return tuple(name for name in branch.tensors if name in persistent)
+
+
+@torch.no_grad()
+def _outputs(graph: Graph, off: Sequence[Branch], batches: Sequence[Sequence[Any]]) -> list[Tensor]:
+    """The network's floating-point outputs, all samples together, with some branches off."""
+    parts = []
+    for batch in batches:
+        answer = WithoutBranches(graph, off).run(*batch, enable_io_processing=False)
+        parts.append([y.double() for y in pytree.tree_leaves(answer) if _is_output(y)])
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+def _is_output(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
