@@ -66,7 +66,7 @@ def find_branches(graph: Graph) -> tuple[Branch, ...]:
 
 
 def chosen(branches: Iterable[Branch], names: Sequence[str]) -> list[Branch]:
-    """The branches of these names.
+    """The branches of these names, in the order of the names.
 
     Raises:
         PruneError: for a name that no branch has.
@@ -78,7 +78,7 @@ def chosen(branches: Iterable[Branch], names: Sequence[str]) -> list[Branch]:
                 f"no residual branch is called {name!r}",
                 remedy=f"There are {', '.join(known)}" if known else "This network has no residual branches",
             )
-    return [branch for name, branch in known.items() if name in set(names)]
+    return [known[name] for name in dict.fromkeys(names)]
 
 
 def cut(graph: Graph, branches: Sequence[Branch]) -> Graph:
@@ -88,7 +88,8 @@ def cut(graph: Graph, branches: Sequence[Branch]) -> Graph:
     """
     nodes = copy.deepcopy(graph.module.graph)
     by_name = {node.name: node for node in nodes.nodes}
-    for branch in branches:  # in the order of computation: a shortcut may be a sum that went before
+    place = {node.name: at for at, node in enumerate(nodes.nodes)}
+    for branch in sorted(branches, key=lambda one: place[one.total]):  # a shortcut may be a sum that goes too
         total = by_name[branch.total]
         a, b = total.args[:2]
         dead = {node for node in total.all_input_nodes if node.name in branch.nodes}

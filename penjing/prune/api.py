@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -21,7 +21,7 @@ from penjing.prune.follow import follow
 from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
-from penjing.prune.shorten import shorten
+from penjing.prune.shorten import best_depth, shorten
 from penjing.prune.slots import by_leaf, group_edits, index_values, tensor_edits
 from penjing.prune.worth import per_cost
 
@@ -43,7 +43,7 @@ def prune(
     budget: Budget | None = None,
     round_to: int = 1,
     min_slots: int = 1,
-    branches: int | Sequence[str] = 0,
+    branches: int | Literal["auto"] | Sequence[str] = 0,
     prune_outputs: bool = False,
     loss: Any = None,
     seed: int = 0,
@@ -71,7 +71,9 @@ def prune(
         min_slots: Slots that stay in any group.
         branches: Residual branches to take out whole first: how many, least damage to the output first (needs
             data), or their names (`penjing.inspect` lists them). Ratio and budget then go for the widths of
-            what is left; a budget's shares are of the original all the same.
+            what is left; a budget's shares are of the original all the same. With ``"auto"`` none, some and
+            more of them are tried within the budget, each refitted, and the least output error on held-back
+            samples decides.
         prune_outputs: Whether the model's outputs may lose positions too.
         loss: ``loss(output, batch) -> scalar`` for criteria that need gradients.
         seed: For criteria that draw.
@@ -98,21 +100,33 @@ def prune(
         material = Material(model, graph, coupling, data, loss, seed, listen)
         return _narrow(material, example_inputs, chosen, ratio, budget, scope, sensed, options)
 
-    if branches:
+    def shorten_first(branches: int | Sequence[str]) -> PruneResult:
         from penjing.search.fit import budget_after  # only searches measure
 
+        if not branches:
+            return narrow(model, budget, sensed)
         short = shorten(model, example_inputs, branches, data, listen=listen)
         left = budget and budget_after(budget, model, short.model, example_inputs)
         result = narrow(short.model, left, None)
         plan = short.plan.then(result.plan)
-        result = replace(result, plan=plan, before=short.before, in_place=False, reason=plan.reason)
-    else:
-        result = narrow(model, budget, sensed)
-    if reconstruct and data is not None:
-        from penjing.prune.reconstruct import reconstruct as refit
+        return replace(result, plan=plan, before=short.before, in_place=False, reason=plan.reason)
 
-        refitted = refit(result.model, model, result.plan, data, listen=listen)
-        result = replace(result, model=refitted.model, reconstruction=refitted)
+    def refit(result: PruneResult) -> PruneResult:
+        from penjing.prune.reconstruct import reconstruct
+
+        refitted = reconstruct(result.model, model, result.plan, data or (), listen=listen)
+        return replace(result, model=refitted.model, reconstruction=refitted)
+
+    if branches == "auto":
+        if budget is None or data is None:
+            raise PruneError("branches 'auto' needs a budget and data", remedy="Pass both, or a number")
+        result = best_depth(model, example_inputs, data, shorten_first, refit, listen)
+    elif isinstance(branches, str):
+        raise PruneError(f"branches {branches!r}", remedy="Give a number, 'auto', or a list of names")
+    else:
+        result = shorten_first(branches)
+    if reconstruct:
+        result = refit(result)
     done, total = result.after["params"], result.before["params"]
     listen(
         Event(
@@ -120,7 +134,7 @@ def prune(
             "end",
             metrics={name: float(n) for name, n in result.after.items()},
             message=f"{total:,} → {done:,} parameters in {len(result.plan.groups)} groups"
-            + (f", {len(result.plan.branches)} branches gone" if branches else ""),
+            + (f", {len(result.plan.branches)} branches gone" if result.plan.branches else ""),
         )
     )
     return result

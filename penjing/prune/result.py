@@ -31,6 +31,8 @@ class PruneResult(InShort):
         reconstruction: What `penjing.prune.reconstruct` reported, or None.
         sensitivity: The `penjing.search.Sensitivity` that chose the widths, or None.
         latency: Where latency was bounded, the limit and the whole files measured on the way, or None.
+        depths: With ``branches="auto"``, the refitted output error on held-back samples by the number of
+            branches taken out; else None.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class PruneResult(InShort):
     reconstruction: Any = None
     sensitivity: Any = None
     latency: Mapping[str, Any] | None = None
+    depths: Mapping[int, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, without weights."""
@@ -65,6 +68,7 @@ class PruneResult(InShort):
             "reconstruction": self.reconstruction.to_dict() if self.reconstruction is not None else None,
             "sensitivity": self.sensitivity.to_dict() if self.sensitivity is not None else None,
             "latency": self.latency,
+            "depths": None if self.depths is None else dict(self.depths),
         }
 
     def in_short(self) -> Brief:

@@ -9,7 +9,7 @@ measured again only while it may still be the least: the lazy greedy of Minoux 1
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,25 +61,18 @@ def shorten(
     """
     graph = trace(model, example_inputs)
     found = find_branches(graph)
-    if not isinstance(branches, int):
-        return _without(model, graph, chosen(found, branches), example_inputs)
-    if not 0 < branches <= len(found):
-        raise PruneError(
-            f"{branches} branches are to go and the network has {len(found)}",
-            remedy="Give a number between 1 and that" if found else "Prune its widths instead",
-        )
-    if data is None:
-        raise PruneError(
-            "choosing branches needs data", remedy="Pass data=… (batches of the training set), or names"
-        )
-    return _without(model, graph, least_felt(graph, found, branches, data, listen=listen), example_inputs)
+    if isinstance(branches, int):
+        gone = least_felt(graph, found, branches, data, listen=listen)
+    else:
+        gone = chosen(found, branches)
+    return _without(model, graph, gone, example_inputs)
 
 
 def least_felt(
     graph: Graph,
     branches: Sequence[Branch],
     count: int,
-    data: Iterable[Any],
+    data: Iterable[Any] | None,
     *,
     samples: int = _SAMPLES,
     listen: Listener = silent,
@@ -95,8 +88,20 @@ def least_felt(
         listen: Hears the progress.
 
     Returns:
-        ``count`` branches, in the order of computation.
+        ``count`` branches, in the order in which they go.
+
+    Raises:
+        PruneError: for more branches than there are, or no data.
     """
+    if not 0 < count <= len(branches):
+        raise PruneError(
+            f"{count} branches are to go and the network has {len(branches)}",
+            remedy="Give a number between 1 and that" if branches else "Prune its widths instead",
+        )
+    if data is None:
+        raise PruneError(
+            "choosing branches needs data", remedy="Pass data=… (batches of the training set), or names"
+        )
     batches = [tensors(batch) for batch in calibration_batches(data, samples)]
     whole = _outputs(graph, (), batches)
     spread = sum(float((y - y.mean(0)).square().sum()) for y in whole) or 1.0
@@ -127,7 +132,60 @@ def least_felt(
                 f"without {branches[at].name}",
             )
         )
-    return [branch for branch in branches if branch in out]
+    return out
+
+
+def best_depth(
+    model: nn.Module,
+    example_inputs: Any,
+    data: Iterable[Any],
+    prune: Callable[[Sequence[str]], PruneResult],
+    refit: Callable[[PruneResult], PruneResult],
+    listen: Listener = silent,
+) -> PruneResult:
+    """Within one budget, the number of branches whose absence, with the widths that go with it, costs least.
+
+    Depths are tried from none on, a sixth of the branches more each time, until the error rises twice.
+
+    Args:
+        model: The original.
+        example_inputs: As it is called.
+        data: Batches that branches are chosen on.
+        prune: Takes these branches out and meets the budget with widths.
+        refit: Reconstructs the result.
+        listen: Hears what was tried.
+
+    Returns:
+        The best of them as ``prune`` gave it, with `PruneResult.depths`.
+
+    Raises:
+        PruneError: where the network has no residual branches, or no depth meets the budget.
+    """
+    graph = trace(model, example_inputs)
+    found = find_branches(graph)
+    step = max(1, round(len(found) / 6))
+    order = least_felt(graph, found, len(found) - len(found) // 3, data, listen=listen)
+    errors: dict[int, float] = {}
+    results: dict[int, PruneResult] = {}
+    problem: PruneError | None = None
+    for count in range(0, len(order) + 1, step):
+        try:
+            results[count] = prune([branch.name for branch in order[:count]])
+        except PruneError as error:
+            if "out of reach" not in error.cause:
+                raise
+            problem = error  # widths alone may not reach what widths and depth do
+            continue
+        errors[count] = refit(results[count]).reconstruction.error_after
+        listen(Event("prune", "note", message=f"{count} branches gone: output error {errors[count]:.4g}"))
+        last = list(errors.values())[-3:]
+        if len(last) == 3 and last[0] < last[1] < last[2]:
+            break
+    if not errors:
+        assert problem is not None
+        raise problem
+    best = min(errors, key=lambda count: (errors[count], count))
+    return replace(results[best], depths=errors)
 
 
 def _without(model: nn.Module, graph: Graph, gone: Sequence[Branch], example_inputs: Any) -> PruneResult:

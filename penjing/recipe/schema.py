@@ -76,7 +76,8 @@ class PruneConfig(Config):
         ignore: Parameter-name globs that stay whole.
         round_to: Widths become multiples of this.
         min_slots: Fewest slots left in a group.
-        branches: Residual branches taken out whole before any width: how many, least damage first, or names.
+        branches: Residual branches taken out whole before any width: how many, least damage first; names; or
+            ``"auto"``, the number that loses least within the budget.
         reconstruct: Refit the layers to the original's outputs after removal; false, true, or its options.
         steps: Rounds of pruning, with ``between`` as recovery after each but the last.
         between: Recovery between rounds; None takes the recipe's ``recover`` with a quarter of its epochs.
@@ -92,7 +93,7 @@ class PruneConfig(Config):
     ignore: tuple[str, ...] = ()
     round_to: int = Field(default=1, ge=1)
     min_slots: int = Field(default=1, ge=1)
-    branches: Annotated[int, Field(ge=0)] | tuple[str, ...] = 0
+    branches: Annotated[int, Field(ge=0)] | Literal["auto"] | tuple[str, ...] = 0
     reconstruct: bool | dict[str, Any] = False
     steps: int = Field(default=1, ge=1)
     between: RecoverConfig | None = None
@@ -119,6 +120,8 @@ class PruneConfig(Config):
             raise ValueError(
                 "`steps` approaches a budget of params or macs; latency and bytes are met at once"
             )
+        if self.branches == "auto" and self.budget is None:
+            raise ValueError("branches `auto` needs a `budget`")
         if self.scope == "sensitivity" and self.budget is None:
             raise ValueError("scope `sensitivity` needs a `budget`")
         if self.sparse is not None and not self.sparse.regularize:

@@ -1,4 +1,4 @@
-"""Residual branches taken out whole: the shortcut is what is left, with every structure and with widths too."""
+"""Residual branches taken out whole: the shortcut is left, with every structure and with widths too."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from penjing.errors import PruneError, QuantizeError
 from penjing.export import OnnxRunner, export_onnx
 from penjing.graph import trace
-from penjing.graph.branches import find_branches
+from penjing.graph.branches import WithoutBranches, chosen, find_branches
 from penjing.prune import Budget, apply_, prune
 from penjing.prune.compare import relative_error, run
 from penjing.prune.shorten import least_felt
@@ -77,13 +78,21 @@ def test_the_softest_go_first() -> None:
     assert "blocks.1.bn1.num_batches_tracked" in result.plan.gone
 
 
+@torch.no_grad()
 def test_lazy_and_plain_greedy_agree() -> None:
     graph = trace(net(), X)
     branches = find_branches(graph)
-    one_by_one = [least_felt(graph, branches, count, DATA) for count in range(1, len(branches) + 1)]
-    for fewer, more in zip(one_by_one, one_by_one[1:], strict=False):
-        assert {b.name for b in fewer} < {b.name for b in more}
-    assert [b.name for b in one_by_one[-1]] == [b.name for b in branches]
+    x = torch.cat(DATA)
+    whole = graph(x)
+    order: list[str] = []
+    while len(order) < len(branches):
+        left = [branch for branch in branches if branch.name not in order]
+        harms = {
+            one.name: float((WithoutBranches(graph, [*chosen(branches, order), one]).run(x) - whole).norm())
+            for one in left
+        }
+        order.append(min(harms, key=lambda name: harms[name]))
+    assert [branch.name for branch in least_felt(graph, branches, len(branches), DATA)] == order
 
 
 def test_a_refit_makes_up_for_most_of_it() -> None:
@@ -98,6 +107,31 @@ def test_shares_of_a_budget_are_of_the_original() -> None:
     result = prune(model, X, budget=Budget(macs=0.5), scope="global", branches=1, data=DATA)
     assert 0.4 * result.before["macs"] < result.after["macs"] <= 0.5 * result.before["macs"]
     assert len(result.plan.branches) == 1
+
+
+def test_auto_takes_the_depth_that_loses_least() -> None:
+    """Two of the blocks all but do nothing, so that taking them out leaves more for the others."""
+    model = net()
+    made = prune(
+        model, X, budget=Budget(macs=0.4), criterion="obs", scope="global", branches="auto", data=DATA
+    )
+    assert made.depths is not None
+    assert set(made.depths) >= {0, 1, 2}
+    assert made.depths[len(made.plan.branches)] == min(made.depths.values()) < made.depths[0]
+    assert made.after["macs"] <= 0.4 * made.before["macs"]
+    assert made.reconstruction is None
+
+
+def test_a_budget_that_widths_alone_do_not_reach() -> None:
+    budget = Budget(macs=0.3)
+    options: dict[str, Any] = {"scope": "global", "data": DATA, "min_slots": 6}
+    with pytest.raises(PruneError, match="out of reach"):
+        prune(net(), X, budget=budget, **options)
+    made = prune(net(), X, budget=budget, branches="auto", **options)
+    assert made.plan.branches
+    assert made.after["macs"] <= 0.3 * made.before["macs"]
+    with pytest.raises(PruneError, match="out of reach"):
+        prune(net(), X, budget=Budget(macs=0.01), branches="auto", **options)
 
 
 def test_the_original_and_its_values_are_untouched() -> None:
@@ -158,6 +192,10 @@ def test_bad_requests() -> None:
     with pytest.raises(PruneError, match=r"no residual branch is called 'blocks\.9'") as caught:
         prune(model, X, branches=["blocks.9"])
     assert "blocks.0" in str(caught.value)
+    with pytest.raises(PruneError, match="'auto' needs a budget and data"):
+        prune(model, X, branches="auto", data=DATA)
+    with pytest.raises(PruneError, match="branches 'many'"):
+        prune(model, X, branches="many", data=DATA)
     with pytest.raises(PruneError, match="no residual branch"):
         prune(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.zeros(2, 3), branches=["0"])
     plan = prune(model, X, 0.0, branches=["blocks.1"]).plan

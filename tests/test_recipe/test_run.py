@@ -372,3 +372,41 @@ def test_rounds_approach_the_budget_step_by_step(tiny_values: dict[str, Any], tm
     assert row_of(result.metrics, "recovered").num_params == last
     assert isinstance(penjing.load(result.folder), torch.nn.Module)
     assert Path(result.folder / "plan.json").is_file()
+
+
+RESIDUAL = """
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1)
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return x + self.body(x)
+
+def build():
+    blocks = [Block() for _ in range(4)]
+    head = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)]
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), *blocks, *head)
+"""
+
+
+def test_branches_go_whole(tiny_values: dict[str, Any], tmp_path: Path) -> None:
+    """A shorter network goes through every stage, and its artifact loads without the class."""
+    (tmp_path / "net.py").write_text(RESIDUAL, encoding="utf-8")
+    values = {
+        **tiny_values,
+        "model": {"spec": f"{tmp_path / 'net.py'}:build"},
+        "prune": {"budget": {"macs": 0.5}, "branches": 2, "criterion": "obs", "reconstruct": True},
+    }
+    result = run(Recipe.parse(values), tmp_path / "shorter")
+    facts = numbers(result.folder)["prune"][1]
+    plan = Plan.load(result.folder / "plan.json")
+    assert [row["name"] for row in facts["widths"] if row["kind"] == "branch"] == list(plan.branches)
+    assert len(plan.branches) == 2
+    assert facts["after"]["macs"] <= 0.5 * facts["before"]["macs"]
+    assert not facts["in_place"]
+    loaded = penjing.load(result.folder)
+    assert {k: tuple(v.shape) for k, v in loaded.state_dict().items()} == plan.new_shapes

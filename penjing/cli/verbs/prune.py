@@ -29,7 +29,7 @@ def command(
     branches: Annotated[
         str,
         typer.Option(
-            help="Residual branches to take out whole first: how many (needs --data), or names, with commas."
+            help="Residual branches to take out whole first: how many or auto (both need --data), or names."
         ),
     ] = "0",
     reconstruct: Annotated[
@@ -80,13 +80,20 @@ def command(
             reconstruct=reconstruct,
             budget=Budget.parse(limits) if limits else None,
             round_to=round_to,
-            branches=int(branches) if branches.isdigit() else tuple(branches.split(",")),
+            branches=_branches(branches),
             seed=seed,
             listen=listen,
         )
     save_artifact(out, made.model, example_inputs=loaded.example_inputs, plan=made.plan, stages=["prune"])
     result = {key: value for key, value in made.to_dict().items() if key != "plan"} | {"folder": str(out)}
     common.emit(result, _text(made, out), json)
+
+
+def _branches(given: str) -> Any:
+    """A number, ``"auto"``, or names with commas between."""
+    if given == "auto":
+        return given
+    return int(given) if given.isdigit() else tuple(given.split(","))
 
 
 def _text(made: Any, out: Any) -> str:
