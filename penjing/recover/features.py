@@ -7,8 +7,9 @@ compared with exactly those channels of the teacher's and no learned projector s
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import RecoverError
+from penjing.graph import GraphModel
+from penjing.recover.graph_taps import linear_layers, tap
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def feature_specs(
     """
     mine, theirs = dict(student.named_modules()), dict(teacher.named_modules())
     if not layers:
-        linears = [name for name, module in mine.items() if isinstance(module, nn.Linear) and name in theirs]
+        linears = [name for name in _linears(student) if name in theirs]
         if not linears:
             raise RecoverError(
                 "the model has no linear layer to take features before",
@@ -72,6 +75,12 @@ def feature_specs(
             kept = _kept(plan, mine[name], theirs[name], name, dim=0) if aligned else None
             found[name] = FeatureSpec(name, "output", kept)
     return tuple(found.values())
+
+
+def _linears(model: nn.Module) -> list[str]:
+    if isinstance(model, GraphModel):
+        return linear_layers(model)
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
 def _kept(plan: Any, mine: nn.Module, theirs: nn.Module, name: str, dim: int) -> Tensor | None:
@@ -119,7 +128,8 @@ def kept_positions(plan: Any, tensor: str, dim: int) -> Tensor | None:
 
 
 class Taps:
-    """Forward hooks that keep the last feature at each place, for the time of a ``with`` block.
+    """Forward hooks (taps, in a traced graph) that keep the last feature at each place, for the time of a
+    ``with`` block.
 
     Attributes:
         features: The features of the last forward pass, by `FeatureSpec.key`.
@@ -129,25 +139,27 @@ class Taps:
         self.features: dict[str, Tensor] = {}
         self._model = model
         self._specs = specs
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Self:
         modules = dict(self._model.named_modules())
         for spec in self._specs:
             module = modules[spec.layer]
-            if spec.side == "output":
-                handle = module.register_forward_hook(self._keep_output(spec.key))
+            if isinstance(self._model, GraphModel):
+                keep = partial(self.features.__setitem__, spec.key)
+                self._undo.append(tap(self._model, spec.layer, spec.side, keep))
+            elif spec.side == "output":
+                self._undo.append(module.register_forward_hook(self._keep_output(spec.key)).remove)
             else:
-                handle = module.register_forward_pre_hook(self._keep_input(spec.key))
-            self._handles.append(handle)
+                self._undo.append(module.register_forward_pre_hook(self._keep_input(spec.key)).remove)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for undo in self._undo:
+            undo()
+        self._undo.clear()
 
     def _keep_output(self, key: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
