@@ -88,12 +88,21 @@ def example_inputs_of(data: Mapping[str, Any], *, batch: int = 2, seed: int = 0)
 
     Returns:
         A tensor, a tuple or a dict, as the program takes them.
+
+    Raises:
+        ArtifactError: for a program that was stored without the shapes of its inputs.
     """
     generator = torch.Generator().manual_seed(seed)
     leaves = []
     for node in data["graph"]["nodes"]:
         if node["op"] != "placeholder":
             continue
+        if "example" not in node:
+            raise ArtifactError(
+                f"{PROGRAM_FILE} does not tell the shape of its input {node['name']!r}",
+                layer=PROGRAM_FILE,
+                remedy="Write the artifact again with this release",
+            )
         shape = [batch if size == "batch" else size for size in node["example"]["shape"]]
         dtype: torch.dtype = getattr(torch, node["example"]["dtype"])
         noise = torch.randn(shape, generator=generator)

@@ -20,6 +20,7 @@ from penjing.graph.trace import Graph
 from penjing.graph.tree import graph_module
 
 _ADDS = frozenset({"aten.add.Tensor", "aten.add_.Tensor"})
+_PASSING = ("aten.to.", "aten.alias.", "aten.contiguous.")  # give what they are given, as Keras has them
 _IDEMPOTENT = frozenset({"aten.relu.default", "aten.relu_.default"})
 
 
@@ -146,10 +147,19 @@ def _ends(node: fx.Node, before: dict[fx.Node, set[fx.Node]]) -> tuple[fx.Node, 
     a, b = node.args[:2]
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node) or a is b:
         return None
-    skip, branch = (a, b) if a in before[b] else (b, a)
+    skip, branch = (a, b) if _root(a) in before[b] else (b, a)
     shapes = [getattr(each.meta.get("val"), "shape", None) for each in (skip, branch)]
-    is_residual = skip in before[branch] and skip.op != "get_attr" and shapes[0] == shapes[1] is not None
+    is_residual = (
+        _root(skip) in before[branch] and skip.op != "get_attr" and shapes[0] == shapes[1] is not None
+    )
     return (skip, branch) if is_residual else None
+
+
+def _root(node: fx.Node) -> fx.Node:
+    """The node whose value this one passes on."""
+    while str(node.target).startswith(_PASSING) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
 
 
 def _needed_only_by(total: fx.Node, branch: fx.Node, before: set[fx.Node]) -> set[fx.Node]:

@@ -205,7 +205,7 @@ class Inspection:
         return (
             f"{self.num_params:,} parameters, {self.num_macs:,} MACs; {self.prunable_share:.1%} of the "
             f"parameters are in {len(self.groups)} groups; {len(self.frozen)} reasons why others stay whole; "
-            f"{len(self.branches)} residual branches"
+            f"{len(self.branches)} residual branch{'' if len(self.branches) == 1 else 'es'}"
         )
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,9 @@ from penjing.errors import ArtifactError, ExportError
 from penjing.export.program import example_inputs_of, load_program, read_program, save_program
 from penjing.export.program_ops import target_name, target_named
 from penjing.export.program_values import decode_tree, decode_value, encode_tree, encode_value
-from penjing.graph import GraphModel, trace
+from penjing.graph import GraphModel, couple, trace
+from penjing.prune.slicing import slice_graph
+from penjing.prune.slots import by_leaf
 
 
 def cnn() -> nn.Module:
@@ -143,6 +146,21 @@ def test_a_loaded_program_can_be_traced_and_copied(case: tuple[nn.Module, Any], 
     x = x if isinstance(x, tuple) else (x,)
     for a, b in zip(leaves(loaded(*x)), leaves(GraphModel(trace(loaded, x))(*x)), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_pruned_graph_tells_its_inputs(tmp_path: Path) -> None:
+    """Where the traced graph is what pruning gives back, its artifact still says how it is called."""
+    model = cnn()
+    graph = trace(model, torch.randn(2, 3, 8, 8))
+    coupling = couple(graph)
+    kept = by_leaf(coupling, {group.id: np.arange(1, group.size) for group in coupling.groups})
+    save_program(GraphModel(slice_graph(graph, coupling, kept)), tmp_path)
+    data = read_program(tmp_path)
+    assert load_program(tmp_path)(example_inputs_of(data, batch=3)).shape[0] == 3
+    for node in data["graph"]["nodes"]:
+        node.pop("example", None)
+    with pytest.raises(ArtifactError, match="does not tell the shape of its input"):
+        example_inputs_of(data)
 
 
 def test_memory_order_and_requires_grad_are_kept(tmp_path: Path) -> None:

@@ -109,3 +109,24 @@ def test_branches_meet_under_the_later_one() -> None:
     assert layers["left"].reads == layers["right"].reads == ("stem",)
     assert layers["right"].joined_by == ("left",)
     assert layers["head"].reads == ("right",)
+
+
+def test_residual_branches_are_listed() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 1)
+            self.block = nn.Sequential(nn.Conv2d(8, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 1))
+            self.other = nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 1, bias=False))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = x + self.block(x)
+            return x - self.other(x)  # type: ignore[no-any-return]  # a difference is no sum
+
+    found = inspect(Net(), torch.zeros(2, 3, 5, 5))
+    (branch,) = found.branches
+    assert (branch.name, branch.num_params) == ("block", 4 * 8 * 9 + 4 + 8 * 4 + 8)
+    assert branch.num_macs == 25 * (4 * 8 * 9 + 8 * 4)
+    assert "1 residual branch\n" in str(found)
+    assert found.to_dict()["branches"] == [vars(branch)]

@@ -181,6 +181,19 @@ def test_the_file_has_no_trace_of_a_branch(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, run(result.model, X).numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_cast_between_sum_and_shortcut_does_not_hide_the_branch() -> None:
+    """Keras casts both operands of a sum to the type they have."""
+
+    class Cast(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = x.to(torch.float32) + self.blocks.get_submodule("0.conv1")(x).to(torch.float32)
+            return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+    (branch,) = find_branches(trace(Cast(), X))
+    assert branch.name == "blocks.0.conv1"
+
+
 def test_bad_requests() -> None:
     model = net()
     with pytest.raises(PruneError, match="5 branches are to go and the network has 4"):

@@ -81,6 +81,8 @@ def slice_graph(
     for node in list(sliced.nodes):
         if node.op == "call_function":
             _rewrite(Site(node, graph, coupling, kept, originals, add_constant, tensors.__setitem__))
+        if node.op == "placeholder":
+            continue  # inputs keep their shapes, which an artifact tells
         for key in ("val", "example_value", "tensor_meta"):
             node.meta.pop(key, None)
     for name, value in constants.items():
