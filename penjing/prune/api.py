@@ -61,7 +61,8 @@ def prune(
         scope: How groups share the ratio or budget; with "sensitivity" widths go by measured damage against
             measured cost (needs a budget and data). Where a criterion's scores are damages that add up
             (``"obs"``), a budget divides them by what a slot saves (see `penjing.prune.worth`).
-        ignore: Glob patterns on parameter names; the axes of matching parameters stay whole.
+        ignore: Glob patterns on parameter names; the axes of matching parameters stay whole, and a branch all
+            of whose parameters match is not taken out unless it is named.
         data: Batches, for criteria that need them and for reconstruction.
         reconstruct: Refit what reads the removed slots to the original's outputs on ``data``, before any
             training.
@@ -90,12 +91,12 @@ def prune(
     chosen = make_criterion(criterion)
     if reconstruct and data is None:
         raise PruneError("reconstruction needs data", remedy="Pass data=… (batches of the training set)")
+    _check_patterns(ignore, [name for name, _ in model.named_parameters(remove_duplicate=False)])
     listen(Event("prune", "start", message="trace and solve the axes"))
     options: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "min_slots": min_slots}
 
     def narrow(model: nn.Module, budget: Budget | None, sensed: Sensitivity | None) -> PruneResult:
         graph = trace(model, example_inputs)
-        _check_patterns(ignore, (*graph.params, *graph.aliases))
         coupling = couple(graph, ignore=ignore, prune_outputs=prune_outputs)
         material = Material(model, graph, coupling, data, loss, seed, listen)
         return _narrow(material, example_inputs, chosen, ratio, budget, scope, sensed, options)
@@ -105,7 +106,7 @@ def prune(
 
         if not branches:
             return narrow(model, budget, sensed)
-        short = shorten(model, example_inputs, branches, data, listen=listen)
+        short = shorten(model, example_inputs, branches, data, ignore=ignore, listen=listen)
         left = budget and budget_after(budget, model, short.model, example_inputs)
         result = narrow(short.model, left, None)
         plan = short.plan.then(result.plan)
@@ -120,7 +121,7 @@ def prune(
     if branches == "auto":
         if budget is None or data is None:
             raise PruneError("branches 'auto' needs a budget and data", remedy="Pass both, or a number")
-        result = best_depth(model, example_inputs, data, shorten_first, refit, listen)
+        result = best_depth(model, example_inputs, data, shorten_first, refit, ignore=ignore, listen=listen)
     elif isinstance(branches, str):
         raise PruneError(f"branches {branches!r}", remedy="Give a number, 'auto', or a list of names")
     else:

@@ -21,6 +21,7 @@ from penjing.errors import PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Graph, GraphModel, couple, trace
 from penjing.graph.branches import Branch, WithoutBranches, chosen, cut, find_branches
+from penjing.graph.solve import matches
 from penjing.graph.trace import bind_inputs
 from penjing.prune.compare import relative_error, run
 from penjing.prune.cost import count_all
@@ -39,6 +40,7 @@ def shorten(
     branches: int | Sequence[str],
     data: Iterable[Any] | None = None,
     *,
+    ignore: Sequence[str] = (),
     listen: Listener = silent,
 ) -> PruneResult:
     """Remove whole residual branches from a copy of the model: of ``x + f(x)`` only ``x`` is left.
@@ -49,6 +51,7 @@ def shorten(
         branches: How many to remove, least damage to the output first (needs data); or the names of those to
             remove, as `penjing.graph.branches.find_branches` gives them.
         data: Batches of the training set; labels are not looked at.
+        ignore: Glob patterns on parameter names; a branch whose parameters all match is not chosen.
         listen: Hears what happens.
 
     Returns:
@@ -62,7 +65,7 @@ def shorten(
     graph = trace(model, example_inputs)
     found = find_branches(graph)
     if isinstance(branches, int):
-        gone = least_felt(graph, found, branches, data, listen=listen)
+        gone = least_felt(graph, _free(graph, found, ignore), branches, data, listen=listen)
     else:
         gone = chosen(found, branches)
     return _without(model, graph, gone, example_inputs)
@@ -95,7 +98,7 @@ def least_felt(
     """
     if not 0 < count <= len(branches):
         raise PruneError(
-            f"{count} branches are to go and the network has {len(branches)}",
+            f"{count} branches are to go and the network has {len(branches)} that may",
             remedy="Give a number between 1 and that" if branches else "Prune its widths instead",
         )
     if data is None:
@@ -141,6 +144,8 @@ def best_depth(
     data: Iterable[Any],
     prune: Callable[[Sequence[str]], PruneResult],
     refit: Callable[[PruneResult], PruneResult],
+    *,
+    ignore: Sequence[str] = (),
     listen: Listener = silent,
 ) -> PruneResult:
     """Within one budget, the number of branches whose absence, with the widths that go with it, costs least.
@@ -153,16 +158,19 @@ def best_depth(
         data: Batches that branches are chosen on.
         prune: Takes these branches out and meets the budget with widths.
         refit: Reconstructs the result.
+        ignore: As in `shorten`.
         listen: Hears what was tried.
 
     Returns:
         The best of them as ``prune`` gave it, with `PruneResult.depths`.
 
     Raises:
-        PruneError: where the network has no residual branches, or no depth meets the budget.
+        PruneError: where no depth meets the budget.
     """
     graph = trace(model, example_inputs)
-    found = find_branches(graph)
+    found = _free(graph, find_branches(graph), ignore)
+    if not found:
+        return prune(())
     step = max(1, round(len(found) / 6))
     order = least_felt(graph, found, len(found) - len(found) // 3, data, listen=listen)
     errors: dict[int, float] = {}
@@ -186,6 +194,16 @@ def best_depth(
         raise problem
     best = min(errors, key=lambda count: (errors[count], count))
     return replace(results[best], depths=errors)
+
+
+def _free(graph: Graph, branches: Sequence[Branch], ignore: Sequence[str]) -> list[Branch]:
+    """The branches that may be chosen: not those whose parameters are all to be left alone."""
+
+    def is_left_alone(branch: Branch) -> bool:
+        names = [name for name in branch.tensors if name in graph.params]
+        return all(any(matches(name, pattern) for pattern in ignore) for name in names)
+
+    return [branch for branch in branches if not is_left_alone(branch)]
 
 
 def _without(model: nn.Module, graph: Graph, gone: Sequence[Branch], example_inputs: Any) -> PruneResult:

@@ -95,6 +95,26 @@ def test_lazy_and_plain_greedy_agree() -> None:
     assert [branch.name for branch in least_felt(graph, branches, len(branches), DATA)] == order
 
 
+def test_what_is_to_be_left_alone_does_not_go() -> None:
+    alone = ("blocks.1.*", "*.bn2.weight")
+    result = prune(net(), X, 0.5, "random", branches=2, data=DATA, ignore=alone)
+    assert sorted(result.plan.branches) == ["blocks.2", "blocks.3"]
+    names = {name for name, _ in result.model.named_parameters()}
+    assert result.model.get_parameter("blocks.1.conv1.weight").shape == (8, 8, 3, 3)
+    assert "blocks.3.conv1.weight" not in names
+    named = prune(net(), X, 0.0, branches=["blocks.1"], ignore=alone)
+    assert list(named.plan.branches) == ["blocks.1"]
+    with pytest.raises(PruneError, match="network has 0 that may"):
+        prune(net(), X, branches=1, data=DATA, ignore=("blocks.*",))
+
+
+def test_auto_without_branches_is_plain_pruning() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+    made = prune(model, X, budget=Budget(params=0.5), branches="auto", data=DATA)
+    assert made.in_place
+    assert not made.plan.branches
+
+
 def test_a_refit_makes_up_for_most_of_it() -> None:
     model = net()
     result = prune(model, X, 0.0, branches=2, data=DATA, reconstruct=True)
@@ -196,7 +216,7 @@ def test_a_cast_between_sum_and_shortcut_does_not_hide_the_branch() -> None:
 
 def test_bad_requests() -> None:
     model = net()
-    with pytest.raises(PruneError, match="5 branches are to go and the network has 4"):
+    with pytest.raises(PruneError, match="5 branches are to go and the network has 4 that may"):
         prune(model, X, branches=5, data=DATA)
     with pytest.raises(PruneError, match="-1 branches"):
         prune(model, X, branches=-1, data=DATA)
