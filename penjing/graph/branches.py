@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,21 +45,24 @@ class Branch:
 
 def find_branches(graph: Graph) -> tuple[Branch, ...]:
     """Every ``x + f(x)`` whose ``f`` has a weight of its own, in the order of computation."""
-    before: dict[fx.Node, set[fx.Node]] = {}  # everything a node is computed from
-    found: list[tuple[fx.Node, fx.Node, set[fx.Node]]] = []
-    for node in graph.module.graph.nodes:
-        sources = node.all_input_nodes
-        before[node] = set(sources).union(*(before[source] for source in sources))
-        ends = _ends(node, before)
-        if ends is not None:
-            skip, branch = ends
-            found.append((node, skip, _needed_only_by(node, branch, before[branch])))
+    nodes = list(graph.module.graph.nodes)
+    place = {node: at for at, node in enumerate(nodes)}
+    before: dict[fx.Node, int] = {}  # everything a node is computed from, as bits by place
+    found: list[tuple[fx.Node, fx.Node, list[fx.Node]]] = []
+    for node in nodes:
+        before[node] = 0
+        for source in node.all_input_nodes:
+            before[node] |= before[source] | 1 << place[source]
+        skip, branch = _ends(node, lambda a, b: bool(before[b] >> place[a] & 1))
+        if skip is not None and branch is not None:
+            earlier = [each for each in nodes[: place[branch]] if before[branch] >> place[each] & 1]
+            found.append((node, skip, _needed_only_by(node, branch, earlier)))
     made = []
-    for total, skip, nodes in found:
-        reads = [str(node.target) for node in sorted(nodes) if node.op == "get_attr"]
+    for total, skip, own in found:
+        reads = [str(node.target) for node in own if node.op == "get_attr"]
         weights = [name for name in reads if name in graph.params and graph.params[name].dim() > 1]
         if weights:
-            names = frozenset(node.name for node in nodes)
+            names = frozenset(node.name for node in own)
             made.append(
                 Branch(_shared_path(weights), total.name, skip.name, names, _tensors(graph, set(reads)))
             )
@@ -140,19 +143,19 @@ class WithoutBranches(fx.Interpreter):
         return value.clone()
 
 
-def _ends(node: fx.Node, before: dict[fx.Node, set[fx.Node]]) -> tuple[fx.Node, fx.Node] | None:
+def _ends(
+    node: fx.Node, is_before: Callable[[fx.Node, fx.Node], bool]
+) -> tuple[fx.Node | None, fx.Node | None]:
     """Shortcut and branch of an addition whose one operand is computed from the other; else None."""
     if str(node.target) not in _ADDS or node.kwargs.get("alpha", 1) != 1 or len(node.args) < 2:
-        return None
+        return None, None
     a, b = node.args[:2]
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node) or a is b:
-        return None
-    skip, branch = (a, b) if _root(a) in before[b] else (b, a)
+        return None, None
+    skip, branch = (a, b) if is_before(_root(a), b) else (b, a)
     shapes = [getattr(each.meta.get("val"), "shape", None) for each in (skip, branch)]
-    is_residual = (
-        _root(skip) in before[branch] and skip.op != "get_attr" and shapes[0] == shapes[1] is not None
-    )
-    return (skip, branch) if is_residual else None
+    is_residual = is_before(_root(skip), branch) and skip.op != "get_attr"
+    return (skip, branch) if is_residual and shapes[0] == shapes[1] is not None else (None, None)
 
 
 def _root(node: fx.Node) -> fx.Node:
@@ -162,16 +165,14 @@ def _root(node: fx.Node) -> fx.Node:
     return node
 
 
-def _needed_only_by(total: fx.Node, branch: fx.Node, before: set[fx.Node]) -> set[fx.Node]:
-    """Nodes that nothing needs any more once the sum no longer reads the branch."""
-    dead: set[fx.Node] = set()
-    candidates = sorted({branch, *before}, reverse=True)  # fx nodes sort by their place in the graph
-    for node in candidates:
-        if node.op == "placeholder":
-            continue
-        if all(user in dead or (user is total and node is branch) for user in node.users):
-            dead.add(node)
-    return dead
+def _needed_only_by(total: fx.Node, branch: fx.Node, earlier: list[fx.Node]) -> list[fx.Node]:
+    """Of a branch's end and all it is computed from, what nothing needs once the sum does not read it."""
+    dead: dict[fx.Node, None] = {}
+    for node in (branch, *reversed(earlier)):
+        needed = any(user not in dead and not (user is total and node is branch) for user in node.users)
+        if not needed and node.op != "placeholder":
+            dead[node] = None
+    return list(reversed(dead))
 
 
 def _tensors(graph: Graph, reads: set[str]) -> tuple[str, ...]:
