@@ -37,6 +37,32 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert Plan.load(tmp_path / "plan.json") == PLAN
 
 
+def test_a_plan_from_before_branches_is_read() -> None:
+    data = PLAN.to_dict()
+    del data["branches"]
+    assert Plan.from_dict({**data, "version": 1}) == PLAN
+
+
+def test_a_branch_goes_from_states_and_optimizers() -> None:
+    shapes = {"stem": (4,), "body.weight": (4, 4), "body.count": (), "head": (2, 4)}
+    plan = Plan(shapes, {}, {"head": {1: kept(0, 2)}}, branches={"body": ("body.weight", "body.count")})
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert plan.new_shapes == {"stem": (4,), "head": (2, 2)}
+    state = {name: torch.ones(shape) for name, shape in shapes.items()}
+    assert plan.slice_state(state).keys() == plan.new_shapes.keys()
+    params = {name: nn.Parameter(value) for name, value in state.items() if name != "body.count"}
+    optimizer = torch.optim.SGD(params.values(), lr=0.1, momentum=0.9)
+    for number, param in enumerate(params.values()):
+        param.grad = torch.full_like(param, float(number))
+    optimizer.step()
+    sliced = plan.slice_optimizer(optimizer.state_dict(), list(params))
+    assert sliced["param_groups"][0]["params"] == [0, 1]
+    assert torch.equal(sliced["state"][1]["momentum_buffer"], torch.full((2, 2), 2.0))
+    damaged = {**plan.to_dict(), "branches": {"body": ["body.other"]}}
+    with pytest.raises(PruneError, match="branch holds tensors"):
+        Plan.from_dict(damaged)
+
+
 def test_slices_state_and_leaves_unknown_names() -> None:
     state = {"weight": torch.arange(48.0).reshape(8, 6), "bias": torch.arange(8.0), "other": torch.ones(3)}
     sliced = PLAN.slice_state(state)
