@@ -72,6 +72,11 @@ class Budget(Config):
         """Names of the bounds that are given."""
         return tuple(name for name in BOUNDS if getattr(self, name) is not None)
 
+    @property
+    def latency_is_share(self) -> bool:
+        """Whether latency is bounded, and as a share of the original's."""
+        return self.latency is not None and _parse_latency(self.latency)[1]
+
     def limits(self, original: Mapping[str, float]) -> dict[str, float]:
         """The bounds as absolute amounts (counts, bytes, seconds), given the original's by the same names."""
         out: dict[str, float] = {}

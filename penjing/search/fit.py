@@ -125,7 +125,7 @@ def budget_after(budget: Budget, whole: nn.Module, left: nn.Module, example_inpu
     cost = Cost(graph, couple(graph))
     original = {name: getattr(cost, name)({}) for name in budget.bounds if name != "latency"}
     bounds: dict[str, Any] = dict(budget.limits(original))
-    if isinstance(budget.latency, str) and budget.latency.strip().lower().endswith("x"):
+    if budget.latency_is_share:
         timer = WholeTimer(
             whole, example_inputs, batch=budget.batch, threads=budget.threads, runtime=budget.runtime
         )

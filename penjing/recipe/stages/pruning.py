@@ -101,11 +101,10 @@ def _budget(
     if share == 1.0 and original is None:
         return budget
     if original is None:
-        from penjing.graph import couple, trace
-        from penjing.prune import Cost
+        from penjing.graph import trace
+        from penjing.prune.cost import count_all
 
-        graph = trace(model, space.examples)
-        original = dict(Cost(graph, couple(graph))({}))
+        original = count_all(trace(model, space.examples))
     limits = budget.limits(original)
     return budget.eased({name: original[name] for name in limits}, share)
 
