@@ -85,8 +85,14 @@ class RecoverConfig(Config):
         losses: Terms of the loss; empty is cross-entropy for `train`, and for `recover` 0.1 ·
             cross-entropy + 0.9 · KD (labels present) or KD alone (no labels).
         temperature: Default temperature of the logit losses.
-        teacher_cache: Most samples whose teacher logits are kept in memory, keyed by the sample's content;
-            pays when samples repeat exactly (no augmentation). 0 is off.
+        distinct_epochs: After this many epochs the draws of chance begin again: epoch e sees the order, the
+            augmentation, the mixing and the dropout of epoch e mod ``distinct_epochs``, and the teacher's
+            remembered answers, so it runs in the first of them only (fast knowledge distillation, Shen &
+            Xing 2022). The data follows where it has ``set_epoch`` or draws from the global generators;
+            where it does not, the run warns. None never repeats.
+        teacher_cache: Most samples whose teacher logits are kept in memory, keyed by the sample's content
+            (one teacher, logit losses). None keeps all with ``distinct_epochs`` and none without it, where
+            it pays if samples repeat exactly (no augmentation).
         patience: Stop after this many evaluations without a better validation accuracy; None never does.
         keep: ``"last"`` returns the final weights, ``"best"`` those of the best validation accuracy. Either
             way `recover` returns the weights it started from where validation finds these better, and says so
@@ -126,7 +132,8 @@ class RecoverConfig(Config):
     compile: bool = False
     losses: tuple[LossTerm, ...] = ()
     temperature: float = Field(default=4.0, gt=0)
-    teacher_cache: int = Field(default=0, ge=0)
+    distinct_epochs: int | None = Field(default=None, ge=1)
+    teacher_cache: int | None = Field(default=None, ge=0)
     patience: int | None = Field(default=None, ge=1)
     keep: Literal["last", "best"] = "last"
     recalibrate: int = Field(default=2048, ge=0)

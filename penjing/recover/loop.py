@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -139,11 +140,17 @@ class Loop:
         )
         specs = self.objective.specs
         asked = job.teachers if self.objective.needs_teacher else ()
-        self.teachers = self.stack.enter_context(Teachers(asked, specs, job.config.teacher_cache))
+        self.teachers = self.stack.enter_context(Teachers(asked, specs, self._remembered()))
         self.teachers.to(self.device)
         self.taps = self.stack.enter_context(Taps(self.model, specs)) if specs else None
         if self.teachers.cache is not None:
             self.teachers.cache.restore(self.saved_cache)
+
+    def _remembered(self) -> int:
+        """Most samples whose teacher logits are kept."""
+        if self.config.teacher_cache is not None:
+            return self.config.teacher_cache
+        return sys.maxsize if self.config.distinct_epochs else 0
 
     def _precision(self) -> str:
         """The number format asked for, or the faster one by the first batch; all processes take the same."""
@@ -177,6 +184,23 @@ class Loop:
             batch = unpack(item)
             yield move(Batch(batch.inputs), self.device, self.channels_last).inputs
 
+    def _drawn_epoch(self) -> int:
+        """The epoch whose draws of chance this one takes."""
+        distinct, epoch = self.config.distinct_epochs, self.progress.epoch
+        return epoch if distinct is None else epoch % distinct
+
+    def _see_repeats(self) -> None:
+        """Say so where the first epoch that should have been seen before was not."""
+        cache = None if self.objective is None else self.teachers.cache
+        if cache is None or self.progress.epoch != self.config.distinct_epochs:
+            return
+        if not cache.hits and len(cache.known) < cache.capacity:
+            self._tell(
+                "warning",
+                message="distinct_epochs is set, but the data did not repeat, so the teacher runs in every "
+                "epoch; give the loader a set_epoch(epoch) that chooses order and augmentation",
+            )
+
     def _set_epoch(self, epoch: int) -> None:
         if callable(set_epoch := getattr(self.job.data, "set_epoch", None)):
             set_epoch(epoch)
@@ -187,8 +211,8 @@ class Loop:
         """Train for one pass, validate, record, and see whether it is time to stop."""
         progress, config = self.progress, self.config
         began, meter, told = time.perf_counter(), Meter(), 0.0
-        chance.seed_globals(self.job.seed, progress.epoch, self.rank)
-        self._set_epoch(progress.epoch)
+        chance.seed_globals(self.job.seed, self._drawn_epoch(), self.rank)
+        self._set_epoch(self._drawn_epoch())
         self.wrapped.train()
         for index, window in enumerate(_windows(self.job.data, config.grad_accumulation, self.epoch_steps)):
             self._step(window, index, meter)
@@ -197,6 +221,7 @@ class Loop:
                 self._tell("progress", meter.means() | {"lr": self.optimizer.param_groups[0]["lr"]})
             if self._limit_reached():
                 break
+        self._see_repeats()
         if self.sparse is not None:
             self.sparse.epoch_(self.model, *([] if self.average is None else [self.average.model]))
         progress.epoch += 1
@@ -298,7 +323,7 @@ class Loop:
                 remedy="Set mixup and cutmix to 0 for this model",
             )
         check(batch, number, self._num_classes(batch))
-        generator = chance.derived_generator(self.job.seed, self.progress.epoch, number, self.rank)
+        generator = chance.derived_generator(self.job.seed, self._drawn_epoch(), number, self.rank)
         x, target_NK = mix(
             batch.inputs,
             batch.target,

@@ -100,10 +100,13 @@ class LogitCache:
 
     Args:
         capacity: Most samples remembered.
+
+    Attributes:
+        hits: Batches answered without running the teacher.
     """
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+        self.capacity, self.hits = capacity, 0
         self.known: dict[bytes, Tensor] = {}
 
     def answer(self, batch: Batch, run: Callable[[], Tensor]) -> Tensor:
@@ -112,6 +115,7 @@ class LogitCache:
         rows = [self.known.get(key) for key in keys]
         known = [row for row in rows if row is not None]
         if len(known) == len(keys):
+            self.hits += 1
             return torch.stack(known).to(tensors(batch.inputs)[0].device)
         logits = run()
         for key, row in zip(keys, logits.cpu(), strict=True):

@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "steps end within an epoch": {"max_steps": 16, "schedule": "cosine", "warmup": 0.2},
     "patience": {"patience": 1, "lr": 1e-6},
     "remembered teacher": {"teacher_cache": 10_000},
+    "epochs come again": {"distinct_epochs": 1, "mixup": 1.0, "losses": ["kd"]},
     "features": {"losses": ["ce", {"name": "sp"}, {"name": "mse", "options": {"layers": ["1"]}}]},
 }
 
@@ -129,6 +130,50 @@ def test_recovery_approaches_the_teacher() -> None:
     x_NCHW = torch.cat([x for x, _ in Batches(4)])
     agree = (result.model(x_NCHW).argmax(1) == teacher(x_NCHW).argmax(1)).float().mean()
     assert agree > 0.9
+
+
+@pytest.mark.parametrize("options", [{}, {"mixup": 1.0}, {"dropout": 0.5}], ids=["plain", "mixed", "dropout"])
+def test_the_teacher_runs_in_the_distinct_epochs_only_and_nothing_else_changes(
+    options: dict[str, Any],
+) -> None:
+    teacher, asked = network(seed=1).eval(), 0
+
+    def counted(x_NCHW: torch.Tensor) -> torch.Tensor:
+        nonlocal asked
+        asked += 1
+        out: torch.Tensor = teacher(x_NCHW)
+        return out
+
+    config = RecoverConfig.parse({"epochs": 5, "distinct_epochs": 2, "losses": ["kd"], **options})
+    remembered = recover(network(), counted, Batches(), config)
+    assert asked == 2 * len(Batches())
+    anew = recover(
+        network(), counted, Batches(), RecoverConfig.parse({**config.to_dict(), "teacher_cache": 0})
+    )
+    assert asked == (2 + 5) * len(Batches())
+    assert equal(remembered.model, anew.model)
+    assert remembered.history == anew.history
+    other = recover(
+        network(), counted, Batches(), RecoverConfig.parse({**config.to_dict(), "distinct_epochs": None})
+    )
+    assert not equal(remembered.model, other.model)
+
+
+def test_data_that_does_not_repeat_under_distinct_epochs_is_told() -> None:
+    def warned(data: Any) -> bool:
+        told: list[Event] = []
+        config = RecoverConfig(epochs=3, distinct_epochs=1)
+        recover(network(), network(seed=1), data, config, listen=told.append)
+        return any("did not repeat" in event.message for event in told if event.kind == "warning")
+
+    class OwnChance(Batches):
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch += 1
+
+    dataset = torch.utils.data.TensorDataset(torch.randn(40, 1, 8, 8), torch.randint(CLASSES, (40,)))
+    assert not warned(Batches())
+    assert not warned(torch.utils.data.DataLoader(dataset, 8, shuffle=True))
+    assert warned(OwnChance())
 
 
 def test_several_teachers_callables_and_carried_logits_agree() -> None:
