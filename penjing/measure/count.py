@@ -135,6 +135,10 @@ _RULES: dict[str, Rule] = {
 }
 
 
+# A parameter in another memory layout or number format is still that parameter (Keras turns its kernels so).
+_COPIES = ("aten.clone", "aten._to_copy")
+
+
 @dataclass
 class _Seen:
     macs: dict[str, int] = field(default_factory=dict)
@@ -145,13 +149,19 @@ class _Seen:
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, owners: Mapping[int, str], stack: list[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.owners, self.stack, self.seen = owners, stack, _Seen()
+        self.owners, self.stack, self.seen = dict(owners), stack, _Seen()
+        self.copies: list[
+            Tensor
+        ] = []  # kept while counting, so that nothing else takes their place in memory
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         name = str(func.overloadpacket)
+        if name in _COPIES and (owner := self.owners.get(_storage(args[0]))) is not None:
+            self.owners.setdefault(_storage(out), owner)
+            self.copies.append(out)
         rule = _RULES.get(name)
         if rule is not None:
             layer = self._layer(args)

@@ -129,6 +129,20 @@ class Shared(nn.Module):
         return out
 
 
+def test_a_weight_turned_or_copied_on_the_way_is_still_its_layers() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.ParameterDict({"kernel": torch.randn(3, 3, 4, 6)})  # as Keras keeps it
+
+        def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+            kernel_OIHW = self.layer["kernel"].permute(3, 2, 0, 1).contiguous()
+            return nn.functional.conv2d(x_NCHW, kernel_OIHW.contiguous(memory_format=torch.channels_last))
+
+    layers = count(Turned(), torch.zeros(2, 4, 5, 5)).layers
+    assert [(layer.name, layer.num_macs) for layer in layers] == [("layer", 3 * 3 * 4 * 6 * 3 * 3)]
+
+
 def test_a_shared_weight_counts_once_in_parameters_and_twice_in_macs() -> None:
     counted = count(Shared(), torch.randn(1, 6))
     assert counted.num_params == 36 + 6
