@@ -121,12 +121,21 @@ def prune(
     if branches == "auto":
         if budget is None or data is None:
             raise PruneError("branches 'auto' needs a budget and data", remedy="Pass both, or a number")
-        result = best_depth(model, example_inputs, data, shorten_first, refit, ignore=ignore, listen=listen)
+        result = best_depth(
+            model,
+            example_inputs,
+            data,
+            shorten_first,
+            refit,
+            refitted=reconstruct,
+            ignore=ignore,
+            listen=listen,
+        )
     elif isinstance(branches, str):
         raise PruneError(f"branches {branches!r}", remedy="Give a number, 'auto', or a list of names")
     else:
         result = shorten_first(branches)
-    if reconstruct:
+    if reconstruct and result.reconstruction is None:
         result = refit(result)
     done, total = result.after["params"], result.before["params"]
     listen(

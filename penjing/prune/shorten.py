@@ -9,6 +9,7 @@ measured again only while it may still be the least: the lazy greedy of Minoux 1
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -145,6 +146,7 @@ def best_depth(
     prune: Callable[[Sequence[str]], PruneResult],
     refit: Callable[[PruneResult], PruneResult],
     *,
+    refitted: bool = False,
     ignore: Sequence[str] = (),
     listen: Listener = silent,
 ) -> PruneResult:
@@ -158,11 +160,12 @@ def best_depth(
         data: Batches that branches are chosen on.
         prune: Takes these branches out and meets the budget with widths.
         refit: Reconstructs the result.
+        refitted: Return the best as ``refit`` gave it, not as ``prune`` did.
         ignore: As in `shorten`.
         listen: Hears what was tried.
 
     Returns:
-        The best of them as ``prune`` gave it, with `PruneResult.depths`.
+        The best of them, with `PruneResult.depths`.
 
     Raises:
         PruneError: where no depth meets the budget.
@@ -174,26 +177,29 @@ def best_depth(
     step = max(1, round(len(found) / 6))
     order = least_felt(graph, found, len(found) - len(found) // 3, data, listen=listen)
     errors: dict[int, float] = {}
-    results: dict[int, PruneResult] = {}
+    best: PruneResult | None = None
     problem: PruneError | None = None
     for count in range(0, len(order) + 1, step):
         try:
-            results[count] = prune([branch.name for branch in order[:count]])
+            made = prune([branch.name for branch in order[:count]])
         except PruneError as error:
             if "out of reach" not in error.cause:
                 raise
             problem = error  # widths alone may not reach what widths and depth do
             continue
-        errors[count] = refit(results[count]).reconstruction.error_after
+        fitted = refit(made)
+        found_error = fitted.reconstruction.error_after
+        if found_error < min(errors.values(), default=math.inf):
+            best = fitted if refitted else made
+        errors[count] = found_error
         listen(Event("prune", "note", message=f"{count} branches gone: output error {errors[count]:.4g}"))
         last = list(errors.values())[-3:]
         if len(last) == 3 and last[0] < last[1] < last[2]:
             break
-    if not errors:
+    if best is None:
         assert problem is not None
         raise problem
-    best = min(errors, key=lambda count: (errors[count], count))
-    return replace(results[best], depths=errors)
+    return replace(best, depths=errors)
 
 
 def _free(graph: Graph, branches: Sequence[Branch], ignore: Sequence[str]) -> list[Branch]:

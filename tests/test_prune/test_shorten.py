@@ -132,14 +132,16 @@ def test_shares_of_a_budget_are_of_the_original() -> None:
 def test_auto_takes_the_depth_that_loses_least() -> None:
     """Two of the blocks all but do nothing, so that taking them out leaves more for the others."""
     model = net()
-    made = prune(
-        model, X, budget=Budget(macs=0.4), criterion="obs", scope="global", branches="auto", data=DATA
-    )
+    options: dict[str, Any] = {"criterion": "obs", "scope": "global", "branches": "auto", "data": DATA}
+    made = prune(model, X, budget=Budget(macs=0.4), **options)
     assert made.depths is not None
     assert set(made.depths) >= {0, 1, 2}
     assert made.depths[len(made.plan.branches)] == min(made.depths.values()) < made.depths[0]
     assert made.after["macs"] <= 0.4 * made.before["macs"]
     assert made.reconstruction is None
+    fitted = prune(model, X, budget=Budget(macs=0.4), reconstruct=True, **options)
+    assert fitted.plan == made.plan
+    assert fitted.reconstruction.error_after == min(made.depths.values())
 
 
 def test_a_budget_that_widths_alone_do_not_reach() -> None:
