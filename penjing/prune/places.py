@@ -1,33 +1,20 @@
-"""Where a network can be refitted: layers that read pruned channels, and what stands behind them."""
+"""Where a network can be refitted: layers that read pruned channels."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
 
 from penjing.graph import Graph
+from penjing.prune.behind import Behind, what_follows
 from penjing.prune.moments import Patches, pair
-from penjing.prune.rectified import Range
+from penjing.prune.nodes import filled, parameter, rank_of
 
-
-@dataclass(frozen=True)
-class Norm:
-    """A batch norm in eval mode: names of its tensors.
-
-    Attributes:
-        node: Its node.
-        weight, bias, mean, var: Names of γ, β and the running statistics.
-        eps: Added to the variance.
-    """
-
-    node: fx.Node
-    weight: str
-    bias: str
-    mean: str
-    var: str
-    eps: float
+_CONVS = {"aten.conv1d.default", "aten.conv2d.default"}
+_PRODUCTS = {"aten.matmul.default", "aten.mm.default"}
 
 
 @dataclass(frozen=True)
@@ -35,136 +22,81 @@ class Place:
     """One layer that can be refitted.
 
     Attributes:
-        node: Its node.
-        weight: Name of the weight ``[out, in, …]``.
-        bias: Name of the bias, or None.
+        node: Its node: a convolution, or a product with a matrix.
+        source: What it reads.
+        weight: Name of its weight.
+        dims: The weight's dimension behind each of ``[out, in, …]``; None where the op reads a size of 1 that
+            the weight has not.
         patches: How rows of its input are cut.
-        norm: The batch norm that alone reads it, or None.
-        total: The addition that alone reads it (through the norm and dropout), or None: a residual sum.
-        other: The other operand of that addition.
-        bounds: Range of the ReLU that alone reads what the layer ends in (the sum, the norm, or itself).
+        behind: What stands behind it.
     """
 
     node: fx.Node
+    source: fx.Node
     weight: str
-    bias: str | None
+    dims: tuple[int | None, ...]
     patches: Patches
-    norm: Norm | None = None
-    total: fx.Node | None = None
-    other: fx.Node | None = None
-    bounds: Range | None = None
+    behind: Behind
 
-    @property
-    def shiftable(self) -> bool:
-        """Whether its output can be shifted: by its bias, or by the norm behind it."""
-        return self.bias is not None or self.norm is not None
-
-
-_CONVS = {"aten.conv1d.default", "aten.conv2d.default"}
-_ADDS = {"aten.add.Tensor", "aten.add_.Tensor"}
-_PASSED = {
-    "aten.dropout.default",
-    "aten.dropout_.default",
-    "aten.feature_dropout.default",
-    "aten.alias.default",
-}
+    def kernel(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The weight as the op reads it, ``[out, in, …]``: a view, to write into as well."""
+        weight = params[self.weight]
+        read = [dim for dim in self.dims if dim is not None]
+        left = [dim for dim in range(weight.dim()) if dim not in read]  # of size 1
+        turned = weight.permute(*read, *left)
+        sizes = [1 if dim is None else weight.shape[dim] for dim in self.dims]
+        return turned.view(sizes)
 
 
 def find_places(graph: Graph) -> dict[str, Place]:
-    """Layers by weight name: convolutions (1-d, 2-d, grouped) and linear layers that share no weight."""
+    """Layers by weight name: convolutions (1-d, 2-d, grouped) and products with a matrix, no weight shared.
+
+    A weight may come turned or reshaped, and a bias may be added behind the layer, in another layout too (as
+    Keras and the Conv1D of GPT do it).
+    """
     places: dict[str, Place] = {}
     for node in graph.module.graph.nodes:
-        name, args = str(node.target), _filled(node)
-        if name not in _CONVS and name != "aten.linear.default":
+        layer = _layer(node)
+        weight = None if layer is None else parameter(layer.weight)
+        if layer is None or weight is None or weight[0] not in graph.params:
             continue
-        weight, bias = args[1], args[2]
-        if not _own(weight) or (bias is not None and not _own(bias)):
-            continue
-        patches = Patches() if name == "aten.linear.default" else _patches(args, graph, str(weight.target))
-        norm = _norm_after(node)
-        total, other = _sum_after(norm.node if norm else node)
-        bounds = _range_after(total or (norm.node if norm else node))
-        bias_name = None if bias is None else str(bias.target)
-        places[str(weight.target)] = Place(
-            node, str(weight.target), bias_name, patches, norm, total, other, bounds
-        )
+        name, dims = weight
+        dims = dims[::-1] if layer.turned else dims
+        bias = None
+        if layer.bias is not None:
+            if (read := parameter(layer.bias)) is None:
+                continue
+            bias = read[0]
+        patches = _patches(node, [graph.params[name].shape[d] if d is not None else 1 for d in dims[2:]])
+        behind = what_follows(node, 1 if patches.kernel else -1, bias)
+        places[name] = Place(node, layer.source, name, dims, patches, behind)
     return places
 
 
-def find_norms(graph: Graph) -> dict[fx.Node, Norm]:
-    """Batch norms with scale, offset and running statistics, by node."""
-    found = (_as_norm(node) for node in graph.module.graph.nodes)
-    return {norm.node: norm for norm in found if norm is not None}
+@dataclass(frozen=True)
+class _Layer:
+    """Arguments of an op that multiplies with a weight; ``turned`` where the weight is ``[in, out]``."""
+
+    source: fx.Node
+    weight: Any
+    bias: Any = None
+    turned: bool = False
 
 
-def _filled(node: fx.Node) -> list[Any]:
-    """Arguments by position, defaults filled in."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return list(node.args)
-    defaults = [argument.default_value for argument in schema.arguments]
-    names = [argument.name for argument in schema.arguments]
-    given = list(node.args) + defaults[len(node.args) :]
-    return [node.kwargs.get(name, value) for name, value in zip(names, given, strict=True)]
-
-
-def _own(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.op == "get_attr" and len(node.users) == 1
-
-
-def _patches(args: list[Any], graph: Graph, weight: str) -> Patches:
-    kernel = graph.params[weight].shape[2:]
-    stride, padding, dilation = args[3:6]
-    return Patches(pair(kernel, 1), pair(stride, 1), pair(padding, 0), pair(dilation, 1), int(args[6]))
-
-
-def _as_norm(node: fx.Node) -> Norm | None:
-    if str(node.target) != "aten.batch_norm.default":
-        return None
-    _, weight, bias, mean, var, _, _, eps, _ = _filled(node)
-    parts = (weight, bias, mean, var)
-    if not all(
-        isinstance(part, fx.Node) and part.op == "get_attr" and len(part.users) == 1 for part in parts
-    ):
-        return None
-    gamma, beta, running_mean, running_var = (str(part.target) for part in parts)
-    return Norm(node, gamma, beta, running_mean, running_var, float(eps))
-
-
-def _only_reader(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _norm_after(node: fx.Node) -> Norm | None:
-    reader = _only_reader(node)
-    norm = None if reader is None else _as_norm(reader)
-    return norm if norm is not None and norm.node.args[0] is node else None
-
-
-def _range_after(node: fx.Node) -> Range | None:
-    """The range of the ReLU, ReLU6 or the like that alone reads a node."""
-    reader = _only_reader(node)
-    name = "" if reader is None else str(reader.target).replace("_.", ".")
-    if name == "aten.relu.default":
-        return Range()
-    if reader is not None and name == "aten.hardtanh.default":
-        low, high = _filled(reader)[1:3]
-        return Range(float(low), float(high))
+def _layer(node: fx.Node) -> _Layer | None:
+    name, args = str(node.target), filled(node)
+    if name in _CONVS or name == "aten.linear.default":
+        return _Layer(args[0], args[1], args[2])
+    if name in _PRODUCTS and rank_of(args[1]) == 2 and (rank_of(args[0]) or 0) >= 2:
+        return _Layer(args[0], args[1], turned=True)
+    if name == "aten.addmm.default" and node.kwargs.get("alpha", 1) == node.kwargs.get("beta", 1) == 1:
+        return _Layer(args[1], args[2], args[0], turned=True)
     return None
 
 
-def _sum_after(node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
-    """The residual addition behind a node and its other operand."""
-    reader = _only_reader(node)
-    while reader is not None and str(reader.target) in _PASSED:
-        node, reader = reader, _only_reader(reader)
-    if reader is None or str(reader.target) not in _ADDS or reader.kwargs.get("alpha", 1) != 1:
-        return None, None
-    operands = reader.args[:2]
-    other = operands[1] if operands[0] is node else operands[0]
-    if not isinstance(other, fx.Node) or other is node or other.op == "get_attr":
-        return None, None
-    mine, its = node.meta.get("val"), other.meta.get("val")
-    if not isinstance(mine, Tensor) or not isinstance(its, Tensor):
-        return None, None
-    return (reader, other) if tuple(mine.shape[1:]) == tuple(its.shape[1:]) else (None, None)
+def _patches(node: fx.Node, kernel: Sequence[int]) -> Patches:
+    if str(node.target) not in _CONVS:
+        return Patches()
+    args = filled(node)
+    stride, padding, dilation = args[3:6]
+    return Patches(pair(kernel, 1), pair(stride, 1), pair(padding, 0), pair(dilation, 1), int(args[6]))

@@ -11,9 +11,10 @@ from torch.utils import _pytree as pytree
 from penjing.errors import PruneError
 from penjing.events import Event, Listener
 from penjing.graph import Graph, trace
+from penjing.prune.behind import Norm, find_norms
 from penjing.prune.least_squares import Fit, fit_moments, fit_samples
 from penjing.prune.moments import EXACT_FEATURES, Moments, thin_out
-from penjing.prune.places import Norm, Place, find_norms, find_places
+from penjing.prune.places import Place, find_places
 from penjing.prune.recalibrate import rebase_
 from penjing.prune.reconstruct import LayerFit, ReconstructConfig, counterparts
 from penjing.prune.rectified import MAX_ROW_BYTES, Rows, fit_rectified
@@ -49,7 +50,9 @@ class Refit:
             )
         self.twin = counterparts(self.student, self.teacher, gone)
         places = find_places(self.student)
-        reading = {name for name, dims in kept.items() if 1 in dims}
+        reading = {
+            name for name, dims in kept.items() if (places[name].dims[1] if name in places else 1) in dims
+        }
         self.notes = [
             f"{name} reads pruned channels and was not refitted (its op is not supported)"
             for name in sorted(reading - places.keys())
@@ -103,7 +106,7 @@ class Refit:
         sums = self._shortcut_ready(place)
         self.theirs.ensure(twin)
         targets = _Targets(self, place, sums)
-        weight = self.student.params[place.weight]
+        weight = place.kernel(self.student.params)
         wide = place.patches.groups == 1 and weight[0].numel() > self.config.max_features
         fit, held, size = (self._by_samples if wide else self._by_moments)(place, targets)
         self._put(place, fit)
@@ -123,7 +126,7 @@ class Refit:
 
     def _by_samples(self, place: Place, targets: _Targets) -> tuple[Fit, int, float]:
         """A layer's fit, rows held back, and mean square of its target; from rows themselves."""
-        inputs = self.mine.values(_input(place.node))
+        inputs = self.mine.values(place.source)
         rows = _Rows(place, self._wanted_rows(place), self.generator)
         size, parts = 0.0, []
         for index, x in enumerate(inputs):
@@ -131,15 +134,16 @@ class Refit:
             start = self._split(len(x))
             size += float(target[start:].double().square().mean()) / len(inputs)
             parts.append(rows.flat(x, target - current, start, len(inputs)))
+        shiftable = place.behind.shift is not None
         x_RF, r_RO, held_R = (torch.cat(column) for column in zip(*parts, strict=True))
-        fit = fit_samples(x_RF, r_RO, held_R, self.config.ridges, targets.weights_O(), place.shiftable)
+        fit = fit_samples(x_RF, r_RO, held_R, self.config.ridges, targets.weights_O(), shiftable)
         return fit, int(held_R.sum()), size
 
     def _by_moments(self, place: Place, targets: _Targets) -> tuple[Fit, int, float]:
         """The same from second moments, and where a ReLU follows, on through it."""
-        inputs, patches = self.mine.values(_input(place.node)), place.patches
+        inputs, patches = self.mine.values(place.source), place.patches
         rows = _Rows(place, self._wanted_rows(place), self.generator)
-        weight = self.student.params[place.weight]
+        weight, shiftable = place.kernel(self.student.params), place.behind.shift is not None
         features = weight[0].numel()
         shape, exact = (patches.groups, features, len(weight) // patches.groups), features <= EXACT_FEATURES
         learn, held = Moments(*shape, exact=exact), Moments(*shape, exact=exact)
@@ -158,15 +162,15 @@ class Refit:
                     offset_GRO = patches.outputs(offset[part], positions)
                     seen.add(moments is held, Rows(x_GRF, y_GRO, target_GRO, offset_GRO))
         weights_GO = targets.weights_O().reshape(patches.groups, -1)
-        fit = fit_moments(learn, held, self.config.ridges, weights_GO, place.shiftable)
-        if fit.ridge is not None and seen.wanted and place.bounds is not None:
+        fit = fit_moments(learn, held, self.config.ridges, weights_GO, shiftable)
+        if fit.ridge is not None and seen.wanted and place.behind.bounds is not None:
             scale_GO = targets.scale_O().reshape(patches.groups, -1)
-            fit = fit_rectified(fit, *seen.rows(), scale_GO, place.bounds, intercept=place.shiftable)
+            fit = fit_rectified(fit, *seen.rows(), scale_GO, place.behind.bounds, intercept=shiftable)
         return fit, held.count, size
 
     def _shortcut_ready(self, place: Place) -> fx.Node | None:
         """The residual sum to aim at, with the shortcut's values and the teacher's sum computed; or None."""
-        total, other = place.total, place.other
+        total, other = place.behind.total, place.behind.other
         if not self.config.drift or total is None or other is None or total in self._sums_in_work:
             return None
         self._sums_in_work.add(total)  # a branch on the other side must not wait for this one
@@ -176,21 +180,18 @@ class Refit:
 
     def _put(self, place: Place, fit: Fit) -> None:
         """Write a fit into the layer: weights, and the shift into its bias or the norm behind it."""
-        weight = self.student.params[place.weight]
+        weight = place.kernel(self.student.params)
         if fit.change_GOF is not None:
             weight.add_(fit.change_GOF.reshape(weight.shape).to(weight.dtype))
-        shift = fit.shift_GO.flatten()
-        if place.bias is not None:
-            bias = self.student.params[place.bias]
-            bias.add_(shift.to(bias.dtype))
-        elif place.norm is not None:
-            mean = self.student.buffers[place.norm.mean]
-            mean.sub_(shift.to(mean.dtype))
+        if place.behind.shift is not None:
+            name, sign = place.behind.shift
+            vector = self.student.params[name] if name in self.student.params else self.student.buffers[name]
+            vector.add_(sign * fit.shift_GO.reshape(vector.shape).to(vector.dtype))
 
     def _rebase(self, norm: Norm) -> None:
         tensors = self.student.params | self.student.buffers  # type: ignore[operator]
         weight, bias, mean, var = (tensors[name] for name in (norm.weight, norm.bias, norm.mean, norm.var))
-        rebase_(weight, bias, mean, var, norm.eps, self.mine.values(_input(norm.node)))
+        rebase_(weight, bias, mean, var, norm.eps, self.mine.values(norm.source))
 
     def _split(self, samples: int) -> int:
         """How many of a batch's samples are fitted on; the rest are held back."""
@@ -198,13 +199,14 @@ class Refit:
 
     def _wanted_rows(self, place: Place) -> int:
         """Rows to fit on: plenty for the unknowns, within the limit."""
-        features = self.student.params[place.weight][0].numel()
+        features = place.kernel(self.student.params)[0].numel()
         return min(self.config.max_rows, max(64 * features, 16_384))
 
     def kept_outputs(self, place: Place) -> Tensor | None:
         """Positions of the teacher's outputs that the student has."""
-        kept = self.kept.get(place.weight, {}).get(0)
-        theirs, mine = self.teacher.params[place.weight], self.student.params[place.weight]
+        out = place.dims[0]
+        kept = None if out is None else self.kept.get(place.weight, {}).get(out)
+        theirs, mine = (place.kernel(graph.params) for graph in (self.teacher, self.student))
         expected = len(theirs) if kept is None else len(kept)
         if expected != len(mine):
             raise PruneError(
@@ -213,12 +215,6 @@ class Refit:
                 remedy="Pass the plan that made this student",
             )
         return kept
-
-
-def _input(node: fx.Node) -> fx.Node:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    return source
 
 
 class _Targets:
@@ -231,49 +227,59 @@ class _Targets:
 
     def weights_O(self) -> Tensor:
         """What a squared error of each output counts: its scale behind the batch norm."""
-        norm = self.place.norm
+        norm = self.place.behind.norm
         if norm is None:
-            return torch.ones(len(self.work.student.params[self.place.weight]), dtype=torch.float64)
+            return self._ones_O()
         return self._gain(norm).square().clamp_min(1e-12)
 
     def scale_O(self) -> Tensor:
         """Factor between an output and what is read behind the batch norm; 0 where it is all but off."""
-        norm = self.place.norm
+        norm = self.place.behind.norm
         if norm is None:
-            return torch.ones(len(self.work.student.params[self.place.weight]), dtype=torch.float64)
+            return self._ones_O()
         gain = self._gain(norm)
         # a channel that the norm all but switches off cannot carry a correction
         return torch.where(gain.abs() > 1e-3 * gain.abs().max(), gain, 0.0)
 
     def offset(self, index: int, num_dims: int) -> Tensor:
         """What is added to the scaled output before the activation; broadcasts to the output."""
-        work, norm = self.work, self.place.norm
-        other = None if self.total is None or self.place.other is None else work.mine.values(self.place.other)
-        shortcut: Tensor = torch.zeros(()) if other is None else other[index]
-        if norm is None:
-            return shortcut
-        mean, offset = work.student.buffers[norm.mean], work.student.params[norm.bias].detach()
-        shape = [1, -1] + [1] * (num_dims - 2)
-        return shortcut + (offset - self.scale_O().to(mean.dtype) * mean).reshape(shape)
+        shortcut = torch.zeros(()) if self.total is None else self._shortcut(index)
+        return shortcut + self._shape(self._offset_O(), num_dims)
 
     def at(self, index: int) -> Tensor:
         """The target of one batch, in the student's channels."""
         work, place = self.work, self.place
         plain = self._cut(work.theirs.values(work.twin[place.node])[index])
-        if self.total is None or place.other is None:
+        if self.total is None:
             return plain
-        whole: Tensor = self._cut(work.theirs.values(work.twin[self.total])[index])
-        branch: Tensor = whole - work.mine.values(place.other)[index]
-        if place.norm is None:
-            return branch
-        params, buffers = work.student.params, work.student.buffers
+        theirs = place.behind.laid_out(work.theirs.values(work.twin[self.total])[index])
+        branch = self._cut(theirs) - self._shortcut(index)
         gain = self.scale_O()
         live = gain != 0
-        shape = [1, -1] + [1] * (plain.dim() - 2)
-        safe = torch.where(live, gain, torch.ones_like(gain)).to(plain.dtype).reshape(shape)
-        offset, mean = params[place.norm.bias].reshape(shape), buffers[place.norm.mean].reshape(shape)
-        corrected: Tensor = torch.where(live.reshape(shape), (branch - offset) / safe + mean, plain)
-        return corrected
+        safe = self._shape(torch.where(live, gain, torch.ones_like(gain)).to(plain.dtype), plain.dim())
+        wanted = (branch - self._shape(self._offset_O().to(plain.dtype), plain.dim())) / safe
+        return torch.where(self._shape(live, plain.dim()), wanted, plain)
+
+    def _shortcut(self, index: int) -> Tensor:
+        """The student's value on the other side of the residual sum."""
+        assert self.place.behind.other is not None
+        return self.place.behind.laid_out(self.work.mine.values(self.place.behind.other)[index])
+
+    def _offset_O(self) -> Tensor:
+        """What is added to each output once it is scaled: by a bias behind the layer, and by the norm."""
+        params, norm, late = self.work.student.params, self.place.behind.norm, self.place.behind.late
+        bias_O = torch.zeros(()) if late is None else params[late].detach().flatten()
+        if norm is None:
+            return bias_O.expand(len(self._ones_O()))
+        mean_O = self.work.student.buffers[norm.mean]
+        return params[norm.bias].detach() + self.scale_O().to(mean_O.dtype) * (bias_O - mean_O)
+
+    def _ones_O(self) -> Tensor:
+        return torch.ones(len(self.place.kernel(self.work.student.params)), dtype=torch.float64)
+
+    def _shape(self, x_O: Tensor, num_dims: int) -> Tensor:
+        """Along the channels of a value with so many dimensions."""
+        return x_O.reshape([1, -1] + [1] * (num_dims - 2)) if self.dim == 1 else x_O
 
     def _cut(self, x: Tensor) -> Tensor:
         return x if self.kept is None else x.index_select(self.dim, self.kept)
@@ -288,7 +294,7 @@ class _Seen:
     """Rows kept for a fit through the ReLU behind a layer, while they are wanted and few enough."""
 
     def __init__(self, place: Place, total: fx.Node | None, wanted: bool) -> None:
-        self.wanted = wanted and place.bounds is not None and total is place.total
+        self.wanted = wanted and place.behind.bounds is not None and total is place.behind.total
         self.learn: list[Rows] = []
         self.held: list[Rows] = []
         self.num_bytes = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from penjing.prune.moments import EXACT_FEATURES, Moments, thin_out
 from penjing.prune.places import Place
@@ -24,9 +24,7 @@ def input_rows(
         max_rows: Most rows (samples × positions) in all; positions are taken by chance.
         generator: Draws them.
     """
-    source = place.node.args[0]
-    assert isinstance(source, fx.Node)
-    for index, x in enumerate(walk.values(source)):
+    for index, x in enumerate(walk.values(place.source)):
         positions = None
         if place.patches.kernel:
             total = place.patches.num_positions(walk.evaluate(place.node, index)[:1])

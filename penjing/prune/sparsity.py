@@ -183,13 +183,13 @@ def _walk_through(
         if node not in by_node:
             return
         place = by_node[node]
-        weight = graph.params[place.weight]
+        weight = place.kernel(graph.params)
         groups, features = place.patches.groups, weight[0].numel()
         rows = input_rows(walk, place, samples, _MAX_ROWS, generator)
         moments = input_moments(rows, groups, features)
         found = _BY_INPUT[method](weight.double().reshape(groups, -1, features), moments, ratio, nm)
         weight.copy_(found.reshape(weight.shape))
-        masks[place.weight] = weight != 0
+        masks[place.weight] = graph.params[place.weight] != 0
 
     output = next(node for node in graph.module.graph.nodes if node.op == "output")
     for node in output.all_input_nodes:

@@ -37,6 +37,8 @@ class Walk:
         self._readers = {node: len(node.users) for node in nodes}
         for node in pinned:
             self._readers[node] += 1
+        self._constant = _constants(graph)
+        self._done |= self._constant
         placeholders = [node for node in nodes if node.op == "placeholder"]
         for position, node in enumerate(placeholders):
             self._values[node] = [batch[position] for batch in batches]
@@ -67,9 +69,12 @@ class Walk:
         return self.values(wanted)
 
     def values(self, node: fx.Node) -> list[Any]:
-        """The values of a node that is done and still read by something."""
-        if node.op == "get_attr":
-            return [self._attribute(node)] * self._count
+        """The values of a node that is done and still read by something.
+
+        What is computed from parameters alone is computed when it is asked for, so it is never out of date.
+        """
+        if node in self._constant:
+            return [self._of_parameters(node, {})] * self._count
         return self._values[node]
 
     def release(self, node: fx.Node) -> None:
@@ -81,25 +86,47 @@ class Walk:
     @torch.no_grad()
     def evaluate(self, node: fx.Node, index: int) -> Any:
         """The node's value for one batch, from its inputs' values, without keeping it."""
-        given: Any = fx.node.map_arg((node.args, node.kwargs), lambda source: self.values(source)[index])
-        args, kwargs = given
-        if _in_place(node):
-            args = (args[0].clone(), *args[1:])
-        assert callable(node.target), "placeholders, attributes and the output are not evaluated"
-        return node.target(*args, **kwargs)
+        return _called(node, lambda source: self.values(source)[index])
 
     def _compute(self, node: fx.Node) -> None:
-        if node.op != "get_attr":
-            self._values[node] = [self.evaluate(node, index) for index in range(self._count)]
+        self._values[node] = [self.evaluate(node, index) for index in range(self._count)]
         self._done.add(node)
         for source in node.all_input_nodes:
             self.release(source)
+
+    @torch.no_grad()
+    def _of_parameters(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+        if node.op == "get_attr":
+            return self._attribute(node)
+        if node not in known:
+            known[node] = _called(node, lambda source: self._of_parameters(source, known))
+        return known[node]
 
     def _attribute(self, node: fx.Node) -> Any:
         value: Any = self.graph.module
         for part in str(node.target).split("."):
             value = getattr(value, part)
         return value.detach() if isinstance(value, Tensor) else value
+
+
+def _constants(graph: Graph) -> set[fx.Node]:
+    """Parameters and buffers, and what is computed from them alone."""
+    found: set[fx.Node] = set()
+    for node in graph.module.graph.nodes:
+        sources = node.all_input_nodes
+        if node.op == "get_attr" or (node.op == "call_function" and sources and found.issuperset(sources)):
+            found.add(node)
+    return found
+
+
+def _called(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
+    """The value of a call, from the values of its inputs, which it does not change."""
+    given: Any = fx.node.map_arg((node.args, node.kwargs), value)
+    args, kwargs = given
+    if _in_place(node):
+        args = (args[0].clone(), *args[1:])
+    assert callable(node.target), "placeholders, attributes and the output are not evaluated"
+    return node.target(*args, **kwargs)
 
 
 def _in_place(node: fx.Node) -> bool:

@@ -141,6 +141,6 @@ class Residual(nn.Module):
 )
 def test_which_activation_stands_behind_a_layer(act: nn.Module, bounds: Range | None) -> None:
     places = find_places(trace(Residual(act).eval(), torch.zeros(2, 3, 8, 8)))
-    assert places["one.weight"].bounds == bounds  # behind the norm
-    assert places["two.weight"].bounds == bounds  # behind the sum
-    assert places["out.weight"].bounds is None
+    assert places["one.weight"].behind.bounds == bounds  # behind the norm
+    assert places["two.weight"].behind.bounds == bounds  # behind the sum
+    assert places["out.weight"].behind.bounds is None

@@ -71,9 +71,10 @@ class BrainSurgeon(Criterion):
     def raw_scores(self, material: Material) -> Iterable[Scores]:
         """Measure what every reader reads, then remove slots on paper."""
         places = find_places(material.graph)
-        read = {m.tensor for group in material.coupling.groups for m in group.members if m.dim == 1}
-        readers = self._measure(material, {name: places[name] for name in places if name in read})
-        scores = [self._group(group, readers) for group in material.coupling.groups]
+        pruned = {(m.tensor, m.dim) for group in material.coupling.groups for m in group.members}
+        reading = {name: place for name, place in places.items() if (name, place.dims[1]) in pruned}
+        readers = self._measure(material, reading)
+        scores = [self._group(group, reading, readers) for group in material.coupling.groups]
         known = [row for row in scores if row is not None]
         middle = float(np.median(np.concatenate(known))) if known else 1.0
         fallback = make_criterion("magnitude")
@@ -113,7 +114,7 @@ class BrainSurgeon(Criterion):
             place = places[name]
             gain_O = self._gain(material.graph, place) if size is None else gains.get(name)
             if gain_O is None:  # nothing of it reaches the output
-                gain_O = torch.zeros(len(material.graph.params[name]), dtype=torch.float64)
+                gain_O = torch.zeros(len(place.kernel(material.graph.params)), dtype=torch.float64)
             readers[name] = self._reader(material.graph, place, walk, count, generator, gain_O, size)
             material.listen(
                 Event("prune", "progress", len(readers), len(places), "layer", message=f"moments of {name}")
@@ -140,11 +141,11 @@ class BrainSurgeon(Criterion):
             gain_O: What a squared error of each of its outputs counts.
             size: What the total is relative to; None takes the layer's own output.
         """
-        weight = graph.params[place.weight].detach()
+        weight = place.kernel(graph.params).detach()
         groups, features = place.patches.groups, weight[0].numel()
         rows = input_rows(walk, place, samples, self.max_rows, generator)
         size_of_slot = weight[0, 0].numel()
-        intercept = place.bias is not None or place.norm is not None
+        intercept = place.behind.shift is not None
         w_GOF = weight.double().reshape(groups, -1, features) * gain_O.sqrt().reshape(groups, -1, 1)
         if features <= self.max_features:
             moments = input_moments(rows, groups, features)
@@ -160,10 +161,10 @@ class BrainSurgeon(Criterion):
     @staticmethod
     def _gain(graph: Graph, place: Place) -> Tensor:
         """The squared gain of the norm behind a layer."""
-        if place.norm is None:
-            return torch.ones(len(graph.params[place.weight]), dtype=torch.float64)
-        scale_O = graph.params[place.norm.weight].detach().double()
-        return scale_O.square() / (graph.buffers[place.norm.var].double() + place.norm.eps)
+        if place.behind.norm is None:
+            return torch.ones(len(place.kernel(graph.params)), dtype=torch.float64)
+        scale_O = graph.params[place.behind.norm.weight].detach().double()
+        return scale_O.square() / (graph.buffers[place.behind.norm.var].double() + place.behind.norm.eps)
 
     def _few(self, batches: list[list[Tensor]]) -> list[list[Tensor]]:
         """The first samples, as many as the gains are measured on."""
@@ -174,12 +175,14 @@ class BrainSurgeon(Criterion):
                 room -= len(batch[0])
         return taken
 
-    def _group(self, group: Group, readers: Mapping[str, _Reader]) -> Scores | None:
+    def _group(
+        self, group: Group, places: Mapping[str, Place], readers: Mapping[str, _Reader]
+    ) -> Scores | None:
         """Scores of one group; None when no measured layer reads it."""
         found = [
             _Removal(readers[m.tensor], m.index, self.ridge)
             for m in group.members
-            if m.dim == 1 and m.tensor in readers
+            if m.tensor in readers and m.dim == places[m.tensor].dims[1]
         ]
         if not found:
             return None

@@ -110,7 +110,7 @@ def slot_groups(model: nn.Module, inputs: Inputs, ignore: Sequence[str] = ()) ->
             index = torch.as_tensor(member.index)
             slots, columns = (index >= 0).nonzero(as_tuple=True)
             slot_P[index[slots, columns]] = slots
-            if member.dim == 1 and member.tensor in places:
+            if member.tensor in places and member.dim == places[member.tensor].dims[1]:
                 readers.append(len(members))
             members.append((member.tensor, member.dim, slot_P))
             each = float(params[member.tensor].numel() / size)
