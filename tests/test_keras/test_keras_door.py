@@ -118,6 +118,20 @@ def test_pruned_trained_saved_and_read_again(keras_file: Path, tmp_path: Path) -
     assert type(net).from_config(net.get_config()).count_params() == net.count_params()
 
 
+@pytest.mark.parametrize("criterion", ["magnitude", "obs"])
+def test_a_pruned_network_is_refitted(keras_file: Path, criterion: str) -> None:
+    loaded = load_model(keras_file)
+    generator = torch.Generator().manual_seed(0)
+    shape = loaded.example_inputs.shape[1:]
+    data = [torch.rand(64, *shape, generator=generator) for _ in range(4)]
+    made = prune(
+        loaded.model, loaded.example_inputs, 0.4, criterion=criterion, data=data, reconstruct=True
+    ).reconstruction
+    assert not made.notes
+    assert {fit.method for fit in made.layers} & {"moments", "samples"}
+    assert made.error_after < 0.5 * made.error_before
+
+
 def test_the_artifact_of_a_keras_model_needs_no_keras(keras_file: Path, tmp_path: Path) -> None:
     loaded = load_model(keras_file)
     save_artifact(tmp_path / "out", loaded.model, example_inputs=loaded.example_inputs)
