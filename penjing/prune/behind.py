@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,13 +122,14 @@ class _Way:
         return None if back == tuple(range(len(back))) else back
 
 
-def what_follows(node: fx.Node, channel: int, bias: str | None) -> Behind:
+def what_follows(node: fx.Node, channel: int, bias: str | None, params: Container[str]) -> Behind:
     """What stands behind a layer.
 
     Args:
         node: The layer's node.
         channel: Its dimension of channels, counted from the end where negative.
         bias: Name of its own bias, or None.
+        params: Names of what may be taken for a bias.
     """
     rank = rank_of(node)
     if rank is None:
@@ -135,6 +137,7 @@ def what_follows(node: fx.Node, channel: int, bias: str | None) -> Behind:
     way = _Way(node, tuple(range(rank)), channel % rank)
     way.go()
     late = None if bias is not None else _added_vector(way)
+    late = late if late in params else None
     if late is not None:
         way.node = next(iter(way.node.users))
         way.go()

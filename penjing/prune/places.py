@@ -68,7 +68,7 @@ def find_places(graph: Graph) -> dict[str, Place]:
                 continue
             bias = read[0]
         patches = _patches(node, [graph.params[name].shape[d] if d is not None else 1 for d in dims[2:]])
-        behind = what_follows(node, 1 if patches.kernel else -1, bias)
+        behind = what_follows(node, 1 if patches.kernel else -1, bias, graph.params)
         places[name] = Place(node, layer.source, name, dims, patches, behind)
     return places
 

@@ -184,18 +184,24 @@ def test_a_sum_in_another_layout_is_aimed_at() -> None:
 
 
 class Fixed(nn.Module):
-    """A product with a matrix that is no parameter, and one with a weight that two layers share."""
+    """A product with a matrix that is no parameter, and one with a weight that two layers share.
+
+    And a vector is added that is no parameter either.
+    """
 
     basis: Tensor
+    offset: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.up, self.shared, self.head = nn.Linear(27, 24), nn.Linear(24, 24), nn.Linear(16, 5)
+        self.up, self.shared = nn.Linear(27, 24, bias=False), nn.Linear(24, 24)
+        self.head = nn.Linear(16, 5)
         self.register_buffer("basis", torch.randn(24, 16))
+        self.register_buffer("offset", torch.randn(24), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.up(F.avg_pool2d(x, 4).flatten(1)))
+        x = F.relu(self.up(F.avg_pool2d(x, 4).flatten(1)) + self.offset)
         x = F.relu(self.shared(F.relu(self.shared(x))))
         out: Tensor = self.head(x @ self.basis)
         return out
@@ -203,6 +209,8 @@ class Fixed(nn.Module):
 
 def test_what_is_no_layer_of_its_own_is_no_place() -> None:
     model = Fixed().eval()
-    assert list(find_places(trace(model, DATA[0][:2]))) == ["up.weight", "head.weight"]
+    places = find_places(trace(model, DATA[0][:2]))
+    assert list(places) == ["up.weight", "head.weight"]
+    assert places["up.weight"].behind.shift is None
     made = pruned(model, "obs")
     assert made.after["params"] < made.before["params"]
