@@ -118,7 +118,7 @@ class QuantizeResult(InShort):
 
     def in_short(self) -> Brief:
         """Size and error of the file; its layers, the worst first."""
-        from penjing.report.text import size, times
+        from penjing.report.text import changed, size
 
         def decibels(value: float | None) -> str:
             return "–" if value is None else f"{value:.1f} dB"
@@ -133,9 +133,9 @@ class QuantizeResult(InShort):
             )
             for layer in worst
         ]
-        times_smaller = times(self.fp32_bytes, self.size_bytes)
+        smaller = changed(self.fp32_bytes, self.size_bytes, "smaller", "larger")
         title = (
-            f"{size(self.fp32_bytes)} → {size(self.size_bytes)} ({times_smaller} smaller), "
+            f"{size(self.fp32_bytes)} → {size(self.size_bytes)} ({smaller}), "
             f"{self.sqnr_db:.1f} dB against fp32; "
             f"{self.num_quantized} layers in int8, {self.num_float} ops in float"
         )

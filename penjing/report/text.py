@@ -61,6 +61,11 @@ def times(before: float, after: float) -> str:
     return f"{before / after:.3g}×" if after else "∞×"
 
 
+def changed(before: float, after: float, less: str, more: str) -> str:
+    """``2.4× smaller`` or ``1.1× larger``: how many times, with the word for less or for more."""
+    return f"{times(before, after)} {less}" if after <= before else f"{times(after, before)} {more}"
+
+
 def headline(metrics: Metrics) -> str:
     """One sentence: what went in, what came out, what it cost; "" where a row is missing."""
     before, after = metrics.row(metrics.before), metrics.row(metrics.after)
@@ -68,9 +73,9 @@ def headline(metrics: Metrics) -> str:
         return ""
     parts = [
         f"{count(before.num_params)} → {count(after.num_params)} parameters "
-        f"({times(before.num_params, after.num_params)} fewer)",
+        f"({changed(before.num_params, after.num_params, 'fewer', 'more')})",
         f"{size(before.size_bytes)} → {size(after.size_bytes)} on disk "
-        f"({times(before.size_bytes, after.size_bytes)} smaller)",
+        f"({changed(before.size_bytes, after.size_bytes, 'smaller', 'larger')})",
     ]
     parts += _latency_part(before, after)
     return ", ".join(parts) + _accuracy_part(before, after) + "."
@@ -82,13 +87,9 @@ def _latency_part(before: Row, after: Row) -> list[str]:
         if other is not None:
             return [
                 f"{milliseconds(cell.median_ms)} → {milliseconds(other.median_ms)} ms at batch {cell.batch} "
-                f"({_faster(cell.median_ms, other.median_ms)})"
+                f"({changed(cell.median_ms, other.median_ms, 'faster', 'slower')})"
             ]
     return []
-
-
-def _faster(before: float, after: float) -> str:
-    return f"{times(before, after)} faster" if after <= before else f"{times(after, before)} slower"
 
 
 def _accuracy_part(before: Row, after: Row) -> str:

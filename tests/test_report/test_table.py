@@ -65,6 +65,12 @@ def test_terminal_fits_eighty_columns(metrics: Metrics) -> None:
     assert "…" not in out.getvalue()
 
 
+def test_more_and_less_are_called_so() -> None:
+    assert text.changed(10, 4, "smaller", "larger") == "2.5× smaller"
+    assert text.changed(4, 10, "smaller", "larger") == "2.5× larger"
+    assert text.changed(0.1, 0.1, "faster", "slower") == "1× faster"
+
+
 def test_headline(metrics: Metrics, bare: Metrics) -> None:
     line = text.headline(metrics)
     assert "(10.4× fewer)" in line
