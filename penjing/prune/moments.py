@@ -6,7 +6,7 @@ set by the layer, not by the number of samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 import torch
@@ -122,45 +122,52 @@ class Patches:
     """How the rows of a layer's input are cut: one row for each output position.
 
     Attributes:
-        kernel, stride, padding, dilation: Of a 2-d convolution (1-d ones are seen as height 1); an empty
-            kernel is a linear layer.
+        kernel, stride, dilation: Of a convolution, one number for each dimension of space; an empty kernel is
+            a linear layer.
+        padding: Zeros before and behind, for each dimension of space.
         groups: Groups of the convolution.
     """
 
     kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = (1, 1)
-    padding: tuple[int, ...] = (0, 0)
-    dilation: tuple[int, ...] = (1, 1)
+    stride: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
     groups: int = 1
 
     def inputs(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Input rows ``[groups, rows, features]``; features are ordered as in a flattened weight row."""
         if not self.kernel:
             return x.reshape(1, -1, x.shape[-1])
-        x_NCHW = x if x.dim() == 4 else x[:, :, None]
-        x_NFP = self._unfold(x_NCHW) if positions is None else self._gather(x_NCHW, positions)
+        if any(side for sides in self.padding for side in sides):
+            x = F.pad(x, [side for sides in reversed(self.padding) for side in sides])
+        x_NFP = self._unfold(x) if positions is None else self._gather(x, positions)
         n, f, p = x_NFP.shape
         x_NGFP = x_NFP.reshape(n, self.groups, f // self.groups, p)
         return x_NGFP.permute(1, 0, 3, 2).reshape(self.groups, n * p, f // self.groups)
 
-    def _unfold(self, x_NCHW: Tensor) -> Tensor:
-        if self.kernel == (1, 1) and self.padding == (0, 0):
-            return x_NCHW[:, :, :: self.stride[0], :: self.stride[1]].flatten(2)
-        return F.unfold(x_NCHW, self.kernel, self.dilation, self.padding, self.stride)
+    def _unfold(self, x: Tensor) -> Tensor:
+        """All rows ``[N, features, positions]`` of a padded input."""
+        if set(self.kernel) == {1}:
+            every = tuple(slice(None, None, step) for step in self.stride)
+            return x[(slice(None), slice(None), *every)].flatten(2)
+        if len(self.kernel) == 2:
+            return F.unfold(x, self.kernel, self.dilation, 0, self.stride)
+        return self._gather(x, torch.arange(math.prod(self._space(x))))
 
-    def _gather(self, x_NCHW: Tensor, positions: Tensor) -> Tensor:
+    def _gather(self, x: Tensor, positions: Tensor) -> Tensor:
         """The same as `_unfold` at some positions only, without making the others."""
-        top, left = self.padding
-        padded = F.pad(x_NCHW, (left, left, top, top)) if top or left else x_NCHW
-        height, width = padded.shape[2:]
-        columns = (width - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1
-        y_P, x_P = positions // columns * self.stride[0], positions % columns * self.stride[1]
-        y_K = torch.arange(self.kernel[0]).repeat_interleave(self.kernel[1]) * self.dilation[0]
-        x_K = torch.arange(self.kernel[1]).repeat(self.kernel[0]) * self.dilation[1]
-        index_KP = (y_K[:, None] + y_P) * width + x_K[:, None] + x_P
-        assert int(index_KP.max()) < height * width, "positions are those of the output"
-        x_NCKP = padded.flatten(2)[:, :, index_KP]
+        at_P = torch.unravel_index(positions, self._space(x))
+        at_K = torch.unravel_index(torch.arange(math.prod(self.kernel)), self.kernel)
+        index_KP = torch.zeros(1, 1, dtype=torch.int64)
+        for size, p, k, step, spread in zip(x.shape[2:], at_P, at_K, self.stride, self.dilation, strict=True):
+            index_KP = index_KP * size + k[:, None] * spread + p * step
+        x_NCKP = x.flatten(2)[:, :, index_KP]
         return x_NCKP.flatten(1, 2)
+
+    def _space(self, x: Tensor) -> tuple[int, ...]:
+        """How many positions the output has in each dimension of space, for a padded input."""
+        parts = zip(x.shape[2:], self.kernel, self.stride, self.dilation, strict=True)
+        return tuple((size - spread * (k - 1) - 1) // step + 1 for size, k, step, spread in parts)
 
     def outputs(self, y: Tensor, positions: Tensor | None = None) -> Tensor:
         """Output rows ``[groups, rows, outputs]`` that belong to the rows of `inputs`."""
@@ -183,9 +190,3 @@ def thin_out(total: int, wanted: int, generator: torch.Generator) -> Tensor | No
     if wanted >= total:
         return None
     return torch.randperm(total, generator=generator)[:wanted].sort().values
-
-
-def pair(values: Sequence[int], fill: int) -> tuple[int, int]:
-    """The option of a 2-d convolution that stands for this one of a 1-d or 2-d convolution."""
-    values = list(values)
-    return (fill, values[0]) if len(values) == 1 else (values[0], values[1])

@@ -10,10 +10,10 @@ from torch import Tensor, fx
 
 from penjing.graph import Graph
 from penjing.prune.behind import Behind, what_follows
-from penjing.prune.moments import Patches, pair
+from penjing.prune.moments import Patches
 from penjing.prune.nodes import filled, parameter, rank_of
 
-_CONVS = {"aten.conv1d.default", "aten.conv2d.default"}
+_CONVS = {f"aten.conv{rank}d.{kind}" for rank in (1, 2, 3) for kind in ("default", "padding")}
 _PRODUCTS = {"aten.matmul.default", "aten.mm.default"}
 
 
@@ -49,7 +49,7 @@ class Place:
 
 
 def find_places(graph: Graph) -> dict[str, Place]:
-    """Layers by weight name: convolutions (1-d, 2-d, grouped) and products with a matrix, no weight shared.
+    """Layers by weight name: convolutions (grouped ones too) and products with a matrix, no weight shared.
 
     A weight may come turned or reshaped, and a bias may be added behind the layer, in another layout too (as
     Keras and the Conv1D of GPT do it).
@@ -97,6 +97,17 @@ def _layer(node: fx.Node) -> _Layer | None:
 def _patches(node: fx.Node, kernel: Sequence[int]) -> Patches:
     if str(node.target) not in _CONVS:
         return Patches()
-    args = filled(node)
-    stride, padding, dilation = args[3:6]
-    return Patches(pair(kernel, 1), pair(stride, 1), pair(padding, 0), pair(dilation, 1), int(args[6]))
+    stride, padding, dilation, groups = filled(node)[3:7]
+    stride, dilation = (_each(values, len(kernel)) for values in (stride, dilation))
+    if padding == "same":  # what is odd goes behind
+        totals = [spread * (size - 1) for spread, size in zip(dilation, kernel, strict=True)]
+        sides = [(total // 2, total - total // 2) for total in totals]
+    else:
+        sides = [(side, side) for side in _each(0 if padding == "valid" else padding, len(kernel))]
+    return Patches(tuple(kernel), stride, tuple(sides), dilation, int(groups))
+
+
+def _each(values: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """One number for each dimension of space; a single one stands for all."""
+    given = (values,) if isinstance(values, int) else tuple(values)
+    return given * rank if len(given) == 1 else given

@@ -4,10 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
+from penjing.graph import trace
 from penjing.prune.least_squares import fit_moments, fit_samples
 from penjing.prune.moments import Moments, Patches, error, thin_out
+from penjing.prune.places import find_places
 
 
 def rows(seed: int, n: int = 60, features: int = 7, outputs: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,9 +109,32 @@ def test_rows_times_weights_are_the_convolution(
     x = torch.randn(3, 8, 9, 8, generator=generator)
     w = torch.randn(12, 8 // groups, *kernel, generator=generator)
     y = F.conv2d(x, w, None, stride, padding, dilation, groups)
-    patches = Patches(kernel, stride, padding, dilation, groups)
+    sides = tuple((side, side) for side in padding)
+    patches = Patches(kernel, stride, sides, dilation, groups)
     positions = thin_out(patches.num_positions(y), 7, generator)
     for chosen in (None, positions):
         x_GRF, y_GRO = patches.inputs(x, chosen), patches.outputs(y, chosen)
         w_GOF = w.reshape(groups, 12 // groups, -1)
+        torch.testing.assert_close(x_GRF @ w_GOF.transpose(1, 2), y_GRO, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("padding", ["same", "valid", 2])
+@pytest.mark.parametrize(
+    ("size", "spread", "stride"), [(3, 1, 1), (4, 1, 1), (2, 3, 1), (3, 2, 2), (1, 1, 2)]
+)
+def test_every_convolution_that_a_network_calls(
+    rank: int, padding: str | int, size: int, spread: int, stride: int
+) -> None:
+    stride = 1 if padding == "same" else stride  # PyTorch has no other
+    torch.manual_seed(0)
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+    conv = kind(4, 6, size, stride, padding, spread, groups=2).eval()
+    x = torch.randn(3, 4, *(9, 8, 7)[:rank])
+    place = find_places(trace(conv, x))["weight"]
+    y = conv(x) - conv.bias.reshape(-1, *[1] * rank)  # type: ignore[union-attr]
+    w_GOF = conv.weight.reshape(2, 3, -1)
+    positions = thin_out(place.patches.num_positions(y), 5, torch.Generator())
+    for chosen in (None, positions):
+        x_GRF, y_GRO = place.patches.inputs(x, chosen), place.patches.outputs(y, chosen)
         torch.testing.assert_close(x_GRF @ w_GOF.transpose(1, 2), y_GRO, rtol=1e-4, atol=1e-4)

@@ -214,3 +214,21 @@ def test_what_is_no_layer_of_its_own_is_no_place() -> None:
     assert places["up.weight"].behind.shift is None
     made = pruned(model, "obs")
     assert made.after["params"] < made.before["params"]
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_convolutions_along_a_line_and_through_a_volume_are_refitted(rank: int) -> None:
+    torch.manual_seed(0)
+    conv, norm, pool = (
+        (nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d),
+        (nn.Conv3d, nn.BatchNorm3d, nn.AdaptiveAvgPool3d),
+    )[rank == 3]
+    model = nn.Sequential(
+        *(conv(2, 12, 3, padding="same"), norm(12), nn.ReLU(), conv(12, 12, 4, padding="same"), nn.ReLU()),
+        *(pool(1), nn.Flatten(), nn.Linear(12, 5)),
+    ).eval()
+    data = [F.avg_pool3d(torch.randn(16, 2, 8, 8, 8), 3, 1, 1) for _ in range(3)]
+    data = [x if rank == 3 else x[..., 0, 0] for x in data]
+    made = prune(model, data[0][:2], 0.4, data=data, reconstruct=True).reconstruction
+    assert not made.notes
+    assert made.error_after < 0.5 * made.error_before
