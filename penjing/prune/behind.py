@@ -35,13 +35,17 @@ class Norm:
 
     Attributes:
         node: Its node, or the last of the operations that it is written as.
+        first: Its node, or the first of them.
         source: What it normalises.
+        channel: The dimension of channels of that.
         weight, bias, mean, var: Names of γ, β and the running statistics.
         eps: Added to the variance.
     """
 
     node: fx.Node
+    first: fx.Node
     source: fx.Node
+    channel: int
     weight: str
     bias: str
     mean: str
@@ -77,10 +81,10 @@ class Behind:
         return behind if self.turn is None else behind.permute(self.turn)
 
 
-def find_norms(graph: Graph) -> dict[fx.Node, Norm]:
-    """Batch norms with scale, offset and running statistics, by node."""
+def find_norms(graph: Graph) -> list[Norm]:
+    """Batch norms with scale, offset and running statistics that are one op of the graph."""
     found = (_as_norm(node) for node in graph.module.graph.nodes)
-    return {norm.node: norm for norm in found if norm is not None}
+    return [norm for norm in found if norm is not None]
 
 
 @dataclass
@@ -179,9 +183,7 @@ def _vector(node: Any, way: _Way) -> str | None:
 def _norm_after(way: _Way) -> Norm | None:
     reader = only_reader(way.node)
     norm = None if reader is None else _as_norm(reader) or _as_written_norm(reader, way)
-    if norm is None or norm.source is not way.node or (norm.node is reader and way.at != 1):
-        return None
-    return norm
+    return norm if norm is not None and norm.source is way.node and norm.channel == way.at else None
 
 
 def _as_norm(node: fx.Node) -> Norm | None:
@@ -192,7 +194,7 @@ def _as_norm(node: fx.Node) -> Norm | None:
     gamma, beta, running_mean, running_var = (None if name is None else name[0] for name in names)
     if gamma is None or beta is None or running_mean is None or running_var is None:
         return None
-    return Norm(node, source, gamma, beta, running_mean, running_var, float(eps))
+    return Norm(node, node, source, 1, gamma, beta, running_mean, running_var, float(eps))
 
 
 def _as_written_norm(node: fx.Node, way: _Way) -> Norm | None:
@@ -219,7 +221,7 @@ def _as_written_norm(node: fx.Node, way: _Way) -> Norm | None:
     if gamma is None or beta is None or mean is None or var is None or not isinstance(eps, float | int):
         return None
     assert shifted is not None
-    return Norm(shifted, way.node, gamma, beta, mean, var, float(eps))
+    return Norm(shifted, node, way.node, way.at, gamma, beta, mean, var, float(eps))
 
 
 def _operand(node: fx.Node | None, ops: set[str], first: Any) -> Any:

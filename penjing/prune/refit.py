@@ -60,7 +60,9 @@ class Refit:
         ]
         chosen = places if config.layers == "all" else {n: p for n, p in places.items() if n in reading}
         self.places = {place.node: place for place in chosen.values()}
-        self.norms = find_norms(self.student) if config.rebase_norms else {}
+        behind = (place.behind.norm for place in places.values())
+        norms = [*find_norms(self.student), *(norm for norm in behind if norm is not None)]
+        self.norms = {norm.first: norm for norm in norms} if config.rebase_norms else {}
         self.total = len(self.places)
         self.num_samples = sum(len(tensors(batch)[0]) for batch in batches)
         self.done: list[LayerFit] = []
@@ -191,7 +193,8 @@ class Refit:
     def _rebase(self, norm: Norm) -> None:
         tensors = self.student.params | self.student.buffers  # type: ignore[operator]
         weight, bias, mean, var = (tensors[name] for name in (norm.weight, norm.bias, norm.mean, norm.var))
-        rebase_(weight, bias, mean, var, norm.eps, self.mine.values(norm.source))
+        inputs = [x.movedim(norm.channel, 1) for x in self.mine.values(norm.source)]
+        rebase_(weight, bias, mean, var, norm.eps, inputs)
 
     def _split(self, samples: int) -> int:
         """How many of a batch's samples are fitted on; the rest are held back."""

@@ -127,6 +127,18 @@ def test_layout_changes_neither_choice_nor_refit(bias: bool, criterion: str) -> 
     assert not other.reconstruction.notes
     assert other.reconstruction.error_after < 0.5 * other.reconstruction.error_before
     torch.testing.assert_close(other.model(x), one.model(x), rtol=1e-3, atol=1e-3)
+    for norm in ("first_norm", "second_norm"):  # whose statistics are those of the refitted network
+        mine, its = one.model.get_submodule(norm), other.model
+        assert isinstance(mine, nn.BatchNorm2d)
+        for name, part in (
+            ("mean", "running_mean"),
+            ("var", "running_var"),
+            ("gamma", "weight"),
+            ("beta", "bias"),
+        ):
+            torch.testing.assert_close(
+                getattr(its, f"{norm}_{name}"), getattr(mine, part), rtol=1e-3, atol=1e-3
+            )
 
 
 def test_every_layer_is_found_with_what_follows_it() -> None:
