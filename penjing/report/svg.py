@@ -154,7 +154,7 @@ def bars(rows: Sequence[Bar], *, label: str, row_height: int = 22) -> str:
     """
     if not rows:
         return ""
-    left, right = 168, 92
+    left, right = 168, 12 + _CHARACTER * 15 / 13 * max(len(bar.text) for bar in rows)
     longest = max((max(bar.value, bar.whole or 0.0) for bar in rows), default=0.0) or 1.0
     room = WIDTH - left - right
     body = []
