@@ -146,7 +146,7 @@ class WithoutBranches(fx.Interpreter):
 def _ends(
     node: fx.Node, is_before: Callable[[fx.Node, fx.Node], bool]
 ) -> tuple[fx.Node | None, fx.Node | None]:
-    """Shortcut and branch of an addition whose one operand is computed from the other; else None."""
+    """Shortcut and branch of an addition whose one operand is computed from the other; else None twice."""
     if str(node.target) not in _ADDS or node.kwargs.get("alpha", 1) != 1 or len(node.args) < 2:
         return None, None
     a, b = node.args[:2]

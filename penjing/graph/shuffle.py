@@ -75,7 +75,7 @@ def _match(node: fx.Node) -> tuple[fx.Node, int, int, int] | None:
     x = split.args[0]
     if not isinstance(x, fx.Node):
         return None
-    order = _order(swap)
+    order = swapped_order(swap)
     before, between, after = _shape(x), _shape(split), _shape(node)
     moved = [dim for dim, source in enumerate(order) if dim != source]
     if len(between) != len(before) + 1 or len(moved) != 2 or moved[1] != moved[0] + 1 or before != after:
@@ -89,7 +89,8 @@ def _match(node: fx.Node) -> tuple[fx.Node, int, int, int] | None:
     return x, dim, a, b
 
 
-def _order(swap: fx.Node) -> list[int]:
+def swapped_order(swap: fx.Node) -> list[int]:
+    """The dimensions of what an op of `SWAPS` permutes, in the order of its output."""
     rank = len(_shape(swap))
     if str(swap.target) == "aten.permute.default":
         return [int(dim) % rank for dim in swap.args[1]]  # type: ignore[union-attr, arg-type]

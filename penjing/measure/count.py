@@ -150,9 +150,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, owners: Mapping[int, str], stack: list[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.owners, self.stack, self.seen = dict(owners), stack, _Seen()
-        self.copies: list[
-            Tensor
-        ] = []  # kept while counting, so that nothing else takes their place in memory
+        # kept while counting, so that nothing else takes their place in memory
+        self.copies: list[Tensor] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -76,6 +76,11 @@ class Behind:
     bounds: Range | None = None
     turn: tuple[int, ...] | None = None
 
+    @property
+    def shiftable(self) -> bool:
+        """Whether the layer's output can be shifted."""
+        return self.shift is not None
+
     def laid_out(self, behind: Tensor) -> Tensor:
         """A value from behind the layer, laid out as the layer's output."""
         return behind if self.turn is None else behind.permute(self.turn)

@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from penjing.graph.shuffle import swapped_order
+from penjing.graph.solve import bind
+
 COPIES = {
     "aten.alias.default",
     "aten.clone.default",
@@ -24,13 +27,7 @@ def is_one_of(node: fx.Node, ops: Collection[str]) -> bool:
 
 def filled(node: fx.Node) -> list[Any]:
     """Arguments by position, defaults filled in."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return list(node.args)
-    defaults = [argument.default_value for argument in schema.arguments]
-    names = [argument.name for argument in schema.arguments]
-    given = list(node.args) + defaults[len(node.args) :]
-    return [node.kwargs.get(name, value) for name, value in zip(names, given, strict=True)]
+    return list(bind(node).values())
 
 
 def only_reader(node: fx.Node) -> fx.Node | None:
@@ -94,13 +91,8 @@ def _turned(step: fx.Node, before: fx.Node, dims: tuple[int | None, ...]) -> tup
 
 def order_of(node: fx.Node, rank: int) -> tuple[int, ...] | None:
     """An op that permutes: its input's dimensions in the order of its output; None for any other op."""
-    name, order = str(node.target), list(range(rank))
-    if name == "aten.permute.default":
-        return tuple(int(dim) % rank for dim in filled(node)[1])
-    if name in ("aten.t.default", "aten.numpy_T.default"):
-        return tuple(reversed(order))
-    if name == "aten.transpose.int":
-        a, b = (int(dim) % rank for dim in filled(node)[1:3])
-        order[a], order[b] = order[b], order[a]
-        return tuple(order)
+    if is_one_of(node, ("aten.t.default", "aten.numpy_T.default")):
+        return tuple(reversed(range(rank)))
+    if is_one_of(node, ("aten.permute.default", "aten.transpose.int")):
+        return tuple(swapped_order(node))
     return None

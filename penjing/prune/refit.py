@@ -42,6 +42,7 @@ class Refit:
         self.generator = torch.Generator().manual_seed(seed)
         example = map_inputs(batches[0], lambda x: x[:2])
         self.student = trace(student, example)
+        self.tensors = {**self.student.params, **self.student.buffers}
         self.teacher = teacher if isinstance(teacher, Graph) else trace(teacher, example)
         if not (self.student.batch_dim and self.teacher.batch_dim):
             raise PruneError(
@@ -136,16 +137,15 @@ class Refit:
             start = self._split(len(x))
             size += float(target[start:].double().square().mean()) / len(inputs)
             parts.append(rows.flat(x, target - current, start, len(inputs)))
-        shiftable = place.behind.shift is not None
         x_RF, r_RO, held_R = (torch.cat(column) for column in zip(*parts, strict=True))
-        fit = fit_samples(x_RF, r_RO, held_R, self.config.ridges, targets.weights_O(), shiftable)
+        fit = fit_samples(x_RF, r_RO, held_R, self.config.ridges, targets.weights_O(), place.behind.shiftable)
         return fit, int(held_R.sum()), size
 
     def _by_moments(self, place: Place, targets: _Targets) -> tuple[Fit, int, float]:
         """The same from second moments, and where a ReLU follows, on through it."""
         inputs, patches = self.mine.values(place.source), place.patches
         rows = _Rows(place, self._wanted_rows(place), self.generator)
-        weight, shiftable = place.kernel(self.student.params), place.behind.shift is not None
+        weight, shiftable = place.kernel(self.student.params), place.behind.shiftable
         features = weight[0].numel()
         shape, exact = (patches.groups, features, len(weight) // patches.groups), features <= EXACT_FEATURES
         learn, held = Moments(*shape, exact=exact), Moments(*shape, exact=exact)
@@ -187,12 +187,13 @@ class Refit:
             weight.add_(fit.change_GOF.reshape(weight.shape).to(weight.dtype))
         if place.behind.shift is not None:
             name, sign = place.behind.shift
-            vector = self.student.params[name] if name in self.student.params else self.student.buffers[name]
+            vector = self.tensors[name]
             vector.add_(sign * fit.shift_GO.reshape(vector.shape).to(vector.dtype))
 
     def _rebase(self, norm: Norm) -> None:
-        tensors = self.student.params | self.student.buffers  # type: ignore[operator]
-        weight, bias, mean, var = (tensors[name] for name in (norm.weight, norm.bias, norm.mean, norm.var))
+        weight, bias, mean, var = (
+            self.tensors[name] for name in (norm.weight, norm.bias, norm.mean, norm.var)
+        )
         inputs = [x.movedim(norm.channel, 1) for x in self.mine.values(norm.source)]
         rebase_(weight, bias, mean, var, norm.eps, inputs)
 

@@ -88,8 +88,13 @@ class Walk:
         """The node's value for one batch, from its inputs' values, without keeping it."""
         return _called(node, lambda source: self.values(source)[index])
 
+    @torch.no_grad()
     def _compute(self, node: fx.Node) -> None:
-        self._values[node] = [self.evaluate(node, index) for index in range(self._count)]
+        given = {source: self.values(source) for source in node.all_input_nodes}
+        self._values[node] = [
+            _called(node, {source: values[index] for source, values in given.items()}.__getitem__)
+            for index in range(self._count)
+        ]
         self._done.add(node)
         for source in node.all_input_nodes:
             self.release(source)

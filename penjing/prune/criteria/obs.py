@@ -73,8 +73,9 @@ class BrainSurgeon(Criterion):
         places = find_places(material.graph)
         pruned = {(m.tensor, m.dim) for group in material.coupling.groups for m in group.members}
         reading = {name: place for name, place in places.items() if (name, place.dims[1]) in pruned}
-        readers = self._measure(material, reading)
-        scores = [self._group(group, reading, readers) for group in material.coupling.groups]
+        measured = self._measure(material, reading)
+        readers = {(name, places[name].dims[1]): reader for name, reader in measured.items()}
+        scores = [self._group(group, readers) for group in material.coupling.groups]
         known = [row for row in scores if row is not None]
         middle = float(np.median(np.concatenate(known))) if known else 1.0
         fallback = make_criterion("magnitude")
@@ -145,7 +146,7 @@ class BrainSurgeon(Criterion):
         groups, features = place.patches.groups, weight[0].numel()
         rows = input_rows(walk, place, samples, self.max_rows, generator)
         size_of_slot = weight[0, 0].numel()
-        intercept = place.behind.shift is not None
+        intercept = place.behind.shiftable
         w_GOF = weight.double().reshape(groups, -1, features) * gain_O.sqrt().reshape(groups, -1, 1)
         if features <= self.max_features:
             moments = input_moments(rows, groups, features)
@@ -175,14 +176,12 @@ class BrainSurgeon(Criterion):
                 room -= len(batch[0])
         return taken
 
-    def _group(
-        self, group: Group, places: Mapping[str, Place], readers: Mapping[str, _Reader]
-    ) -> Scores | None:
-        """Scores of one group; None when no measured layer reads it."""
+    def _group(self, group: Group, readers: Mapping[tuple[str, int | None], _Reader]) -> Scores | None:
+        """Scores of one group, by readers of a tensor's dimension; None when no measured layer reads it."""
         found = [
-            _Removal(readers[m.tensor], m.index, self.ridge)
+            _Removal(readers[m.tensor, m.dim], m.index, self.ridge)
             for m in group.members
-            if m.tensor in readers and m.dim == places[m.tensor].dims[1]
+            if (m.tensor, m.dim) in readers
         ]
         if not found:
             return None
