@@ -331,6 +331,24 @@ class Einsum(nn.Module):
         return torch.einsum("bnhd,hdo->bno", h, self.w2)
 
 
+class HandNorm(nn.Module):
+    """Layer norms written out, once in place: a mean is broadcast to every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.mid, self.head = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.scale = nn.Parameter(torch.rand(16) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        mean = x.mean(-1, keepdim=True)
+        spread = (x - mean).pow(2).mean(-1, keepdim=True)
+        x = x + F.gelu(self.mid(self.scale * (x - mean) * torch.rsqrt(spread + 1e-5)))
+        x -= x.mean(-1, keepdim=True)
+        x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return self.head(x)  # type: ignore[no-any-return]
+
+
 class Tied(nn.Module):
     """The output layer shares the embedding's weight; its vocabulary is the output, its width is not."""
 
@@ -441,6 +459,7 @@ NETWORKS: dict[str, Case] = {
     "sequence_1d": (Sequence1d, image(2, 4, 12)),
     "volume_3d": (Volume3d, image(2, 2, 8, 8, 8)),
     "einsum": (Einsum, image(2, 4, 6)),
+    "hand_norm": (HandNorm, image(4, 6)),
     "tied": (Tied, tokens(2, 6)),
     "reused": (Reused, image(2, 5)),
     "two_inputs": (TwoInputs, image(2, 4) + image(2, 6)),

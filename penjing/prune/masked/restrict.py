@@ -232,6 +232,26 @@ def attention(call: Restricted) -> Any:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
+def broadcast(call: Restricted) -> Any:
+    """Elementwise ops of several tensors: what is broadcast along an axis does not reach its removed
+    positions (the mean that a layer norm written by hand subtracts).
+    """
+    operands = [(i, value) for i, value in enumerate(call.args) if isinstance(value, Tensor)]
+    shape = torch.broadcast_shapes(*(value.shape for _, value in operands))
+    blanked = []
+    for dim in range(-len(shape), 0):
+        wide = [i for i, value in operands if value.ndim >= -dim and value.shape[dim] == shape[dim]]
+        mask = next((mask for i in wide if (mask := call.mask(i, dim)) is not None), None)
+        if mask is not None and mask.watched and len(wide) < len(operands):
+            for i in wide:
+                call.watch(call.node, mask.left_out(call.args[i], dim))
+            blanked.append((dim, (~mask.flags).nonzero().squeeze(1)))
+    result = call.plain()
+    for dim, removed in blanked:
+        result.index_fill_(dim, removed, 0)  # of an op in place, what others see of its argument too
+    return result
+
+
 def einsum(call: Restricted) -> Any:
     """Removed positions of any dim of any operand add nothing."""
     operands = []
@@ -270,6 +290,13 @@ RULES: Mapping[str, Rule] = {
             "conv_transpose3d.input",
         ),
         affine,
+    ),
+    **dict.fromkeys(
+        (
+            "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "add_.Tensor", "sub_.Tensor", "mul_.Tensor",
+            "div_.Tensor", "maximum.default", "minimum.default", "where.self",
+        ),
+        broadcast,
     ),
     "scaled_dot_product_attention.default": attention,
     "einsum.default": einsum,
