@@ -69,6 +69,7 @@ class Setting:
     val_limit: int | None
     test_limit: int | None
     latency: float | None = None
+    teacher: int | None = None
 
     @property
     def budget(self) -> Budget:
@@ -83,13 +84,18 @@ class Bench:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.dense = build(f"resnet{setting.depth}", 10, 3, 32)
-        load_weights(self.dense, setting.data / f"resnet{setting.depth}-cifar10.safetensors")
-        self.dense.eval()
+        self.dense = self._given(setting.depth)
+        self.teacher = self.dense if setting.teacher is None else self._given(setting.teacher)
         self.bundle = self._open()
         self.val = list(self._loader("val", setting.val_limit, 250))
         self.macs = count(self.dense, torch.zeros(_EXAMPLE)).num_macs
         self._timer = WholeTimer(self.dense, torch.zeros(_EXAMPLE), batch=1, threads=1)
+
+    def _given(self, depth: int) -> nn.Module:
+        """A ResNet of this depth with the weights it comes with."""
+        model = build(f"resnet{depth}", 10, 3, 32)
+        load_weights(model, self.setting.data / f"resnet{depth}-cifar10.safetensors")
+        return model.eval()
 
     def _open(self) -> DataBundle:
         """The images, decoded once."""
@@ -120,7 +126,7 @@ class Bench:
         return [x for x, _ in self._loader("train", self.setting.calibration, 256)]
 
     def training(self, seed: int, *, mixed: bool) -> Loader | Taught:
-        """Augmented training batches, with the dense network's answers where they will not be mixed."""
+        """Augmented training batches, with the teacher's answers where they will not be mixed."""
         loader = self._loader(
             "train",
             self.setting.train_limit,
@@ -130,7 +136,7 @@ class Bench:
             augment=make_augment("photos"),
             drop_last=True,
         )
-        return loader if mixed else Taught(loader, self.dense, self.setting.out / "teacher" / str(seed))
+        return loader if mixed else Taught(loader, self.teacher, self.setting.out / "teacher" / str(seed))
 
     def test(self) -> Loader:
         """The test set: read once, at the end."""
@@ -346,7 +352,7 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
     mixed = config.mixup > 0
     done = recover(
         before.model,
-        bench.dense if mixed or recovery == "fine-tuning" else None,
+        bench.teacher if mixed or recovery == "fine-tuning" else None,
         bench.training(seed, mixed=mixed),
         config,
         val=bench.val,
@@ -559,6 +565,9 @@ def main() -> None:
     parser.add_argument(
         "--latency", type=float, help="share of the original's measured latency, instead of MACs: 0.5"
     )
+    parser.add_argument(
+        "--teacher", type=int, choices=(20, 56), help="depth of the network that teaches, if not the original"
+    )
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--calibration", type=int, default=4096, help="training images without labels")
@@ -587,12 +596,14 @@ def main() -> None:
         args.calibration,
         **limits,
         latency=args.latency,
+        teacher=args.teacher,
     )
     args.out.mkdir(parents=True, exist_ok=True)
     stamp = args.out / "setting.json"
     plain_setting = {key: str(value) for key, value in asdict(setting).items() if key not in ("data", "out")}
-    if args.latency is None:
-        del plain_setting["latency"]
+    for key in ("latency", "teacher"):
+        if getattr(args, key) is None:
+            del plain_setting[key]
     if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) != plain_setting:
         sys.exit(f"{args.out} holds a bench of another setting ({stamp}): give another --out")
     write_json(stamp, plain_setting)
