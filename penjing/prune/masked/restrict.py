@@ -293,8 +293,8 @@ RULES: Mapping[str, Rule] = {
     ),
     **dict.fromkeys(
         (
-            "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "add_.Tensor", "sub_.Tensor", "mul_.Tensor",
-            "div_.Tensor", "maximum.default", "minimum.default", "where.self",
+            "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "add_.Tensor", "sub_.Tensor",
+            "mul_.Tensor", "div_.Tensor", "maximum.default", "minimum.default", "where.self",
         ),
         broadcast,
     ),
