@@ -237,7 +237,7 @@ def broadcast(call: Restricted) -> Any:
     positions (the mean that a layer norm written by hand subtracts).
     """
     operands = [(i, value) for i, value in enumerate(call.args) if isinstance(value, Tensor)]
-    shape = torch.broadcast_shapes(*(value.shape for _, value in operands))
+    shape = torch.broadcast_shapes(*(value.shape for _, value in operands))  # type: ignore[no-untyped-call]
     blanked = []
     for dim in range(-len(shape), 0):
         wide = [i for i, value in operands if value.ndim >= -dim and value.shape[dim] == shape[dim]]
