@@ -132,6 +132,8 @@ _RULES: dict[str, Rule] = {
     "aten._scaled_dot_product_fused_attention_overrideable": _attention,
     "aten.mkldnn_rnn_layer": _recurrent,
     "aten._trilinear": _trilinear,
+    "aten._grouped_mm": _matrices(0, 1),
+    "transformers.grouped_mm_fallback": _matrices(0, 1),
 }
 
 

@@ -64,6 +64,15 @@ def _attention(call: Call) -> int:
     return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
+def _bilinear(call: Call) -> int:
+    return prod(call.out) * prod(call.sizes(call.node.args[2])[1:])
+
+
+def _grouped(call: Call) -> int:
+    """Every row meets the weights of one expert."""
+    return prod(call.out) * call.sizes(call.node.args[0])[-1]
+
+
 def _einsum(call: Call) -> int:
     """One multiply-accumulate for every combination of labels (pairwise contraction of two operands)."""
     equation, operands = str(call.node.args[0]).replace(" ", ""), call.node.args[1]
@@ -84,6 +93,14 @@ def _recurrent(call: Call) -> int:
     return x[0] * x[1] * sum(prod(w) for w in weights if len(w) == 2)
 
 
+def _cell(call: Call) -> int:
+    """One step of a recurrent layer."""
+    x, _, w_ih, w_hh = call.node.args[:4]
+    return prod(call.sizes(x)[:-1]) * (prod(call.sizes(w_ih)) + prod(call.sizes(w_hh)))
+
+
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
 KINDS: Mapping[str, str] = {
     **dict.fromkeys((f"aten.conv{d}d.{o}" for d in (1, 2, 3) for o in ("default", "padding")), "conv"),
     "aten.conv_transpose1d.default": "conv_transpose",
@@ -97,8 +114,11 @@ KINDS: Mapping[str, str] = {
     "aten.baddbmm.default": "addmm",
     "aten.scaled_dot_product_attention.default": "attention",
     "aten.einsum.default": "einsum",
-    "aten.lstm.input": "recurrent",
-    "aten.gru.input": "recurrent",
+    "aten.bilinear.default": "bilinear",
+    "aten._grouped_mm.default": "grouped",
+    "transformers.grouped_mm_fallback.default": "grouped",
+    **dict.fromkeys((f"aten.{name}.input" for name in _RECURRENT), "recurrent"),
+    **dict.fromkeys((f"aten.{name}_cell.default" for name in _RECURRENT), "cell"),
 }
 """Ops that multiply and accumulate, by what they are; every other op counts nothing."""
 
@@ -110,7 +130,10 @@ COUNTERS: Mapping[str, Counter] = {
     "addmm": _addmm,
     "attention": _attention,
     "einsum": _einsum,
+    "bilinear": _bilinear,
+    "grouped": _grouped,
     "recurrent": _recurrent,
+    "cell": _cell,
 }
 """Multiply-accumulates of a call, by kind."""
 

@@ -349,6 +349,55 @@ class HandNorm(nn.Module):
         return self.head(x)  # type: ignore[no-any-return]
 
 
+class WeightNorm(nn.Module):
+    """Weights of direction and length along outputs, inputs and over all; one by its largest singular value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        norm, spectral = nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm
+        self.a = norm(nn.Conv1d(4, 16, 3, padding=2))
+        self.b = norm(nn.Conv1d(16, 12, 3), dim=1)
+        self.c = norm(nn.Linear(12, 10), dim=None)  # type: ignore[arg-type]
+        self.d, self.head = spectral(nn.Linear(10, 8)), norm(nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.b(F.relu(self.a(x)[..., :-2]))).mean(-1)
+        return self.head(F.relu(self.d(F.relu(self.c(x)))))  # type: ignore[no-any-return]
+
+
+class Cells(nn.Module):
+    """Recurrent cells called step by step, first without a state, and a bilinear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.LSTMCell(5, 12), nn.GRUCell(12, 10), nn.RNNCell(10, 8)
+        self.start, self.both = nn.Linear(5, 8), nn.Bilinear(8, 10, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, h, g = None, None, torch.tanh(self.start(x[:, 0]))
+        for step in x.unbind(1):
+            state = self.first(step, state)
+            h = self.second(state[0], h)
+            g = self.third(h, g)
+        return self.head(F.relu(self.both(g, h)))  # type: ignore[no-any-return]
+
+
+class GraphAttention(nn.Module):
+    """Neighbours weighed by learned scores (Veličković 2018), with the neighbourhood as an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.head = nn.Linear(5, 24, bias=False), nn.Linear(24, 4)
+        self.left, self.right = nn.Parameter(torch.randn(3, 8)), nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x: Tensor, near: Tensor) -> Tensor:
+        v = self.value(x).unflatten(-1, (3, 8))
+        scores = (v * self.left).sum(-1).unsqueeze(2) + (v * self.right).sum(-1).unsqueeze(1)
+        scores = F.leaky_relu(scores, 0.2).masked_fill((near < 0).unsqueeze(-1), -1e9)
+        return self.head(F.elu(torch.einsum("bijh,bjhd->bihd", scores.softmax(2), v).flatten(2)))  # type: ignore[no-any-return]
+
+
 class Tied(nn.Module):
     """The output layer shares the embedding's weight; its vocabulary is the output, its width is not."""
 
@@ -460,6 +509,9 @@ NETWORKS: dict[str, Case] = {
     "volume_3d": (Volume3d, image(2, 2, 8, 8, 8)),
     "einsum": (Einsum, image(2, 4, 6)),
     "hand_norm": (HandNorm, image(4, 6)),
+    "weight_norm": (WeightNorm, image(3, 4, 9)),
+    "cells": (Cells, image(3, 4, 5)),
+    "graph_attention": (GraphAttention, (*image(2, 7, 5), *image(2, 7, 7))),
     "tied": (Tied, tokens(2, 6)),
     "reused": (Reused, image(2, 5)),
     "two_inputs": (TwoInputs, image(2, 4) + image(2, 6)),

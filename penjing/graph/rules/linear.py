@@ -18,6 +18,16 @@ def linear(op: Op) -> Axes:
     return (*x[:-1], *out)
 
 
+@rule("aten.bilinear")
+def bilinear(op: Op) -> Axes:
+    """x (…, I) and y (…, J) with weight (O, I, J)."""
+    x, y, weight, bias = (op.axes(op.args[name]) for name in ("input1", "input2", "weight", "bias"))
+    op.unify(x[-1], weight[1])
+    op.unify(y[-1], weight[2])
+    op.broadcast(weight[:1], bias)
+    return (*op.broadcast(x[:-1], y[:-1]), weight[0])
+
+
 def multiply(op: Op, a: Axes, b: Axes) -> Axes:
     """Batched matrix product, with the conventions of ``torch.matmul`` for vectors."""
     if len(a) == 1 or len(b) == 1:
@@ -33,7 +43,7 @@ def multiply(op: Op, a: Axes, b: Axes) -> Axes:
     return (*batch, a[-2], b[-1])
 
 
-@rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot")
+@rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.vdot")
 def matmul(op: Op) -> Axes:
     """(…, M, K) with (…, K, N)."""
     return multiply(op, *op.tensors()[:2])
@@ -44,6 +54,18 @@ def addmm(op: Op) -> Axes:
     """``bias + a @ b``."""
     bias, a, b = op.tensors()[:3]
     return op.broadcast(multiply(op, a, b), bias)
+
+
+@rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
+def grouped(op: Op) -> Axes | list[Axes]:
+    """Rows (T, K) sorted by expert with the experts' weights (E, K, N); every expert keeps the same slots."""
+    x, weight = op.tensors()[:2]
+    if len(x) != 2 or len(weight) != 3:
+        return op.give_up("a grouped product of other than rows with a stack of weights")
+    op.freeze(weight[0], "experts are chosen by the input")
+    op.unify(x[1], weight[1])
+    op.broadcast((weight[2],), op.axes(op.args.get("bias"))[-1:])
+    return (x[0], weight[2])
 
 
 @rule("aten.outer")

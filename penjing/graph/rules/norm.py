@@ -52,6 +52,19 @@ def group_norm(op: Op) -> Axes:
     return op.axes(op.args["input"])
 
 
+@rule("aten._weight_norm", "aten._weight_norm_interface")
+def weight_norm(op: Op) -> list[Axes]:
+    """A weight of direction v and length g (Salimans & Kingma 2016), which keeps its length as v gets narrower;
+    g has v's axis along ``dim``.
+    """
+    v, g = (op.axes(op.args[name]) for name in ("v", "g"))
+    op.broadcast(v, g)
+    for dim, axis in enumerate(v):
+        if not g or g[dim].size == 1:
+            op.mark(axis, "normalised")
+    return [v, g][: len(op.outputs)]
+
+
 @rule(
     "aten.softmax",
     "aten.log_softmax",

@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN: one hidden axis for all layers, directions and gates."""
+"""LSTM, GRU and RNN: one hidden axis for all layers, directions and gates; and their single cells."""
 
 from __future__ import annotations
 
@@ -42,5 +42,22 @@ def _recurrent(name: str, gates: int) -> None:
         return [(*x[:-1], width), *final[: len(op.outputs) - 1]]
 
 
+def _cell(name: str, gates: int) -> None:
+    @rule(f"aten.{name}_cell")
+    def cell(op: Op) -> list[Axes]:
+        x, w_ih, w_hh = (op.axes(op.args[name]) for name in ("input", "w_ih", "w_hh"))
+        states = op.args["hx"] if isinstance(op.args["hx"], list | tuple) else [op.args["hx"]]
+        hidden = op.free(w_hh[0].size // gates)
+        op.unify(w_ih[1], x[-1])
+        op.unify(w_hh[1], hidden)
+        biases = (axis for name in ("b_ih", "b_hh") for axis in op.axes(op.args[name]))
+        for axis in (w_ih[0], w_hh[0], *biases):
+            op.unify(axis, product([op.fixed(gates, "the gates of a recurrent cell"), hidden]))
+        for state in states:
+            op.unify(op.axes(state)[-1], hidden)
+        return [(*x[:-1], hidden)] * len(op.outputs)
+
+
 for _name, _gates in GATES.items():
     _recurrent(_name, _gates)
+    _cell(_name, _gates)

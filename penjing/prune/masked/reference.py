@@ -77,11 +77,11 @@ class MaskedInterpreter(fx.Interpreter):
             result = rule(Restricted(node, args, kwargs, self.masks, self._watch))
         return self._mend(node, result)
 
-    def masks(self, value: Any, output: int = 0) -> tuple[Mask, ...]:
-        """Mask of every dim of a node's value."""
+    def masks(self, value: Any, output: int = 0, tensor: Tensor | None = None) -> tuple[Mask, ...]:
+        """Mask of every dim of a node's value; of the one being computed it has to be given."""
         if not isinstance(value, fx.Node) or not self.coupling.values.get(value.name):
             return ()
-        tensor = self.env.get(value)
+        tensor = self.env.get(value) if tensor is None else tensor
         if isinstance(tensor, tuple | list):
             tensor = tensor[output]
         axes = self.coupling.values[value.name][output]
@@ -131,8 +131,7 @@ class MaskedInterpreter(fx.Interpreter):
         """
         if not isinstance(result, Tensor) or not result.is_floating_point() or _finite(result):
             return result
-        self.env[node] = result
-        for dim, mask in enumerate(self.masks(node)):
+        for dim, mask in enumerate(self.masks(node, tensor=result)):
             if mask is not None:
                 shape = [1] * result.ndim
                 shape[dim] = -1

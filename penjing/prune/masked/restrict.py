@@ -49,14 +49,15 @@ class Restricted:
         node: The node of the original graph.
         args: Its arguments, nodes replaced by their values.
         kwargs: Likewise.
-        masks: Masks per dim of the value a node gave, () when it is no tensor.
+        masks: Masks per dim of the value a node gave, () when it is no tensor; of this very node with
+            ``tensor=`` its value.
         watch: Told of every value that is left out: ``watch(node, left out)``.
     """
 
     node: fx.Node
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    masks: Callable[[Any], tuple[Mask, ...]]
+    masks: Callable[..., tuple[Mask, ...]]
     watch: Callable[[fx.Node, Tensor], None]
 
     def plain(self) -> Any:
@@ -252,6 +253,15 @@ def broadcast(call: Restricted) -> Any:
     return result
 
 
+def copies(call: Restricted) -> Any:
+    """Expanded and repeated values: there are no copies at removed positions."""
+    source, result = call.args[0], call.plain()
+    for dim, mask in enumerate(call.masks(call.node, tensor=result), start=-result.ndim):
+        if mask is not None and (source.ndim < -dim or source.shape[dim] != result.shape[dim]):
+            result = spread(result.index_select(dim, mask.index), dim, mask)
+    return result
+
+
 def einsum(call: Restricted) -> Any:
     """Removed positions of any dim of any operand add nothing."""
     operands = []
@@ -295,8 +305,16 @@ RULES: Mapping[str, Rule] = {
         (
             "add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor", "add_.Tensor", "sub_.Tensor",
             "mul_.Tensor", "div_.Tensor", "maximum.default", "minimum.default", "where.self",
+            "masked_fill.Scalar", "masked_fill.Tensor", "masked_fill_.Scalar", "masked_fill_.Tensor",
         ),
         broadcast,
+    ),
+    **dict.fromkeys(
+        (
+            "expand.default", "expand_as.default", "broadcast_to.default", "repeat.default", "tile.default",
+            "repeat_interleave.self_int",
+        ),
+        copies,
     ),
     "scaled_dot_product_attention.default": attention,
     "einsum.default": einsum,
