@@ -24,6 +24,7 @@ from penjing.export.inputs import input_names as default_input_names
 from penjing.export.onnx_pads import merge_pads
 from penjing.export.translations import translations
 from penjing.files import atomic_write
+from penjing.graph.decisions import Decision, decide, replayed
 from penjing.log import silenced
 
 DEFAULT_OPSET = 20
@@ -114,12 +115,34 @@ def quiet() -> Iterator[None]:
         silenced(*names, level=logging.CRITICAL),
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),  # torch.export prints the graph it had when it gave up
     ):
         yield
 
 
 def _to_program(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool | str, names: Sequence[str]
+) -> torch.export.ExportedProgram:
+    """The traced network; a second try knows what the forward decides in Python."""
+    try:
+        return _program(model, args, kwargs, dynamic, names, ())
+    except ExportError as refusal:
+        decisions = decide(model, args, kwargs)
+        if not decisions:
+            raise
+        try:
+            return _program(model, args, kwargs, dynamic, names, decisions)
+        except ExportError:
+            raise refusal from refusal.__cause__
+
+
+def _program(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic: bool | str,
+    names: Sequence[str],
+    decisions: Sequence[Decision],
 ) -> torch.export.ExportedProgram:
     leaves, spec = torch.utils._pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -143,13 +166,14 @@ def _to_program(
             dyn_args, dyn_kwargs = torch.utils._pytree.tree_unflatten(wide, spec)
             shape_args, shape_kwargs = torch.utils._pytree.tree_unflatten(shapes, spec)
             try:
-                program = torch.export.export(
-                    model,
-                    dyn_args,
-                    dyn_kwargs,
-                    dynamic_shapes=_by_parameter(model, shape_args, shape_kwargs),
-                    strict=False,
-                )
+                with replayed(decisions):
+                    program = torch.export.export(
+                        model,
+                        dyn_args,
+                        dyn_kwargs,
+                        dynamic_shapes=_by_parameter(model, shape_args, shape_kwargs),
+                        strict=False,
+                    )
                 _check_states(program)
                 return program
             except Exception as error:  # torch.export raises many kinds; all are reported below
@@ -160,7 +184,8 @@ def _to_program(
                 remedy="Pass dynamic_batch=False (or 'auto') to keep the batch size of example_inputs",
             ) from failure
     try:
-        return torch.export.export(model, args, kwargs, strict=False)
+        with replayed(decisions):
+            return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise ExportError(
             f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import fx
@@ -16,10 +17,27 @@ def source_of(node: fx.Node) -> str:
     """``"folder/file.py:line"`` of the innermost frame outside torch; else the module's path; else ""."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     for path, line in reversed(frames):
-        if not path.startswith((_TORCH, "torch/")) and not path.startswith("<"):
-            return f"{'/'.join(Path(path).parts[-2:])}:{line}"
+        if _is_users(path):
+            return _short(path, line)
     modules = node.meta.get("nn_module_stack") or {}
     for name, _ in reversed(list(modules.values())):
         if name:
             return str(name)
     return ""
+
+
+def place(frame: FrameType | None) -> str:
+    """``"folder/file.py:line"`` of the innermost frame outside torch, from ``frame`` outwards; else ""."""
+    while frame is not None:
+        if _is_users(frame.f_code.co_filename):
+            return _short(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return ""
+
+
+def _is_users(path: str) -> bool:
+    return not path.startswith((_TORCH, "torch/", "<"))
+
+
+def _short(path: str, line: object) -> str:
+    return f"{'/'.join(Path(path).parts[-2:])}:{line}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import warnings
-from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from penjing.errors import TraceError
+from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.source import source_of
 from penjing.graph.tidy import tidy
 from penjing.graph.tree import Held, graph_module, held_tensors
@@ -176,28 +178,56 @@ def eval_view(model: nn.Module) -> Iterator[None]:
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, notes: list[str]
 ) -> tuple[ExportedProgram, bool]:
-    if dynamic:
-        try:
-            with silenced("torch._subclasses.fake_tensor", level=logging.CRITICAL):  # tried, not wrong yet
-                program = _run_export(model, *_free_batch(model, args, kwargs))
-        except Exception as error:  # any refusal: the fixed batch is tried next and reports what remains
-            notes.append(f"the batch size is fixed: {_first_line(error)}")
-        else:
-            if _batch_is_free(program):
-                return program, True
-            notes.append("the batch size is fixed: the model's forward depends on it")
+    """The program and whether its batch is free; a second try knows what the forward decides in Python."""
+    first: list[str] = []
     try:
-        with silenced(
-            "torch._subclasses.fake_tensor", level=logging.CRITICAL
-        ):  # it is said in one line below
-            return _run_export(model, args, kwargs, None), False
+        found = _tried(model, args, kwargs, dynamic, first, ())
     except Exception as error:
         _check_forward(model, args, kwargs)
-        raise TraceError(
+        refusal = TraceError(
             f"torch.export refuses the forward: {_first_line(error)}",
             layer=type(model).__name__,
             remedy="Make the forward free of data-dependent control flow, or prune a submodule that is",
-        ) from error
+        )
+        decisions = decide(model, args, kwargs)
+        if not decisions:
+            raise refusal from error
+        try:
+            found = _tried(model, args, kwargs, dynamic, notes, decisions)
+        except Exception:
+            raise refusal from error
+        places = ", ".join(dict.fromkeys(decision.source for decision in decisions))
+        notes.append(f"taken as fixed, as other inputs change nothing: what the forward decides at {places}")
+        return found
+    notes.extend(first)
+    return found
+
+
+def _tried(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic: bool,
+    notes: list[str],
+    decisions: Sequence[Decision],
+) -> tuple[ExportedProgram, bool]:
+    """With a free batch where that works, else with a fixed one."""
+    quiet = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+    with (
+        silenced(*quiet, level=logging.CRITICAL),  # tried, not wrong yet; a refusal is said in one line
+        open(os.devnull, "w") as nowhere,
+        redirect_stderr(nowhere),  # torch.export prints the graph it had when it gave up
+    ):
+        if dynamic:
+            try:
+                program = _run_export(model, *_free_batch(model, args, kwargs), decisions)
+            except Exception as error:  # any refusal: the fixed batch is tried next and reports what remains
+                notes.append(f"the batch size is fixed: {_first_line(error)}")
+            else:
+                if _batch_is_free(program):
+                    return program, True
+                notes.append("the batch size is fixed: the model's forward depends on it")
+        return _run_export(model, args, kwargs, None, decisions), False
 
 
 class _DropoutApart(TorchFunctionMode):
@@ -216,9 +246,13 @@ class _DropoutApart(TorchFunctionMode):
 
 
 def _run_export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: Any,
+    decisions: Sequence[Decision],
 ) -> ExportedProgram:
-    with warnings.catch_warnings(), torch.enable_grad(), _DropoutApart():
+    with warnings.catch_warnings(), torch.enable_grad(), _DropoutApart(), replayed(decisions):
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)

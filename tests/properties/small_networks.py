@@ -350,7 +350,7 @@ class HandNorm(nn.Module):
 
 
 class WeightNorm(nn.Module):
-    """Weights of direction and length along outputs, inputs and over all; one by its largest singular value."""
+    """Weights of direction and length, one along each dim and one over all; one by its spectral norm."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -287,7 +287,7 @@ class Branches(nn.Module):
     [
         (_broken_weights(), (torch.randn(2, 4), torch.randn(2, 3)), ["b.weight", "NaN"]),
         (nn.Linear(4, 4), torch.randn(2, 5), ["(2, 5)", "example_inputs"]),
-        (Branches(), torch.randn(2, 5), ["torch.export refuses", "control flow"]),
+        (Branches(), torch.randn(2, 5), ["values of its inputs", "test_trace.py", "torch.where"]),
     ],
 )
 def test_errors_name_cause_and_remedy(model: nn.Module, inputs: Any, words: list[str]) -> None:

@@ -54,7 +54,7 @@ def group_norm(op: Op) -> Axes:
 
 @rule("aten._weight_norm", "aten._weight_norm_interface")
 def weight_norm(op: Op) -> list[Axes]:
-    """A weight of direction v and length g (Salimans & Kingma 2016), which keeps its length as v gets narrower;
+    """A weight of direction v and length g (Salimans & Kingma 2016), which stays as v gets narrower;
     g has v's axis along ``dim``.
     """
     v, g = (op.axes(op.args[name]) for name in ("v", "g"))
