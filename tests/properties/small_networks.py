@@ -398,6 +398,41 @@ class GraphAttention(nn.Module):
         return self.head(F.elu(torch.einsum("bijh,bjhd->bihd", scores.softmax(2), v).flatten(2)))  # type: ignore[no-any-return]
 
 
+class Modulated(nn.Module):
+    """StyleGAN2's convolution: weights scaled by a style for every sample, the samples as groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.style, self.scale = nn.Linear(8, 16), nn.Linear(16, 12)
+        self.start, self.weight = (nn.Parameter(torch.randn(*s)) for s in ((1, 12, 4, 4), (10, 12, 3, 3)))
+        self.head = nn.Conv2d(10, 3, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        n = z.shape[0]
+        weight = self.weight * (1 + self.scale(F.leaky_relu(self.style(z), 0.2))).view(n, 1, -1, 1, 1)
+        weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+        x = self.start.repeat(n, 1, 1, 1).view(1, -1, 4, 4)
+        x = F.conv2d(x, weight.flatten(0, 1), padding=1, groups=n).view(n, -1, 4, 4)
+        return self.head(F.leaky_relu(x, 0.2))  # type: ignore[no-any-return]
+
+
+class Sampled(nn.Module):
+    """Deformable DETR's attention: every head samples its values at places of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.places = nn.Conv2d(3, 16, 1), nn.Linear(6, 4 * 5 * 2)
+        self.weights, self.head = nn.Linear(6, 4 * 5), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, queries: Tensor) -> Tensor:
+        n, q = queries.shape[:2]
+        value = self.value(x).unflatten(1, (4, 4)).flatten(0, 1)
+        places = self.places(queries).tanh().view(n, q, 4, 5, 2).transpose(1, 2).flatten(0, 1)
+        weights = self.weights(queries).view(n, q, 4, 5).softmax(-1).transpose(1, 2).reshape(n * 4, 1, q, 5)
+        found = F.grid_sample(value, places, align_corners=False) * weights
+        return self.head(found.sum(-1).view(n, 16, q).transpose(1, 2))  # type: ignore[no-any-return]
+
+
 class Tied(nn.Module):
     """The output layer shares the embedding's weight; its vocabulary is the output, its width is not."""
 
@@ -511,6 +546,8 @@ NETWORKS: dict[str, Case] = {
     "hand_norm": (HandNorm, image(4, 6)),
     "weight_norm": (WeightNorm, image(3, 4, 9)),
     "cells": (Cells, image(3, 4, 5)),
+    "modulated": (Modulated, image(3, 8)),
+    "sampled": (Sampled, (*image(2, 3, 6, 6), *image(2, 7, 6))),
     "graph_attention": (GraphAttention, (*image(2, 7, 5), *image(2, 7, 7))),
     "tied": (Tied, tokens(2, 6)),
     "reused": (Reused, image(2, 5)),

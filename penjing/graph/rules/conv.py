@@ -19,8 +19,11 @@ def spatial_out(op: Op, x: Axes, weight: Axes, lead: int) -> Axes:
     return tuple(op.spatial(size) for size in sizes)
 
 
-def grouped(op: Op, x: Axis, weight_in: Axis, weight_out: Axis, groups: int) -> None:
-    """``channels = groups · weight_in`` and ``outputs = groups · outputs per group``."""
+def grouped(op: Op, x: Axis, weight_in: Axis, weight_out: Axis) -> None:
+    """``channels = groups · weight_in`` and ``outputs = groups · outputs per group``; the samples of a batch
+    may be groups.
+    """
+    groups = x.size // weight_in.size
     if groups == 1:
         op.unify(x, weight_in)
         return
@@ -35,7 +38,7 @@ def conv(op: Op) -> Axes:
     """x (N, C, …) with weight (O, C/g, …)."""
     x, weight, bias = (op.axes(op.args[name]) for name in ("input", "weight", "bias"))
     lead = len(x) - (len(weight) - 2)  # 2, or 1 without a batch dimension
-    grouped(op, x[lead - 1], weight[1], weight[0], int(op.args["groups"]))
+    grouped(op, x[lead - 1], weight[1], weight[0])
     for axis in bias:
         op.unify(axis, weight[0])
     return (*x[: lead - 1], weight[0], *spatial_out(op, x, weight, lead))
@@ -52,7 +55,7 @@ def conv_transpose(op: Op) -> Axes:
     """x (N, C, …) with weight (C, O/g, …)."""
     x, weight, bias = (op.axes(op.args[name]) for name in ("input", "weight", "bias"))
     lead = len(x) - (len(weight) - 2)
-    groups = int(op.args["groups"])
+    groups = op.shape[lead - 1] // weight[1].size
     op.unify(x[lead - 1], weight[0])
     out = (
         weight[1]
@@ -68,7 +71,7 @@ def conv_transpose(op: Op) -> Axes:
 def deform_conv(op: Op) -> Axes:
     """Deformable convolution: offsets are computed for every offset group, so their channels stay."""
     x, weight, bias = (op.axes(op.args[name]) for name in ("input", "weight", "bias"))
-    grouped(op, x[1], weight[1], weight[0], int(op.args["groups"]))
+    grouped(op, x[1], weight[1], weight[0])
     if int(op.args["offset_groups"]) > 1:
         op.freeze(x[1], "deformable convolution with several offset groups")
     for name in ("offset", "mask"):

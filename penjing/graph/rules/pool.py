@@ -33,9 +33,10 @@ for _rank in POOLS:
 
 @rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
 def grid_sample(op: Op) -> Axes:
-    """Samples (N, C, …) at the places of a grid."""
+    """Samples (N, C, …) at the places of a grid (N, …): N may hold heads as well."""
     x, grid = op.tensors()[:2]
-    for axis in (*x[2:], *grid):
+    op.unify(x[0], grid[0])
+    for axis in (*x[2:], *grid[1:]):
         op.freeze(axis, "positions to sample at", "spatial")
     return (x[0], x[1], *(op.spatial(size) for size in op.shape[2:]))
 

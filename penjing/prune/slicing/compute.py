@@ -26,6 +26,12 @@ def _blocks(site: Site, axis: Axis, groups: int) -> int:
     return len(counts)
 
 
+def _groups(site: Site, position: int) -> int:
+    """Number of groups; 1 also where every sample is one, as nothing is written out then."""
+    groups = site.arg(position, "groups", 1)
+    return groups if isinstance(groups, int) else 1
+
+
 @rewrites(
     "conv1d.default",
     "conv2d.default",
@@ -36,7 +42,7 @@ def _blocks(site: Site, axis: Axis, groups: int) -> int:
 )
 def conv(site: Site) -> None:
     """The number of groups: those that still make output channels."""
-    groups = site.arg(6, "groups", 1)
+    groups = _groups(site, 6)
     if groups == 1:
         return
     left = _blocks(site, site.axes(site.arg(1, "weight"))[0], groups)
@@ -49,7 +55,7 @@ def conv(site: Site) -> None:
 @rewrites("convolution.default")
 def convolution(site: Site) -> None:
     """As `conv`; a transposed one has its groups along dim 0 of the weight too."""
-    groups = site.arg(8, "groups", 1)
+    groups = _groups(site, 8)
     if groups > 1:
         site.put(8, "groups", _blocks(site, site.axes(site.arg(1, "weight"))[0], groups))
 
@@ -57,7 +63,7 @@ def convolution(site: Site) -> None:
 @rewrites("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
 def conv_transpose(site: Site) -> None:
     """The weight is (in, out / groups, …), so its dim 0 tells the groups."""
-    groups = site.arg(6, "groups", 1)
+    groups = _groups(site, 6)
     if groups > 1:
         site.put(6, "groups", _blocks(site, site.axes(site.arg(1, "weight"))[0], groups))
 
