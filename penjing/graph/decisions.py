@@ -7,10 +7,11 @@ mask with a causal one) and come out the same whatever the inputs are; these can
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -57,11 +58,20 @@ class _Record(TorchFunctionMode):
 
 
 class _Replay(TorchFunctionMode):
-    """Answers the decisions of a forward as they were answered before."""
+    """Answers the decisions of a forward as they were answered before, each place in its order.
+
+    The tracer knows some constants by itself and does not ask for them.
+    """
 
     def __init__(self, decisions: Sequence[Decision]) -> None:
         super().__init__()
-        self._left: Iterator[Decision] = iter(decisions)
+        self._left: dict[tuple[str, str], list[Any]] = {}
+        self._kinds: dict[tuple[str, str], set[str]] = {}
+        for decision in reversed(decisions):
+            key = (decision.question, decision.source)
+            self._left.setdefault(key, []).append(decision.answer)
+            self._kinds.setdefault(key, set()).add(repr(decision.answer))
+        self._asked: set[tuple[str, str]] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -69,14 +79,26 @@ class _Replay(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name not in _QUESTIONS:
             return func(*args, **(kwargs or {}))
-        source = place(sys._getframe(1))
-        known = next(self._left, None)
-        if known is None or (known.question, known.source) != (name, source):
-            raise TraceError(
-                f"the forward takes other decisions while it is traced, at {source}",
-                remedy="Make it independent of whether it is being traced",
-            )
-        return known.answer
+        key = (name, place(sys._getframe(1)))
+        if not self._left.get(key):
+            raise _otherwise(key[1])
+        self._asked.add(key)
+        return self._left[key].pop()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        for key in self._asked:
+            if error is None and self._left[key] and len(self._kinds[key]) > 1:
+                raise _otherwise(key[1])  # which of them were asked for is not known
+
+
+def _otherwise(source: str) -> TraceError:
+    return TraceError(
+        f"the forward takes other decisions while it is traced, at {source}",
+        remedy="Make it independent of whether it is being traced",
+    )
 
 
 def replayed(decisions: Sequence[Decision]) -> AbstractContextManager[object]:

@@ -111,7 +111,7 @@ def _training_graph(
     notes: list[str] = []
     model.train()
     try:
-        with _constant_momentum(model):
+        with _constant_momentum(model), _state_kept(model):
             program, is_dynamic = _export(model, args, kwargs, True, notes)
     except TraceError:  # nothing depends on it: the parameters stay whole as unused ones
         return None
@@ -132,6 +132,19 @@ def _constant_momentum(model: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.momentum = None
+
+
+@contextmanager
+def _state_kept(model: nn.Module) -> Iterator[None]:
+    """Buffers and random numbers as they were afterwards: a forward in training mode moves both."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
 
 
 def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

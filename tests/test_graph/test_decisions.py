@@ -56,6 +56,21 @@ class ByInput(nn.Module):
         return self.a(x) if x.sum() > 0 else self.b(x)  # type: ignore[no-any-return]
 
 
+class TrainsByInput(nn.Module):
+    """A branch that only training takes, and takes by what it sees; what it reads is not in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.aside = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Parameter(torch.ones(8))
+        self.drop, self.head = nn.Dropout(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.norm(self.a(x)))
+        if self.training and bool(x.sum() > 0):
+            x = torch.where(x > 1, self.aside, x)
+        return self.head(x)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(("make", "shape"), [(Masked, (3, 6, 16)), (Constants, (4, 5))])
 def test_constant_decisions_are_followed(make: type[nn.Module], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -99,3 +114,14 @@ def test_each_decision_says_where() -> None:
     assert [decision.answer for decision in found] == [1, True, 2.0]
     assert len({decision.source for decision in found}) == 3
     assert decide(nn.Linear(5, 3), (torch.randn(4, 5),), {}) == ()
+
+
+def test_a_training_branch_that_cannot_be_traced_leaves_the_model_as_it_was() -> None:
+    torch.manual_seed(0)
+    model, x = TrainsByInput(), torch.randn(4, 5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = torch.get_rng_state()
+    assert trace(model, x).training is None
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert model.training
