@@ -1,6 +1,7 @@
 """Prune every model of a zoo at one ratio and check each result.
 
     python bench/zoo.py ../shared/data/zoo.json --out zoo.csv [--models 'resnet*'] [--onnx] [--resume]
+    python bench/zoo.py bench/hugging_face.json --out hugging_face.csv
 
 For each model, in a process of its own: parameters removed, forward and backward, output shape, the
 relative error of masked equivalence, plan → JSON → fresh copy gives identical weights, with ``--onnx``
@@ -162,12 +163,16 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def build(entry: dict[str, Any]) -> Any:
-    """The model with random weights; of a detector the backbone and neck."""
+def build(entry: dict[str, Any]) -> tuple[Any, Any]:
+    """The model with random weights, and its inputs; of a detector the backbone and neck."""
     import torch
-    from torch import nn
 
     torch.manual_seed(0)
+    if entry["source"] == "transformers":
+        import hugging_face
+
+        model = randomised(hugging_face.build(entry["name"]))
+        return model, hugging_face.inputs(entry["name"], model)
     if entry["source"] == "timm":
         import timm
 
@@ -184,7 +189,16 @@ def build(entry: dict[str, Any]) -> Any:
         model = torchvision.models.get_model(entry["name"], **detection, **extra)
         if entry["kind"] == "det":
             model = model.backbone
-    with torch.no_grad():  # random statistics, scales and heads, so that a wrong slice shows
+    shape = [2, *entry["input"][1:]]
+    return randomised(model), torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def randomised(model: Any) -> Any:
+    """Statistics, scales and heads at random, so that a wrong slice shows; in eval mode."""
+    import torch
+    from torch import nn
+
+    with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
                 assert module.running_var is not None
@@ -201,8 +215,6 @@ def build(entry: dict[str, Any]) -> Any:
 
 def check(entry: dict[str, Any], ratio: float, onnx: bool) -> dict[str, Any]:
     """Everything about one model, as one row."""
-    import torch
-
     warnings.simplefilter("ignore")
     row: dict[str, Any] = {
         "name": entry["name"],
@@ -212,10 +224,7 @@ def check(entry: dict[str, Any], ratio: float, onnx: bool) -> dict[str, Any]:
         "failure": "",
     }
     try:
-        model = build(entry)
-        shape = list(entry["input"])
-        shape[0] = 2
-        inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        model, inputs = build(entry)
         _check(model, inputs, ratio, onnx, row)
     except Exception:  # the row tells what went wrong; the bench goes on
         row["failure"] = traceback.format_exc()[-3000:]
@@ -227,6 +236,7 @@ def _check(model: Any, inputs: Any, ratio: float, onnx: bool, row: dict[str, Any
     from torch.utils import _pytree as pytree
 
     from penjing.graph import couple, trace
+    from penjing.graph.trace import bind_inputs
     from penjing.prune import Cost, Plan, allocate, apply, make_criterion, prune_slots
     from penjing.prune.compare import relative_error, run
     from penjing.prune.criteria import Material
@@ -281,7 +291,8 @@ def _check(model: Any, inputs: Any, ratio: float, onnx: bool, row: dict[str, Any
     row["shape_kept"] = original == [tuple(t.shape) for t in leaves_out]
 
     trained = copy.deepcopy(result.model).train()
-    losses = [t for t in pytree.tree_leaves(trained(inputs)) if isinstance(t, torch.Tensor)]
+    args, kwargs = bind_inputs(trained, inputs)
+    losses = [t for t in pytree.tree_leaves(trained(*args, **kwargs)) if isinstance(t, torch.Tensor)]
     torch.stack([t.float().square().mean() for t in losses if t.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in trained.parameters() if p.grad is not None]
     row["backward"] = bool(gradients) and all(bool(torch.isfinite(grad).all()) for grad in gradients)
@@ -317,7 +328,9 @@ def onnx_error(model: Any, inputs: Any) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = export_onnx(model, Path(folder) / "model.onnx", inputs)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        found = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+        names = [value.name for value in session.get_inputs()]
+        feeds = {name: leaf.numpy() for name, leaf in zip(names, pytree.tree_leaves(inputs), strict=True)}
+        found = session.run(None, feeds)
     expected = [t for t in pytree.tree_leaves(run(model, inputs)) if isinstance(t, torch.Tensor)]
     return relative_error([torch.from_numpy(np.asarray(a)) for a in found], expected)
 

@@ -433,6 +433,26 @@ class Sampled(nn.Module):
         return self.head(found.sum(-1).view(n, 16, q).transpose(1, 2))  # type: ignore[no-any-return]
 
 
+class Messages(nn.Module):
+    """Message passing over edges: summed and maximised at their ends; some nodes are written over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.message, self.update = nn.Linear(5, 16), nn.Linear(32, 20), nn.Linear(56, 12)
+        self.hidden, self.head = nn.Parameter(torch.randn(16)), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, near: Tensor) -> Tensor:
+        edges = (near * 2).round().long().clamp(-2, 2) + torch.arange(len(x)).unsqueeze(1)
+        to, source = torch.arange(len(x)).repeat_interleave(near.shape[1]), edges.flatten() % len(x)
+        h = self.start(x)
+        h[x[:, 0] > 0.5] = self.hidden
+        h = F.relu(h)
+        found = F.relu(self.message(torch.cat([h[source], h[to]], -1)))
+        total = torch.zeros(len(x), 20).index_add_(0, to, found)
+        largest = torch.zeros(len(x), 20).scatter_reduce(0, to.unsqueeze(1).expand_as(found), found, "amax")
+        return self.head(F.relu(self.update(torch.cat([h, total, largest], -1))))  # type: ignore[no-any-return]
+
+
 class Tied(nn.Module):
     """The output layer shares the embedding's weight; its vocabulary is the output, its width is not."""
 
@@ -548,6 +568,7 @@ NETWORKS: dict[str, Case] = {
     "cells": (Cells, image(3, 4, 5)),
     "modulated": (Modulated, image(3, 8)),
     "sampled": (Sampled, (*image(2, 3, 6, 6), *image(2, 7, 6))),
+    "messages": (Messages, (*image(7, 5), *image(7, 3))),
     "graph_attention": (GraphAttention, (*image(2, 7, 5), *image(2, 7, 7))),
     "tied": (Tied, tokens(2, 6)),
     "reused": (Reused, image(2, 5)),

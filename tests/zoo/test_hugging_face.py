@@ -17,6 +17,7 @@ from penjing.prune.compare import run
 hf = pytest.importorskip("transformers", reason="the transformers package is not installed")
 TOKENS = {"input_ids": torch.arange(14).view(2, 7) % 11}
 PIXELS = {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))}
+GENERATOR = torch.Generator().manual_seed(3)
 SIZES = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA = {**SIZES, "vocab_size": 32, "num_key_value_heads": 2, "use_cache": False, "pad_token_id": 0}
 
@@ -57,6 +58,48 @@ def convnext() -> nn.Module:
     return hf.ConvNextForImageClassification(config)  # type: ignore[no-any-return]
 
 
+def mixtral() -> nn.Module:
+    """Experts: rows sorted by expert, multiplied with a stack of weights."""
+    config = hf.MixtralConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2)
+    return hf.MixtralForCausalLM(config)  # type: ignore[no-any-return]
+
+
+def cohere() -> nn.Module:
+    """A layer norm written out, and rotations of interleaved pairs."""
+    return hf.CohereForCausalLM(hf.CohereConfig(**LLAMA))  # type: ignore[no-any-return]
+
+
+def wav2vec2() -> nn.Module:
+    """A convolution over positions with weight norm."""
+    config = hf.Wav2Vec2Config(
+        **SIZES,
+        conv_dim=(16, 16, 16),
+        conv_kernel=(10, 3, 3),
+        conv_stride=(5, 2, 2),
+        num_feat_extract_layers=3,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        num_labels=5,
+    )
+    return hf.Wav2Vec2ForSequenceClassification(config)  # type: ignore[no-any-return]
+
+
+def t5() -> nn.Module:
+    """Encoder and decoder with one embedding and one table of relative positions for all layers."""
+    config = hf.T5Config(
+        vocab_size=32,
+        d_model=24,
+        d_kv=6,
+        d_ff=40,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        use_cache=False,
+        decoder_start_token_id=0,
+    )
+    return hf.T5ForConditionalGeneration(config)  # type: ignore[no-any-return]
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Tensor]]] = {
     "bert": (bert, TOKENS | {"attention_mask": torch.tensor([[1] * 7, [1] * 4 + [0] * 3])}),
     "vit": (vit, PIXELS),
@@ -64,6 +107,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Tensor]]] = {
     "llama_tied": (llama_tied, TOKENS),
     "swin": (swin, PIXELS),
     "convnext": (convnext, PIXELS),
+    "mixtral": (mixtral, TOKENS),
+    "cohere": (cohere, TOKENS),
+    "wav2vec2": (wav2vec2, {"input_values": torch.randn(2, 800, generator=GENERATOR)}),
+    "t5": (t5, TOKENS | {"decoder_input_ids": torch.arange(10).view(2, 5) % 7}),
 }
 
 

@@ -61,18 +61,64 @@ def gather(op: Op) -> Axes:
 @rule(
     "aten.scatter",
     "aten.scatter_add",
-    "aten.index_put",
+    "aten.scatter_reduce",
     "aten.index_add",
     "aten.index_copy",
-    "aten.slice_scatter",
-    "aten.select_scatter",
-    "aten.masked_scatter",
-    "aten.put",
     "aten.index_fill",
-    "aten.scatter_reduce",
 )
-def scatter(op: Op) -> list[Axes]:
-    """Writes at computed positions: everything stays."""
+def scatter(op: Op) -> Axes:
+    """Writes at computed positions along one dim; the others pass where they are whole."""
+    x = op.axes(op.args["self"])
+    dim, text = op.dim(op.args["dim"], len(x)), "written at computed positions"
+    op.freeze(x[dim], text)
+    for name in ("index", "src", "source"):
+        other = op.axes(op.args.get(name))
+        for place, axis in enumerate(other):
+            if len(other) != len(x) or place == dim:
+                op.freeze(axis, text)
+            elif axis.size == x[place].size:
+                op.unify(axis, x[place])
+            else:
+                op.freeze(axis, text)
+                op.freeze(x[place], text)
+    return x
+
+
+@rule("aten.index_put")
+def index_put(op: Op) -> Axes:
+    """Writes at computed positions of some dims; the others pass."""
+    x, values = op.axes(op.args["self"]), op.axes(op.args["values"])
+    text = "written at computed positions"
+    used: set[int] = set()
+    dim = 0
+    for node in op.args["indices"]:
+        own = op.axes(node)
+        is_mask = op.is_tensor(node) and node.meta["val"].dtype in (torch.bool, torch.uint8)
+        width = len(own) if is_mask else 1  # a mask takes as many dims as it has
+        if node is not None:
+            used.update(range(dim, dim + width))
+        for axis in own:
+            op.freeze(axis, text)
+        dim += width
+    for place in used:
+        op.freeze(x[place], text)
+    tail = x[max(used, default=-1) + 1 :]
+    for back, axis in enumerate(reversed(values), start=1):
+        if back <= len(tail) and axis.size == tail[-back].size:
+            op.unify(axis, tail[-back])
+        elif axis.size > 1:
+            op.freeze(axis, text)
+    if used != set(
+        range(len(x) - len(tail))
+    ):  # dims before or between: where their values go is not followed
+        for axis in x[: len(x) - len(tail)]:
+            op.freeze(axis, text)
+    return x
+
+
+@rule("aten.slice_scatter", "aten.select_scatter", "aten.masked_scatter", "aten.put")
+def overwrite(op: Op) -> list[Axes]:
+    """Writes into a part: everything stays."""
     return op.give_up("written at computed positions")
 
 

@@ -141,6 +141,12 @@ def expand(op: Op) -> Axes:
     return tuple(result)
 
 
+@rule("aten.broadcast_tensors")
+def broadcast_tensors(op: Op) -> list[Axes]:
+    """All of one shape."""
+    return [op.broadcast(*op.tensors())] * len(op.outputs)
+
+
 @rule("aten.repeat", "aten.tile")
 def repeat(op: Op) -> Axes:
     """n copies laid end to end are ``n · axis``."""

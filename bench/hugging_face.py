@@ -1,0 +1,125 @@
+"""Architectures of the transformers package, small and with random weights, for `bench.zoo`.
+
+Every size that an architecture's config names is made small; of its classes the first that can be built
+serves: image, text or audio classification, a language model, or the bare network.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_SIZES: Mapping[str, Any] = {
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("encoder_hidden_size", "decoder_hidden_size"), 32),
+    **dict.fromkeys(("embedding_size", "projection_dim", "q_lora_rank", "kv_lora_rank", "num_mel_bins"), 16),
+    **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim", "d_ff"), 48),
+    **dict.fromkeys(("n_inner", "hidden_dim", "d_inner", "vocab_size"), 48),
+    **dict.fromkeys(("num_hidden_layers", "encoder_layers", "decoder_layers", "num_decoder_layers"), 2),
+    **dict.fromkeys(("n_layer", "n_layers", "num_layers", "attn_layer_period", "type_vocab_size"), 2),
+    **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok", "n_mamba_heads"), 2),
+    **dict.fromkeys(("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("n_head", "n_heads", "num_heads", "mamba_num_heads", "mamba_n_heads"), 4),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "state_size", "rotary_dim"), 4),
+    **dict.fromkeys(("time_step_rank", "qk_nope_head_dim", "num_conv_pos_embedding_groups"), 4),
+    **dict.fromkeys(("head_dim", "d_kv", "kv_channels", "qk_rope_head_dim", "v_head_dim", "patch_size"), 8),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_target_positions"), 64),
+    **dict.fromkeys(("n_shared_experts", "n_group", "topk_group", "first_k_dense_replace"), 1),
+    **dict.fromkeys(("bos_token_id", "decoder_start_token_id", "attn_layer_offset"), 1),
+    "image_size": 32,
+    "max_source_positions": 32,
+    "moe_intermediate_size": 24,
+    "mamba_d_head": "auto",
+    "num_conv_pos_embeddings": 16,
+    "sliding_window": 16,
+    "conv_dim": (16, 16, 16),
+    "conv_kernel": (10, 3, 3),
+    "conv_stride": (5, 2, 2),
+    "num_feat_extract_layers": 3,
+    "num_labels": 5,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "use_cache": False,
+}
+_CONVNEXT = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 2, 1], "num_labels": 5}
+_MAMBA2 = {"num_heads": 8, "head_dim": 8, "hidden_size": 32, "n_groups": 1, "chunk_size": 8, "vocab_size": 48}
+# whole configs, where sizes depend on one another
+_WHOLE: Mapping[str, Mapping[str, Any]] = {
+    "convnext": _CONVNEXT,
+    "convnextv2": _CONVNEXT,
+    "mamba2": _MAMBA2 | {"num_hidden_layers": 2},
+    "efficientnet": {"num_labels": 5, "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320},
+}
+_IMAGE_SIZES = {"default": 32} | dict.fromkeys(
+    ("bit", "cvt", "efficientnet", "levit", "mobilevit", "pvt_v2", "regnet", "resnet", "segformer"), 64
+)
+_HEADS = (
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_MAPPING_NAMES",
+)
+
+
+def build(name: str) -> nn.Module:
+    """A small network of this architecture, by its model type (``"bert"``)."""
+    import transformers
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    transformers.logging.set_verbosity_error()
+    kind = configuration_auto.CONFIG_MAPPING[name]
+    config = kind(**_WHOLE[name]) if name in _WHOLE else kind(**_small(kind()))
+    tables = [getattr(modeling_auto, head) for head in _HEADS]
+    found = [table[name] for table in tables if name in table]
+    for each in found[:-1]:
+        try:
+            return _class(transformers, each)(config)  # type: ignore[no-any-return]
+        except (TypeError, ValueError):  # not a class for this config: the next one may be
+            continue
+    return _class(transformers, found[-1])(config)  # type: ignore[no-any-return]
+
+
+def _class(package: Any, name: str | tuple[str, ...]) -> Any:
+    return getattr(package, name if isinstance(name, str) else name[0])
+
+
+def _small(config: Any) -> dict[str, Any]:
+    """Small values of what a config has; of the configs inside it too."""
+    small: dict[str, Any] = {}
+    for key, value in _SIZES.items():
+        if not hasattr(config, key) or isinstance(getattr(type(config), key, None), property):
+            continue
+        own = getattr(config, key)
+        if key == "image_size" and isinstance(own, list | tuple):
+            small[key] = type(own)((value, value))
+        elif isinstance(own, list | tuple) == isinstance(value, list | tuple):
+            small[key] = value
+    for key in ("text_config", "vision_config"):
+        if getattr(config, key, None) is not None:
+            small[key] = _small(getattr(config, key))
+    return small
+
+
+def inputs(name: str, model: nn.Module) -> dict[str, Tensor]:
+    """Two samples for every input the network's forward names."""
+    draw = torch.Generator().manual_seed(1)
+    wanted = inspect.signature(model.forward).parameters
+    side = _IMAGE_SIZES.get(name, _IMAGE_SIZES["default"])
+    tokens = torch.randint(3, 40, (2, 16), generator=draw)
+    tokens[:, -1] = 2  # the end
+    spectrogram = name == "audio-spectrogram-transformer"
+    made = {
+        "input_ids": tokens,
+        "decoder_input_ids": torch.randint(3, 40, (2, 6), generator=draw),
+        "pixel_values": torch.randn(2, 3, side, side, generator=draw),
+        "input_values": torch.randn(*((2, 1024, 16) if spectrogram else (2, 4000)), generator=draw),
+        "input_features": torch.randn(2, 64, 160, generator=draw),
+    }
+    if "SequenceClassification" in type(model).__name__:
+        del made["decoder_input_ids"]  # these classes make their own
+    return {key: value for key, value in made.items() if key in wanted}
