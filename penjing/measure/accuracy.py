@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.errors import MeasureError
-from penjing.measure.predict import as_predict, labelled
+from penjing.measure.predict import are_classes, as_predict, labelled
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,14 @@ def accuracy(predict: Any, loader: Iterable[Any], *, max_samples: int | None = N
     confusion = np.zeros((0, 0), dtype=np.int64)
     seen = 0
     with as_predict(predict) as ask:
-        for inputs, labels in labelled(loader):
+        for inputs, targets in labelled(loader):
+            if not are_classes(targets):
+                raise MeasureError(
+                    f"labels are {targets.dtype} of shape {targets.shape}",
+                    remedy="Give int64 labels of shape (N,), or say by metric= what a network that does not "
+                    "classify is judged by",
+                )
+            labels = targets.astype(np.int64)
             logits = ask(inputs)
             if max_samples is not None:
                 logits, labels = logits[: max_samples - seen], labels[: max_samples - seen]

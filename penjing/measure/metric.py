@@ -28,11 +28,17 @@ class StatefulMetric(Protocol):
 
 
 Metric = Callable[[Tensor, Tensor], Any] | StatefulMetric
-"""Higher is better. A function gets all outputs ``(N, …)`` and all targets ``(N,)`` at once."""
+"""Higher is better. A function gets all outputs ``(N, …)`` (of several the first) and all targets at once."""
 
 
 def score(metric: Metric, model: Any, loader: Iterable[Any]) -> float:
-    """The metric's value for a module, a session or an exported file on labelled batches.
+    """The metric's value alone; see `scored`."""
+    return scored(metric, model, loader)[0]
+
+
+def scored(metric: Metric, model: Any, loader: Iterable[Any]) -> tuple[float, int]:
+    """The metric's value for a module, a session or an exported file on batches with targets, and the number
+    of samples.
 
     Raises:
         MeasureError: without samples, or where the metric fails or gives no finite number.
@@ -40,9 +46,9 @@ def score(metric: Metric, model: Any, loader: Iterable[Any]) -> float:
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
     with as_predict(model) as predict:
-        for inputs, labels in labelled(loader):
+        for inputs, target in labelled(loader):
             outputs.append(torch.as_tensor(predict(inputs).copy()))
-            targets.append(torch.as_tensor(labels))
+            targets.append(torch.as_tensor(target))
     if not outputs:
         raise MeasureError("there are no samples to score", remedy="Give at least one batch")
     try:
@@ -58,13 +64,13 @@ def score(metric: Metric, model: Any, loader: Iterable[Any]) -> float:
         raise MeasureError(
             f"the metric failed ({type(error).__name__}: {error})",
             layer=name_of(metric),
-            remedy="It gets outputs (N, …) and int64 targets (N,) and returns one number, higher is better",
+            remedy="It gets outputs (N, …) and targets, and returns one number, higher is better",
         ) from error
     if not math.isfinite(value):
         raise MeasureError(
             f"the metric gives {value}", layer=name_of(metric), remedy="It has to be a finite number"
         )
-    return value
+    return value, sum(len(y) for y in targets)
 
 
 def name_of(metric: Metric) -> str:

@@ -65,11 +65,11 @@ def feeds_of(inputs: Any, names: list[str]) -> dict[str, NDArray[Any]]:
     return {name: _array(value) for name, value in zip(names, values, strict=True)}
 
 
-def labelled(loader: Iterable[Any]) -> Iterator[tuple[Any, NDArray[np.int64]]]:
-    """Batches of inputs with their labels; dict batches carry them under ``labels``, ``label`` or ``target``.
+def labelled(loader: Iterable[Any]) -> Iterator[tuple[Any, NDArray[Any]]]:
+    """Batches of inputs with their targets; dict batches have them under ``labels``, ``label``, ``target``.
 
     Raises:
-        MeasureError: for a batch without labels.
+        MeasureError: for a batch without targets.
     """
     for batch in loader:
         if isinstance(batch, Mapping):
@@ -82,12 +82,12 @@ def labelled(loader: Iterable[Any]) -> Iterator[tuple[Any, NDArray[np.int64]]]:
             inputs, target = batch, None
         if target is None:
             raise MeasureError("the data has no labels", remedy="Give batches of (inputs, labels)")
-        labels = _array(target)
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise MeasureError(
-                f"labels are {labels.dtype} of shape {labels.shape}", remedy="Give int64 labels of shape (N,)"
-            )
-        yield inputs, labels.astype(np.int64)
+        yield inputs, _array(target)
+
+
+def are_classes(targets: NDArray[Any]) -> bool:
+    """Whether targets are one class for each sample."""
+    return targets.ndim == 1 and targets.dtype.kind in "iu"
 
 
 def _call(model: nn.Module, inputs: Any, device: torch.device) -> Any:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from penjing.data import DataBundle
-from penjing.errors import RunError
+from penjing.errors import DataError, RunError
 from penjing.files import atomic_write
 from penjing.measure.metric import name_of
 from penjing.models.spec import LoadedModel, load_model
@@ -66,6 +66,25 @@ class Workspace:
     def metric(self) -> Any:
         """The user's own metric (`penjing.measure.metric`), or None."""
         return self._given.metric
+
+    @cached_property
+    def names_classes(self) -> bool:
+        """Whether the data's targets are one class for each sample; what is not is judged by the metric.
+
+        Raises:
+            DataError: where it is not and there is no metric.
+        """
+        from penjing.measure.predict import are_classes, labelled
+
+        for _, targets in labelled(self.feed.split("val")):
+            if not are_classes(targets) and self.metric is None:
+                raise DataError(
+                    f"the targets are {targets.dtype} of shape {list(targets.shape)}, not one class for each "
+                    "sample, so there is no accuracy",
+                    remedy="Give metric=, a function of outputs and targets, to say what counts",
+                )
+            return are_classes(targets)
+        return True
 
     def with_budget(self, budget: Budget) -> Workspace:
         """The same folder and data under another pruning budget."""

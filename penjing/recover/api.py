@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from penjing.events import Listener, silent
+from penjing.measure.metric import Metric
 from penjing.recover.config import RecoverConfig
 from penjing.recover.loop import Job, Loop
 from penjing.recover.result import RecoverResult
@@ -31,7 +32,7 @@ def train(
         model: Any module from inputs to class scores ``[N, K]``. It is not changed.
         data: A re-iterable of batches; ``set_epoch(epoch)`` is called before each pass where there is one.
         config: Options; the defaults of `RecoverConfig` otherwise.
-        val: Labelled data for validation, early stopping and ``keep="best"``.
+        val: Data with targets for validation, early stopping and ``keep="best"``.
         checkpoint: Folder written after every epoch. If it holds a checkpoint the run goes on from it, and
             ends as it would have without the interruption, bit for bit (unless ``max_seconds`` ends it).
         seed: Fixes dropout, mixing and loaders that draw from torch's global generator.
@@ -56,6 +57,7 @@ def recover(
     *,
     val: Iterable[Any] | None = None,
     plan: Any = None,
+    metric: Metric | None = None,
     checkpoint: Path | str | None = None,
     seed: int = 0,
     listen: Listener = silent,
@@ -69,6 +71,9 @@ def recover(
         data: A re-iterable of batches, as for `train`; labels are needed only by losses that use them.
         config: Options; the defaults of `RecoverConfig` otherwise.
         val: As for `train`.
+        metric: What validation goes by instead of accuracy: ``metric(outputs, targets)`` on all of ``val``,
+            or an object with ``update``, ``compute`` and ``reset``; higher is better. Without it a network
+            whose targets are not classes is judged by how well it answers as the original does (R²).
         plan: The plan the student was pruned with; lines its features up with the teacher's.
         checkpoint: As for `train`.
         seed: As for `train`.
@@ -84,7 +89,8 @@ def recover(
     else:
         teachers = tuple(teacher) if isinstance(teacher, Sequence) else (teacher,)
     config = config or RecoverConfig()
-    job = Job("recover", student, teachers, data, config, val, plan, _folder(checkpoint), seed, listen)
+    folder = _folder(checkpoint)
+    job = Job("recover", student, teachers, data, config, val, plan, folder, seed, listen, metric)
     return Loop(job).run()
 
 

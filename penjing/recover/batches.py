@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from penjing.errors import DataError, PenjingError
 
@@ -23,7 +24,8 @@ class Batch:
 
     Attributes:
         inputs: What the model is called with: a tensor, a tuple or a dict of tensors.
-        target: Class indices ``y_N`` (int64), or None for unlabelled data.
+        target: Class indices ``y_N`` (int64), of every position for dense outputs; anything else for networks
+            that do not classify; None for unlabelled data.
         teacher_logits: The teacher's answers ``[N, K]`` when the data carries them.
     """
 
@@ -200,24 +202,55 @@ def ask(model: Callable[..., Any], inputs: Inputs, who: str, error: type[Penjing
 
 
 def logits_of(output: Any, error: type[PenjingError] = DataError) -> Tensor:
-    """The class scores in a model's output, as ``[N, K]`` (positions of dense outputs become samples).
+    """The scores in a model's output, as ``[N, K]`` (positions of dense outputs become samples).
 
     Raises:
-        PenjingError: of class ``error``, when the output holds no tensor of class scores.
+        PenjingError: of class ``error``, when the output holds no tensor of scores.
     """
+    scores = _scores(output, error)
+    if scores.dim() == 1:
+        return scores.unsqueeze(1)
+    return scores if scores.dim() == 2 else scores.movedim(1, -1).flatten(0, -2)
+
+
+def outputs_of(output: Any, samples: int, error: type[PenjingError] = DataError) -> tuple[Tensor, ...]:
+    """Every output with one entry for each sample, the scores first.
+
+    Raises:
+        PenjingError: of class ``error``, when there is no tensor of scores.
+    """
+    scores = _scores(output, error)
+    others = (
+        leaf
+        for leaf in pytree.tree_leaves(output)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf is not scores
+    )
+    return (scores, *(leaf for leaf in others if leaf.dim() and len(leaf) == samples))
+
+
+def classifies(target: Tensor | None, logits_NK: Tensor) -> bool:
+    """Whether the outputs are scores of the classes that the targets name; without targets, whether they may
+    be.
+    """
+    if target is None or logits_NK.shape[1] < 2:
+        return logits_NK.shape[1] > 1
+    return not target.is_floating_point() and target.numel() == len(logits_NK)
+
+
+def _scores(output: Any, error: type[PenjingError]) -> Tensor:
     if not isinstance(output, Tensor):
         if hasattr(output, "logits"):
             output = output.logits
-        elif isinstance(output, Mapping) and "logits" in output:
-            output = output["logits"]
+        elif isinstance(output, Mapping) and output:
+            output = output["logits"] if "logits" in output else next(iter(output.values()))
         elif isinstance(output, (tuple, list)) and output:
             output = output[0]
-    if not isinstance(output, Tensor) or output.dim() < 2:
+    if not isinstance(output, Tensor) or output.dim() < 1:
         raise error(
-            f"the model's output is a {type(output).__name__}, not class scores of shape [N, classes]",
-            remedy="Wrap the model so that it returns one tensor of class scores",
+            f"the model's output is a {type(output).__name__}, not a tensor with an entry for each sample",
+            remedy="Wrap the model so that its first output is one: scores [N, classes] or values [N, …]",
         )
-    return output if output.dim() == 2 else output.movedim(1, -1).flatten(0, -2)
+    return output
 
 
 def count_batches(data: Iterable[Any]) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from penjing.errors import DataError
-from penjing.recover.batches import ask, check, logits_of, move, unpack
+from penjing.recover.batches import ask, check, classifies, logits_of, move, unpack
 
 
 def share_right(model: nn.Module, data: Iterable[Any]) -> float:
@@ -59,6 +59,12 @@ def evaluate(
             check(batch, index)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 logits_NK = logits_of(ask(model, batch.inputs, "model")).float()
+            if not classifies(batch.target, logits_NK):
+                raise DataError(
+                    f"the validation targets ({str(batch.target.dtype).removeprefix('torch.')} of shape "
+                    f"{list(batch.target.shape)}) are not classes of the outputs",
+                    remedy="Give int64 labels, or judge by a metric",
+                )
             check(batch, index, logits_NK.shape[1])
             target_N = batch.target.reshape(-1)
             right += int((logits_NK.argmax(1) == target_N).sum())

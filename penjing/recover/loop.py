@@ -22,15 +22,19 @@ from torch import Tensor, nn
 
 from penjing.errors import RecoverError
 from penjing.events import Event, Listener
+from penjing.graph.trace import eval_view
+from penjing.measure.metric import Metric, scored
 from penjing.recover import chance
 from penjing.recover.batches import (
     Batch,
     ask,
     call_model,
     check,
+    classifies,
     count_batches,
     logits_of,
     move,
+    outputs_of,
     share,
     unpack,
 )
@@ -40,12 +44,14 @@ from penjing.recover.dropout import dropout_at
 from penjing.recover.ema import WeightAverage
 from penjing.recover.evaluate import evaluate
 from penjing.recover.features import Taps
+from penjing.recover.fidelity import fidelity
 from penjing.recover.guards import non_finite
 from penjing.recover.memory import kept_memory
 from penjing.recover.mix import mix
 from penjing.recover.objective import Objective, default_terms
 from penjing.recover.optim import build_optimizer, optimizer_tensors, restore_optimizer, set_lr
 from penjing.recover.precision import MIN_STEPS, can_gain, choose, speedup
+from penjing.recover.quality import quality
 from penjing.recover.result import RecoverResult, StopReason
 from penjing.recover.schedule import learning_rate
 from penjing.recover.sparse import Sparse
@@ -70,6 +76,7 @@ class Job:
     checkpoint: Path | None
     seed: int
     listen: Listener
+    metric: Metric | None = None
 
 
 class Loop:
@@ -88,6 +95,7 @@ class Loop:
         self.best_is_new = False
         self.saved_cache: dict[str, Tensor] = {}
         self.objective: Objective | None = None
+        self._val_classes: bool | None = None
         self.taps: Taps | None = None
 
     def run(self) -> RecoverResult:
@@ -138,9 +146,10 @@ class Loop:
         self.objective = Objective(
             job.config, terms, self.model, job.teachers[0] if job.teachers else None, job.plan
         )
-        specs = self.objective.specs
+        specs, every = self.objective.specs, self.objective.needs_outputs
         asked = job.teachers if self.objective.needs_teacher else ()
-        self.teachers = self.stack.enter_context(Teachers(asked, specs, self._remembered()))
+        teachers = Teachers(asked, specs, self._remembered(), every_output=every)
+        self.teachers = self.stack.enter_context(teachers)
         self.teachers.to(self.device)
         self.taps = self.stack.enter_context(Taps(self.model, specs)) if specs else None
         if self.teachers.cache is not None:
@@ -280,38 +289,36 @@ class Loop:
 
     def _loss(self, batch: Batch, number: int, done: float, meter: Meter) -> Tensor:
         """The loss of one batch, checked; adds to the meter."""
-        if self.objective is None:
-            has_teacher = bool(self.job.teachers) or batch.teacher_logits is not None
-            self._aim(default_terms(batch.target is not None, has_teacher))
-        objective = self.objective
-        assert objective is not None
-        objective.check(batch, bool(self.job.teachers))
         target = batch.target
         if (self.config.mixup or self.config.cutmix) and target is not None:
             batch, target = self._mixed(batch, number)
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.progress.precision == "bf16"
         ):
-            logits_NK = logits_of(ask(self.forward, batch.inputs, "model"))
-        check(batch, number, logits_NK.shape[1])
+            output = ask(self.forward, batch.inputs, "model")
+        logits_NK = logits_of(output)
+        classes = classifies(batch.target, logits_NK)
+        if self.objective is None:
+            has_teacher = bool(self.job.teachers) or batch.teacher_logits is not None
+            self._aim(default_terms(batch.target is not None, has_teacher, classes=classes))
+        objective = self.objective
+        assert objective is not None
+        objective.check(batch, bool(self.job.teachers), logits_NK)
+        check(batch, number, logits_NK.shape[1] if classes else None)
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.progress.precision == "bf16"
         ):
-            teachers_NK, features = self.teachers.answer(batch)
-        for teacher_NK in teachers_NK:
-            if teacher_NK.shape != logits_NK.shape:
-                raise RecoverError(
-                    f"the teacher answers with shape {list(teacher_NK.shape)}, "
-                    f"the student with {list(logits_NK.shape)}",
-                    remedy="Use a teacher with the same classes and inputs as the student",
-                )
+            answers, features = self.teachers.answer(batch)
+        outputs = outputs_of(output, batch.size) if objective.needs_outputs else (logits_NK,)
+        for theirs in answers:
+            _check_alike(outputs, theirs if objective.needs_outputs else (logits_of(theirs[0]),))
         mine = self.taps.features if self.taps is not None else {}
-        loss, parts = objective(logits_NK, mine, teachers_NK, features, target, done)
+        loss, parts = objective(outputs, mine, answers, features, target, done)
         if not math.isfinite(value := float(loss.detach())):
             raise non_finite(self.model, batch.inputs, self.progress.steps + 1, f"the loss is {value}")
-        right = (
-            None if batch.target is None else (logits_NK.detach().argmax(1) == batch.target.reshape(-1)).sum()
-        )
+        right = None
+        if batch.target is not None and classes:
+            right = (logits_NK.detach().argmax(1) == batch.target.reshape(-1)).sum()
         meter.add(len(logits_NK), value, {name: float(part) for name, part in parts.items()}, right)
         return loss
 
@@ -384,13 +391,14 @@ class Loop:
         return None
 
     def _validate(self) -> dict[str, float]:
-        """Accuracy and loss on the validation data; remembers the best weights."""
+        """What `_measure` finds; remembers the best weights."""
         progress = self.progress
         source = self.model if self.average is None else self.average.model
         record = self._measure(source)
-        accuracy = record["val_accuracy"]
-        if accuracy > progress.best_accuracy:
-            progress.best_accuracy, progress.best_epoch, progress.waiting = accuracy, progress.epoch, 0
+        found = quality(record)
+        assert found is not None
+        if progress.best_epoch is None or found > progress.best_quality:
+            progress.best_quality, progress.best_epoch, progress.waiting = found, progress.epoch, 0
             if self.config.keep == "best":
                 self.best = {name: value.cpu().clone() for name, value in model_tensors(source).items()}
                 self.best_is_new = True
@@ -400,11 +408,27 @@ class Loop:
         return record
 
     def _measure(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy and loss of a model on the validation data."""
-        assert self.job.val is not None
+        """How good a model is on the validation data: by the user's metric; accuracy and loss where it names
+        classes; else how well it answers as the original does.
+        """
+        job = self.job
+        assert job.val is not None
+        if job.metric is not None:
+            value, samples = scored(job.metric, model, job.val)
+            return {"val_metric": value, "val_n": samples}
+        if not self._names_classes(model):
+            if not job.teachers:
+                raise RecoverError(
+                    "the validation targets are not classes of the outputs, so there is no accuracy",
+                    remedy="Give metric=, a function of outputs and targets, or leave val out",
+                )
+            value, samples = fidelity(
+                model, job.teachers[0], job.val, device=self.device, channels_last=self.channels_last
+            )
+            return {"val_fidelity": value, "val_n": samples}
         counts = evaluate(
             model,
-            self.job.val,
+            job.val,
             device=self.device,
             channels_last=self.channels_last,
             bf16=self.progress.precision == "bf16",
@@ -415,6 +439,19 @@ class Loop:
         right, total, loss = self.accelerator.reduce(sums, "sum").tolist()
         record = {"val_accuracy": right / total, "val_n": total}
         return record | {"val_loss": loss / total} if math.isfinite(loss) else record
+
+    def _names_classes(self, model: nn.Module) -> bool:
+        """Whether the validation targets are classes of the model's outputs, by the first batch."""
+        if self._val_classes is None:
+            assert self.job.val is not None
+            item = next(iter(self.job.val), None)
+            if item is None:
+                return True  # what is wrong is said where it is measured
+            batch = move(unpack(item), self.device, self.channels_last)
+            with torch.no_grad(), eval_view(model):
+                logits_NK = logits_of(ask(model, batch.inputs, "model"))
+            self._val_classes = batch.target is None or classifies(batch.target, logits_NK)
+        return self._val_classes
 
     # ---------------------------------------------------------------------------------------------- keeping
 
@@ -493,8 +530,8 @@ class Loop:
         """Which weights to give back: ``"last"``, ``"best"`` or ``"start"``."""
         progress = self.progress
         kept = "best" if self.config.keep == "best" and self.best else "last"
-        validated = [record["val_accuracy"] for record in progress.history if "val_accuracy" in record]
-        reached = progress.best_accuracy if kept == "best" else validated[-1] if validated else None
+        validated = [found for record in progress.history if (found := quality(record)) is not None]
+        reached = progress.best_quality if kept == "best" else validated[-1] if validated else None
         if complaint := self.start.complaint(progress.start, reached):
             self._tell("warning", message=complaint)
             return "start"
@@ -513,6 +550,17 @@ class Loop:
                     message,
                 )
             )
+
+
+def _check_alike(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    """Refuse outputs of other shapes than the teacher's."""
+    ours, others = [list(output.shape) for output in mine], [list(output.shape) for output in theirs]
+    if ours != others:
+        raise RecoverError(
+            f"the teacher answers with shape {', '.join(map(str, others))}, "
+            f"the student with {', '.join(map(str, ours))}",
+            remedy="Use a teacher with the same classes and inputs as the student",
+        )
 
 
 def _windows(data: Iterable[Any], size: int, limit: int) -> Iterator[list[Any]]:

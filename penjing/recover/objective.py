@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from penjing.errors import RecoverError
-from penjing.recover.batches import Batch
+from penjing.recover.batches import Batch, classifies, logits_of
 from penjing.recover.config import LossTerm, RecoverConfig
 from penjing.recover.features import FeatureSpec, feature_specs
-from penjing.recover.losses import Answers, FeatureLoss, Loss, make_loss
+from penjing.recover.losses import Answers, FeatureLoss, LogitLoss, Loss, make_loss
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,20 @@ class _Term:
     specs: tuple[FeatureSpec, ...] = ()
 
 
-def default_terms(labelled: bool, has_teacher: bool) -> tuple[LossTerm, ...]:
-    """Cross-entropy alone, KD alone, or 0.1 and 0.9 of both, by what there is to learn from."""
+def default_terms(labelled: bool, has_teacher: bool, *, classes: bool = True) -> tuple[LossTerm, ...]:
+    """Cross-entropy alone, KD alone, or 0.1 and 0.9 of both, by what there is to learn from; the original's
+    outputs where they are no scores of classes.
+
+    Raises:
+        RecoverError: without classes and without an original.
+    """
+    if not classes:
+        if has_teacher:
+            return (LossTerm(name="outputs"),)
+        raise RecoverError(
+            "the targets are not classes of the outputs, and there is no original to learn from",
+            remedy="Give int64 labels, one for each sample or position, or name the losses",
+        )
     if not has_teacher:
         return (LossTerm(name="ce"),)
     if not labelled:
@@ -81,17 +93,33 @@ class Objective:
         """Whether any term compares with a teacher."""
         return any({"teacher", "features"} & part.loss.needs for part in self.terms)
 
-    def check(self, batch: Batch, has_teacher: bool) -> None:
+    @property
+    def needs_outputs(self) -> bool:
+        """Whether any term compares all outputs."""
+        return any("outputs" in part.loss.needs for part in self.terms)
+
+    def check(self, batch: Batch, has_teacher: bool, logits_NK: Tensor) -> None:
         """Refuse a batch that lacks what a term needs.
 
         Raises:
-            RecoverError: no labels for a loss with labels, no teacher for a distillation loss.
+            RecoverError: no labels for a loss with labels, or none that are classes of the outputs; no
+                teacher for a distillation loss, or one score where it compares several.
         """
         for part in self.terms:
             if "target" in part.loss.needs and batch.target is None:
                 raise RecoverError(
                     f"the loss {part.label!r} needs labels and the data has none",
                     remedy="Give batches as (inputs, target), or use losses without labels such as 'kd'",
+                )
+            if "target" in part.loss.needs and not classifies(batch.target, logits_NK):
+                raise RecoverError(
+                    f"the loss {part.label!r} needs labels that are classes of the outputs",
+                    remedy="Give one int64 label for each sample or position, or use the loss 'outputs'",
+                )
+            if isinstance(part.loss, LogitLoss) and logits_NK.shape[1] < 2:
+                raise RecoverError(
+                    f"the loss {part.label!r} compares scores of classes and there is one",
+                    remedy="Use the loss 'outputs', which compares the outputs as they are",
                 )
             if "teacher" in part.loss.needs and not has_teacher and batch.teacher_logits is None:
                 raise RecoverError(
@@ -101,17 +129,26 @@ class Objective:
 
     def __call__(
         self,
-        student_NK: Tensor,
+        student: Sequence[Tensor],
         student_features: dict[str, Tensor],
-        teachers_NK: Sequence[Tensor],
+        teachers: Sequence[Sequence[Tensor]],
         teacher_features: dict[str, tuple[Tensor, Tensor]],
         target: Tensor | None,
         progress: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss and each term's value without its weight.
 
-        With several teachers, a logit loss is the mean over them.
+        With several teachers, a loss on outputs is the mean over them.
+
+        Args:
+            student: Its outputs ``[N, …]``, the scores first.
+            student_features: By layer.
+            teachers: The outputs of each teacher.
+            teacher_features: By layer, kept channels and all.
+            target: Class indices or probabilities.
+            progress: How much of the run is done, 0 to 1.
         """
+        student_NK = logits_of(student[0])
         total = student_NK.new_zeros((), dtype=student_NK.float().dtype)
         values: dict[str, Tensor] = {}
         for part in self.terms:
@@ -123,14 +160,16 @@ class Objective:
                     Answers(
                         student_NK=student_NK,
                         target=target,
-                        teacher_NK=teacher_NK,
+                        teacher_NK=logits_of(teacher[0]) if teacher else None,
+                        student_outputs=student,
+                        teacher_outputs=teacher,
                         student_features={key: student_features[key] for key in keys},
                         teacher_features={key: teacher_features[key][0 if aligned else 1] for key in keys},
                         temperature=self._config.temperature,
                         label_smoothing=self._config.label_smoothing,
                     )
                 )
-                for teacher_NK in (teachers_NK if asks_teacher else (None,))
+                for teacher in (teachers if asks_teacher else ((),))
             ]
             value = sum(losses[1:], start=losses[0]) / len(losses)
             values[part.label] = value.detach()

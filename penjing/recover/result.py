@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from penjing.brief import Brief, InShort
+from penjing.recover.quality import quality, quality_name
 
 
 class StopReason(Enum):
@@ -18,7 +19,7 @@ class StopReason(Enum):
     EPOCHS = "all epochs are done"
     MAX_STEPS = "max_steps was reached; raise it to train longer"
     MAX_SECONDS = "max_seconds was used up; raise it to train longer"
-    PATIENCE = "validation accuracy stopped rising; keep='best' gives the best weights, patience waits longer"
+    PATIENCE = "validation stopped getting better; keep='best' gives the best weights, patience waits longer"
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,11 @@ class RecoverResult(InShort):
         model: The trained copy, in eval mode, on the device the given model was on.
         history: One entry an epoch, the same in every run of the same seed: ``epoch`` (from 1), ``steps``,
             ``lr``, ``train_loss``, ``train_accuracy`` (labelled data; on the batches as trained on),
-            ``loss_<term>`` for each term, ``val_accuracy``, ``val_loss`` and ``val_n`` where validated.
+            ``loss_<term>`` for each term, ``val_accuracy``, ``val_loss`` and ``val_n`` where validated (with
+            a metric ``val_metric``, for a network that does not classify ``val_fidelity``: R² against the
+            original's outputs).
         timing: One entry an epoch, of this machine: ``epoch``, ``seconds``, ``samples_per_second``.
-        start: ``val_accuracy``, ``val_loss`` and ``val_n`` of the weights the run began with;
+        start: The same of the weights the run began with;
             ``recalibrated`` is 1.0 where batch-norm statistics were measured anew. Empty without validation
             and in `train`.
         kept: Which weights came back: ``"last"``, ``"best"`` or ``"start"`` (validation found none better).
@@ -62,13 +65,19 @@ class RecoverResult(InShort):
         def accuracy(entry: Mapping[str, float], name: str) -> str:
             return percent(entry[name]) if name in entry else "–"
 
+        def validation(entry: Mapping[str, float]) -> str:
+            found = quality(entry)
+            if found is None or "val_accuracy" in entry:
+                return accuracy(entry, "val_accuracy")
+            return f"{found:.4g} {quality_name(entry)}"
+
         entries = [{"epoch": 0, **self.start}] if self.start else []
         rows = [
             (
                 f"{entry['epoch']:.0f}" if entry["epoch"] else "start",
                 f"{entry['train_loss']:.4g}" if "train_loss" in entry else "–",
                 accuracy(entry, "train_accuracy"),
-                accuracy(entry, "val_accuracy"),
+                validation(entry),
             )
             for entry in (*entries, *self.history)
         ]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from penjing.recover.checkpoint import model_tensors, restore_model
+from penjing.recover.quality import quality, quality_name
 
 Measure = Callable[[nn.Module], dict[str, float]]
 
@@ -51,7 +52,7 @@ class Start:
         given = {name: value.clone() for name, value in model_tensors(model).items()} if samples else {}
         if samples and recalibrate_(model, inputs, max_samples=samples):
             found = measure(model)
-            if found["val_accuracy"] < record["val_accuracy"]:
+            if _quality(found) < _quality(record):
                 restore_model(model, given)
             else:
                 record = found | {"recalibrated": 1.0}
@@ -65,11 +66,19 @@ class Start:
 
         Args:
             record: What `look` gave.
-            reached: Validation accuracy of the weights the run would give back; None without validation.
+            reached: What validation found of the weights the run would give back; None without validation.
         """
-        if not self.tensors or reached is None or reached >= record["val_accuracy"]:
+        if not self.tensors or reached is None or reached >= _quality(record):
             return ""
+        name, before = quality_name(record), _quality(record)
+        after, then = (f"{v:.2%}" if "val_accuracy" in record else f"{v:.4g}" for v in (reached, before))
         return (
-            f"training did not help: validation accuracy {reached:.2%} after it, "
-            f"{record['val_accuracy']:.2%} before; the weights from before are given back"
+            f"training did not help: validation {name} {after} after it, {then} before; the weights from "
+            "before are given back"
         )
+
+
+def _quality(record: Mapping[str, float]) -> float:
+    found = quality(record)
+    assert found is not None, "the start is looked at with validation data only"
+    return found

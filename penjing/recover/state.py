@@ -22,7 +22,7 @@ class Progress:
         seconds: Wall-clock seconds of earlier sessions.
         history: See `RecoverResult`.
         timing: See `RecoverResult`.
-        best_accuracy: Best validation accuracy, -1 before the first.
+        best_quality: Best `penjing.recover.quality.quality` in validation; 0 before the first.
         best_epoch: Its epoch, from 1.
         waiting: Validations since the best one.
         start: Validation of the weights the run began with, as in `RecoverResult`.
@@ -35,7 +35,7 @@ class Progress:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     timing: list[dict[str, float]] = field(default_factory=list)
-    best_accuracy: float = -1.0
+    best_quality: float = 0.0
     best_epoch: int | None = None
     waiting: int = 0
     start: dict[str, float] = field(default_factory=dict)

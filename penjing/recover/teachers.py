@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import RecoverError
-from penjing.recover.batches import Batch, ask, logits_of, tensors
+from penjing.recover.batches import Batch, ask, outputs_of, tensors
 from penjing.recover.features import FeatureSpec, Taps, align
 
 Teacher = nn.Module | Callable[[Any], Tensor]
@@ -26,15 +27,21 @@ class Teachers:
     Args:
         teachers: Modules, or functions from inputs to logits.
         specs: Where features are taken, in the first teacher, and which channels of them are asked for.
-        cache: Most samples whose logits are remembered (one teacher only).
+        cache: Most samples whose answers are remembered (one teacher only).
+        every_output: Give all outputs, not only the scores.
     """
 
     def __init__(
-        self, teachers: Sequence[Teacher], specs: Sequence[FeatureSpec] = (), cache: int = 0
+        self,
+        teachers: Sequence[Teacher],
+        specs: Sequence[FeatureSpec] = (),
+        cache: int = 0,
+        *,
+        every_output: bool = False,
     ) -> None:
         self.teachers = tuple(teachers)
-        self.cache = LogitCache(cache) if cache and len(self.teachers) == 1 and not specs else None
-        self._specs = specs
+        self.cache = AnswerCache(cache) if cache and len(self.teachers) == 1 and not specs else None
+        self._specs, self._every_output = specs, every_output
         self._taps: Taps | None = None
         self._stack = ExitStack()
 
@@ -68,25 +75,27 @@ class Teachers:
                     teacher.to(device)
 
     @torch.no_grad()
-    def answer(self, batch: Batch) -> tuple[list[Tensor], dict[str, tuple[Tensor, Tensor]]]:
-        """Logits ``[N, K]`` of each teacher, and features by key as (kept channels, all channels).
+    def answer(self, batch: Batch) -> tuple[list[tuple[Tensor, ...]], dict[str, tuple[Tensor, Tensor]]]:
+        """Outputs ``[N, …]`` of each teacher, the scores first, and features by key as (kept channels, all
+        channels).
 
         Logits that the data carries stand for the teachers' own.
         """
         if batch.teacher_logits is not None and not self._specs:
-            return [batch.teacher_logits], {}
+            return [(batch.teacher_logits,)], {}
         if self.cache is not None:
             return [self.cache.answer(batch, lambda: self._run(self.teachers[0], batch))], {}
-        logits = [self._run(teacher, batch) for teacher in self.teachers]
+        answers = [self._run(teacher, batch) for teacher in self.teachers]
         if batch.teacher_logits is not None:
-            logits = [batch.teacher_logits]
+            answers = [(batch.teacher_logits,)]
         if self._taps is None:
-            return logits, {}
+            return answers, {}
         full = self._taps.features
-        return logits, {spec.key: (align(spec, full[spec.key]), full[spec.key]) for spec in self._specs}
+        return answers, {spec.key: (align(spec, full[spec.key]), full[spec.key]) for spec in self._specs}
 
-    def _run(self, teacher: Teacher, batch: Batch) -> Tensor:
-        return logits_of(ask(teacher, batch.inputs, "teacher", RecoverError), RecoverError).float()
+    def _run(self, teacher: Teacher, batch: Batch) -> tuple[Tensor, ...]:
+        found = outputs_of(ask(teacher, batch.inputs, "teacher", RecoverError), batch.size, RecoverError)
+        return tuple(output.float() for output in (found if self._every_output else found[:1]))
 
 
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
@@ -94,8 +103,8 @@ def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
         module.training = training
 
 
-class LogitCache:
-    """Logits by the content of the sample: right in any order, useless but harmless when samples never
+class AnswerCache:
+    """Answers by the content of the sample: right in any order, useless but harmless when samples never
     repeat.
 
     Args:
@@ -108,21 +117,29 @@ class LogitCache:
     def __init__(self, capacity: int) -> None:
         self.capacity, self.hits = capacity, 0
         self.known: dict[bytes, Tensor] = {}
+        self._shapes: list[tuple[int, ...]] = []
 
-    def answer(self, batch: Batch, run: Callable[[], Tensor]) -> Tensor:
-        """The remembered logits when every sample is known; otherwise those of ``run``, remembered."""
+    def answer(self, batch: Batch, run: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """The remembered outputs when every sample is known; otherwise those of ``run``, remembered."""
         keys = self._keys(batch)
         rows = [self.known.get(key) for key in keys]
         known = [row for row in rows if row is not None]
         if len(known) == len(keys):
             self.hits += 1
-            return torch.stack(known).to(tensors(batch.inputs)[0].device)
-        logits = run()
-        for key, row in zip(keys, logits.cpu(), strict=True):
+            return self._apart(torch.stack(known).to(tensors(batch.inputs)[0].device))
+        outputs = run()
+        self._shapes = [tuple(output.shape[1:]) for output in outputs]
+        flat = torch.cat([output.reshape(len(output), -1) for output in outputs], 1).cpu()
+        for key, row in zip(keys, flat, strict=True):
             # the first answer stands: a resumed run must find what this one found
             if len(self.known) < self.capacity and key not in self.known:
                 self.known[key] = row.clone()
-        return logits
+        return outputs
+
+    def _apart(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """The outputs that lie one after the other in each row."""
+        parts = torch.split(flat, [math.prod(shape) for shape in self._shapes], 1)
+        return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, self._shapes, strict=True))
 
     def _keys(self, batch: Batch) -> list[bytes]:
         parts = [part.cpu().contiguous().numpy() for part in tensors(batch.inputs)]
@@ -137,10 +154,18 @@ class LogitCache:
         if not self.known:
             return {}
         keys = torch.frombuffer(bytearray(b"".join(self.known)), dtype=torch.uint8).reshape(-1, 16)
-        return {"keys": keys, "logits": torch.stack(list(self.known.values()))}
+        shapes = [number for shape in self._shapes for number in (len(shape), *shape)]
+        return {
+            "keys": keys,
+            "answers": torch.stack(list(self.known.values())),
+            "shapes": torch.tensor(shapes, dtype=torch.int64),
+        }
 
     def restore(self, saved: dict[str, Tensor]) -> None:
         """Put back what `tensors` gave."""
-        if saved:
-            keys = [bytes(row.tolist()) for row in saved["keys"]]
-            self.known = dict(zip(keys, saved["logits"], strict=True))
+        if not saved:
+            return
+        keys = [bytes(row.tolist()) for row in saved["keys"]]
+        self.known = dict(zip(keys, saved["answers"], strict=True))
+        numbers = iter(saved["shapes"].tolist())
+        self._shapes = [tuple(next(numbers) for _ in range(rank)) for rank in numbers]

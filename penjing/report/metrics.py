@@ -12,12 +12,15 @@ from penjing.errors import ArtifactError
 
 
 class AccuracyCell(Config):
-    """Share of samples answered right: value, how many samples, and the 95% Wilson interval."""
+    """Share of samples answered right: value, how many samples, and the 95% Wilson interval.
+
+    Of a network that does not classify: the value of the user's metric, without an interval.
+    """
 
     value: float
     n: int
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 class LatencyCell(Config):
@@ -227,6 +230,11 @@ class Metrics(Config):
         if self.latency is not None and self.latency.get("precision") == "int8" and self.after != "int8":
             return False
         return self.held and (self.search is None or self.search.reached)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether quality is the share of samples answered right; else it is the user's metric."""
+        return all(cell.low is not None for row in self.rows for cell in row.accuracy.values())
 
     def row(self, key: str) -> Row | None:
         """The row of that key, if there is one."""

@@ -61,6 +61,7 @@ def render(metrics: Metrics) -> str:
         "size": text.size,
         "ms": text.milliseconds,
         "percent": text.percent,
+        "quality": text.quality,
         "duration": text.duration,
         "interval": text.interval,
         "number": _number,
@@ -70,7 +71,9 @@ def render(metrics: Metrics) -> str:
             metrics, [(row, float(row.size_bytes)) for row in metrics.rows], "file size, bytes"
         ),
         "latency": _tradeoff(metrics, _latencies(metrics), _latency_label(metrics)),
-        "accuracy_curve": _curves(metrics, "val_accuracy", "validation accuracy, %", 100.0),
+        "quality_curve": _curves(metrics, "val_accuracy", "validation accuracy, %", 100.0)
+        if metrics.classifies
+        else _curves(metrics, "val_metric", f"validation {metrics.metric}", 1.0),
         "loss_curve": _curves(metrics, "train_loss", "training loss", 1.0),
         "widths": _widths(metrics),
         "search": _search(metrics),
@@ -95,17 +98,21 @@ def render(metrics: Metrics) -> str:
 
 
 def _tradeoff(metrics: Metrics, places: Sequence[tuple[Row, float]], x_label: str) -> str:
-    """Test accuracy (validation where there is no test set) of each row against a cost."""
+    """Test quality (validation where there is no test set) of each row against a cost."""
     series = []
     for row, x in places:
         cell = row.accuracy.get("test") or row.accuracy.get("val")
         if cell is None:
             continue
-        title = f"{row.label}: {text.percent(cell.value)} ({text.interval(cell)})"
-        point = svg.Point(x, 100 * cell.value, 100 * cell.low, 100 * cell.high, row.label, title)
+        title = f"{row.label}: {text.quality(cell)} ({text.interval(cell)})"
+        if cell.low is None or cell.high is None:
+            point = svg.Point(x, cell.value, label=row.label, title=title)
+        else:
+            point = svg.Point(x, 100 * cell.value, 100 * cell.low, 100 * cell.high, row.label, title)
         series.append(svg.Series(row.label, (point,)))
     which = "test" if any("test" in row.accuracy for row in metrics.rows) else "validation"
-    return svg.chart(series, x_label=x_label, y_label=f"{which} accuracy, %", lines=False, log_x=True)
+    what = "accuracy, %" if metrics.classifies else metrics.metric
+    return svg.chart(series, x_label=x_label, y_label=f"{which} {what}", lines=False, log_x=True)
 
 
 def _latencies(metrics: Metrics) -> list[tuple[Row, float]]:

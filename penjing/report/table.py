@@ -70,7 +70,7 @@ def headers(metrics: Metrics) -> list[str]:
     """Column heads for people."""
     return [
         "",
-        *(f"{name} %" for name in ("train", "val", "test")),
+        *(f"{name} %" if metrics.classifies else f"{name} {metrics.metric}" for name in SPLITS),
         "test 95% interval",
         "params",
         "MACs",
@@ -82,7 +82,7 @@ def headers(metrics: Metrics) -> list[str]:
 def cells(row: Row, metrics: Metrics) -> list[str]:
     """One row of `headers` as text; "–" where nothing was measured."""
     accuracies = [row.accuracy.get(split) for split in SPLITS]
-    shown = [f"{100 * cell.value:.2f}" if cell else "–" for cell in accuracies]
+    shown = [text.quality(cell).removesuffix("%") if cell else "–" for cell in accuracies]
     test = accuracies[-1]
     latency = []
     for batch in batches(metrics):
@@ -93,7 +93,7 @@ def cells(row: Row, metrics: Metrics) -> list[str]:
     return [
         row.label,
         *shown,
-        f"{100 * test.low:.1f}–{100 * test.high:.1f}" if test else "–",
+        text.interval(test).partition("%")[0] if test and test.low is not None else "–",
         text.count(row.num_params),
         text.count(row.num_macs),
         text.size(row.size_bytes),

@@ -51,8 +51,15 @@ def group(name: str) -> str:
     return name.replace(".weight:0", "")
 
 
+def quality(cell: AccuracyCell) -> str:
+    """``95.12%``, or the value of a metric as it is: ``0.8991``."""
+    return f"{cell.value:.4g}" if cell.low is None else percent(cell.value)
+
+
 def interval(cell: AccuracyCell) -> str:
-    """``94.1–95.9%, n=5000``."""
+    """``94.1–95.9%, n=5000``; of a metric ``n=5000``."""
+    if cell.low is None or cell.high is None:
+        return f"n={cell.n}"
     return f"{100 * cell.low:.1f}–{100 * cell.high:.1f}%, n={cell.n}"
 
 
@@ -78,7 +85,7 @@ def headline(metrics: Metrics) -> str:
         f"({changed(before.size_bytes, after.size_bytes, 'smaller', 'larger')})",
     ]
     parts += _latency_part(before, after)
-    return ", ".join(parts) + _accuracy_part(before, after) + "."
+    return ", ".join(parts) + _quality_part(metrics, before, after) + "."
 
 
 def _latency_part(before: Row, after: Row) -> list[str]:
@@ -92,12 +99,14 @@ def _latency_part(before: Row, after: Row) -> list[str]:
     return []
 
 
-def _accuracy_part(before: Row, after: Row) -> str:
+def _quality_part(metrics: Metrics, before: Row, after: Row) -> str:
     for split in ("test", "val"):
         old, new = before.accuracy.get(split), after.accuracy.get(split)
         if old and new:
             points = 100 * (new.value - old.value)
             name = {"test": "test", "val": "validation"}[split]
+            if not metrics.classifies:
+                return f"; {name} {metrics.metric} {quality(old)} → {quality(new)}"
             sign = "±" if abs(points) < 0.005 else "+" if points > 0 else "−"
             change = f"{sign}{abs(points):.2f} points"
             return f"; {name} accuracy {percent(old.value)} → {percent(new.value)} ({change})"

@@ -110,9 +110,10 @@ class Auxiliary(nn.Module):
         self.traceable = traceable
 
     def forward(self, x: Tensor) -> Tensor:
+        first = x[0, 0]
         x = F.relu(self.inp(x))
         y = self.out(x)
-        if self.training and (self.traceable or bool(x.sum() > -1)):
+        if self.training and (self.traceable or bool(first > 0)):
             return y + self.aux(x)  # type: ignore[no-any-return]
         return y  # type: ignore[no-any-return]
 
@@ -135,12 +136,14 @@ def test_a_branch_of_training_only_follows() -> None:
 
 def test_a_branch_of_training_that_cannot_be_traced_is_not_broken() -> None:
     model = Auxiliary(False).train()
-    result = prune(model, X)
+    inputs = X.clone()
+    inputs[0, 0] = 1.0
+    result = prune(model, inputs)
     assert not result.in_place
     assert "in training mode" in result.reason
     assert {p for f in result.frozen if f.kind == "unused" for p in f.params} >= {"aux.weight:0"}
-    result.model(X).sum().backward()
-    assert masked_equivalence(model, result, X) <= 1e-5
+    result.model(inputs).sum().backward()
+    assert masked_equivalence(model, result, inputs) <= 1e-5
 
 
 class Fused(nn.Module):

@@ -37,7 +37,19 @@ def by_features(name: str, student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def test_the_registry_knows_them_all() -> None:
-    assert set(loss_names()) == {"ce", "kd", "dkd", "dist", "mse", "cosine", "at", "rkd", "sp", "fitnet"}
+    assert set(loss_names()) == {
+        "ce",
+        "kd",
+        "outputs",
+        "dkd",
+        "dist",
+        "mse",
+        "cosine",
+        "at",
+        "rkd",
+        "sp",
+        "fitnet",
+    }
     with pytest.raises(ValueError, match="did you mean 'dist'"):
         make_loss("dst")
     with pytest.raises(ValueError, match="did you mean 'temperature'"):
@@ -198,6 +210,6 @@ def test_ramps_and_several_terms() -> None:
     objective = Objective(config, config.losses, nn.Linear(1, K), None, None)
     logits, other, y_N = draw(1, N, K), draw(2, N, K), target()
     for progress in (0.0, 0.25, 1.0):
-        total, parts = objective(logits, {}, [other], {}, y_N, progress)
+        total, parts = objective([logits], {}, [[other]], {}, y_N, progress)
         expected = 2 * (1 - progress) * parts["ce"] + 3 * progress * parts["kd"]
         torch.testing.assert_close(total, expected)

@@ -10,12 +10,12 @@ from penjing.errors import Int8LossError
 from penjing.events import Event, Listener
 from penjing.export import export, open_file, verify
 from penjing.export.base import get_format
-from penjing.measure import accuracy
 from penjing.models.onnx_door import OnnxModel
 from penjing.quantize import QuantizeConfig, QuantizeResult, quantize
 from penjing.quantize.student import quantized_student
 from penjing.recipe.schema import ExportConfig
 from penjing.recipe.stages.base import Output, plain
+from penjing.recipe.stages.quality import quality
 from penjing.recipe.workspace import Workspace
 from penjing.recover import recover
 
@@ -146,7 +146,7 @@ def export_student(space: Workspace, listen: Listener) -> Output:
 
 
 def verify_files(space: Workspace, listen: Listener) -> Output:
-    """Open every file in its own runtime, compare it with its network, and measure its accuracy.
+    """Open every file in its own runtime, compare it with its network, and measure how good it is.
 
     Requires: the exported files. Ensures: nothing on disk but its numbers; a file that disagrees stops the
         run.
@@ -185,19 +185,9 @@ def verify_files(space: Workspace, listen: Listener) -> Output:
                     "ok": found.ok,
                 }
             )
-        accuracies[file["file"]] = cell_of(accuracy(open_file(path), space.feed.split("val")))
+        accuracies[file["file"]], _ = quality(space, open_file(path), space.feed.split("val"))
     listen(Event("verify", "progress", len(exported), len(exported), "file"))
     return Output({"checks": checks, "accuracy": accuracies}, {"latency_ms": latencies})
-
-
-def cell_of(measured: Any) -> dict[str, Any]:
-    """Value, n and interval of an accuracy, as plain JSON."""
-    return {
-        "value": float(measured.value),
-        "n": int(measured.n),
-        "low": float(measured.low),
-        "high": float(measured.high),
-    }
 
 
 def relative(path: Path, folder: Path) -> str:

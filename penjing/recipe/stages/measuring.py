@@ -14,11 +14,12 @@ from torch import nn
 
 from penjing.events import Event, Listener
 from penjing.export import export_onnx, open_file
-from penjing.measure import accuracy, count, latency, onnx_candidate, onnx_session, robustness, size_bytes
+from penjing.measure import count, latency, onnx_candidate, onnx_session, robustness, size_bytes
 from penjing.measure.metric import score
 from penjing.recipe.stages.base import Output, plain
-from penjing.recipe.stages.exporting import cell_of, has_int8
+from penjing.recipe.stages.exporting import has_int8
 from penjing.recipe.stages.pruning import start_of_recovery
+from penjing.recipe.stages.quality import cell_of, quality
 from penjing.recipe.workspace import Workspace
 from penjing.recover import RecoverConfig
 
@@ -87,7 +88,7 @@ def _served(key: str, label: str, name: str) -> Entry:
 
 
 def measure_rows(space: Workspace, listen: Listener) -> Output:
-    """Measure every row: accuracy on each split, parameters, MACs, size of the file, latency in turns.
+    """Measure every row: quality on each split, parameters, MACs, size of the file, latency in turns.
 
     Requires: all networks and files. Ensures: ``work/measured/*.onnx`` for rows without a file of their own.
     """
@@ -106,11 +107,10 @@ def measure_rows(space: Workspace, listen: Listener) -> Output:
         session = onnx_session(path, threads=torch.get_num_threads())
         cells = {}
         for at, (name, limit) in enumerate(splits):
-            message = f"{entry.label}: {name} accuracy"
+            message = f"{entry.label} on the {name} split"
             listen(Event("measure", "progress", index * len(splits) + at, total, "split", message=message))
-            measured = accuracy(session, space.feed.split(name, limit))
-            cells[name] = cell_of(measured)
-            if name == splits[-1][0]:
+            cells[name], measured = quality(space, session, space.feed.split(name, limit))
+            if name == splits[-1][0] and measured is not None:
                 per_class[entry.key] = measured
         metric = None if space.metric is None else score(space.metric, session, space.feed.split("val"))
         rows.append(
@@ -132,9 +132,9 @@ def measure_rows(space: Workspace, listen: Listener) -> Output:
     result = {
         "rows": rows,
         "files": _accuracy_of_files(space, rows),
-        "classes": _changed_classes(space, per_class, "dense", chosen),
-        "confusions": _changed_confusions(space, per_class["dense"], per_class[after_key(space)]),
-        "robustness": _robustness(space, paths) if config.robustness else {},
+        "classes": _changed_classes(space, per_class, "dense", chosen) if per_class else [],
+        "confusions": _changed_confusions(space, per_class, "dense"),
+        "robustness": _robustness(space, paths) if config.robustness and per_class else {},
     }
     listen(Event("measure", "progress", total, total, "split", message="latency, in turns"))
     return Output(result, {"latency": _latency(space, paths)}, _kept(space, paths))
@@ -179,7 +179,7 @@ def _accuracy_of_files(space: Workspace, rows: list[dict[str, Any]]) -> dict[str
             found[name] = known[name]
         elif space.feed.has("test"):
             runner = open_file(space.work / "export" / name)
-            found[name] = cell_of(accuracy(runner, space.feed.split("test")))
+            found[name], _ = quality(space, runner, space.feed.split("test"))
     return found
 
 
@@ -206,8 +206,13 @@ def _changed_classes(
     return changes[:most]
 
 
-def _changed_confusions(space: Workspace, old: Any, new: Any, most: int = 12) -> list[dict[str, Any]]:
+def _changed_confusions(
+    space: Workspace, measured: dict[str, Any], before: str, most: int = 12
+) -> list[dict[str, Any]]:
     """The pairs (label, answer) whose counts changed most, from the dense row to the delivered one."""
+    if not measured:
+        return []
+    old, new = measured[before], measured[after_key(space)]
     if old.confusion is None or new.confusion is None or old.confusion.shape != new.confusion.shape:
         return []
     change = np.abs(new.confusion - old.confusion)
@@ -218,8 +223,8 @@ def _changed_confusions(space: Workspace, old: Any, new: Any, most: int = 12) ->
         label, guess = divmod(int(at), len(change))
         if change[label, guess]:
             pair = [names[index] if index < len(names) else str(index) for index in (label, guess)]
-            before, after = (int(table[label, guess]) for table in (old.confusion, new.confusion))
-            found.append({"label": pair[0], "taken_for": pair[1], "before": before, "after": after})
+            counts = {"before": int(old.confusion[label, guess]), "after": int(new.confusion[label, guess])}
+            found.append({"label": pair[0], "taken_for": pair[1], **counts})
     return found
 
 

@@ -91,6 +91,7 @@ def judge(space: Workspace, model: nn.Module) -> float:
     """The validation metric of a network: the user's own, or the share answered right."""
     if space.metric is not None:
         return score(space.metric, model, space.feed.split("val"))
+    assert space.names_classes  # or it has said what is missing
     from penjing.recover.evaluate import share_right
 
     return share_right(model, space.feed.split("val"))

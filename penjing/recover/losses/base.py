@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from penjing.config import Config
 from penjing.recover.registry import Registry
 
-Need = Literal["target", "teacher", "features"]
+Need = Literal["target", "teacher", "features", "outputs"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Answers:
         student_NK: The student's logits.
         target: Class indices ``[N]`` (int64) or class probabilities ``[N, K]``; None for unlabelled data.
         teacher_NK: The teacher's logits, without gradient.
+        student_outputs: Every output of the student ``[N, …]``, where a loss needs them.
+        teacher_outputs: The teacher's, without gradient.
         student_features: The student's features by layer, ``[N, C, …]``.
         teacher_features: The teacher's, already restricted to the channels the student kept where the loss
             compares channel by channel.
@@ -34,6 +36,8 @@ class Answers:
     student_NK: Tensor
     target: Tensor | None = None
     teacher_NK: Tensor | None = None
+    student_outputs: Sequence[Tensor] = ()
+    teacher_outputs: Sequence[Tensor] = ()
     student_features: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
     temperature: float = 4.0

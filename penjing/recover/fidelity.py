@@ -1,0 +1,62 @@
+"""How well a network answers as its original does, where the answers are no classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penjing.errors import DataError
+from penjing.recover.batches import check, move, unpack
+from penjing.recover.teachers import Teacher, Teachers
+
+
+@torch.no_grad()
+def fidelity(
+    model: nn.Module,
+    teacher: Teacher,
+    data: Iterable[Any],
+    *,
+    device: torch.device,
+    channels_last: bool = False,
+) -> tuple[float, int]:
+    """R²: the share of the variance of the original's outputs that the network's outputs explain.
+
+    Args:
+        model: The network; its train/eval flags are given back.
+        teacher: The original.
+        data: Batches; targets are not looked at.
+        device: Where the model is.
+        channels_last: Memory order of images.
+
+    Returns:
+        The mean over the outputs (1 is equal, 0 as good as the mean), and the number of samples.
+
+    Raises:
+        DataError: no batches, NaN in the inputs.
+    """
+    sums: list[Tensor] = []  # of each output: n, Σt, Σt², Σ(s−t)²
+    samples = 0
+    with Teachers((teacher, model), every_output=True) as both:
+        for index, item in enumerate(data):
+            batch = move(unpack(item), device, channels_last)
+            check(batch, index)
+            (theirs, mine), _ = both.answer(batch)
+            samples += batch.size
+            found = [
+                torch.stack(
+                    [t.new_tensor(t.numel()).double(), t.double().sum(), t.double().square().sum(),
+                     (s.double() - t.double()).square().sum()]
+                )
+                for s, t in zip(mine, theirs, strict=True)
+            ]  # fmt: skip
+            sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+    if not samples:
+        raise DataError("the validation data has no batches", remedy="Check its path, or leave val out")
+    shares = []
+    for n, total, squares, errors in (row.tolist() for row in sums):
+        spread = squares - total * total / n
+        shares.append(1.0 - errors / max(spread, 1e-12 * squares + 1e-30))
+    return sum(shares) / len(shares), samples
