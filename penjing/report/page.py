@@ -82,6 +82,7 @@ def render(metrics: Metrics) -> str:
     }
     return environment.get_template("page.html.j2").render(
         metrics=metrics,
+        what="accuracy" if metrics.classifies else metrics.metric,
         headline=text.headline(metrics),
         headers=table.headers(metrics),
         rows=[(row, table.cells(row, metrics)) for row in metrics.rows],
@@ -151,12 +152,13 @@ def _search(metrics: Metrics) -> str:
     """Score against what was left, of every size tried and the original."""
     if metrics.search is None:
         return ""
+    factor, unit = (100, ", ×100") if metrics.classifies else (1, "")
     series = []
     for held, name in ((True, "held"), (False, "did not hold")):
         points = tuple(
             svg.Point(
                 trial.spent["params"],
-                100 * trial.score,
+                factor * trial.score,
                 label=str(trial.number),
                 title=f"trial {trial.number}: {trial.score:.4f}, lost {trial.drop:.4f}",
             )
@@ -166,7 +168,7 @@ def _search(metrics: Metrics) -> str:
         if points:
             series.append(svg.Series(name, points))
     what = metrics.metric or "validation accuracy"
-    return svg.chart(series, x_label="parameters", y_label=f"{what}, ×100", lines=False, log_x=True)
+    return svg.chart(series, x_label="parameters", y_label=f"{what}{unit}", lines=False, log_x=True)
 
 
 def _quantization(metrics: Metrics) -> str:

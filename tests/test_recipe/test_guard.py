@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vector_data import halves
 
 import penjing as pj
-from penjing.errors import MeasureError, RecipeError
+from penjing.errors import DataError, MeasureError, RecipeError
 from penjing.measure.metric import score
 from penjing.recipe.compress import allowed_drop
 from penjing.recipe.guard import Trial, choose, drop_of, next_power
@@ -177,3 +177,59 @@ def test_smallest_needs_a_loss(network: nn.Module, tmp_path: Path) -> None:
         pj.compress(network, data, smallest="macs", max_drop=None, out=tmp_path / "o")
     with pytest.raises(RecipeError, match="params, macs"):
         pj.compress(network, data, smallest="size", out=tmp_path / "o")
+
+
+class Smooth(nn.Module):
+    """An image in, an image out: nothing is classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()
+        )
+        self.head = nn.Conv2d(16, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.head(self.body(x))  # type: ignore[no-any-return]
+
+
+def explained(outputs: Tensor, targets: Tensor) -> float:
+    return float(1 - (outputs - targets).square().mean() / targets.var())
+
+
+def smooth(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Noisy images with the clean ones, and batches of them."""
+    draw = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count * 16, 1, 4, 4, generator=draw)
+    clean = nn.functional.interpolate(coarse, size=8, mode="bilinear").view(count, 16, 1, 8, 8)
+    return [(x + 0.3 * torch.randn(x.shape, generator=draw), x) for x in clean]
+
+
+def test_a_network_that_does_not_classify(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, data = Smooth(), (smooth(12, 0), smooth(3, 1), smooth(3, 2))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(6):
+        for x, y in data[0]:
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    common: dict[str, Any] = {"budget": pj.Budget(macs=0.5), "max_drop": 0.1, "options": OPTIONS}
+    with pytest.raises(DataError, match=r"not one class for each sample.*metric="):
+        pj.compress(model, data, out=tmp_path / "unsaid", **common)
+    config = pj.RecoverConfig(epochs=3, lr=0.01)
+    result = pj.compress(model, data, metric=explained, recover=config, out=tmp_path / "run", **common)
+    assert result.met
+    rows = {row.key: row for row in result.metrics.rows}
+    assert rows["int8"].num_macs <= 0.5 * rows["dense"].num_macs
+    for row in rows.values():
+        assert row.accuracy["val"].low is None
+        assert row.metric == pytest.approx(row.accuracy["val"].value)
+    clean = torch.cat([y for _, y in data[2]])
+    with torch.no_grad():
+        found = explained(torch.cat([pj.load(tmp_path / "run")(x) for x, _ in data[2]]), clean)
+    assert found == pytest.approx(rows["recovered"].accuracy["test"].value, abs=1e-4)
+    assert "test explained" in result.headline
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "test explained" in page
+    assert "accuracy" not in page.partition("<h2>Recipe")[0].partition("<body>")[2].lower()
