@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -51,6 +51,15 @@ def scored(metric: Metric, model: Any, loader: Iterable[Any]) -> tuple[float, in
             targets.append(torch.as_tensor(target))
     if not outputs:
         raise MeasureError("there are no samples to score", remedy="Give at least one batch")
+    return value_of(metric, outputs, targets), sum(len(y) for y in targets)
+
+
+def value_of(metric: Metric, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
+    """The metric's value on batches of outputs and targets.
+
+    Raises:
+        MeasureError: where the metric fails or gives no finite number.
+    """
     try:
         if isinstance(metric, StatefulMetric):
             metric.reset()
@@ -58,7 +67,7 @@ def scored(metric: Metric, model: Any, loader: Iterable[Any]) -> tuple[float, in
                 metric.update(z, y)
             found = metric.compute()
         else:
-            found = metric(torch.cat(outputs), torch.cat(targets))
+            found = metric(torch.cat(list(outputs)), torch.cat(list(targets)))
         value = float(found)
     except Exception as error:  # the metric is the user's: anything may come out of it
         raise MeasureError(
@@ -70,7 +79,7 @@ def scored(metric: Metric, model: Any, loader: Iterable[Any]) -> tuple[float, in
         raise MeasureError(
             f"the metric gives {value}", layer=name_of(metric), remedy="It has to be a finite number"
         )
-    return value, sum(len(y) for y in targets)
+    return value
 
 
 def name_of(metric: Metric) -> str:

@@ -270,7 +270,7 @@ class Job:
         limit = self.config.max_drop
         assert limit is not None
         feeds = self.feeds if eval_data is None else Feeds(eval_data, self.feeds.specs, 2**62)
-        reference, metric = Session(self.reference), metric or mixed.top1
+        reference = Session(self.reference)
         fp32, count = mixed.measure(reference, feeds, metric, reference)
         value = mixed.measure(Session(self.rebuild(())), feeds, metric, reference)[0]
         if fp32 - value <= limit:

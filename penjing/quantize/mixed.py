@@ -37,30 +37,56 @@ class Sensitivity:
 
 
 def top1(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
-    """Share of samples whose largest output is the target."""
-    return float(np.mean(outputs.argmax(axis=-1) == targets))
+    """Share of samples, or of positions ``(N, K, …)`` or ``(N, …, K)``, whose largest output is the target.
 
-
-def measure(session: Session, feeds: Feeds, metric: Metric, reference: Session | None) -> tuple[float, int]:
-    """Mean metric over the data's samples, and their number.
-
-    Where the data has no targets, the fp32 network's own largest outputs are the targets.
+    Raises:
+        QuantizeError: where the targets are not classes of the outputs.
     """
-    total, count = 0.0, 0
+    for axis in {1, outputs.ndim - 1} if targets.dtype.kind in "iu" and outputs.ndim > 1 else ():
+        answers = outputs.argmax(axis=axis)
+        if answers.shape == targets.shape and outputs.shape[axis] > 1:
+            return float(np.mean(answers == targets))
+    raise QuantizeError(
+        f"the targets ({targets.dtype} of shape {list(targets.shape)}) are not classes of the outputs "
+        f"({list(outputs.shape)}), so max_drop has no accuracy to go by",
+        remedy="Give labels_metric, a function of outputs and targets",
+    )
+
+
+def agreement(outputs: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """Share of samples with the same largest output; R² where the outputs are not scores ``(N, K)``."""
+    if outputs.ndim == 2 and outputs.shape[1] > 1:
+        return float(np.mean(outputs.argmax(axis=1) == wanted.argmax(axis=1)))
+    exact = wanted.astype(np.float64)
+    return float(1.0 - np.square(outputs - exact).mean() / max(exact.var(), 1e-30))
+
+
+def measure(session: Session, feeds: Feeds, metric: Metric | None, reference: Session) -> tuple[float, int]:
+    """The metric over the data's samples, and their number.
+
+    Args:
+        session: What is measured.
+        feeds: The data.
+        metric: A function of outputs and targets; None is `top1`.
+        reference: The fp32 network. Where the data has no targets its largest outputs are; without a metric
+            the `agreement` with it is measured.
+    """
+    outputs, targets, wanted = [], [], []
     for feed, target in feeds.batches(64):
-        wanted = target
-        if wanted is None:
-            if reference is None:
-                raise QuantizeError(
-                    "the data has no targets to measure the metric on", remedy="Give (inputs, target) batches"
-                )
-            wanted = next(iter(reference.run(feed).values())).argmax(axis=-1)
-        value = float(metric(next(iter(session.run(feed).values())), wanted))
-        if not np.isfinite(value):
-            raise QuantizeError("the metric is not a finite number", remedy="Correct labels_metric")
-        number = len(next(iter(feed.values())))
-        total, count = total + value * number, count + number
-    return total / count, count
+        outputs.append(next(iter(session.run(feed).values())))
+        if target is None:
+            wanted.append(next(iter(reference.run(feed).values())))
+        else:
+            targets.append(target)
+    found = np.concatenate(outputs)
+    if wanted:
+        exact = np.concatenate(wanted)
+        value = agreement(found, exact) if metric is None else metric(found, exact.argmax(axis=-1))
+    else:
+        value = (metric or top1)(found, np.concatenate(targets))
+    if not np.isfinite(value):
+        raise QuantizeError("the metric is not a finite number", remedy="Correct labels_metric")
+    return float(value), len(found)
 
 
 def sensitivities(

@@ -49,8 +49,9 @@ def quantize(
         config: How; by default squared-error ranges, equalization and bias correction.
         out: The ONNX file to write.
         example_inputs: What exports a module; by default the first batch.
-        labels_metric: ``f(outputs, targets) → mean over the samples``, higher is better; by default top-1
-            accuracy (agreement with fp32 where the data has no targets). Used with ``max_drop``.
+        labels_metric: ``f(outputs, targets)`` of all samples, higher is better; by default top-1 accuracy.
+            Where the data has no targets, agreement with fp32: of the largest output, or R² where the outputs
+            are no scores of classes. Used with ``max_drop``.
         eval_data: Batches that ``max_drop`` is judged on; by default ``data``.
         time_it: Time the file against fp32 at the end, with one thread and one sample.
         seed: Of the draws that histograms are made from.

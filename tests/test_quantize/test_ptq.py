@@ -21,6 +21,7 @@ from penjing.events import Event
 from penjing.export.onnx import export_onnx
 from penjing.quantize import QuantizeConfig, QuantizeResult, load_quantized, quantize, read_header
 from penjing.quantize.cpu import sums_pairs_in_16_bits
+from penjing.quantize.mixed import agreement, top1
 
 
 def kernels(path: Path, folder: Path) -> Counter[str]:
@@ -421,3 +422,43 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         quantize(tmp_path / "x.onnx", batches(), out=tmp_path / "m.onnx")
     with pytest.raises(QuantizeError, match="cannot read"):
         load_quantized(tmp_path / "x.onnx")
+
+
+def test_what_max_drop_goes_by() -> None:
+    draw = np.random.default_rng(0)
+    scores_NK, dense = draw.normal(size=(6, 3)), draw.normal(size=(2, 4, 5, 5))
+    assert top1(scores_NK, scores_NK.argmax(1)) == 1
+    assert top1(dense, dense.argmax(1)) == 1
+    assert top1(dense, dense.argmax(3)) == 1
+    for outputs, targets in ((scores_NK, draw.normal(size=6)), (dense, np.zeros(2, int)), (dense, dense)):
+        with pytest.raises(QuantizeError, match="labels_metric"):
+            top1(outputs, targets)
+    assert agreement(scores_NK + 5, scores_NK) == 1
+    assert agreement(dense, dense) == 1
+    assert agreement(dense.mean() + 0 * dense, dense) == pytest.approx(0)
+
+
+def test_a_network_that_does_not_classify_is_held_to_its_outputs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 1, 3, padding=1)).eval()
+    data = [torch.randn(16, 1, 8, 8) for _ in range(2)]
+    done = quantize(
+        model,
+        data,
+        QuantizeConfig(max_drop=0.05),
+        out=tmp_path / "a.onnx",
+        example_inputs=data[0],
+        time_it=False,
+    )
+    assert done.metric_fp32 == pytest.approx(1)
+    assert done.metric_int8 is not None
+    assert 0.95 <= done.metric_int8 < 1
+    with pytest.raises(QuantizeError, match="labels_metric"):
+        quantize(
+            model,
+            [(x, x) for x in data],
+            QuantizeConfig(max_drop=0.05),
+            out=tmp_path / "b.onnx",
+            example_inputs=data[0],
+            time_it=False,
+        )

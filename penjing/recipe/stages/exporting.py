@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from numpy.typing import NDArray
 
 from penjing.errors import Int8LossError
 from penjing.events import Event, Listener
 from penjing.export import export, open_file, verify
 from penjing.export.base import get_format
+from penjing.measure.metric import Metric, value_of
 from penjing.models.onnx_door import OnnxModel
 from penjing.quantize import QuantizeConfig, QuantizeResult, quantize
 from penjing.quantize.student import quantized_student
@@ -67,7 +72,13 @@ def _to_int8(space: Workspace, out: Path, listen: Listener) -> QuantizeResult:
     assert stage is not None
     model, data = space.student("recovered"), space.feed.calibration()
     common: dict[str, Any] = {"example_inputs": space.examples, "seed": recipe.seed, "listen": listen}
-    rest: dict[str, Any] = {"out": out, "eval_data": space.feed.split("val"), **common}
+    judge = None if space.metric is None else partial(_judged, space.metric)
+    rest: dict[str, Any] = {
+        "out": out,
+        "eval_data": space.feed.split("val"),
+        "labels_metric": judge,
+        **common,
+    }
     if stage.qat is None:
         return quantize(model, data, config, **rest)
     trained = recover(
@@ -76,6 +87,7 @@ def _to_int8(space: Workspace, out: Path, listen: Listener) -> QuantizeResult:
         space.feed.train(),
         stage.qat,
         val=space.feed.split("val"),
+        metric=None if space.names_classes else space.metric,
         checkpoint=space.work / "checkpoints" / "qat",
         seed=recipe.seed,
         listen=listen,
@@ -83,11 +95,16 @@ def _to_int8(space: Workspace, out: Path, listen: Listener) -> QuantizeResult:
     return quantize(trained.model, data, **rest)
 
 
+def _judged(metric: Metric, outputs: NDArray[Any], targets: NDArray[Any]) -> float:
+    """The user's metric on arrays."""
+    return value_of(metric, [torch.as_tensor(outputs)], [torch.as_tensor(targets)])
+
+
 def _allowed(space: Workspace) -> QuantizeConfig:
     """The quantization options, with what recovery has left of the allowed loss as its bound."""
     assert space.recipe.quantize is not None
     config, recipe = space.recipe.quantize.alone(), space.recipe
-    if config.max_drop is None or recipe.search is None or space.metric is not None:
+    if config.max_drop is None or recipe.search is None:
         return config
     found = space.result("search")
     chosen = found["trials"][found["chosen"] - 1]
