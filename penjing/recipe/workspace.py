@@ -79,8 +79,8 @@ class Workspace:
         for _, targets in labelled(self.feed.split("val")):
             if not are_classes(targets) and self.metric is None:
                 raise DataError(
-                    f"the targets are {targets.dtype} of shape {list(targets.shape)}, not one class for each "
-                    "sample, so there is no accuracy",
+                    f"the targets are {targets.dtype} of shape {list(targets.shape)}, "
+                    "not one class for each sample, so there is no accuracy",
                     remedy="Give metric=, a function of outputs and targets, to say what counts",
                 )
             return are_classes(targets)
