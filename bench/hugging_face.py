@@ -18,7 +18,7 @@ _SIZES: Mapping[str, Any] = {
     **dict.fromkeys(("encoder_hidden_size", "decoder_hidden_size"), 32),
     **dict.fromkeys(("embedding_size", "projection_dim", "q_lora_rank", "kv_lora_rank", "num_mel_bins"), 16),
     **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim", "d_ff"), 48),
-    **dict.fromkeys(("n_inner", "hidden_dim", "d_inner", "vocab_size"), 48),
+    **dict.fromkeys(("n_inner", "hidden_dim", "d_inner", "vocab_size", "entity_vocab_size"), 48),
     **dict.fromkeys(("num_hidden_layers", "encoder_layers", "decoder_layers", "num_decoder_layers"), 2),
     **dict.fromkeys(("n_layer", "n_layers", "num_layers", "attn_layer_period", "type_vocab_size"), 2),
     **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok", "n_mamba_heads"), 2),

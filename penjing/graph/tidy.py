@@ -28,6 +28,11 @@ VIEWS = {
     "aten._unsafe_view.default": 1,
     "aten.unflatten.int": 2,
 }
+# Ops whose gradient is computed from their output, so that nothing may be written over it.
+KEPT_OUTPUTS = {
+    f"aten.{name}"
+    for name in ("softmax.int", "log_softmax.int", "_softmax.default", "sigmoid.default", "tanh.default")
+} | {f"aten.{name}.default" for name in ("exp", "sqrt", "rsqrt", "reciprocal", "relu", "softplus", "elu")}
 WRAPPERS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 
 
@@ -58,6 +63,7 @@ def tidy(
             node.target = aliases.get(str(node.target), str(node.target))
     free_views(graph)
     explicit_scale(graph)
+    write_apart(graph)
     constants = fuse_shuffles(graph)
     for name, index in constants.items():
         module.register_buffer(name, index, persistent=False)
@@ -108,6 +114,21 @@ def inline_wrappers(module: fx.GraphModule, notes: list[str]) -> None:
             user.replace_all_uses_with(results[user.args[1]])
             graph.erase_node(user)
         graph.erase_node(node)
+
+
+def write_apart(graph: fx.Graph) -> None:
+    """Ops in place on what a gradient needs get a result of their own, where nothing else sees the argument.
+
+    A custom autograd function may write so (its own backward knows); in the graph its ops are plain ones.
+    """
+    for node in graph.nodes:
+        name = str(node.target)
+        packet, _, overload = name.removeprefix("aten.").rpartition(".")
+        if node.op != "call_function" or not name.startswith("aten.") or not packet.endswith("_"):
+            continue
+        source = node.args[0]
+        if str(source.target) in KEPT_OUTPUTS and len(source.users) == 1:
+            node.target = getattr(getattr(aten, packet[:-1]), overload)
 
 
 def _detached(graph: fx.Graph, result: Any) -> Any:
