@@ -35,6 +35,10 @@ Normalize = Annotated[
     str, typer.Option(help="How images are fed: unit ([0, 1]) or mean_std (of the training images).")
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="Allow a model file to run code when it is opened.")]
+Metric = Annotated[
+    str | None,
+    typer.Option(help="What quality is, instead of accuracy: file.py:function of outputs and targets."),
+]
 Seed = Annotated[int, typer.Option(help="Seeds everything that draws.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import inspect
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 from penjing.data.glyphs import glyphs
 from penjing.data.images import FolderSplit, ParquetSplit, list_folder
 from penjing.data.split import ArraySplit, DataBundle, Split, channel_statistics
-from penjing.errors import DataError, PenjingError
+from penjing.errors import DataError
+from penjing.user_file import named_function, run_users
 
 T = TypeVar("T")
 Parts = dict[str, Split]  # "train" always; "val" and "test" where the source has them
@@ -255,42 +255,10 @@ def _as_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
 # --- the user's own loaders
 
 
-def _run_users(call: Callable[[], Any], source: str) -> Any:
-    """Run a user's code.
-
-    Raises:
-        DataError: with whatever it raised.
-    """
-    try:
-        return call()
-    except PenjingError:
-        raise
-    except Exception as error:  # anything may come out of a user's file
-        raise DataError(
-            f"its code failed ({type(error).__name__}: {error})",
-            layer=source,
-            remedy="Correct the file; --debug shows the line",
-        ) from error
-
-
 def _from_factory(path: Path, name: str, options: Mapping[str, Any]) -> DataBundle:
     source = f"{path}:{name}"
-    if not path.is_file():
-        raise DataError("there is no such file", layer=source, remedy="Give the path of a Python file")
-    module_spec = importlib.util.spec_from_file_location(f"_penjing_data_{path.stem}", path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    _run_users(lambda: module_spec.loader.exec_module(module), str(path))  # type: ignore[union-attr]
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise DataError(
-            f"it has no function {name!r}",
-            layer=source,
-            remedy=f"Use one of {', '.join(there) or 'its functions'}",
-        )
-    given = _run_users(lambda: factory(**options), source)
+    factory = named_function(path, name, DataError)
+    given = run_users(lambda: factory(**options), source, DataError)
     if isinstance(given, DataBundle):
         return given
     if not isinstance(given, (Mapping, tuple, list)):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penjing.errors import MeasureError
 from penjing.measure.predict import as_predict, labelled
+from penjing.user_file import named_function
 
 
 @runtime_checkable
@@ -80,6 +83,23 @@ def value_of(metric: Metric, outputs: Sequence[Tensor], targets: Sequence[Tensor
             f"the metric gives {value}", layer=name_of(metric), remedy="It has to be a finite number"
         )
     return value
+
+
+def on_arrays(metric: Metric) -> Callable[[NDArray[Any], NDArray[Any]], float]:
+    """The metric as a function of NumPy arrays."""
+    return lambda outputs, targets: value_of(metric, [torch.as_tensor(outputs)], [torch.as_tensor(targets)])
+
+
+def load_metric(spec: str) -> Metric:
+    """The metric of ``"file.py:function"``.
+
+    Raises:
+        MeasureError: for another text, no such file or function, or a file whose code fails.
+    """
+    file, _, name = spec.rpartition(":")
+    if not file.endswith(".py") or not name:
+        raise MeasureError(f"{spec!r} is no metric", remedy="Write file.py:function, of outputs and targets")
+    return named_function(Path(file), name, MeasureError)
 
 
 def name_of(metric: Metric) -> str:

@@ -34,7 +34,7 @@ def compress(
     *,
     budget: Budget | Mapping[str, Any] | None = None,
     max_drop: float | str | None = 0.01,
-    metric: Metric | None = None,
+    metric: Metric | str | None = None,
     smallest: str | None = None,
     trials: int = 3,
     recover: RecoverConfig | None = None,
@@ -64,8 +64,8 @@ def compress(
             quantization keeps layers in float. Where the budget does not hold, larger networks are tried,
             and the smallest that holds comes back; `RunResult.met` says whether both were kept.
         metric: What the loss is measured in instead of accuracy: ``metric(outputs, targets)`` on the whole
-            validation split, or an object with ``update``, ``compute`` and ``reset`` (torchmetrics); higher
-            is better.
+            validation split, such a function as ``"file.py:function"``, or an object with ``update``,
+            ``compute`` and ``reset`` (torchmetrics); higher is better.
         smallest: ``"params"``, ``"macs"``, ``"bytes"`` or ``"latency"``: look for the smallest network by
             this that stays within ``max_drop``; a budget then is the furthest to go (by default 0.05).
         trials: Sizes tried at most, each with a recovery of its own; 1 takes the budget as it is.
@@ -117,6 +117,7 @@ def compress(
         "max_drop": allowed,
         "drop": drop,
         "search": search,
+        "metric": metric if isinstance(metric, str) else None,
         **extra,
         "data": {"spec": data if isinstance(data, str) else GIVEN, **extra.get("data", {})},
         "model": {"spec": model if isinstance(model, str) else GIVEN, **extra.get("model", {})},
@@ -127,7 +128,7 @@ def compress(
     given = Given(
         model=None if isinstance(model, str) else model,
         data=None if isinstance(data, str) else as_bundle(data),
-        metric=metric,
+        metric=None if isinstance(metric, str) else metric,
     )
     folder = Path(out) if out is not None else Path("runs") / name
     return run(Recipe.parse(values), folder, resume=resume, given=given, listen=listen)

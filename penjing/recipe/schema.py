@@ -226,6 +226,8 @@ class Recipe(Config):
             fraction: 0.01 is one point); None does not judge.
         drop: Whether ``max_drop`` is a difference (``"absolute"``) or a share of the dense network's value
             (``"relative"``).
+        metric: ``"file.py:function"`` of outputs and targets, higher is better: what quality is instead of
+            the share answered right.
         search: Try sizes until the loss is allowed; None prunes once.
         baselines: Also run random pruning with the same recovery, and the small network trained from scratch
             for the same time.
@@ -244,6 +246,7 @@ class Recipe(Config):
     measure: MeasureConfig = MeasureConfig()
     max_drop: float | None = Field(default=None, ge=0, le=1)
     drop: Literal["absolute", "relative"] = "absolute"
+    metric: str | None = None
     search: SearchConfig | None = None
     baselines: bool = False
 

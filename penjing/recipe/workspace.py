@@ -22,7 +22,7 @@ from torch import nn
 from penjing.data import DataBundle
 from penjing.errors import DataError, RunError
 from penjing.files import atomic_write
-from penjing.measure.metric import name_of
+from penjing.measure.metric import load_metric, name_of
 from penjing.models.spec import LoadedModel, load_model
 from penjing.prune import Budget, Plan, apply
 from penjing.recipe.feed import Feed, layout_of
@@ -62,9 +62,11 @@ class Workspace:
         self._given = given or Given()
         self.sensed: Any = None
 
-    @property
+    @cached_property
     def metric(self) -> Any:
         """The user's own metric (`penjing.measure.metric`), or None."""
+        if self._given.metric is None and self.recipe.metric is not None:
+            return load_metric(self.recipe.metric)
         return self._given.metric
 
     @cached_property

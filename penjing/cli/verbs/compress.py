@@ -27,6 +27,7 @@ def command(
     max_drop: Annotated[
         str, typer.Option(help="Allowed loss of validation accuracy: 0.5 is half a point; 1% is relative.")
     ] = "1",
+    metric: common.Metric = None,
     smallest: Annotated[
         str | None,
         typer.Option(help="Find the smallest within --max-drop by: params, macs, bytes or latency."),
@@ -62,6 +63,7 @@ def command(
             data,
             budget=_budget(budget, latency, batch, threads, runtime),
             max_drop=common.in_points(max_drop),
+            metric=metric,
             smallest=smallest,
             trials=trials,
             recover=RecoverConfig.parse({"epochs": epochs, "lr": lr, **common.pairs(recover, "--recover")}),

@@ -23,6 +23,7 @@ def command(
             "holds."
         ),
     ] = None,
+    metric: common.Metric = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of any other option.")] = None,
     data_option: common.DataOption = None,
     batch_size: common.BatchSize = 128,
@@ -37,6 +38,7 @@ def command(
 
     It runs in stock ONNX Runtime's int8 kernels; beside it lie its weights as safetensors.
     """
+    from penjing.measure.metric import load_metric, on_arrays
     from penjing.quantize import QuantizeConfig, quantize
 
     config = QuantizeConfig.parse({"max_drop": _points(max_drop), **common.pairs(set_, "--set")})
@@ -56,6 +58,7 @@ def command(
             out=out,
             example_inputs=inputs,
             eval_data=feed.split("val"),
+            labels_metric=None if metric is None else on_arrays(load_metric(metric)),
             seed=seed,
             listen=listen,
         )

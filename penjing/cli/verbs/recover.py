@@ -18,6 +18,7 @@ def command(
     out: common.Out,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 10,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.02,
+    metric: common.Metric = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of any other option.")] = None,
     data_option: common.DataOption = None,
     batch_size: common.BatchSize = 128,
@@ -33,6 +34,7 @@ def command(
     What comes out is an artifact folder, never worse on validation data than what went in.
     """
     from penjing.artifact import save_artifact
+    from penjing.measure.metric import load_metric
     from penjing.recover import RecoverConfig, recover
 
     small = common.load(student, weights=None, options=None, trust=trust)
@@ -54,6 +56,7 @@ def command(
             config,
             val=feed.split("val"),
             plan=_plan(student),
+            metric=None if metric is None else load_metric(metric),
             seed=seed,
             listen=listen,
         )
@@ -78,8 +81,12 @@ def _plan(student: str) -> Any:
 
 
 def _text(made: Any, out: Path) -> str:
+    from penjing.recover.quality import quality, quality_name
     from penjing.report.text import duration, percent
 
     last = made.history[-1] if made.history else {}
-    accuracy = f", validation accuracy {percent(last['val_accuracy'])}" if "val_accuracy" in last else ""
-    return f"{made.steps} steps in {duration(made.seconds)}{accuracy}; {made.stopped.value}\nwritten to {out}"
+    found, reached = quality(last), ""
+    if found is not None:
+        shown = percent(found) if "val_accuracy" in last else f"{found:.4g}"
+        reached = f", validation {quality_name(last)} {shown}"
+    return f"{made.steps} steps in {duration(made.seconds)}{reached}; {made.stopped.value}\nwritten to {out}"

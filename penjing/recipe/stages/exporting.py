@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
-from numpy.typing import NDArray
 
 from penjing.errors import Int8LossError
 from penjing.events import Event, Listener
 from penjing.export import export, open_file, verify
 from penjing.export.base import get_format
-from penjing.measure.metric import Metric, value_of
+from penjing.measure.metric import on_arrays
 from penjing.models.onnx_door import OnnxModel
 from penjing.quantize import QuantizeConfig, QuantizeResult, quantize
 from penjing.quantize.student import quantized_student
@@ -72,7 +68,7 @@ def _to_int8(space: Workspace, out: Path, listen: Listener) -> QuantizeResult:
     assert stage is not None
     model, data = space.student("recovered"), space.feed.calibration()
     common: dict[str, Any] = {"example_inputs": space.examples, "seed": recipe.seed, "listen": listen}
-    judge = None if space.metric is None else partial(_judged, space.metric)
+    judge = None if space.metric is None else on_arrays(space.metric)
     rest: dict[str, Any] = {
         "out": out,
         "eval_data": space.feed.split("val"),
@@ -93,11 +89,6 @@ def _to_int8(space: Workspace, out: Path, listen: Listener) -> QuantizeResult:
         listen=listen,
     )
     return quantize(trained.model, data, **rest)
-
-
-def _judged(metric: Metric, outputs: NDArray[Any], targets: NDArray[Any]) -> float:
-    """The user's metric on arrays."""
-    return value_of(metric, [torch.as_tensor(outputs)], [torch.as_tensor(targets)])
 
 
 def _allowed(space: Workspace) -> QuantizeConfig:
