@@ -59,6 +59,13 @@ _MAMBA2 = {
 _WHOLE: Mapping[str, Mapping[str, Any]] = {
     "convnext": _CONVNEXT,
     "convnextv2": _CONVNEXT,
+    "bit": {
+        "embedding_size": 32,
+        "hidden_sizes": [32, 64, 64, 64],
+        "depths": [1, 1, 1, 1],
+        "num_groups": 8,
+        "num_labels": 5,
+    },
     "mamba2": _MAMBA2 | {"num_hidden_layers": 2},
     "efficientnet": {"num_labels": 5, "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320},
 }

@@ -107,13 +107,17 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
 def _training_graph(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], unread: Set[str]
 ) -> Graph | None:
-    """The graph of training mode, if it reads any of the parameters that eval mode leaves unread."""
+    """The graph of training mode, if it reads any of the parameters that eval mode leaves unread.
+
+    The model never runs in training mode here: that would move its statistics, and what it decides there may
+    go by chance.
+    """
     notes: list[str] = []
     model.train()
     try:
-        with _constant_momentum(model), _state_kept(model):
-            program, is_dynamic = _export(model, args, kwargs, True, notes)
-    except TraceError:  # nothing depends on it: the parameters stay whole as unused ones
+        with _constant_momentum(model):
+            program, is_dynamic = _tried(model, args, kwargs, True, notes, ())
+    except Exception:  # any refusal; nothing depends on it: the parameters stay whole as unused ones
         return None
     graph = _graph(model, program.module(check_guards=False), is_dynamic, notes, prefix="training_only_")
     return None if unread.isdisjoint(graph.read_names()) else graph
@@ -132,19 +136,6 @@ def _constant_momentum(model: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.momentum = None
-
-
-@contextmanager
-def _state_kept(model: nn.Module) -> Iterator[None]:
-    """Buffers and random numbers as they were afterwards: a forward in training mode moves both."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in before:
-                    buffer.copy_(value)
 
 
 def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

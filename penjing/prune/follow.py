@@ -85,13 +85,21 @@ def _from_tensors(
     changes.
     """
     own: Own = {}
-    for local in (*module._parameters, *module._buffers):
-        full = f"{path}.{local}" if path else local
+    held = {name: name for name in (*module._parameters, *module._buffers)} | dict(_parametrized(module))
+    for local, name in held.items():
+        full = f"{path}.{name}" if path else name
         axes = coupling.tensors.get(graph.aliases.get(full, full))
         if axes:
             own[local] = tuple((axis, positions(axis, kept)) for axis in axes)
     changed = any(axis.size != len(new) for row in own.values() for axis, new in row)
     return own if changed else {}
+
+
+def _parametrized(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Tensors computed from others (weight norm, spectral norm), and which of these has their shape."""
+    for name, made in getattr(module, "parametrizations", {}).items():
+        source = "original" if hasattr(made, "original") else "original1"  # of weight norm the direction
+        yield name, f"parametrizations.{name}.{source}"
 
 
 def _from_values(graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]) -> dict[str, Evidence]:

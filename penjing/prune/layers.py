@@ -63,6 +63,15 @@ TABLE: tuple[tuple[type[nn.Module], dict[str, Value]], ...] = (
     (nn.modules.batchnorm._NormBase, _CHANNELS),
     (nn.Embedding, {"num_embeddings": _size("weight", 0), "embedding_dim": _size("weight", 1)}),
     (nn.PReLU, {"num_parameters": _size("weight", 0)}),
+    (nn.RNNCellBase, {"input_size": _size("weight_ih", 1), "hidden_size": _size("weight_hh", 1)}),
+    (
+        nn.Bilinear,
+        {
+            "in1_features": _size("weight", 1),
+            "in2_features": _size("weight", 2),
+            "out_features": _size("weight", 0),
+        },
+    ),
     (nn.RNNBase, {"input_size": _size("weight_ih_l0", 1), "hidden_size": _size("weight_hh_l0", 1)}),
 )
 

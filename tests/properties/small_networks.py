@@ -356,7 +356,7 @@ class WeightNorm(nn.Module):
         super().__init__()
         norm, spectral = nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm
         self.a = norm(nn.Conv1d(4, 16, 3, padding=2))
-        self.b = norm(nn.Conv1d(16, 12, 3), dim=1)
+        self.b = norm(nn.Conv1d(16, 12, 3, groups=4), dim=1)
         self.c = norm(nn.Linear(12, 10), dim=None)  # type: ignore[arg-type]
         self.d, self.head = spectral(nn.Linear(10, 8)), norm(nn.Linear(8, 3))
 
