@@ -127,13 +127,13 @@ def inputs(name: str, model: nn.Module) -> dict[str, Tensor]:
     side = _IMAGE_SIZES.get(name, _IMAGE_SIZES["default"])
     tokens = torch.randint(3, 40, (2, 16), generator=draw)
     tokens[:, -1] = 2  # the end
-    spectrogram = name == "audio-spectrogram-transformer"
+    heard = {"audio-spectrogram-transformer": (2, 1024, 16), "encodec": (2, 1, 4000), "dac": (2, 1, 4000)}
     made = {
         "input_ids": tokens,
         "decoder_input_ids": torch.randint(3, 40, (2, 6), generator=draw),
         "pixel_values": torch.randn(2, 3, side, side, generator=draw),
-        "input_values": torch.randn(*((2, 1024, 16) if spectrogram else (2, 4000)), generator=draw),
-        "input_features": torch.randn(2, 64, 160, generator=draw),
+        "input_values": torch.randn(*heard.get(name, (2, 4000)), generator=draw),
+        "input_features": torch.randn(*((2, 16, 64) if name == "whisper" else (2, 64, 160)), generator=draw),
     }
     if "SequenceClassification" in type(model).__name__:
         del made["decoder_input_ids"]  # these classes make their own

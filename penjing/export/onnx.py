@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import nn
 
-from penjing.errors import ExportError, VerifyError
+from penjing.errors import ExportError, TraceError, VerifyError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.coexist import make_peace
 from penjing.export.inputs import Feeds, as_call, output_names
@@ -127,7 +127,12 @@ def _to_program(
     try:
         return _program(model, args, kwargs, dynamic, names, ())
     except ExportError as refusal:
-        decisions = decide(model, args, kwargs)
+        try:
+            decisions = decide(model, args, kwargs)
+        except TraceError:
+            raise
+        except Exception:  # the forward itself fails on these inputs, and the refusal says how
+            raise refusal from refusal.__cause__
         if not decisions:
             raise
         try:
