@@ -72,6 +72,13 @@ _WHOLE: Mapping[str, Mapping[str, Any]] = {
 _IMAGE_SIZES = {"default": 32} | dict.fromkeys(
     ("bit", "cvt", "efficientnet", "levit", "mobilevit", "pvt_v2", "regnet", "resnet", "segformer"), 64
 )
+_SOUNDS = {
+    "audio-spectrogram-transformer": (2, 1024, 16),
+    "encodec": (2, 1, 4000),
+    "dac": (2, 1, 4000),
+    "whisper": (2, 16, 64),
+    "univnet": (2, 64, 16),
+}
 _HEADS = (
     "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
@@ -127,13 +134,14 @@ def inputs(name: str, model: nn.Module) -> dict[str, Tensor]:
     side = _IMAGE_SIZES.get(name, _IMAGE_SIZES["default"])
     tokens = torch.randint(3, 40, (2, 16), generator=draw)
     tokens[:, -1] = 2  # the end
-    heard = {"audio-spectrogram-transformer": (2, 1024, 16), "encodec": (2, 1, 4000), "dac": (2, 1, 4000)}
+    series = (2, getattr(model.config, "context_length", 32), getattr(model.config, "num_input_channels", 1))
     made = {
         "input_ids": tokens,
         "decoder_input_ids": torch.randint(3, 40, (2, 6), generator=draw),
         "pixel_values": torch.randn(2, 3, side, side, generator=draw),
-        "input_values": torch.randn(*heard.get(name, (2, 4000)), generator=draw),
-        "input_features": torch.randn(*((2, 16, 64) if name == "whisper" else (2, 64, 160)), generator=draw),
+        "input_values": torch.randn(_SOUNDS.get(name, (2, 4000)), generator=draw),
+        "input_features": torch.randn(_SOUNDS.get(name, (2, 64, 160)), generator=draw),
+        "past_values": torch.randn(series, generator=draw),
     }
     if "SequenceClassification" in type(model).__name__:
         del made["decoder_input_ids"]  # these classes make their own

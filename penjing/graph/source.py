@@ -18,7 +18,7 @@ def source_of(node: fx.Node) -> str:
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     for path, line in reversed(frames):
         if _is_users(path):
-            return _short(path, line)
+            return short_place(path, line)
     modules = node.meta.get("nn_module_stack") or {}
     for name, _ in reversed(list(modules.values())):
         if name:
@@ -30,7 +30,7 @@ def place(frame: FrameType | None) -> str:
     """``"folder/file.py:line"`` of the innermost frame outside torch, from ``frame`` outwards; else ""."""
     while frame is not None:
         if _is_users(frame.f_code.co_filename):
-            return _short(frame.f_code.co_filename, frame.f_lineno)
+            return short_place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return ""
 
@@ -39,5 +39,6 @@ def _is_users(path: str) -> bool:
     return not path.startswith((_TORCH, "torch/", "<"))
 
 
-def _short(path: str, line: object) -> str:
+def short_place(path: str, line: object) -> str:
+    """The last two parts of a path, and the line."""
     return f"{'/'.join(Path(path).parts[-2:])}:{line}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, redirect_stderr
@@ -19,13 +20,15 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import TraceError
 from penjing.graph.decisions import Decision, decide, replayed
-from penjing.graph.source import source_of
+from penjing.graph.source import short_place, source_of
 from penjing.graph.tidy import tidy
 from penjing.graph.tree import Held, graph_module, held_tensors
 from penjing.log import silenced
 
 BATCH_STANDIN = 1009
 """Stands for a symbolic dimension in the axis equations: a prime that no network dimension holds."""
+
+_PLACE = re.compile(r"Caused by: \(?([^\s()]+\.py):(\d+)")  # as torch.export names the line
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,23 +191,28 @@ def _export(
         found = _tried(model, args, kwargs, dynamic, first, ())
     except Exception as error:
         _check_forward(model, args, kwargs)
-        refusal = TraceError(
-            f"torch.export refuses the forward: {_first_line(error)}",
-            layer=type(model).__name__,
-            remedy="Make the forward free of data-dependent control flow, or prune a submodule that is",
-        )
         decisions = decide(model, args, kwargs)
         if not decisions:
-            raise refusal from error
+            raise _refused(model, error) from error
         try:
             found = _tried(model, args, kwargs, dynamic, notes, decisions)
-        except Exception:
-            raise refusal from error
+        except Exception as remaining:
+            raise _refused(model, remaining) from remaining
         places = ", ".join(dict.fromkeys(decision.source for decision in decisions))
         notes.append(f"taken as fixed, as other inputs change nothing: what the forward decides at {places}")
         return found
     notes.extend(first)
     return found
+
+
+def _refused(model: nn.Module, error: Exception) -> TraceError:
+    place = _PLACE.search(str(error))
+    where = f" (at {short_place(*place.groups())})" if place else ""
+    return TraceError(
+        f"torch.export refuses the forward: {_first_line(error)}{where}",
+        layer=type(model).__name__,
+        remedy="Make the forward free of data-dependent control flow, or prune a submodule that is",
+    )
 
 
 def _tried(
