@@ -108,10 +108,9 @@ def index_put(op: Op) -> Axes:
             op.unify(axis, tail[-back])
         elif axis.size > 1:
             op.freeze(axis, text)
-    if used != set(
-        range(len(x) - len(tail))
-    ):  # dims before or between: where their values go is not followed
-        for axis in x[: len(x) - len(tail)]:
+    before = x[: len(x) - len(tail)]
+    if len(used) < len(before):  # where the values of dims before or between go is not followed
+        for axis in before:
             op.freeze(axis, text)
     return x
 
