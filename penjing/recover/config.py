@@ -83,7 +83,8 @@ class RecoverConfig(Config):
             convolutions).
         compile: Use ``torch.compile``.
         losses: Terms of the loss; empty is cross-entropy for `train`, and for `recover` 0.1 ·
-            cross-entropy + 0.9 · KD (labels present) or KD alone (no labels).
+            cross-entropy + 0.9 · KD (labels present), KD alone (no labels) or, where the targets are no
+            classes of the outputs or there is one score, the original's outputs as they are (``"outputs"``).
         temperature: Default temperature of the logit losses.
         distinct_epochs: After this many epochs the draws of chance begin again: epoch e sees the order, the
             augmentation, the mixing and the dropout of epoch e mod ``distinct_epochs``, and the teacher's
@@ -93,8 +94,8 @@ class RecoverConfig(Config):
         teacher_cache: Most samples whose teacher logits are kept in memory, keyed by the sample's content
             (one teacher, logit losses). None keeps all with ``distinct_epochs`` and none without it, where
             it pays if samples repeat exactly (no augmentation).
-        patience: Stop after this many evaluations without a better validation accuracy; None never does.
-        keep: ``"last"`` returns the final weights, ``"best"`` those of the best validation accuracy. Either
+        patience: Stop after this many evaluations without a better validation result; None never does.
+        keep: ``"last"`` returns the final weights, ``"best"`` those of the best validation result. Either
             way `recover` returns the weights it started from where validation finds these better, and says so
             (not in sparse training, which is meant to give up accuracy for now).
         recalibrate: Samples on which `recover` measures batch-norm statistics before the first step.
