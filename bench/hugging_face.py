@@ -46,15 +46,6 @@ _SIZES: Mapping[str, Any] = {
     "use_cache": False,
 }
 _CONVNEXT = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 2, 1], "num_labels": 5}
-_MAMBA2 = {
-    "use_cache": False,
-    "num_heads": 8,
-    "head_dim": 8,
-    "hidden_size": 32,
-    "n_groups": 1,
-    "chunk_size": 8,
-    "vocab_size": 48,
-}
 # whole configs, where sizes depend on one another
 _WHOLE: Mapping[str, Mapping[str, Any]] = {
     "convnext": _CONVNEXT,
@@ -66,7 +57,16 @@ _WHOLE: Mapping[str, Mapping[str, Any]] = {
         "num_groups": 8,
         "num_labels": 5,
     },
-    "mamba2": _MAMBA2 | {"num_hidden_layers": 2},
+    "mamba2": {
+        "use_cache": False,
+        "num_heads": 8,
+        "head_dim": 8,
+        "hidden_size": 32,
+        "n_groups": 1,
+        "chunk_size": 8,
+        "vocab_size": 48,
+        "num_hidden_layers": 2,
+    },
     "efficientnet": {"num_labels": 5, "width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320},
 }
 _IMAGE_SIZES = {"default": 32} | dict.fromkeys(

@@ -29,10 +29,8 @@ VIEWS = {
     "aten.unflatten.int": 2,
 }
 # Ops whose gradient is computed from their output, so that nothing may be written over it.
-KEPT_OUTPUTS = {
-    f"aten.{name}"
-    for name in ("softmax.int", "log_softmax.int", "_softmax.default", "sigmoid.default", "tanh.default")
-} | {f"aten.{name}.default" for name in ("exp", "sqrt", "rsqrt", "reciprocal", "relu", "softplus", "elu")}
+_KEPT = ["_softmax", "sigmoid", "tanh", "exp", "sqrt", "rsqrt", "reciprocal", "relu", "softplus", "elu"]
+KEPT_OUTPUTS = {"aten.softmax.int", "aten.log_softmax.int", *(f"aten.{name}.default" for name in _KEPT)}
 WRAPPERS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 
 
@@ -127,7 +125,7 @@ def write_apart(graph: fx.Graph) -> None:
         if node.op != "call_function" or not name.startswith("aten.") or not packet.endswith("_"):
             continue
         source = node.args[0]
-        if str(source.target) in KEPT_OUTPUTS and len(source.users) == 1:
+        if isinstance(source, fx.Node) and str(source.target) in KEPT_OUTPUTS and len(source.users) == 1:
             node.target = getattr(getattr(aten, packet[:-1]), overload)
 
 

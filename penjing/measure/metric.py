@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -57,7 +57,7 @@ def scored(metric: Metric, model: Any, loader: Iterable[Any]) -> tuple[float, in
     return value_of(metric, outputs, targets), sum(len(y) for y in targets)
 
 
-def value_of(metric: Metric, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
+def value_of(metric: Metric, outputs: list[Tensor], targets: list[Tensor]) -> float:
     """The metric's value on batches of outputs and targets.
 
     Raises:
@@ -70,7 +70,7 @@ def value_of(metric: Metric, outputs: Sequence[Tensor], targets: Sequence[Tensor
                 metric.update(z, y)
             found = metric.compute()
         else:
-            found = metric(torch.cat(list(outputs)), torch.cat(list(targets)))
+            found = metric(torch.cat(outputs), torch.cat(targets))
         value = float(found)
     except Exception as error:  # the metric is the user's: anything may come out of it
         raise MeasureError(

@@ -68,11 +68,6 @@ def _bilinear(call: Call) -> int:
     return prod(call.out) * prod(call.sizes(call.node.args[2])[1:])
 
 
-def _grouped(call: Call) -> int:
-    """Every row meets the weights of one expert."""
-    return prod(call.out) * call.sizes(call.node.args[0])[-1]
-
-
 def _einsum(call: Call) -> int:
     """One multiply-accumulate for every combination of labels (pairwise contraction of two operands)."""
     equation, operands = str(call.node.args[0]).replace(" ", ""), call.node.args[1]
@@ -131,7 +126,7 @@ COUNTERS: Mapping[str, Counter] = {
     "attention": _attention,
     "einsum": _einsum,
     "bilinear": _bilinear,
-    "grouped": _grouped,
+    "grouped": _matmul,  # every row meets the weights of one expert
     "recurrent": _recurrent,
     "cell": _cell,
 }

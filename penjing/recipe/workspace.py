@@ -88,6 +88,11 @@ class Workspace:
             return are_classes(targets)
         return True
 
+    @property
+    def recovery_metric(self) -> Any:
+        """What recovery validates by: the metric where there are no classes, else None for accuracy."""
+        return None if self.names_classes else self.metric
+
     def with_budget(self, budget: Budget) -> Workspace:
         """The same folder and data under another pruning budget."""
         prune = self.recipe.prune.model_copy(update={"budget": budget})

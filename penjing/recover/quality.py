@@ -14,6 +14,11 @@ def quality(record: Mapping[str, float]) -> float | None:
     return next((record[key] for key in NAMES if key in record), None)
 
 
+def shown(record: Mapping[str, float], value: float) -> str:
+    """A value of what judges in a record: accuracy in percent, anything else as it is."""
+    return f"{value:.2%}" if quality_name(record) == "accuracy" else f"{value:.4g}"
+
+
 def quality_name(record: Mapping[str, float]) -> str:
     """What it is called; "" where nothing was validated."""
     return next((name for key, name in NAMES.items() if key in record), "")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from penjing.brief import Brief, InShort
-from penjing.recover.quality import quality, quality_name
+from penjing.recover.quality import quality, quality_name, shown
 
 
 class StopReason(Enum):
@@ -66,10 +66,10 @@ class RecoverResult(InShort):
             return percent(entry[name]) if name in entry else "–"
 
         def validation(entry: Mapping[str, float]) -> str:
-            found = quality(entry)
-            if found is None or "val_accuracy" in entry:
-                return accuracy(entry, "val_accuracy")
-            return f"{found:.4g} {quality_name(entry)}"
+            if (found := quality(entry)) is None:
+                return "–"
+            name = quality_name(entry)
+            return shown(entry, found) + ("" if name == "accuracy" else f" {name}")
 
         entries = [{"epoch": 0, **self.start}] if self.start else []
         rows = [

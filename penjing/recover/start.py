@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from penjing.recover.checkpoint import model_tensors, restore_model
-from penjing.recover.quality import quality, quality_name
+from penjing.recover.quality import quality, quality_name, shown
 
 Measure = Callable[[nn.Module], dict[str, float]]
 
@@ -70,8 +70,8 @@ class Start:
         """
         if not self.tensors or reached is None or reached >= _quality(record):
             return ""
-        name, before = quality_name(record), _quality(record)
-        after, then = (f"{v:.2%}" if "val_accuracy" in record else f"{v:.4g}" for v in (reached, before))
+        name = quality_name(record)
+        after, then = shown(record, reached), shown(record, _quality(record))
         return (
             f"training did not help: validation {name} {after} after it, {then} before; the weights from "
             "before are given back"

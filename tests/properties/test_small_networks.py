@@ -159,9 +159,3 @@ def test_optimizer_state_follows(name: str, make: str) -> None:
     state = result.plan.slice_state(dict(model.named_parameters()))
     for n, p in params.items():
         torch.testing.assert_close(p, state[n].to(p.dtype))
-
-
-def test_which_classes_follow(name: str) -> None:
-    """A layer's own sizes are edited also where its weight is computed, or it is a single recurrent cell."""
-    if name in ("weight_norm", "cells", "hand_norm", "messages"):
-        assert pruned(name).result.in_place == (name != "messages")

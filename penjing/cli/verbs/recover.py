@@ -81,12 +81,10 @@ def _plan(student: str) -> Any:
 
 
 def _text(made: Any, out: Path) -> str:
-    from penjing.recover.quality import quality, quality_name
-    from penjing.report.text import duration, percent
+    from penjing.recover.quality import quality, quality_name, shown
+    from penjing.report.text import duration
 
     last = made.history[-1] if made.history else {}
-    found, reached = quality(last), ""
-    if found is not None:
-        shown = percent(found) if "val_accuracy" in last else f"{found:.4g}"
-        reached = f", validation {quality_name(last)} {shown}"
+    found = quality(last)
+    reached = "" if found is None else f", validation {quality_name(last)} {shown(last, found)}"
     return f"{made.steps} steps in {duration(made.seconds)}{reached}; {made.stopped.value}\nwritten to {out}"

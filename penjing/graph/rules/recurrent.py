@@ -8,6 +8,12 @@ from penjing.graph.rules.table import Axes, Op, rule
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
+def _gated(op: Op, gates: int, hidden: Axis, axes: Axes) -> None:
+    """Each of these holds all gates, one after the other, of every hidden slot."""
+    for axis in axes:
+        op.unify(axis, product([op.fixed(gates, "the gates of a recurrent cell"), hidden]))
+
+
 def _recurrent(name: str, gates: int) -> None:
     @rule(f"aten.{name}.input")
     def recurrent(op: Op) -> list[Axes]:
@@ -25,8 +31,8 @@ def _recurrent(name: str, gates: int) -> None:
             for direction in range(directions):
                 start = (layer * directions + direction) * each
                 w_ih, w_hh, *rest = weights[start : start + each]
-                for axis in (w_ih[0], w_hh[0], *(bias[0] for bias in (rest[:2] if biased else ()))):
-                    op.unify(axis, product([op.fixed(gates, "the gates of a recurrent cell"), hidden]))
+                biases = (bias[0] for bias in (rest[:2] if biased else ()))
+                _gated(op, gates, hidden, (w_ih[0], w_hh[0], *biases))
                 op.unify(w_ih[1], width)
                 op.unify(w_hh[1], shown)
                 if projected:
@@ -51,8 +57,7 @@ def _cell(name: str, gates: int) -> None:
         op.unify(w_ih[1], x[-1])
         op.unify(w_hh[1], hidden)
         biases = (axis for name in ("b_ih", "b_hh") for axis in op.axes(op.args[name]))
-        for axis in (w_ih[0], w_hh[0], *biases):
-            op.unify(axis, product([op.fixed(gates, "the gates of a recurrent cell"), hidden]))
+        _gated(op, gates, hidden, (w_ih[0], w_hh[0], *biases))
         for state in states:
             op.unify(op.axes(state)[-1], hidden)
         return [(*x[:-1], hidden)] * len(op.outputs)

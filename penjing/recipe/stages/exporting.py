@@ -83,7 +83,7 @@ def _to_int8(space: Workspace, out: Path, listen: Listener) -> QuantizeResult:
         space.feed.train(),
         stage.qat,
         val=space.feed.split("val"),
-        metric=None if space.names_classes else space.metric,
+        metric=space.recovery_metric,
         checkpoint=space.work / "checkpoints" / "qat",
         seed=recipe.seed,
         listen=listen,

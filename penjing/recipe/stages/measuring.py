@@ -112,7 +112,10 @@ def measure_rows(space: Workspace, listen: Listener) -> Output:
             cells[name], measured = quality(space, session, space.feed.split(name, limit))
             if name == splits[-1][0] and measured is not None:
                 per_class[entry.key] = measured
-        metric = None if space.metric is None else score(space.metric, session, space.feed.split("val"))
+        metric = None
+        if space.metric is not None:  # without classes the cells hold it already
+            own = space.names_classes
+            metric = score(space.metric, session, space.feed.split("val")) if own else cells["val"]["value"]
         rows.append(
             {
                 "key": entry.key,
