@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from penjing.errors import PenjingError
 
 
 def named_function(path: Path, name: str, error: type[PenjingError]) -> Callable[..., Any]:
-    """A function of a file, which is run for it.
+    """A function of a file, which is run for it and finds what lies beside it, as a script does.
 
     Raises:
         PenjingError: of class ``error``: no such file or function, or its code fails.
@@ -19,21 +22,38 @@ def named_function(path: Path, name: str, error: type[PenjingError]) -> Callable
     source = f"{path}:{name}"
     if not path.is_file():
         raise error("there is no such file", layer=source, remedy="Give the path of a Python file")
-    spec = importlib.util.spec_from_file_location(f"_penjing_user_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    loader = spec.loader
-    run_users(lambda: loader.exec_module(module), str(path), error)
+    module = _imported(path, error)
     function = getattr(module, name, None)
     if not callable(function):
         there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        near = difflib.get_close_matches(name, there, n=3) or there
         raise error(
             f"it has no function {name!r}",
             layer=source,
-            remedy=f"Use one of {', '.join(there) or 'its functions'}",
+            remedy=f"Use one of {', '.join(near) or 'its functions'}",
         )
     return function  # type: ignore[no-any-return]
+
+
+def _imported(path: Path, error: type[PenjingError]) -> ModuleType:
+    folder = str(path.parent.resolve())
+    name = f"penjing_user_{path.stem}_{abs(hash(str(path.resolve())))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    loader, module = spec.loader, importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses, type hints and pickle look their module up here
+    sys.path.insert(0, folder)
+    try:
+        run_users(lambda: loader.exec_module(module), str(path), error)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)  # for what its functions import when they are called; shadows nothing
+    return module
 
 
 def run_users(call: Callable[[], Any], source: str, error: type[PenjingError]) -> Any:

@@ -17,9 +17,8 @@ A new kind of spec is one row of `PREFIXES` or `SUFFIXES`.
 from __future__ import annotations
 
 import difflib
-import importlib.util
+import importlib
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch import nn
 
 from penjing.errors import ArtifactError
 from penjing.models.weights import load_weights
+from penjing.user_file import named_function, run_users
 
 
 @dataclass(frozen=True)
@@ -164,21 +164,13 @@ def _penjing(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
 
 def _from_file(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
     file, _, factory = spec.rpartition(":") if re.search(r"\.py:[^/\\]*$", spec) else (spec, "", "")
-    path = Path(file)
-    if not path.is_file():
-        raise ArtifactError(
-            f"{path} does not exist", layer=spec, remedy="Give the path of an existing Python file"
-        )
     if not factory:
         raise ArtifactError(
             f"{spec!r} does not say which function builds the model",
-            remedy=f"Write {path}:NAME, e.g. {path}:build",
+            remedy=f"Write {file}:NAME, e.g. {file}:build",
         )
-    module = _import_file(path, spec)
-    build = getattr(module, factory, None)
-    if not callable(build):
-        raise _unknown(spec, factory, [name for name, value in vars(module).items() if callable(value)])
-    made = _built(spec, lambda: build(**options))
+    build = named_function(Path(file), factory, ArtifactError)
+    made = run_users(lambda: build(**options), spec, ArtifactError)
     model, examples = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ArtifactError(
@@ -187,28 +179,6 @@ def _from_file(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
             remedy="Return the module, or (module, example inputs)",
         )
     return LoadedModel(model.eval(), examples, spec, "file")
-
-
-def _import_file(path: Path, spec: str) -> Any:
-    name = f"penjing_user_{path.stem}_{abs(hash(str(path.resolve())))}"
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # dataclasses and type hints look their module up here
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        found.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ArtifactError(
-            f"{path} fails when imported ({type(error).__name__}: {error})",
-            layer=spec,
-            remedy="Correct this file",
-        ) from error
-    finally:
-        sys.path.remove(str(path.parent.resolve()))
-    return module
 
 
 def _keras(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:

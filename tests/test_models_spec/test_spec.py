@@ -88,7 +88,7 @@ def test_pt2_only_when_trusted(tmp_path: Path) -> None:
         ("nowhere", "does not exist"),
         ("net.pt", "does not exist"),
         ("net.onnx", "does not exist"),
-        ("nets.py:build", "does not exist"),
+        ("nets.py:build", "no such file"),
     ],
 )
 def test_mistakes_are_named(spec: str, says: str) -> None:
@@ -98,7 +98,7 @@ def test_mistakes_are_named(spec: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("", "which function"), (":buidl", "Nearest: build"), (":wrong", "not a torch")]
+    ("name", "says"), [("", "which function"), (":buidl", "Use one of build$"), (":wrong", "not a torch")]
 )
 def test_mistakes_in_a_file_are_named(factory: Path, name: str, says: str) -> None:
     with pytest.raises(ArtifactError, match=says):
