@@ -32,6 +32,8 @@ class ReconstructConfig(Config):
 
     Attributes:
         max_samples: Most calibration samples taken from the data (labels are not looked at).
+        max_memory: Most memory in GiB for the values of all samples, which wait in front of the layer that is
+            being fitted; where more would be needed, fewer samples are used, and a note says so.
         holdout: Fraction of the samples held back to choose each layer's ridge.
         ridges: Ridges to try, relative to the mean variance of a layer's inputs. A layer keeps its weights
             where none of them lowers its error on the held-back samples.
@@ -47,6 +49,7 @@ class ReconstructConfig(Config):
     """
 
     max_samples: int = Field(default=2048, ge=8)
+    max_memory: float = Field(default=4.0, gt=0)
     holdout: float = Field(default=0.2, gt=0, lt=1)
     ridges: tuple[float, ...] = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     layers: Literal["all", "pruned"] = "all"

@@ -18,8 +18,8 @@ from penjing.prune.places import Place, find_places
 from penjing.prune.recalibrate import rebase_
 from penjing.prune.reconstruct import LayerFit, ReconstructConfig, counterparts
 from penjing.prune.rectified import MAX_ROW_BYTES, Rows, fit_rectified
-from penjing.prune.walk import Walk
-from penjing.recover.batches import Inputs, call_model, map_inputs, tensors
+from penjing.prune.walk import Walk, footprint, samples_within
+from penjing.recover.batches import Inputs, call_model, limited, map_inputs, tensors
 
 _ROWS_BY_SAMPLES = 2048
 
@@ -38,8 +38,9 @@ class Refit:
         listen: Listener,
         gone: Sequence[str] = (),
     ) -> None:
-        self.kept, self.batches, self.config, self.listen = kept, batches, config, listen
+        self.kept, self.config, self.listen = kept, config, listen
         self.generator = torch.Generator().manual_seed(seed)
+        self.notes: list[str] = []
         example = map_inputs(batches[0], lambda x: x[:2])
         self.student = trace(student, example)
         self.tensors = {**self.student.params, **self.student.buffers}
@@ -50,11 +51,12 @@ class Refit:
                 remedy="Reconstruct a network whose forward does not depend on the batch size",
             )
         self.twin = counterparts(self.student, self.teacher, gone)
+        self.batches = self._in_memory(batches, example)
         places = find_places(self.student)
         reading = {
             name for name, dims in kept.items() if (places[name].dims[1] if name in places else 1) in dims
         }
-        self.notes = [
+        self.notes += [
             f"{name} reads pruned channels and was not refitted (its op is not supported)"
             for name in sorted(reading - places.keys())
             if name in self.student.params
@@ -65,9 +67,22 @@ class Refit:
         norms = [*find_norms(self.student), *(norm for norm in behind if norm is not None)]
         self.norms = {norm.first: norm for norm in norms} if config.rebase_norms else {}
         self.total = len(self.places)
-        self.num_samples = sum(len(tensors(batch)[0]) for batch in batches)
+        self.num_samples = sum(len(tensors(batch)[0]) for batch in self.batches)
         self.done: list[LayerFit] = []
         self._sums_in_work: set[fx.Node] = set()
+
+    def _in_memory(self, batches: Sequence[Inputs], example: Inputs) -> Sequence[Inputs]:
+        """As many samples as may wait at once."""
+        given = sum(len(tensors(batch)[0]) for batch in batches)
+        both = (footprint(graph, tensors(example)) for graph in (self.student, self.teacher))
+        room = samples_within(self.config.max_memory, *both)
+        if room >= given:
+            return batches
+        self.notes.append(
+            f"{room} of {given} samples were used: values of more would not fit into "
+            f"max_memory={self.config.max_memory:g} GiB"
+        )
+        return limited(batches, room)
 
     @torch.no_grad()
     def run(self) -> list[LayerFit]:
@@ -75,9 +90,7 @@ class Refit:
         leaves = [tensors(batch) for batch in self.batches]
         self.mine = Walk(self.student, leaves)
         self.theirs = Walk(self.teacher, leaves, pinned=[self.twin[node] for node in self.places])
-        output = next(node for node in self.student.module.graph.nodes if node.op == "output")
-        for node in output.all_input_nodes:
-            self.mine.ensure(node, self._before)
+        self.mine.run(self._before)
         return self.done
 
     def _before(self, node: fx.Node) -> None:

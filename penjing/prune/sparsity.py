@@ -149,6 +149,7 @@ def sparsify(
 _BY_INPUT: Mapping[str, Callable[..., Tensor]] = {"wanda": wanda, "sparsegpt": sparsegpt}
 
 _MAX_ROWS = 65_536  # rows (samples × positions) a layer is judged by
+_MAX_MEMORY = 4.0  # GiB of values that wait for a layer's weights
 
 
 def _walk_through(
@@ -166,12 +167,15 @@ def _walk_through(
     from penjing.prune.places import find_places
     from penjing.prune.reconstruct import calibration_batches
     from penjing.prune.rows import input_moments, input_rows
-    from penjing.prune.walk import Walk
-    from penjing.recover.batches import map_inputs, tensors
+    from penjing.prune.walk import Walk, footprint, samples_within
+    from penjing.recover.batches import limited, map_inputs, tensors
 
     batches = calibration_batches(data, max_samples)
+    example = map_inputs(batches[0], lambda x: x[:2])
+    graph = trace(model, example)
+    if graph.batch_dim:
+        batches = limited(batches, samples_within(_MAX_MEMORY, footprint(graph, tensors(example))))
     samples = sum(len(tensors(batch)[0]) for batch in batches)
-    graph = trace(model, map_inputs(batches[0], lambda x: x[:2]))
     wanted = set(names)
     by_node = {place.node: place for name, place in find_places(graph).items() if name in wanted}
     generator = torch.Generator().manual_seed(seed)
@@ -191,9 +195,7 @@ def _walk_through(
         weight.copy_(found.reshape(weight.shape))
         masks[place.weight] = graph.params[place.weight] != 0
 
-    output = next(node for node in graph.module.graph.nodes if node.op == "output")
-    for node in output.all_input_nodes:
-        walk.ensure(node, before)
+    walk.run(before)
     return masks
 
 

@@ -6,15 +6,44 @@ while its data waits in front of the next layer, and every layer is computed onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from penjing.graph import Graph
 
 Hook = Callable[[fx.Node], None]
+_FEWEST = 8
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory of a network's values in bytes.
+
+    Attributes:
+        peak: Most that a walk kept at one time.
+        total: Of all values that it computed.
+    """
+
+    peak: int
+    total: int
+
+
+def footprint(graph: Graph, inputs: Sequence[Any]) -> Footprint:
+    """What one sample takes; measured by walking once, with the flat inputs of a small batch."""
+    walk = Walk(graph, [inputs])
+    walk.run()
+    samples = max(len(inputs[0]), 1)
+    return Footprint(-(-walk.footprint.peak // samples), -(-walk.footprint.total // samples))
+
+
+def samples_within(gibibytes: float, *footprints: Footprint) -> int:
+    """How many samples can wait at once in walks of these footprints; at least a few."""
+    return max(int(gibibytes * 2**30) // max(sum(one.peak for one in footprints), 1), _FEWEST)
 
 
 class Walk:
@@ -24,12 +53,16 @@ class Walk:
         graph: The traced network; its parameters are read when a node is computed.
         batches: The flat inputs of each batch, in the order of the graph's placeholders.
         pinned: Nodes whose values stay until `release`.
+
+    Attributes:
+        footprint: Memory of all batches' values so far.
     """
 
     def __init__(
         self, graph: Graph, batches: Sequence[Sequence[Any]], pinned: Sequence[fx.Node] = ()
     ) -> None:
         self.graph = graph
+        self.footprint = Footprint(0, 0)
         self._count = len(batches)
         self._values: dict[fx.Node, list[Any]] = {}
         self._done: set[fx.Node] = set()
@@ -43,6 +76,12 @@ class Walk:
         for position, node in enumerate(placeholders):
             self._values[node] = [batch[position] for batch in batches]
             self._done.add(node)
+
+    def run(self, before: Hook | None = None) -> None:
+        """Compute the outputs; ``before`` as in `ensure`."""
+        output = next(node for node in self.graph.module.graph.nodes if node.op == "output")
+        for node in output.all_input_nodes:
+            self.ensure(node, before)
 
     def ensure(self, wanted: fx.Node, before: Hook | None = None) -> list[Any]:
         """Compute a node and all it depends on, where not done yet; gives its values.
@@ -96,6 +135,9 @@ class Walk:
             for index in range(self._count)
         ]
         self._done.add(node)
+        made = _num_bytes(self._values[node])
+        alive = _num_bytes(self._values.values())
+        self.footprint = Footprint(max(self.footprint.peak, alive), self.footprint.total + made)
         for source in node.all_input_nodes:
             self.release(source)
 
@@ -112,6 +154,13 @@ class Walk:
         for part in str(node.target).split("."):
             value = getattr(value, part)
         return value.detach() if isinstance(value, Tensor) else value
+
+
+def _num_bytes(values: Iterable[Any]) -> int:
+    """Memory of all tensors in there; views of one another count once."""
+    found = (leaf for leaf in pytree.tree_leaves(list(values)) if isinstance(leaf, Tensor))
+    storages = {(store := leaf.untyped_storage()).data_ptr(): store.nbytes() for leaf in found}
+    return sum(storages.values())
 
 
 def _constants(graph: Graph) -> set[fx.Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,17 @@ def map_inputs(inputs: Inputs, change: Any) -> Inputs:
     if isinstance(inputs, dict):
         return {name: change(value) for name, value in inputs.items()}
     return tuple(change(value) for value in inputs)
+
+
+def limited(batches: Sequence[Inputs], samples: int) -> list[Inputs]:
+    """The first ``samples`` samples of some batches of inputs."""
+    taken: list[Inputs] = []
+    for inputs in batches:
+        if samples > 0:
+            room = samples
+            taken.append(map_inputs(inputs, lambda x, room=room: x[:room]))
+            samples -= len(tensors(inputs)[0])
+    return taken
 
 
 def unpack(item: Any) -> Batch:

@@ -32,8 +32,11 @@ from penjing.prune.criteria.base import (
 from penjing.prune.output_gain import output_gains
 from penjing.prune.places import Place, find_places
 from penjing.prune.rows import input_moments, input_rows
-from penjing.prune.walk import Walk
+from penjing.prune.walk import Walk, footprint, samples_within
 from penjing.recover.batches import check, map_inputs, tensors, unpack
+
+# bytes of values, their copies and their gradients that one backward pass may take, in units of the values
+_GAIN_MEMORY = 256 << 20
 
 
 @criterion("obs")
@@ -52,6 +55,8 @@ class BrainSurgeon(Criterion):
         gain_samples: Most samples used to measure what reaches the output.
         ridge: Added to the second moments, relative to their mean.
         max_samples: Most samples used.
+        max_memory: Most memory in GiB for the values of all samples, which wait in front of the layer that is
+            being measured; where more would be needed, fewer samples are used.
         max_features: Readers with more inputs (channels × kernel) are scored without compensation, by the
             variance of each input alone.
         max_rows: Most rows (samples × positions) per reader.
@@ -62,6 +67,7 @@ class BrainSurgeon(Criterion):
     gain_samples: int = 256
     ridge: float = 1e-3
     max_samples: int = 2048
+    max_memory: float = 4.0
     max_features: int = 2560
     max_rows: int = 65_536
 
@@ -97,12 +103,20 @@ class BrainSurgeon(Criterion):
                 break
         if not batches:
             raise DataError("no batches", remedy="Give at least one batch of training data")
+        room = len(batches[0][0])
+        if material.graph.batch_dim:
+            takes = footprint(material.graph, [part[:2] for part in batches[0]])
+            room = max(int(_GAIN_MEMORY // max(takes.total, 1)), 1)
+            most = samples_within(self.max_memory, takes)
+            batches, count = _first(batches, most), min(count, most)
         generator = torch.Generator().manual_seed(material.seed)
         gains: dict[str, Tensor] = {}
         size = None
         if self.weighting == "output":
             nodes = {name: place.node for name, place in places.items()}
-            gains, size = output_gains(material.graph, nodes, self._few(batches), generator)
+            gains, size = output_gains(
+                material.graph, nodes, _first(batches, self.gain_samples, room), generator
+            )
         walk = Walk(material.graph, batches)
         by_node = {place.node: name for name, place in places.items()}
         readers: dict[str, _Reader] = {}
@@ -121,9 +135,7 @@ class BrainSurgeon(Criterion):
                 Event("prune", "progress", len(readers), len(places), "layer", message=f"moments of {name}")
             )
 
-        output = next(node for node in material.graph.module.graph.nodes if node.op == "output")
-        for node in output.all_input_nodes:
-            walk.ensure(node, before)
+        walk.run(before)
         return readers
 
     def _reader(
@@ -167,15 +179,6 @@ class BrainSurgeon(Criterion):
         scale_O = graph.params[place.behind.norm.weight].detach().double()
         return scale_O.square() / (graph.buffers[place.behind.norm.var].double() + place.behind.norm.eps)
 
-    def _few(self, batches: list[list[Tensor]]) -> list[list[Tensor]]:
-        """The first samples, as many as the gains are measured on."""
-        taken, room = [], self.gain_samples
-        for batch in batches:
-            if room > 0:
-                taken.append([part[:room] for part in batch])
-                room -= len(batch[0])
-        return taken
-
     def _group(self, group: Group, readers: Mapping[tuple[str, int | None], _Reader]) -> Scores | None:
         """Scores of one group, by readers of a tensor's dimension; None when no measured layer reads it."""
         found = [
@@ -198,6 +201,17 @@ class BrainSurgeon(Criterion):
             for removal in found:
                 removal.remove(slot)
         return scores
+
+
+def _first(batches: list[list[Tensor]], samples: int, size: int | None = None) -> list[list[Tensor]]:
+    """The first samples, in batches of at most ``size``."""
+    taken = []
+    for batch in batches:
+        here = min(len(batch[0]), samples)
+        step = max(here if size is None else size, 1)
+        taken += [[part[at : min(at + step, here)] for part in batch] for at in range(0, here, step)]
+        samples -= here
+    return taken
 
 
 @dataclass(frozen=True)
@@ -250,16 +264,16 @@ class _Removal:
         self.size = max(float(size if reader.size is None else reader.size), 1e-30)
 
     def costs(self) -> Scores:
-        """Rise of the error if a slot went now, for each slot, relative to the size of the output."""
+        """Rise of the error if a slot went now, for each slot that is left, relative to the output's size."""
         if self.inverse is None:
             return np.asarray(self.variance.numpy() / self.size)
-        rows, width = self.features.shape
-        blocks = self.inverse[:, self.features[:, :, None], self.features[:, None, :]]
-        # slots that are gone have an empty block: any invertible one serves, their cost is not looked at
-        blocks[:, self.gone] = torch.eye(width, dtype=blocks.dtype)
-        w_GSKO = self.w_GOF[:, :, self.features].permute(0, 2, 3, 1)
-        solved = torch.linalg.solve(blocks, w_GSKO)
-        return np.asarray((w_GSKO * solved).sum((0, 2, 3)).numpy().reshape(rows) / self.size)
+        left = ~self.gone
+        features = self.features[left]
+        blocks = self.inverse[:, features[:, :, None], features[:, None, :]]
+        w_GSKO = self.w_GOF[:, :, features].permute(0, 2, 3, 1)
+        rises = torch.zeros(len(left), dtype=blocks.dtype)
+        rises[left] = (w_GSKO * torch.linalg.solve(blocks, w_GSKO)).sum((0, 2, 3))
+        return np.asarray(rises.numpy() / self.size)
 
     def remove(self, slot: int) -> None:
         """Take a slot out and refit the others."""
@@ -269,8 +283,8 @@ class _Removal:
         rows = self.features[slot]
         columns_GFK = self.inverse[:, :, rows]
         pivot_GKF = torch.linalg.solve(columns_GFK[:, rows], columns_GFK.transpose(1, 2))
-        self.w_GOF -= self.w_GOF[:, :, rows] @ pivot_GKF
-        self.inverse -= columns_GFK @ pivot_GKF
+        self.w_GOF.baddbmm_(self.w_GOF[:, :, rows], pivot_GKF, alpha=-1)
+        self.inverse.baddbmm_(columns_GFK, pivot_GKF, alpha=-1)
         # exactly zero, not nearly: rounding left here would be divided by later
         self.w_GOF[:, :, rows] = 0
         self.inverse[:, rows] = 0
