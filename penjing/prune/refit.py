@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,12 +12,15 @@ from torch.utils import _pytree as pytree
 from penjing.errors import PruneError
 from penjing.events import Event, Listener
 from penjing.graph import Graph, trace
+from penjing.graph.sections import Section
 from penjing.prune.behind import Norm, find_norms
+from penjing.prune.block_fit import BlockFit, Blocks, Counterpart
 from penjing.prune.least_squares import Fit, fit_moments, fit_samples
 from penjing.prune.moments import EXACT_FEATURES, Moments, thin_out
 from penjing.prune.places import Place, find_places
+from penjing.prune.plan import Plan
 from penjing.prune.recalibrate import rebase_
-from penjing.prune.reconstruct import LayerFit, ReconstructConfig, counterparts
+from penjing.prune.reconstruct import LayerFit, ReconstructConfig, counterparts, kept_positions
 from penjing.prune.rectified import MAX_ROW_BYTES, Rows, fit_rectified
 from penjing.prune.walk import Walk, footprint, samples_within
 from penjing.recover.batches import Inputs, call_model, limited, map_inputs, tensors
@@ -31,14 +35,13 @@ class Refit:
         self,
         student: nn.Module,
         teacher: nn.Module | Graph,
-        kept: Mapping[str, Mapping[int, Tensor]],
+        plan: Any,
         batches: Sequence[Inputs],
         config: ReconstructConfig,
         seed: int,
         listen: Listener,
-        gone: Sequence[str] = (),
     ) -> None:
-        self.kept, self.config, self.listen = kept, config, listen
+        self.kept, self.config, self.listen = kept_positions(plan), config, listen
         self.generator = torch.Generator().manual_seed(seed)
         self.notes: list[str] = []
         example = map_inputs(batches[0], lambda x: x[:2])
@@ -50,11 +53,14 @@ class Refit:
                 "the network works for one batch size only",
                 remedy="Reconstruct a network whose forward does not depend on the batch size",
             )
-        self.twin = counterparts(self.student, self.teacher, gone)
+        whole = plan if isinstance(plan, Plan) else None
+        self.twin = counterparts(self.student, self.teacher, () if whole is None else tuple(whole.branches))
         self.batches = self._in_memory(batches, example)
         places = find_places(self.student)
         reading = {
-            name for name, dims in kept.items() if (places[name].dims[1] if name in places else 1) in dims
+            name
+            for name, dims in self.kept.items()
+            if (places[name].dims[1] if name in places else 1) in dims
         }
         self.notes += [
             f"{name} reads pruned channels and was not refitted (its op is not supported)"
@@ -69,6 +75,11 @@ class Refit:
         self.total = len(self.places)
         self.num_samples = sum(len(tensors(batch)[0]) for batch in self.batches)
         self.done: list[LayerFit] = []
+        self.parts: Blocks | None = None
+        if config.block_steps:
+            shows = Counterpart(self.student, self.teacher, self.twin, whole)
+            self.parts = Blocks(self.student, self.places, shows, config.block_steps, seed)
+        self.blocks: list[BlockFit] = []
         self._sums_in_work: set[fx.Node] = set()
 
     def _in_memory(self, batches: Sequence[Inputs], example: Inputs) -> Sequence[Inputs]:
@@ -88,16 +99,69 @@ class Refit:
     def run(self) -> list[LayerFit]:
         """Refit every chosen layer, in the order of computation."""
         leaves = [tensors(batch) for batch in self.batches]
-        self.mine = Walk(self.student, leaves)
-        self.theirs = Walk(self.teacher, leaves, pinned=[self.twin[node] for node in self.places])
+        sections = [] if self.parts is None else self.parts.sections
+        all_ends = [node for section in sections for node in self._leaving(section)]
+        self.mine = Walk(self.student, leaves, pinned=all_ends)
+        twins = [self.twin[node] for node in [*self.places, *all_ends] if node in self.twin]
+        self.theirs = Walk(self.teacher, leaves, pinned=twins)
+        entering: list[fx.Node] = []
+        for section in sections:
+            self._refit_block(section, entering)
+            entering = self._leaving(section)
         self.mine.run(self._before)
         return self.done
+
+    def _leaving(self, section: Section) -> list[fx.Node]:
+        assert self.parts is not None
+        return self.parts.ends(section)
+
+    def _refit_block(self, section: Section, entering: Sequence[fx.Node]) -> None:
+        """Refit a block layer by layer, then as a whole."""
+        assert self.parts is not None
+        for node in self._leaving(section):
+            self.mine.ensure(node, self._before)
+        inside = {self.parts.nodes[index] for index in section.steps}
+        given = [
+            {node: value for node, value in inputs.items() if node in inside}
+            | {node: self.mine.values(node)[index] for node in entering}
+            for index, inputs in enumerate(self.mine.inputs)
+        ]
+        wanted: list[dict[fx.Node, Tensor]] = [{} for _ in given]
+        shows = self.parts.counterpart
+        for node in self._leaving(section):
+            if shows.fits(node):
+                for aims, value in zip(wanted, self.theirs.ensure(self.twin[node]), strict=True):
+                    aims[node] = shows.of(node, value)
+        splits = [self._split(len(tensors(batch)[0])) for batch in self.batches]
+        fit = self.parts.fit(section, given, wanted, splits)
+        for node in wanted[0]:
+            self.theirs.release(self.twin[node])
+        if fit is not None and fit.error_after < fit.error_before:
+            self._put_block(section, given)
+        for node in entering:
+            self.mine.release(node)
+        if fit is not None:
+            self.blocks.append(fit)
+            metrics = {"error_before": fit.error_before, "error_after": fit.error_after}
+            said = f"block of {', '.join(fit.layers)}"
+            self.listen(Event("reconstruct", "progress", len(self.done), self.total, "layer", metrics, said))
+
+    def _put_block(self, section: Section, given: Sequence[Mapping[fx.Node, Tensor]]) -> None:
+        """Measure a changed block's norms anew, and let what is behind it read what it gives now."""
+        assert self.parts is not None
+        inside = {self.parts.nodes[index] for index in section.steps}
+        for norm in self.norms.values():
+            if norm.first in inside:
+                self._rebase(norm, [self.parts.run(section, batch)[norm.source] for batch in given])
+        for node in self._leaving(section):
+            self.mine.replace(node, [self.parts.run(section, batch)[node] for batch in given])
 
     def _before(self, node: fx.Node) -> None:
         if node in self.places:
             self._refit(self.places[node])
         elif node in self.norms:
-            self._rebase(self.norms[node])
+            norm = self.norms[node]
+            self._rebase(norm, self.mine.values(norm.source))
 
     @torch.no_grad()
     def output_error(self) -> float:
@@ -188,6 +252,8 @@ class Refit:
         total, other = place.behind.total, place.behind.other
         if not self.config.drift or total is None or other is None or total in self._sums_in_work:
             return None
+        if total not in self.twin:
+            return None
         self._sums_in_work.add(total)  # a branch on the other side must not wait for this one
         self.mine.ensure(other, self._before)
         self.theirs.ensure(self.twin[total])
@@ -203,12 +269,11 @@ class Refit:
             vector = self.tensors[name]
             vector.add_(sign * fit.shift_GO.reshape(vector.shape).to(vector.dtype))
 
-    def _rebase(self, norm: Norm) -> None:
+    def _rebase(self, norm: Norm, read: Sequence[Tensor]) -> None:
         weight, bias, mean, var = (
             self.tensors[name] for name in (norm.weight, norm.bias, norm.mean, norm.var)
         )
-        inputs = [x.movedim(norm.channel, 1) for x in self.mine.values(norm.source)]
-        rebase_(weight, bias, mean, var, norm.eps, inputs)
+        rebase_(weight, bias, mean, var, norm.eps, [x.movedim(norm.channel, 1) for x in read])
 
     def _split(self, samples: int) -> int:
         """How many of a batch's samples are fitted on; the rest are held back."""

@@ -35,7 +35,8 @@ class Footprint:
 
 def footprint(graph: Graph, inputs: Sequence[Any]) -> Footprint:
     """What one sample takes; measured by walking once, with the flat inputs of a small batch."""
-    walk = Walk(graph, [inputs])
+    # copies: a slice of a large batch holds all of its memory
+    walk = Walk(graph, [[value.clone() if isinstance(value, Tensor) else value for value in inputs]])
     walk.run()
     samples = max(len(inputs[0]), 1)
     return Footprint(-(-walk.footprint.peak // samples), -(-walk.footprint.total // samples))
@@ -55,6 +56,7 @@ class Walk:
         pinned: Nodes whose values stay until `release`.
 
     Attributes:
+        inputs: The network's inputs, batch by batch.
         footprint: Memory of all batches' values so far.
     """
 
@@ -73,8 +75,9 @@ class Walk:
         self._constant = _constants(graph)
         self._done |= self._constant
         placeholders = [node for node in nodes if node.op == "placeholder"]
-        for position, node in enumerate(placeholders):
-            self._values[node] = [batch[position] for batch in batches]
+        self.inputs = [dict(zip(placeholders, batch, strict=True)) for batch in batches]
+        for node in placeholders:
+            self._values[node] = [batch[node] for batch in self.inputs]
             self._done.add(node)
 
     def run(self, before: Hook | None = None) -> None:
@@ -116,6 +119,11 @@ class Walk:
             return [self._of_parameters(node, {})] * self._count
         return self._values[node]
 
+    def replace(self, node: fx.Node, values: list[Any]) -> None:
+        """Put new values in the place of a node's, for all that still reads it."""
+        assert node in self._values, "values that nothing reads cannot be replaced"
+        self._values[node] = values
+
     def release(self, node: fx.Node) -> None:
         """Count one reader of the node as done; the last one frees its values."""
         self._readers[node] -= 1
@@ -125,13 +133,13 @@ class Walk:
     @torch.no_grad()
     def evaluate(self, node: fx.Node, index: int) -> Any:
         """The node's value for one batch, from its inputs' values, without keeping it."""
-        return _called(node, lambda source: self.values(source)[index])
+        return called(node, lambda source: self.values(source)[index])
 
     @torch.no_grad()
     def _compute(self, node: fx.Node) -> None:
         given = {source: self.values(source) for source in node.all_input_nodes}
         self._values[node] = [
-            _called(node, {source: values[index] for source, values in given.items()}.__getitem__)
+            called(node, {source: values[index] for source, values in given.items()}.__getitem__)
             for index in range(self._count)
         ]
         self._done.add(node)
@@ -144,16 +152,11 @@ class Walk:
     @torch.no_grad()
     def _of_parameters(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         if node.op == "get_attr":
-            return self._attribute(node)
+            value = attribute(self.graph, node)
+            return value.detach() if isinstance(value, Tensor) else value
         if node not in known:
-            known[node] = _called(node, lambda source: self._of_parameters(source, known))
+            known[node] = called(node, lambda source: self._of_parameters(source, known))
         return known[node]
-
-    def _attribute(self, node: fx.Node) -> Any:
-        value: Any = self.graph.module
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        return value.detach() if isinstance(value, Tensor) else value
 
 
 def _num_bytes(values: Iterable[Any]) -> int:
@@ -173,7 +176,15 @@ def _constants(graph: Graph) -> set[fx.Node]:
     return found
 
 
-def _called(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
+def attribute(graph: Graph, node: fx.Node) -> Any:
+    """The parameter, buffer or constant that a get_attr node reads."""
+    value: Any = graph.module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value
+
+
+def called(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
     """The value of a call, from the values of its inputs, which it does not change."""
     given: Any = fx.node.map_arg((node.args, node.kwargs), value)
     args, kwargs = given

@@ -8,8 +8,7 @@ rounding found. Blocks go in order: each one reads what the int8 blocks before i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from penjing.errors import QuantizeError
 from penjing.events import Event, Listener
+from penjing.graph.sections import Section, find_sections
 from penjing.models.onnx_door import OnnxModel, present
 from penjing.models.onnx_ops import as_tensor
 from penjing.models.onnx_ops.node import Value
@@ -27,6 +27,7 @@ from penjing.models.onnx_read import Body, Step
 from penjing.quantize.feeds import Feeds
 from penjing.quantize.job import Job
 from penjing.quantize.student import QuantizedStudent, student_of, teach
+from penjing.recover.only import training_only
 
 _BATCH = 32
 _MEMORY = 768 << 20
@@ -41,80 +42,27 @@ Values = dict[str, Value]
 
 
 @dataclass(frozen=True)
-class Block:
-    """A part of the graph that one tensor enters and one leaves.
-
-    Attributes:
-        ends: What leaves: one tensor, or the graph's outputs.
-        steps: Positions of its nodes, those before it that it needs besides included.
-        layers: Output names of its int8 layers.
-    """
-
-    ends: tuple[str, ...]
-    steps: tuple[int, ...]
-    layers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class BlockError:
     """Relative squared error of a block's output on samples held back, before and after.
 
     ``after`` is ``before`` where training did not help and was taken back.
     """
 
-    block: Block
+    block: Section
     before: float
     after: float
 
 
-def find_blocks(model: OnnxModel, layers: Mapping[str, object]) -> list[Block]:
-    """Cut the graph wherever a single tensor that depends on an int8 layer goes on.
-
-    What depends on none (masks, sizes, embeddings) is computed again by every block that needs it.
+def find_blocks(model: OnnxModel, layers: Collection[str]) -> list[Section]:
+    """The graph cut behind every few int8 layers.
 
     Args:
         model: The fp32 graph.
         layers: Its int8 layers, by output name.
     """
-    steps = model.steps
-    made = {name: index for index, step in enumerate(steps) for name in step.outputs if name}
-    last: dict[str, int] = dict.fromkeys(model.output_names, len(steps))
-    for index, step in enumerate(steps):
-        for name in _read(step):
-            last[name] = max(last.get(name, -1), index)
-    dependent: set[str] = set()
-    for step in steps:
-        if step.outputs[0] in layers or not dependent.isdisjoint(_read(step)):
-            dependent.update(name for name in step.outputs if name)
-    blocks: list[Block] = []
-    live: set[str] = set()
-    inside: list[int] = []
-    behind = [index for index, step in enumerate(steps) if step.outputs[0] in dependent]
-    for index in behind:
-        step = steps[index]
-        inside.append(index)
-        live.update(name for name in step.outputs if name in dependent)
-        live = {name for name in live if last.get(name, -1) > index}
-        held = tuple(steps[i].outputs[0] for i in inside if steps[i].outputs[0] in layers)
-        if index == behind[-1] or (len(live) == 1 and len(held) >= _LAYERS):
-            ends = tuple(sorted(live)) or (step.outputs[0],)
-            if held:
-                blocks.append(Block(ends, _needed(steps, inside, made, dependent), held))
-            inside = []
-    return blocks
-
-
-def _needed(
-    steps: Sequence[Step], inside: Sequence[int], made: Mapping[str, int], dependent: set[str]
-) -> tuple[int, ...]:
-    """``inside`` and the nodes without int8 layers before them that they read from."""
-    needed, waiting = set(inside), list(inside)
-    while waiting:
-        for name in _read(steps[waiting.pop()]):
-            if name in made and name not in dependent and made[name] not in needed:
-                needed.add(made[name])
-                waiting.append(made[name])
-    return tuple(sorted(needed))
+    made = [step.outputs for step in model.steps]
+    read = [_read(step) for step in model.steps]
+    return find_sections(made, read, model.output_names, layers, least=_LAYERS)
 
 
 def _read(step: Step) -> set[str]:
@@ -183,7 +131,7 @@ def reconstruct_blocks(
 
 
 @torch.no_grad()
-def _batches(reference: OnnxModel, blocks: Sequence[Block], feeds: Feeds) -> list[Values]:
+def _batches(reference: OnnxModel, blocks: Sequence[Section], feeds: Feeds) -> list[Values]:
     """Feeds of equal size, as many as keep three tensors between blocks within memory.
 
     Raises:
@@ -216,12 +164,12 @@ def _batches(reference: OnnxModel, blocks: Sequence[Block], feeds: Feeds) -> lis
     return found
 
 
-def _run(model: OnnxModel, block: Block, feed: Values, x: Values) -> Values:
+def _run(model: OnnxModel, block: Section, feed: Values, x: Values) -> Values:
     with torch.no_grad():
         return _ends(model, block, feed, x)
 
 
-def _ends(model: OnnxModel, block: Block, feed: Values, x: Values) -> Values:
+def _ends(model: OnnxModel, block: Section, feed: Values, x: Values) -> Values:
     """What leaves the block."""
     steps = model.steps
     env = model.after([steps[index] for index in block.steps], {**feed, **x})
@@ -230,7 +178,7 @@ def _ends(model: OnnxModel, block: Block, feed: Values, x: Values) -> Values:
 
 def _train(
     student: QuantizedStudent,
-    block: Block,
+    block: Section,
     feeds: Sequence[Values],
     given: Sequence[Values],
     wanted: Sequence[Values],
@@ -263,7 +211,7 @@ def _train(
     start = [value.detach().clone() for value in parameters]
     before = judged()
     draw = np.random.default_rng(seed)
-    with _training_only(student, parameters):
+    with training_only(student.parameters(), parameters):
         for pace in _PACES:
             optimizer = torch.optim.Adam([{**group, "lr": pace * group["lr"]} for group in groups])
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -279,22 +227,7 @@ def _train(
     return BlockError(block, before, before)
 
 
-@contextmanager
-def _training_only(student: QuantizedStudent, parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Gradients for these alone, for a while."""
-    wished = [value.requires_grad for value in student.parameters()]
-    student.requires_grad_(False)
-    for value in parameters:
-        value.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for value, wish in zip(student.parameters(), wished, strict=True):
-            value.requires_grad_(wish)
-            value.grad = None
-
-
-def _groups(student: QuantizedStudent, block: Block) -> Iterator[dict[str, Any]]:
+def _groups(student: QuantizedStudent, block: Section) -> Iterator[dict[str, Any]]:
     """Parameters with their rates: a share of the layer's own step, and of each step's own size."""
     for out in block.layers:
         weight, bias, step_O = student.layer_parameters(out)

@@ -17,10 +17,14 @@ from torch.utils import _pytree as pytree
 
 from penjing.graph import Coupling, Graph, couple, trace
 from penjing.prune import Plan, PruneResult, allocate, apply, make_criterion, prune, prune_slots
+from penjing.prune.block_fit import Blocks, Counterpart
 from penjing.prune.compare import relative_error, run
 from penjing.prune.criteria import Material
 from penjing.prune.masked import masked_output
+from penjing.prune.places import find_places
+from penjing.prune.reconstruct import counterparts
 from penjing.prune.slots import slots_of
+from penjing.prune.walk import Walk
 
 pytestmark = pytest.mark.parametrize("name", NETWORKS)
 
@@ -159,3 +163,21 @@ def test_optimizer_state_follows(name: str, make: str) -> None:
     state = result.plan.slice_state(dict(model.named_parameters()))
     for n, p in params.items():
         torch.testing.assert_close(p, state[n].to(p.dtype))
+
+
+def test_blocks_one_after_the_other_are_the_network(name: str) -> None:
+    """Every layer is in one block; what leaves each block is the pruned network's own value."""
+    model, inputs, result = pruned(name)
+    student, teacher = trace(result.model.eval(), inputs), trace(model.eval(), inputs)
+    places = {place.node: place for place in find_places(student).values()}
+    counterpart = Counterpart(student, teacher, counterparts(student, teacher), result.plan)
+    blocks = Blocks(student, places, counterpart, steps=1, seed=0)
+    assert [layer for section in blocks.sections for layer in section.layers] == [p.name for p in places]
+    walk = Walk(student, [list(inputs)], pinned=list(student.module.graph.nodes))
+    given = walk.inputs[0]
+    for section in blocks.sections:
+        with torch.no_grad():
+            found = blocks.run(section, given)
+        for node in blocks.ends(section):
+            torch.testing.assert_close(found[node], walk.ensure(node)[0], rtol=1e-6, atol=1e-6)
+        given = walk.inputs[0] | {node: found[node] for node in blocks.ends(section)}

@@ -212,6 +212,50 @@ def test_looking_through_the_relu_beats_meeting_what_it_cuts_off(make: Callable[
     assert error(seeing.model, teacher, unseen) < error(blind.model, teacher, unseen)
 
 
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
+def test_blocks_fitted_as_a_whole_come_closer_on_data_they_have_not_seen(
+    make: Callable[[], nn.Module],
+) -> None:
+    data, unseen = images(8), images(seed=9)
+    teacher = settle(make().eval(), data)
+    pruned = prune(teacher, data[0][:2], ratio=0.4)
+    layers = reconstruct(pruned.model, teacher, pruned.plan, data)
+    blocks = reconstruct(pruned.model, teacher, pruned.plan, data, ReconstructConfig(block_steps=100))
+    assert error(blocks.model, teacher, unseen) < error(layers.model, teacher, unseen)
+    assert not layers.blocks
+    assert all(block.error_after <= block.error_before for block in blocks.blocks)
+    assert any(block.error_after < 0.95 * block.error_before for block in blocks.blocks)
+    assert all(not p.requires_grad or p.grad is None for p in blocks.model.parameters())
+    json.dumps(blocks.to_dict(), allow_nan=False)
+
+
+def test_a_shuffle_written_anew_does_not_hinder_the_refit() -> None:
+    """Pruning writes a shuffle of unequal groups as an index, which the original has not."""
+
+    class Shuffle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.head = nn.Conv2d(3, 12, 3, padding=1), nn.Linear(24, 5)
+            self.deep, self.point = nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.Conv2d(12, 24, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            n, c, h, w = x.shape
+            x = x.reshape(n, 3, c // 3, h, w).transpose(1, 2).reshape(n, c, h, w)
+            return self.head(F.relu(self.point(F.relu(self.deep(x)))).mean((2, 3)))  # type: ignore[no-any-return]
+
+    data, unseen = images(6), images(seed=9)
+    teacher = Shuffle().eval()
+    pruned = prune(teacher, data[0][:2], ratio=0.4)
+    assert any("index" in name for name, _ in pruned.model.named_buffers())
+    refitted = reconstruct(pruned.model, teacher, pruned.plan, data)
+    assert {layer.layer for layer in refitted.layers} == {
+        "stem.weight", "deep.weight", "point.weight", "head.weight",
+    }  # fmt: skip
+    assert error(refitted.model, teacher, unseen) < 0.5 * error(pruned.model, teacher, unseen)
+
+
 def test_rebased_norms_give_the_same_function_and_hold_the_true_statistics() -> None:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(6).eval()

@@ -1,0 +1,231 @@
+"""Fit whole blocks: the layers of a block together, to what the original's block gives.
+
+A layer's least-squares fit takes the layers around it as they are. Where channels are missing, a block's
+layers do better together: the first ones then make other features than the original's, if the last ones can
+do more with them. Li et al. 2021, "BRECQ", do the same for rounding; blocks are small enough that some
+thousand unlabelled samples do not overfit them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from penjing.graph import Graph, couple, positions
+from penjing.graph.axes import count
+from penjing.graph.sections import Section, find_sections
+from penjing.prune.nodes import only_reader, shape_of
+from penjing.prune.places import Place
+from penjing.prune.plan import Plan
+from penjing.prune.slots import slots_of
+from penjing.prune.walk import attribute, called
+from penjing.recover.only import training_only
+
+_BATCH = 64
+_LAYERS = 2  # a single layer has its least-squares fit already
+_RATES = {"weights": 0.03, "vectors": 0.005}
+"""Adam's rates, relative to the size of a tensor's values."""
+
+
+@dataclass(frozen=True)
+class BlockFit:
+    """What happened to one block.
+
+    Attributes:
+        layers: Names of its weights.
+        error_before, error_after: Squared error of what leaves it on the held-back samples, relative to the
+            original's values; the same where training it did not help and was taken back.
+    """
+
+    layers: tuple[str, ...]
+    error_before: float
+    error_after: float
+
+
+class Counterpart:
+    """The original's values as the student has them: without the positions that are gone."""
+
+    def __init__(
+        self, student: Graph, teacher: Graph, twin: Mapping[fx.Node, fx.Node], plan: Plan | None
+    ) -> None:
+        self.twin = twin
+        self.coupling = couple(teacher)
+        self.kept = {} if plan is None else slots_of(plan, self.coupling)
+
+    def fits(self, node: fx.Node) -> bool:
+        """Whether the algebra knows which positions of the original's value this one holds."""
+        twin = self.twin.get(node)
+        axes = () if twin is None else self.coupling.values.get(twin.name, ())
+        shape = shape_of(node) if isinstance(node.meta.get("val"), Tensor) else ()
+        return (
+            len(axes) == 1
+            and len(axes[0]) == len(shape)
+            and all(
+                count(axis, self.kept) == size
+                for axis, size in zip(axes[0], shape, strict=True)
+                if isinstance(size, int)
+            )
+        )
+
+    def of(self, node: fx.Node, theirs: Tensor) -> Tensor:
+        """A value of the original's counterpart of this node, cut to what the node holds."""
+        for dim, axis in enumerate(self.coupling.values[self.twin[node].name][0]):
+            kept = positions(axis, self.kept)
+            if len(kept) < axis.size:
+                theirs = theirs.index_select(dim, torch.from_numpy(kept))
+        return theirs
+
+
+class Blocks:
+    """A student's blocks, to be fitted one after the other.
+
+    Args:
+        student: Its graph; parameters are changed in place.
+        places: Layers that may change, by node.
+        counterpart: Says where a block may end and what should leave it.
+        steps: Training steps for each block.
+        seed: Draws the batches.
+    """
+
+    def __init__(
+        self,
+        student: Graph,
+        places: Mapping[fx.Node, Place],
+        counterpart: Counterpart,
+        steps: int,
+        seed: int,
+    ) -> None:
+        self.student, self.places, self.counterpart, self.steps = student, places, counterpart, steps
+        self.draw = np.random.default_rng(seed)
+        self.nodes = [node for node in student.module.graph.nodes if node.op != "output"]
+        self.by_name = {node.name: node for node in self.nodes}
+        output = next(node for node in student.module.graph.nodes if node.op == "output")
+        layers = {node.name for node in places}
+        self.sections = find_sections(
+            [(node.name,) for node in self.nodes],
+            [{source.name for source in node.all_input_nodes} for node in self.nodes],
+            {node.name for node in output.all_input_nodes},
+            layers,
+            least=_LAYERS,
+            may_end=lambda name: counterpart.fits(self.by_name[name]),
+            goes_along=lambda index: _goes_along(self.nodes[index], layers),
+        )
+
+    def ends(self, section: Section) -> list[fx.Node]:
+        """The nodes that leave a block."""
+        return [self.by_name[name] for name in section.ends]
+
+    def run(self, section: Section, given: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
+        """All values of a block.
+
+        Args:
+            section: The block.
+            given: The network's inputs and what enters the block.
+        """
+        values = dict(given)
+        for index in section.steps:
+            node = self.nodes[index]
+            if node not in values:
+                attr = node.op == "get_attr"
+                values[node] = attribute(self.student, node) if attr else called(node, values.__getitem__)
+        return values
+
+    def fit(
+        self,
+        section: Section,
+        given: Sequence[Mapping[fx.Node, Tensor]],
+        wanted: Sequence[Mapping[fx.Node, Tensor]],
+        splits: Sequence[int],
+    ) -> BlockFit | None:
+        """Train a block's parameters.
+
+        Args:
+            section: The block.
+            given: For each batch, as `run` takes it.
+            wanted: For each batch, what should leave the block, by node.
+            splits: How many samples of each batch are trained on; the others are held back.
+
+        Returns:
+            None where there is nothing to be trained together.
+        """
+        groups = list(self._groups(section))
+        if len(section.layers) < _LAYERS or not wanted[0]:
+            return None
+        power = {
+            node: sum(float(batch[node].double().square().mean()) for batch in wanted) / len(wanted)
+            for node in wanted[0]
+        }
+
+        def loss(batch: int, rows: slice | Tensor) -> Tensor:
+            values = self.run(section, {node: value[rows] for node, value in given[batch].items()})
+            errors = [
+                (values[node] - its[rows]).square().mean() / max(power[node], 1e-30)
+                for node, its in wanted[batch].items()
+            ]
+            return torch.stack(errors).mean()
+
+        @torch.no_grad()
+        def judged() -> float:
+            held = [
+                (index, slice(at, at + _BATCH), min(_BATCH, size - at))
+                for index, split in enumerate(splits)
+                for size in [len(next(iter(wanted[index].values())))]
+                for at in range(split, size, _BATCH)
+            ]
+            total = sum(samples for _, _, samples in held)
+            return sum(float(loss(index, rows)) * samples for index, rows, samples in held) / max(total, 1)
+
+        parameters = [value for group in groups for value in group["params"]]
+        start = [value.detach().clone() for value in parameters]
+        before = judged()
+        share = np.asarray(splits) / sum(splits)
+        with training_only(self.student.params.values(), parameters):
+            optimizer = torch.optim.Adam(groups)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+            for _ in range(self.steps):
+                batch = int(self.draw.choice(len(splits), p=share))
+                rows = torch.from_numpy(self.draw.permutation(splits[batch])[:_BATCH])
+                optimizer.zero_grad(set_to_none=True)
+                loss(batch, rows).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+        after = judged()
+        if not after < before:
+            for value, old in zip(parameters, start, strict=True):
+                value.data.copy_(old)
+        names = tuple(self.places[self.by_name[name]].weight for name in section.layers)
+        return BlockFit(names, before, min(after, before) if after == after else before)
+
+    def _groups(self, section: Section) -> Iterator[dict[str, Any]]:
+        """What a block may change, with rates: its layers' weights, and vectors that it alone reads."""
+        inside = {self.nodes[index] for index in section.steps}
+        weights = {self.places[self.by_name[name]].weight for name in section.layers}
+        read = {
+            str(node.target): node
+            for node in inside
+            if node.op == "get_attr" and inside.issuperset(node.users)
+        }
+        for name in read:
+            value = self.student.params.get(name)
+            if value is not None and value.is_floating_point() and (name in weights or value.dim() <= 1):
+                rate = _RATES["weights" if name in weights else "vectors"]
+                size = float(value.detach().square().mean().sqrt())
+                yield {"params": [value], "lr": rate * (size or 0.1)}
+
+
+def _goes_along(node: fx.Node, layers: Collection[str]) -> bool:
+    """Whether a node only changes values one by one that nothing else reads, as an activation does."""
+    sources = node.all_input_nodes
+    return (
+        len(sources) == 1
+        and node.name not in layers
+        and only_reader(sources[0]) is node
+        and isinstance(node.meta.get("val"), Tensor)
+        and isinstance(sources[0].meta.get("val"), Tensor)
+        and shape_of(node) == shape_of(sources[0])
+    )
