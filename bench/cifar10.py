@@ -190,11 +190,11 @@ class Network:
 Maker = Callable[[Bench, int], Network]
 
 
-def ours(*, stream: bool = False, shorter: bool = False) -> Maker:
+def ours(*, stream: bool = False, shorter: bool = False, block_steps: int = 0) -> Maker:
     """Optimal brain surgeon by damage to the output, per MAC saved, then the refit; without labels.
 
     For a latency, widths go by the measured damage against the measured milliseconds. ``shorter`` takes a
-    third of the residual branches out whole, before the widths.
+    third of the residual branches out whole, before the widths; ``block_steps`` fit whole blocks, too.
     """
 
     def make(bench: Bench, seed: int) -> Network:
@@ -211,7 +211,7 @@ def ours(*, stream: bool = False, shorter: bool = False) -> Maker:
             branches=len(find_branches(trace(bench.dense, torch.zeros(_EXAMPLE)))) // 3 if shorter else 0,
             seed=seed,
         )
-        config = ReconstructConfig(max_samples=bench.setting.calibration)
+        config = ReconstructConfig(max_samples=bench.setting.calibration, block_steps=block_steps)
         refitted = reconstruct(pruned.model, bench.dense, pruned.plan, data, config, seed=seed)
         return Network(refitted.model, pruned.plan, time.perf_counter() - began)
 
@@ -292,6 +292,7 @@ def peer(*, everywhere: bool) -> Maker:
 
 NETWORKS: dict[str, Maker] = {
     "penjing": ours(),
+    "penjing, by blocks": ours(block_steps=300),
     "penjing, stream too": ours(stream=True),
     "penjing, shorter": ours(shorter=True),
     "torch-pruning global L2": peer(everywhere=True),
@@ -330,6 +331,9 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("penjing", "fine-tuning"),
     ("penjing", "gentle"),
     ("torch-pruning global L2", "gentle"),
+    ("penjing, by blocks", "same"),
+    ("penjing, by blocks", "mixed"),
+    ("penjing, by blocks", "patient"),
     ("penjing", "mixed"),
     ("penjing", "patient"),
     ("penjing, shorter", "mixed"),

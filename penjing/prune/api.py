@@ -26,6 +26,7 @@ from penjing.prune.slots import by_leaf, group_edits, index_values, tensor_edits
 from penjing.prune.worth import per_cost
 
 if TYPE_CHECKING:
+    from penjing.prune.reconstruct import ReconstructConfig
     from penjing.search.sensitivity import Sensitivity
 
 
@@ -37,7 +38,7 @@ def prune(
     scope: Scope = "local",
     ignore: Sequence[str] = (),
     data: Iterable[Any] | None = None,
-    reconstruct: bool = False,
+    reconstruct: bool | ReconstructConfig = False,
     *,
     ratios: Mapping[str, float] | None = None,
     budget: Budget | None = None,
@@ -65,7 +66,7 @@ def prune(
             of whose parameters match is not taken out unless it is named.
         data: Batches, for criteria that need them and for reconstruction.
         reconstruct: Refit what reads the removed slots to the original's outputs on ``data``, before any
-            training.
+            training; True or options (``block_steps`` fits whole blocks, too).
         ratios: Ratios of their own for groups with a parameter matching a glob; the last match wins.
         budget: Bounds to meet with as few removals as possible, to within one slot.
         round_to: Kept counts are multiples of this.
@@ -113,9 +114,10 @@ def prune(
         return replace(result, plan=plan, before=short.before, in_place=False, reason=plan.reason)
 
     def refit(result: PruneResult) -> PruneResult:
-        from penjing.prune.reconstruct import reconstruct
+        from penjing.prune.reconstruct import reconstruct as refit_layers
 
-        refitted = reconstruct(result.model, model, result.plan, data or (), listen=listen)
+        config = None if isinstance(reconstruct, bool) else reconstruct
+        refitted = refit_layers(result.model, model, result.plan, data or (), config, listen=listen)
         return replace(result, model=refitted.model, reconstruction=refitted)
 
     if branches == "auto":
@@ -127,7 +129,7 @@ def prune(
             data,
             shorten_first,
             refit,
-            refitted=reconstruct,
+            refitted=bool(reconstruct),
             ignore=ignore,
             listen=listen,
         )

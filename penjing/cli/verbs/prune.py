@@ -35,6 +35,9 @@ def command(
     reconstruct: Annotated[
         bool, typer.Option("--reconstruct", help="Refit layers on --data afterwards.")
     ] = False,
+    block_steps: Annotated[
+        int, typer.Option(min=0, help="Then fit whole blocks on --data, too, in so many steps each: 300.")
+    ] = 0,
     data: common.Data = None,
     data_option: common.DataOption = None,
     batch_size: common.BatchSize = 128,
@@ -51,6 +54,7 @@ def command(
     """
     from penjing.artifact import save_artifact
     from penjing.prune import Budget, prune
+    from penjing.prune.reconstruct import ReconstructConfig
 
     if ratio is not None and budget:
         raise RecipeError(
@@ -77,7 +81,7 @@ def command(
             scope,  # type: ignore[arg-type]  # checked by `prune`, which names what is allowed
             tuple(ignore or ()),
             data=feed.calibration() if feed else None,
-            reconstruct=reconstruct,
+            reconstruct=ReconstructConfig(block_steps=block_steps) if block_steps else reconstruct,
             budget=Budget.parse(limits) if limits else None,
             round_to=round_to,
             branches=_branches(branches),

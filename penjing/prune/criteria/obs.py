@@ -108,7 +108,10 @@ class BrainSurgeon(Criterion):
             takes = footprint(material.graph, [part[:2] for part in batches[0]])
             room = max(int(_GAIN_MEMORY // max(takes.total, 1)), 1)
             most = samples_within(self.max_memory, takes)
-            batches, count = _first(batches, most), min(count, most)
+            if most < count:
+                said = f"{most} of {count} samples were used: values of more would not fit into max_memory"
+                material.listen(Event("prune", "note", message=f"{said}={self.max_memory:g} GiB"))
+                batches, count = _first(batches, most), most
         generator = torch.Generator().manual_seed(material.seed)
         gains: dict[str, Tensor] = {}
         size = None
