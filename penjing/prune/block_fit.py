@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from penjing.graph import Graph, couple, positions
+from penjing.graph import Coupling, Graph, couple, positions
 from penjing.graph.axes import count
 from penjing.graph.sections import Section, find_sections
 from penjing.prune.nodes import only_reader, shape_of
 from penjing.prune.places import Place
 from penjing.prune.plan import Plan
+from penjing.prune.ranges import Positions
 from penjing.prune.slots import slots_of
 from penjing.prune.walk import attribute, called
 from penjing.recover.only import training_only
@@ -50,12 +52,18 @@ class BlockFit:
 class Counterpart:
     """The original's values as the student has them: without the positions that are gone."""
 
-    def __init__(
-        self, student: Graph, teacher: Graph, twin: Mapping[fx.Node, fx.Node], plan: Plan | None
-    ) -> None:
-        self.twin = twin
-        self.coupling = couple(teacher)
-        self.kept = {} if plan is None else slots_of(plan, self.coupling)
+    def __init__(self, teacher: Graph, twin: Mapping[fx.Node, fx.Node], plan: Plan | None) -> None:
+        self.teacher, self.twin, self.plan = teacher, twin, plan
+
+    @cached_property
+    def coupling(self) -> Coupling:
+        """The original's axes."""
+        return couple(self.teacher)
+
+    @cached_property
+    def kept(self) -> Mapping[int, Positions]:
+        """The slots that the student has of each leaf; a leaf that is missing it has whole."""
+        return {} if self.plan is None else slots_of(self.plan, self.coupling)
 
     def fits(self, node: fx.Node) -> bool:
         """Whether the algebra knows which positions of the original's value this one holds."""
@@ -88,7 +96,7 @@ class Blocks:
         student: Its graph; parameters are changed in place.
         places: Layers that may change, by node.
         counterpart: Says where a block may end and what should leave it.
-        steps: Training steps for each block.
+        steps: Training steps for each block; 0 takes the network as having no blocks.
         seed: Draws the batches.
     """
 
@@ -106,14 +114,18 @@ class Blocks:
         self.by_name = {node.name: node for node in self.nodes}
         output = next(node for node in student.module.graph.nodes if node.op == "output")
         layers = {node.name for node in places}
-        self.sections = find_sections(
-            [(node.name,) for node in self.nodes],
-            [{source.name for source in node.all_input_nodes} for node in self.nodes],
-            {node.name for node in output.all_input_nodes},
-            layers,
-            least=_LAYERS,
-            may_end=lambda name: counterpart.fits(self.by_name[name]),
-            goes_along=lambda index: _goes_along(self.nodes[index], layers),
+        self.sections = (
+            []
+            if not steps
+            else find_sections(
+                [(node.name,) for node in self.nodes],
+                [{source.name for source in node.all_input_nodes} for node in self.nodes],
+                {node.name for node in output.all_input_nodes},
+                layers,
+                least=_LAYERS,
+                may_end=lambda name: counterpart.fits(self.by_name[name]),
+                goes_along=lambda index: _goes_along(self.nodes[index], layers),
+            )
         )
 
     def ends(self, section: Section) -> list[fx.Node]:
@@ -195,21 +207,22 @@ class Blocks:
                 optimizer.step()
                 schedule.step()
         after = judged()
-        if not after < before:
+        if not after < before:  # nor where it is not a number
+            after = before
             for value, old in zip(parameters, start, strict=True):
                 value.data.copy_(old)
         names = tuple(self.places[self.by_name[name]].weight for name in section.layers)
-        return BlockFit(names, before, min(after, before) if after == after else before)
+        return BlockFit(names, before, after)
 
     def _groups(self, section: Section) -> Iterator[dict[str, Any]]:
         """What a block may change, with rates: its layers' weights, and vectors that it alone reads."""
-        inside = {self.nodes[index] for index in section.steps}
+        steps = [self.nodes[index] for index in section.steps]
+        inside = set(steps)
         weights = {self.places[self.by_name[name]].weight for name in section.layers}
-        read = {
-            str(node.target): node
-            for node in inside
-            if node.op == "get_attr" and inside.issuperset(node.users)
-        }
+        read = dict.fromkeys(str(node.target) for node in steps if node.op == "get_attr")
+        outside = (node for node in self.nodes if node.op == "get_attr" and not inside.issuperset(node.users))
+        for node in outside:
+            read.pop(str(node.target), None)
         for name in read:
             value = self.student.params.get(name)
             if value is not None and value.is_floating_point() and (name in weights or value.dim() <= 1):

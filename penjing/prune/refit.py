@@ -75,10 +75,8 @@ class Refit:
         self.total = len(self.places)
         self.num_samples = sum(len(tensors(batch)[0]) for batch in self.batches)
         self.done: list[LayerFit] = []
-        self.parts: Blocks | None = None
-        if config.block_steps:
-            shows = Counterpart(self.student, self.teacher, self.twin, whole)
-            self.parts = Blocks(self.student, self.places, shows, config.block_steps, seed)
+        counterpart = Counterpart(self.teacher, self.twin, whole)
+        self.parts = Blocks(self.student, self.places, counterpart, config.block_steps, seed)
         self.blocks: list[BlockFit] = []
         self._sums_in_work: set[fx.Node] = set()
 
@@ -99,26 +97,21 @@ class Refit:
     def run(self) -> list[LayerFit]:
         """Refit every chosen layer, in the order of computation."""
         leaves = [tensors(batch) for batch in self.batches]
-        sections = [] if self.parts is None else self.parts.sections
-        all_ends = [node for section in sections for node in self._leaving(section)]
+        all_ends = [node for section in self.parts.sections for node in self.parts.ends(section)]
         self.mine = Walk(self.student, leaves, pinned=all_ends)
         twins = [self.twin[node] for node in [*self.places, *all_ends] if node in self.twin]
         self.theirs = Walk(self.teacher, leaves, pinned=twins)
         entering: list[fx.Node] = []
-        for section in sections:
+        for section in self.parts.sections:
             self._refit_block(section, entering)
-            entering = self._leaving(section)
+            entering = self.parts.ends(section)
         self.mine.run(self._before)
         return self.done
 
-    def _leaving(self, section: Section) -> list[fx.Node]:
-        assert self.parts is not None
-        return self.parts.ends(section)
-
     def _refit_block(self, section: Section, entering: Sequence[fx.Node]) -> None:
         """Refit a block layer by layer, then as a whole."""
-        assert self.parts is not None
-        for node in self._leaving(section):
+        leaving = self.parts.ends(section)
+        for node in leaving:
             self.mine.ensure(node, self._before)
         inside = {self.parts.nodes[index] for index in section.steps}
         given = [
@@ -128,7 +121,7 @@ class Refit:
         ]
         wanted: list[dict[fx.Node, Tensor]] = [{} for _ in given]
         shows = self.parts.counterpart
-        for node in self._leaving(section):
+        for node in leaving:
             if shows.fits(node):
                 for aims, value in zip(wanted, self.theirs.ensure(self.twin[node]), strict=True):
                     aims[node] = shows.of(node, value)
@@ -148,12 +141,11 @@ class Refit:
 
     def _put_block(self, section: Section, given: Sequence[Mapping[fx.Node, Tensor]]) -> None:
         """Measure a changed block's norms anew, and let what is behind it read what it gives now."""
-        assert self.parts is not None
         inside = {self.parts.nodes[index] for index in section.steps}
         for norm in self.norms.values():
             if norm.first in inside:
                 self._rebase(norm, [self.parts.run(section, batch)[norm.source] for batch in given])
-        for node in self._leaving(section):
+        for node in self.parts.ends(section):
             self.mine.replace(node, [self.parts.run(section, batch)[node] for batch in given])
 
     def _before(self, node: fx.Node) -> None:

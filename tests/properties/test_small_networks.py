@@ -170,7 +170,7 @@ def test_blocks_one_after_the_other_are_the_network(name: str) -> None:
     model, inputs, result = pruned(name)
     student, teacher = trace(result.model.eval(), inputs), trace(model.eval(), inputs)
     places = {place.node: place for place in find_places(student).values()}
-    counterpart = Counterpart(student, teacher, counterparts(student, teacher), result.plan)
+    counterpart = Counterpart(teacher, counterparts(student, teacher), result.plan)
     blocks = Blocks(student, places, counterpart, steps=1, seed=0)
     assert [layer for section in blocks.sections for layer in section.layers] == [p.name for p in places]
     walk = Walk(student, [list(inputs)], pinned=list(student.module.graph.nodes))
