@@ -70,6 +70,7 @@ class Setting:
     test_limit: int | None
     latency: float | None = None
     teacher: int | None = None
+    block_steps: int = 150
 
     @property
     def budget(self) -> Budget:
@@ -190,11 +191,11 @@ class Network:
 Maker = Callable[[Bench, int], Network]
 
 
-def ours(*, stream: bool = False, shorter: bool = False, block_steps: int = 0) -> Maker:
+def ours(*, stream: bool = False, shorter: bool = False, blocks: bool = False) -> Maker:
     """Optimal brain surgeon by damage to the output, per MAC saved, then the refit; without labels.
 
     For a latency, widths go by the measured damage against the measured milliseconds. ``shorter`` takes a
-    third of the residual branches out whole, before the widths; ``block_steps`` fit whole blocks, too.
+    third of the residual branches out whole, before the widths; ``blocks`` fits whole blocks, too.
     """
 
     def make(bench: Bench, seed: int) -> Network:
@@ -211,7 +212,8 @@ def ours(*, stream: bool = False, shorter: bool = False, block_steps: int = 0) -
             branches=len(find_branches(trace(bench.dense, torch.zeros(_EXAMPLE)))) // 3 if shorter else 0,
             seed=seed,
         )
-        config = ReconstructConfig(max_samples=bench.setting.calibration, block_steps=block_steps)
+        steps = bench.setting.block_steps if blocks else 0
+        config = ReconstructConfig(max_samples=bench.setting.calibration, block_steps=steps)
         refitted = reconstruct(pruned.model, bench.dense, pruned.plan, data, config, seed=seed)
         return Network(refitted.model, pruned.plan, time.perf_counter() - began)
 
@@ -292,7 +294,7 @@ def peer(*, everywhere: bool) -> Maker:
 
 NETWORKS: dict[str, Maker] = {
     "penjing": ours(),
-    "penjing, by blocks": ours(block_steps=300),
+    "penjing, by blocks": ours(blocks=True),
     "penjing, stream too": ours(stream=True),
     "penjing, shorter": ours(shorter=True),
     "torch-pruning global L2": peer(everywhere=True),
@@ -575,6 +577,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--calibration", type=int, default=4096, help="training images without labels")
+    parser.add_argument("--block-steps", type=int, default=150, help="of the rows by blocks, for each block")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--recoveries", nargs="+", default=list(RECOVERIES), choices=list(RECOVERIES))
@@ -601,6 +604,7 @@ def main() -> None:
         **limits,
         latency=args.latency,
         teacher=args.teacher,
+        block_steps=args.block_steps,
     )
     args.out.mkdir(parents=True, exist_ok=True)
     stamp = args.out / "setting.json"

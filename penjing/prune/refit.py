@@ -142,11 +142,17 @@ class Refit:
     def _put_block(self, section: Section, given: Sequence[Mapping[fx.Node, Tensor]]) -> None:
         """Measure a changed block's norms anew, and let what is behind it read what it gives now."""
         inside = {self.parts.nodes[index] for index in section.steps}
-        for norm in self.norms.values():
-            if norm.first in inside:
-                self._rebase(norm, [self.parts.run(section, batch)[norm.source] for batch in given])
+        norms = [norm for norm in self.norms.values() if norm.first in inside]
+        wanted = [*(norm.source for norm in norms), *self.parts.ends(section)]
+        values: dict[fx.Node, list[Tensor]] = {node: [] for node in wanted}
+        for batch in given:
+            found = self.parts.run(section, batch)
+            for node in values:
+                values[node].append(found[node])
+        for norm in norms:  # the function stays, so what was found stays true
+            self._rebase(norm, values[norm.source])
         for node in self.parts.ends(section):
-            self.mine.replace(node, [self.parts.run(section, batch)[node] for batch in given])
+            self.mine.replace(node, values[node])
 
     def _before(self, node: fx.Node) -> None:
         if node in self.places:
