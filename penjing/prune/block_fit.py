@@ -8,10 +8,9 @@ thousand unlabelled samples do not overfit them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -114,10 +113,9 @@ class Blocks:
         self.by_name = {node.name: node for node in self.nodes}
         output = next(node for node in student.module.graph.nodes if node.op == "output")
         layers = {node.name for node in places}
-        self.sections = (
-            []
-            if not steps
-            else find_sections(
+        self.sections: list[Section] = []
+        if steps:
+            self.sections = find_sections(
                 [(node.name,) for node in self.nodes],
                 [{source.name for source in node.all_input_nodes} for node in self.nodes],
                 {node.name for node in output.all_input_nodes},
@@ -126,7 +124,6 @@ class Blocks:
                 may_end=lambda name: counterpart.fits(self.by_name[name]),
                 goes_along=lambda index: _goes_along(self.nodes[index], layers),
             )
-        )
 
     def ends(self, section: Section) -> list[fx.Node]:
         """The nodes that leave a block."""
@@ -165,8 +162,8 @@ class Blocks:
         Returns:
             None where there is nothing to be trained together.
         """
-        groups = list(self._groups(section))
-        if len(section.layers) < _LAYERS or not wanted[0]:
+        weights, vectors = self._own(section)
+        if len(weights) < _LAYERS or not wanted[0]:
             return None
         power = {
             node: sum(float(batch[node].double().square().mean()) for batch in wanted) / len(wanted)
@@ -192,12 +189,21 @@ class Blocks:
             total = sum(samples for _, _, samples in held)
             return sum(float(loss(index, rows)) * samples for index, rows, samples in held) / max(total, 1)
 
-        parameters = [value for group in groups for value in group["params"]]
+        parameters = [*weights, *vectors]
         start = [value.detach().clone() for value in parameters]
         before = judged()
         share = np.asarray(splits) / sum(splits)
         with training_only(self.student.params.values(), parameters):
-            optimizer = torch.optim.Adam(groups)
+            optimizer = torch.optim.Adam(
+                [
+                    {
+                        "params": [value],
+                        "lr": _RATES[kind] * (float(value.detach().square().mean().sqrt()) or 0.1),
+                    }
+                    for kind, values in (("weights", weights), ("vectors", vectors))
+                    for value in values
+                ]
+            )
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
             for _ in range(self.steps):
                 batch = int(self.draw.choice(len(splits), p=share))
@@ -214,21 +220,18 @@ class Blocks:
         names = tuple(self.places[self.by_name[name]].weight for name in section.layers)
         return BlockFit(names, before, after)
 
-    def _groups(self, section: Section) -> Iterator[dict[str, Any]]:
-        """What a block may change, with rates: its layers' weights, and vectors that it alone reads."""
+    def _own(self, section: Section) -> tuple[list[Tensor], list[Tensor]]:
+        """What a block may change: its layers' weights, and vectors; nothing that is read outside."""
         steps = [self.nodes[index] for index in section.steps]
         inside = set(steps)
-        weights = {self.places[self.by_name[name]].weight for name in section.layers}
         read = dict.fromkeys(str(node.target) for node in steps if node.op == "get_attr")
-        outside = (node for node in self.nodes if node.op == "get_attr" and not inside.issuperset(node.users))
-        for node in outside:
-            read.pop(str(node.target), None)
-        for name in read:
-            value = self.student.params.get(name)
-            if value is not None and value.is_floating_point() and (name in weights or value.dim() <= 1):
-                rate = _RATES["weights" if name in weights else "vectors"]
-                size = float(value.detach().square().mean().sqrt())
-                yield {"params": [value], "lr": rate * (size or 0.1)}
+        for node in self.nodes:
+            if node.op == "get_attr" and not inside.issuperset(node.users):
+                read.pop(str(node.target), None)
+        layers = {self.places[self.by_name[name]].weight for name in section.layers}
+        known = {name: self.student.params[name] for name in read if name in self.student.params}
+        vectors = [value for value in known.values() if value.dim() <= 1 and value.is_floating_point()]
+        return [known[name] for name in known if name in layers], vectors
 
 
 def _goes_along(node: fx.Node, layers: Collection[str]) -> bool:
