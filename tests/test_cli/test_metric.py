@@ -63,6 +63,11 @@ def test_compress_and_its_steps(net: Path, capsys: pytest.CaptureFixture[str]) -
     assert "metric: " in (folder / "all" / "recipe.yaml").read_text(encoding="utf-8")
     small, again, file = (str(folder / name) for name in ("small", "again", "a.onnx"))
     assert code_of("prune", model, "--ratio", "0.5", "--out", small) == 0
+    refit = ["--ratio", "0.5", "--block-steps", "20", "--out", str(folder / "blocks"), "--json"]
+    capsys.readouterr()
+    assert code_of("prune", model, *data, *refit) == 0
+    (block,) = json.loads(capsys.readouterr().out)["reconstruction"]["blocks"]
+    assert block["layers"] == ["body.0.weight", "head.weight"]
     assert code_of("recover", small, "--teacher", model, *data, *metric, "--epochs", "1", "--out", again) == 0
     assert "validation metric" in capsys.readouterr().out
     assert code_of("quantize", again, *data, *metric, "--max-drop", "40", "--out", file) == 0
