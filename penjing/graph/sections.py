@@ -73,7 +73,7 @@ def find_sections(
         apart = len(live) == 1 and len(held) >= least and may_end(*live)
         if following is None or (apart and not goes_along(following)):
             if held:
-                ends = tuple(sorted(live)) or tuple(name for name in made[index][:1])
+                ends = tuple(sorted(live)) or tuple(made[index][:1])
                 found.append(Section(ends, _needed(read, inside, source, dependent), held))
             inside = []
     return found

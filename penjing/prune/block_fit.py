@@ -9,7 +9,6 @@ thousand unlabelled samples do not overfit them.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -23,29 +22,15 @@ from penjing.prune.nodes import only_reader, shape_of
 from penjing.prune.places import Place
 from penjing.prune.plan import Plan
 from penjing.prune.ranges import Positions
+from penjing.prune.reconstruct import BlockFit
 from penjing.prune.slots import slots_of
 from penjing.prune.walk import attribute, called
-from penjing.recover.only import training_only
+from penjing.recover.only import improved
 
 _BATCH = 64
 _LAYERS = 2  # a single layer has its least-squares fit already
 _RATES = {"weights": 0.03, "vectors": 0.005}
 """Adam's rates, relative to the size of a tensor's values."""
-
-
-@dataclass(frozen=True)
-class BlockFit:
-    """What happened to one block.
-
-    Attributes:
-        layers: Names of its weights.
-        error_before, error_after: Squared error of what leaves it on the held-back samples, relative to the
-            original's values; the same where training it did not help and was taken back.
-    """
-
-    layers: tuple[str, ...]
-    error_before: float
-    error_after: float
 
 
 class Counterpart:
@@ -129,6 +114,10 @@ class Blocks:
         """The nodes that leave a block."""
         return [self.by_name[name] for name in section.ends]
 
+    def inside(self, section: Section) -> list[fx.Node]:
+        """The nodes of a block."""
+        return [self.nodes[index] for index in section.steps]
+
     def run(self, section: Section, given: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Tensor]:
         """All values of a block.
 
@@ -137,8 +126,7 @@ class Blocks:
             given: The network's inputs and what enters the block.
         """
         values = dict(given)
-        for index in section.steps:
-            node = self.nodes[index]
+        for node in self.inside(section):
             if node not in values:
                 attr = node.op == "get_attr"
                 values[node] = attribute(self.student, node) if attr else called(node, values.__getitem__)
@@ -189,44 +177,28 @@ class Blocks:
             total = sum(samples for _, _, samples in held)
             return sum(float(loss(index, rows)) * samples for index, rows, samples in held) / max(total, 1)
 
-        parameters = [*weights, *vectors]
-        start = [value.detach().clone() for value in parameters]
-        before = judged()
+        groups = [
+            {"params": [value], "lr": _RATES[kind] * (float(value.detach().square().mean().sqrt()) or 0.1)}
+            for kind, values in (("weights", weights), ("vectors", vectors))
+            for value in values
+        ]
         share = np.asarray(splits) / sum(splits)
-        with training_only(self.student.params.values(), parameters):
-            optimizer = torch.optim.Adam(
-                [
-                    {
-                        "params": [value],
-                        "lr": _RATES[kind] * (float(value.detach().square().mean().sqrt()) or 0.1),
-                    }
-                    for kind, values in (("weights", weights), ("vectors", vectors))
-                    for value in values
-                ]
-            )
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-            for _ in range(self.steps):
-                batch = int(self.draw.choice(len(splits), p=share))
-                rows = torch.from_numpy(self.draw.permutation(splits[batch])[:_BATCH])
-                optimizer.zero_grad(set_to_none=True)
-                loss(batch, rows).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-        after = judged()
-        if not after < before:  # nor where it is not a number
-            after = before
-            for value, old in zip(parameters, start, strict=True):
-                value.data.copy_(old)
+
+        def drawn() -> Tensor:
+            batch = int(self.draw.choice(len(splits), p=share))
+            return loss(batch, torch.from_numpy(self.draw.permutation(splits[batch])[:_BATCH]))
+
+        before = judged()
+        after = improved(self.student.params.values(), groups, self.steps, drawn, judged, before)
         names = tuple(self.places[self.by_name[name]].weight for name in section.layers)
         return BlockFit(names, before, after)
 
     def _own(self, section: Section) -> tuple[list[Tensor], list[Tensor]]:
         """What a block may change: its layers' weights, and vectors; nothing that is read outside."""
-        steps = [self.nodes[index] for index in section.steps]
-        inside = set(steps)
-        read = dict.fromkeys(str(node.target) for node in steps if node.op == "get_attr")
+        inside = dict.fromkeys(self.inside(section))
+        read = dict.fromkeys(str(node.target) for node in inside if node.op == "get_attr")
         for node in self.nodes:
-            if node.op == "get_attr" and not inside.issuperset(node.users):
+            if node.op == "get_attr" and not inside.keys() >= node.users.keys():
                 read.pop(str(node.target), None)
         layers = {self.places[self.by_name[name]].weight for name in section.layers}
         known = {name: self.student.params[name] for name in read if name in self.student.params}

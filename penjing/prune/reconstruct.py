@@ -25,7 +25,6 @@ from penjing.errors import DataError, PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Graph
 from penjing.graph.branches import chosen, cut, find_branches
-from penjing.prune.block_fit import BlockFit
 from penjing.recover.batches import Inputs, check, map_inputs, unpack
 
 
@@ -83,6 +82,21 @@ class LayerFit:
     method: str
     target: str
     ridge: float | None
+    error_before: float
+    error_after: float
+
+
+@dataclass(frozen=True)
+class BlockFit:
+    """What happened to one block.
+
+    Attributes:
+        layers: Names of its weights.
+        error_before, error_after: Squared error of what leaves it on the held-back samples, relative to the
+            original's values; the same where training it did not help and was taken back.
+    """
+
+    layers: tuple[str, ...]
     error_before: float
     error_after: float
 

@@ -14,16 +14,16 @@ from penjing.events import Event, Listener
 from penjing.graph import Graph, trace
 from penjing.graph.sections import Section
 from penjing.prune.behind import Norm, find_norms
-from penjing.prune.block_fit import BlockFit, Blocks, Counterpart
+from penjing.prune.block_fit import Blocks, Counterpart
 from penjing.prune.least_squares import Fit, fit_moments, fit_samples
 from penjing.prune.moments import EXACT_FEATURES, Moments, thin_out
 from penjing.prune.places import Place, find_places
 from penjing.prune.plan import Plan
 from penjing.prune.recalibrate import rebase_
-from penjing.prune.reconstruct import LayerFit, ReconstructConfig, counterparts, kept_positions
+from penjing.prune.reconstruct import BlockFit, LayerFit, ReconstructConfig, counterparts, kept_positions
 from penjing.prune.rectified import MAX_ROW_BYTES, Rows, fit_rectified
-from penjing.prune.walk import Walk, footprint, samples_within
-from penjing.recover.batches import Inputs, call_model, limited, map_inputs, tensors
+from penjing.prune.walk import Walk, footprint, within_memory
+from penjing.recover.batches import Inputs, call_model, map_inputs, tensors
 
 _ROWS_BY_SAMPLES = 2048
 
@@ -43,7 +43,6 @@ class Refit:
     ) -> None:
         self.kept, self.config, self.listen = kept_positions(plan), config, listen
         self.generator = torch.Generator().manual_seed(seed)
-        self.notes: list[str] = []
         example = map_inputs(batches[0], lambda x: x[:2])
         self.student = trace(student, example)
         self.tensors = {**self.student.params, **self.student.buffers}
@@ -55,13 +54,15 @@ class Refit:
             )
         whole = plan if isinstance(plan, Plan) else None
         self.twin = counterparts(self.student, self.teacher, () if whole is None else tuple(whole.branches))
-        self.batches = self._in_memory(batches, example)
+        both = (footprint(graph, tensors(example)) for graph in (self.student, self.teacher))
+        self.batches, note = within_memory(batches, config.max_memory, *both)
         places = find_places(self.student)
         reading = {
             name
             for name, dims in self.kept.items()
             if (places[name].dims[1] if name in places else 1) in dims
         }
+        self.notes = [note] if note else []
         self.notes += [
             f"{name} reads pruned channels and was not refitted (its op is not supported)"
             for name in sorted(reading - places.keys())
@@ -79,19 +80,6 @@ class Refit:
         self.parts = Blocks(self.student, self.places, counterpart, config.block_steps, seed)
         self.blocks: list[BlockFit] = []
         self._sums_in_work: set[fx.Node] = set()
-
-    def _in_memory(self, batches: Sequence[Inputs], example: Inputs) -> Sequence[Inputs]:
-        """As many samples as may wait at once."""
-        given = sum(len(tensors(batch)[0]) for batch in batches)
-        both = (footprint(graph, tensors(example)) for graph in (self.student, self.teacher))
-        room = samples_within(self.config.max_memory, *both)
-        if room >= given:
-            return batches
-        self.notes.append(
-            f"{room} of {given} samples were used: values of more would not fit into "
-            f"max_memory={self.config.max_memory:g} GiB"
-        )
-        return limited(batches, room)
 
     @torch.no_grad()
     def run(self) -> list[LayerFit]:
@@ -113,7 +101,7 @@ class Refit:
         leaving = self.parts.ends(section)
         for node in leaving:
             self.mine.ensure(node, self._before)
-        inside = {self.parts.nodes[index] for index in section.steps}
+        inside = set(self.parts.inside(section))
         given = [
             {node: value for node, value in inputs.items() if node in inside}
             | {node: self.mine.values(node)[index] for node in entering}
@@ -129,19 +117,19 @@ class Refit:
         fit = self.parts.fit(section, given, wanted, splits)
         for node in wanted[0]:
             self.theirs.release(self.twin[node])
-        if fit is not None and fit.error_after < fit.error_before:
-            self._put_block(section, given)
-        for node in entering:
-            self.mine.release(node)
         if fit is not None:
+            if fit.error_after < fit.error_before:
+                self._put_block(section, given)
             self.blocks.append(fit)
             metrics = {"error_before": fit.error_before, "error_after": fit.error_after}
             said = f"block of {', '.join(fit.layers)}"
             self.listen(Event("reconstruct", "progress", len(self.done), self.total, "layer", metrics, said))
+        for node in entering:
+            self.mine.release(node)
 
     def _put_block(self, section: Section, given: Sequence[Mapping[fx.Node, Tensor]]) -> None:
         """Measure a changed block's norms anew, and let what is behind it read what it gives now."""
-        inside = {self.parts.nodes[index] for index in section.steps}
+        inside = set(self.parts.inside(section))
         norms = [norm for norm in self.norms.values() if norm.first in inside]
         wanted = [*(norm.source for norm in norms), *self.parts.ends(section)]
         values: dict[fx.Node, list[Tensor]] = {node: [] for node in wanted}

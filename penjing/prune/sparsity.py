@@ -167,14 +167,14 @@ def _walk_through(
     from penjing.prune.places import find_places
     from penjing.prune.reconstruct import calibration_batches
     from penjing.prune.rows import input_moments, input_rows
-    from penjing.prune.walk import Walk, footprint, samples_within
-    from penjing.recover.batches import limited, map_inputs, tensors
+    from penjing.prune.walk import Walk, footprint, within_memory
+    from penjing.recover.batches import map_inputs, tensors
 
     batches = calibration_batches(data, max_samples)
     example = map_inputs(batches[0], lambda x: x[:2])
     graph = trace(model, example)
     if graph.batch_dim:
-        batches = limited(batches, samples_within(_MAX_MEMORY, footprint(graph, tensors(example))))
+        batches, _ = within_memory(batches, _MAX_MEMORY, footprint(graph, tensors(example)))
     samples = sum(len(tensors(batch)[0]) for batch in batches)
     wanted = set(names)
     by_node = {place.node: place for name, place in find_places(graph).items() if name in wanted}

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from penjing.graph import Graph
+from penjing.recover.batches import Inputs, limited, tensors
 
 Hook = Callable[[fx.Node], None]
 _FEWEST = 8
@@ -45,6 +46,20 @@ def footprint(graph: Graph, inputs: Sequence[Any]) -> Footprint:
 def samples_within(gibibytes: float, *footprints: Footprint) -> int:
     """How many samples can wait at once in walks of these footprints; at least a few."""
     return max(int(gibibytes * 2**30) // max(sum(one.peak for one in footprints), 1), _FEWEST)
+
+
+def within_memory(
+    batches: Sequence[Inputs], gibibytes: float, *footprints: Footprint
+) -> tuple[list[Inputs], str]:
+    """As many samples as can wait at once, and a note where these are not all."""
+    given = sum(len(tensors(batch)[0]) for batch in batches)
+    room = samples_within(gibibytes, *footprints)
+    if room >= given:
+        return list(batches), ""
+    size = f"max_memory={gibibytes:g} GiB"
+    return limited(
+        batches, room
+    ), f"{room} of {given} samples were used: values of more would not fit into {size}"
 
 
 class Walk:

@@ -27,7 +27,7 @@ from penjing.models.onnx_read import Body, Step
 from penjing.quantize.feeds import Feeds
 from penjing.quantize.job import Job
 from penjing.quantize.student import QuantizedStudent, student_of, teach
-from penjing.recover.only import training_only
+from penjing.recover.only import improved
 
 _BATCH = 32
 _MEMORY = 768 << 20
@@ -188,7 +188,6 @@ def _train(
     held = list(range(0, len(feeds), _HELD))
     used = [index for index in range(len(feeds)) if index not in held]
     groups = list(_groups(student, block))
-    parameters = [value for group in groups for value in group["params"]]
     power = {
         name: sum(float(as_tensor(wanted[index][name]).float().square().mean()) for index in used) / len(used)
         for name in block.ends
@@ -208,22 +207,15 @@ def _train(
         with torch.no_grad():
             return float(torch.stack([loss(index) for index in held]).mean())
 
-    start = [value.detach().clone() for value in parameters]
     before = judged()
     draw = np.random.default_rng(seed)
-    with training_only(student.parameters(), parameters):
-        for pace in _PACES:
-            optimizer = torch.optim.Adam([{**group, "lr": pace * group["lr"]} for group in groups])
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-            for _ in range(steps):
-                optimizer.zero_grad(set_to_none=True)
-                loss(int(draw.choice(used))).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-            if (after := judged()) < before:
-                return BlockError(block, before, after)
-            for value, old in zip(parameters, start, strict=True):
-                value.data.copy_(old)
+    for pace in _PACES:
+        paced = [{**group, "lr": pace * group["lr"]} for group in groups]
+        after = improved(
+            student.parameters(), paced, steps, lambda: loss(int(draw.choice(used))), judged, before
+        )
+        if after < before:
+            return BlockError(block, before, after)
     return BlockError(block, before, before)
 
 

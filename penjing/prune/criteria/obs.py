@@ -32,8 +32,8 @@ from penjing.prune.criteria.base import (
 from penjing.prune.output_gain import output_gains
 from penjing.prune.places import Place, find_places
 from penjing.prune.rows import input_moments, input_rows
-from penjing.prune.walk import Walk, footprint, samples_within
-from penjing.recover.batches import check, map_inputs, tensors, unpack
+from penjing.prune.walk import Walk, footprint, within_memory
+from penjing.recover.batches import Inputs, check, limited, map_inputs, tensors, unpack
 
 # bytes of values, their copies and their gradients that one backward pass may take, in units of the values
 _GAIN_MEMORY = 256 << 20
@@ -92,34 +92,38 @@ class BrainSurgeon(Criterion):
 
     def _measure(self, material: Material, places: Mapping[str, Place]) -> dict[str, _Reader]:
         """Second moments of what each reader reads, in one walk through the network."""
-        batches, count = [], 0
+        given: list[Inputs] = []
+        count = 0
         for index, item in enumerate(material.batches):
             batch = unpack(item)
             check(batch, index)
             room = self.max_samples - count
-            batches.append(tensors(map_inputs(batch.inputs, lambda x, room=room: x[:room])))
+            given.append(map_inputs(batch.inputs, lambda x, room=room: x[:room]))
             count += min(batch.size, room)
             if count >= self.max_samples:
                 break
-        if not batches:
+        if not given:
             raise DataError("no batches", remedy="Give at least one batch of training data")
-        room = len(batches[0][0])
+        at_once = count
         if material.graph.batch_dim:
-            takes = footprint(material.graph, [part[:2] for part in batches[0]])
-            room = max(int(_GAIN_MEMORY // max(takes.total, 1)), 1)
-            most = samples_within(self.max_memory, takes)
-            if most < count:
-                said = f"{most} of {count} samples were used: values of more would not fit into max_memory"
-                material.listen(Event("prune", "note", message=f"{said}={self.max_memory:g} GiB"))
-                batches, count = _first(batches, most), most
+            takes = footprint(material.graph, tensors(map_inputs(given[0], lambda x: x[:2])))
+            at_once = max(_GAIN_MEMORY // max(takes.total, 1), 1)
+            given, note = within_memory(given, self.max_memory, takes)
+            if note:
+                material.listen(Event("prune", "note", message=note))
+        batches = [tensors(inputs) for inputs in given]
+        count = sum(len(batch[0]) for batch in batches)
         generator = torch.Generator().manual_seed(material.seed)
         gains: dict[str, Tensor] = {}
         size = None
         if self.weighting == "output":
             nodes = {name: place.node for name, place in places.items()}
-            gains, size = output_gains(
-                material.graph, nodes, _first(batches, self.gain_samples, room), generator
-            )
+            few = [
+                [part[at : at + at_once] for part in tensors(inputs)]
+                for inputs in limited(given, self.gain_samples)
+                for at in range(0, len(tensors(inputs)[0]), at_once)
+            ]
+            gains, size = output_gains(material.graph, nodes, few, generator)
         walk = Walk(material.graph, batches)
         by_node = {place.node: name for name, place in places.items()}
         readers: dict[str, _Reader] = {}
@@ -204,17 +208,6 @@ class BrainSurgeon(Criterion):
             for removal in found:
                 removal.remove(slot)
         return scores
-
-
-def _first(batches: list[list[Tensor]], samples: int, size: int | None = None) -> list[list[Tensor]]:
-    """The first samples, in batches of at most ``size``."""
-    taken = []
-    for batch in batches:
-        here = min(len(batch[0]), samples)
-        step = max(here if size is None else size, 1)
-        taken += [[part[at : min(at + step, here)] for part in batch] for at in range(0, here, step)]
-        samples -= here
-    return taken
 
 
 @dataclass(frozen=True)
