@@ -304,12 +304,23 @@ NETWORKS: dict[str, Maker] = {
 }
 
 # the same for every network; at a rate that keeps what a refit earned; on images mixed in pairs, where the
-# original is not sure of itself and says more; this for long, the original asked in a few epochs only; and
-# what Torch-Pruning's own benchmark does: plain fine-tuning
+# original is not sure of itself and says more; this with what every block gives held to the original's, too;
+# on mixed images for long, the original asked in a few epochs only; and what Torch-Pruning's own benchmark
+# does: plain fine-tuning
 RECOVERIES: dict[str, dict[str, Any]] = {
     "same": {"lr": 0.02, "schedule": "cosine", "warmup": 0.05, "losses": {"ce": 0.1, "kd": 0.9}},
     "gentle": {"lr": 0.008, "schedule": "cosine", "warmup": 0.05, "losses": {"ce": 0.1, "kd": 0.9}},
     "mixed": {"lr": 0.01, "schedule": "cosine", "warmup": 0.05, "losses": {"kd": 1.0}, "mixup": 1.0},
+    "guided": {
+        "lr": 0.02,
+        "schedule": "cosine",
+        "warmup": 0.05,
+        "losses": [
+            {"name": "kd"},
+            {"name": "mse", "weight": 30.0, "options": {"layers": ["layer?.?"]}},
+        ],
+        "mixup": 1.0,
+    },
     "patient": {
         "lr": 0.02,
         "schedule": "cosine",
@@ -335,11 +346,13 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("torch-pruning global L2", "gentle"),
     ("penjing, by blocks", "same"),
     ("penjing, by blocks", "mixed"),
+    ("penjing, by blocks", "guided"),
     ("penjing, by blocks", "patient"),
     ("penjing", "mixed"),
     ("penjing", "patient"),
     ("penjing, shorter", "mixed"),
     ("torch-pruning global L2", "mixed"),
+    ("torch-pruning global L2", "guided"),
 )
 
 
@@ -362,6 +375,7 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
         bench.training(seed, mixed=mixed),
         config,
         val=bench.val,
+        plan=before.plan,
         checkpoint=setting.out / "checkpoints" / name,
         seed=seed,
         listen=lambda event: _say(name, event.kind, dict(event.metrics)),

@@ -6,7 +6,9 @@
 ``plan.json``             what was removed from the original, if anything
 ``recipe.yaml``           how it was made
 ``metrics.json``          what was measured
-``manifest.json``         format version, versions used, the stages it went through, SHA-256 of every file
+``manifest.json``         format version, versions used, the stages it went through, how images are
+                          normalised, SHA-256 of every file
+``model.keras``           a Keras network as Keras reads it
 anything else             exported files and folders (``model.onnx``, ``saved_model/``, ``report.html`` …)
 ========================  ==============================================================================
 
@@ -46,6 +48,7 @@ from penjing.manifest import (
 PLAN_FILE = "plan.json"
 RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.json"
+KERAS_FILE = "model.keras"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Artifact:
         files: Every file with size and checksum.
         num_params: Parameters of the network, shared ones counted once.
         inputs: Name, dtype and shape (``"batch"`` for the free dimension) of each tensor input.
+        mean, std: Of each channel: the network takes ``(image - mean) / std`` of images in [0, 1]. Empty
+            where that is not known, or inputs are no images.
         plan, recipe, metrics: Contents of these files, or None.
     """
 
@@ -81,6 +86,8 @@ class Artifact:
     files: tuple[FileEntry, ...]
     num_params: int
     inputs: tuple[Mapping[str, Any], ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     plan: Mapping[str, Any] | None = field(default=None, repr=False)
     recipe: Mapping[str, Any] | None = field(default=None, repr=False)
     metrics: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -102,6 +109,8 @@ class Artifact:
             "num_bytes": self.num_bytes,
             "num_params": self.num_params,
             "inputs": [dict(entry) for entry in self.inputs],
+            "mean": list(self.mean),
+            "std": list(self.std),
             "plan": self.plan,
             "recipe": self.recipe,
             "metrics": self.metrics,
@@ -118,8 +127,11 @@ def save_artifact(
     metrics: Mapping[str, Any] | None = None,
     files: Mapping[str, Path | str] | Iterable[Path | str] = (),
     stages: Sequence[str | Mapping[str, Any]] = (),
+    normalize: Mapping[str, Sequence[float]] | None = None,
 ) -> Artifact:
     """Write ``model`` and all that belongs to it as one folder, replacing an older one as a whole.
+
+    A Keras network is in it as a native ``model.keras``, too.
 
     Args:
         folder: The folder to make.
@@ -130,6 +142,7 @@ def save_artifact(
         metrics: Measurements, plain data.
         files: Files or folders to copy beside, by their name inside the artifact, or under their own names.
         stages: What the network went through, oldest first: names, or mappings with a ``"stage"``.
+        normalize: ``mean`` and ``std`` of each channel, where images in [0, 1] are normalised by them.
 
     Returns:
         The artifact as `read_artifact` gives it.
@@ -140,6 +153,8 @@ def save_artifact(
         ArtifactError: when a given file is missing, pickled, or has a reserved name.
         RunError: when the folder cannot be written.
     """
+    from penjing.models.keras_door import KerasModule, save_keras  # which reads artifacts, too
+
     folder = Path(folder)
     program = _program(model, example_inputs)
     beside = _named_files(files)
@@ -147,6 +162,8 @@ def save_artifact(
         save_program(program, aside)
         for name, source in beside.items():
             _copy(source, aside / name)
+        if isinstance(model, KerasModule):
+            save_keras(model, aside / KERAS_FILE)
         if plan is not None:
             write_json(aside / PLAN_FILE, _plain(plan))
         if recipe is not None:
@@ -156,9 +173,7 @@ def save_artifact(
         if metrics is not None:
             write_json(aside / METRICS_FILE, _plain(metrics))
         refuse_pickle(aside, trust=False)
-        write_manifest(
-            aside, [{"stage": stage} if isinstance(stage, str) else dict(stage) for stage in stages]
-        )
+        write_manifest(aside, _history(stages), normalize)
     return read_artifact(folder)
 
 
@@ -171,11 +186,9 @@ def seal(folder: Path | str, stages: Sequence[str | Mapping[str, Any]] | None = 
     """
     folder = Path(folder)
     old = read_manifest(folder)
-    kept = (
-        old["stages"] if stages is None else [{"stage": s} if isinstance(s, str) else dict(s) for s in stages]
-    )
+    kept = old["stages"] if stages is None else _history(stages)
     refuse_pickle(folder, trust=False)
-    write_manifest(folder, kept)
+    write_manifest(folder, kept, old.get("normalize"))
     return read_artifact(folder)
 
 
@@ -210,6 +223,7 @@ def read_artifact(folder: Path | str, *, trust: bool = False) -> Artifact:
     for name, entry in manifest["files"].items():
         check_file(folder, name, entry)
     program = json.loads((folder / PROGRAM_FILE).read_text(encoding="utf-8"))
+    normal = manifest.get("normalize") or {"mean": (), "std": ()}
     return Artifact(
         folder=folder,
         format_version=manifest["version"],
@@ -225,10 +239,16 @@ def read_artifact(folder: Path | str, *, trust: bool = False) -> Artifact:
             for node in program["graph"]["nodes"]
             if node["op"] == "placeholder"
         ),
+        mean=tuple(normal["mean"]),
+        std=tuple(normal["std"]),
         plan=read_json(folder / PLAN_FILE),
         recipe=read_yaml(folder / RECIPE_FILE),
         metrics=read_json(folder / METRICS_FILE),
     )
+
+
+def _history(stages: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{"stage": stage} if isinstance(stage, str) else dict(stage) for stage in stages]
 
 
 def _program(model: nn.Module | Graph, example_inputs: Any) -> Graph | GraphModel | fx.GraphModule:

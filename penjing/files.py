@@ -71,6 +71,41 @@ def atomic_dir(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def staged(folder: Path | str) -> Iterator[Path]:
+    """Give a fresh temporary folder beside ``folder``; on success its entries are moved there, over old ones.
+
+    Raises:
+        RunError: if the folder cannot be written.
+    """
+    folder = Path(folder)
+    aside = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        folder.mkdir(exist_ok=True)
+        move_into(aside, folder)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {folder} ({error.strerror or error})",
+            remedy="Choose a writable folder with free space",
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def move_into(source: Path, folder: Path, last: str = "") -> list[str]:
+    """Rename a folder's entries into another, the one called ``last`` at the end; gives their names."""
+    names = sorted((path.name for path in source.iterdir()), key=lambda name: (name == last, name))
+    for name in names:
+        target = folder / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(source / name, target)
+    return names
+
+
 def write_json(path: Path | str, data: Any) -> None:
     """Write plain data as indented JSON, atomically; NaN and infinity are refused (they are not JSON)."""
     with atomic_write(path) as aside:

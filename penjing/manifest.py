@@ -25,8 +25,11 @@ _PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".jobli
 _PICKLE_OPCODES = b"\x95cK]}(XU\x8a\x8c)NGJM"
 
 
-def write_manifest(folder: Path, stages: Sequence[Mapping[str, Any]]) -> None:
-    """List every file of ``folder`` with size and SHA-256, the versions at work and the stages."""
+def write_manifest(
+    folder: Path, stages: Sequence[Mapping[str, Any]], normalize: Mapping[str, Sequence[float]] | None
+) -> None:
+    """List every file of ``folder`` with size and SHA-256, the versions at work, the stages, and how inputs
+    are normalised (``mean`` and ``std`` of each channel; None where that is not known)."""
     paths = sorted(
         path
         for path in folder.rglob("*")
@@ -38,6 +41,7 @@ def write_manifest(folder: Path, stages: Sequence[Mapping[str, Any]]) -> None:
         "versions": installed(_PACKAGES),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "stages": [dict(stage) for stage in stages],
+        "normalize": None if normalize is None else {key: list(normalize[key]) for key in ("mean", "std")},
         "files": {
             path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
             for path in paths
@@ -104,12 +108,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             and isinstance(manifest["versions"], dict)
             and isinstance(manifest["created"], str)
             and all(isinstance(stage["stage"], str) for stage in manifest["stages"])
+            and _is_normal(manifest.get("normalize"))
         )
     except (KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise ArtifactError(f"{path} is damaged", layer=MANIFEST_FILE, remedy="Copy the folder again")
     return manifest
+
+
+def _is_normal(entry: Any) -> bool:
+    """Whether this is a manifest's ``normalize``; older ones have none."""
+    if entry is None:
+        return True
+    mean, std = entry["mean"], entry["std"]
+    return len(mean) == len(std) and all(isinstance(value, (int, float)) for value in (*mean, *std))
 
 
 def check_file(folder: Path, name: str, entry: Mapping[str, Any] | None) -> None:

@@ -7,12 +7,16 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
 from penjing.errors import RecipeError
+
+if TYPE_CHECKING:
+    from penjing.models.spec import LoadedModel
+    from penjing.recipe.feed import Feed
 
 Model = Annotated[
     str,
@@ -32,7 +36,12 @@ NeededData = Annotated[
 DataOption = Annotated[list[str] | None, typer.Option(help="key=value for the data source.")]
 BatchSize = Annotated[int, typer.Option(help="Samples in a batch.")]
 Normalize = Annotated[
-    str, typer.Option(help="How images are fed: unit ([0, 1]) or mean_std (of the training images).")
+    str,
+    typer.Option(
+        help="How images are fed: unit ([0, 1]), mean_std (of the training images, or --data-option mean=[…] "
+        "std=[…]), model (as timm, torchvision or an artifact say), or auto: the first of mean_std where "
+        "given, model, unit that there is."
+    ),
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="Allow a model file to run code when it is opened.")]
 Metric = Annotated[
@@ -89,7 +98,7 @@ def budget_of(given: Sequence[str] | None) -> dict[str, Any] | None:
     split = [part for entry in given or () for part in entry.split(",") if part.strip()]
     found = pairs(split, "--budget")
     for key, value in found.items():
-        if key in ("latency", "runtime") and isinstance(value, str):
+        if key in ("latency", "runtime", "precision") and isinstance(value, str):
             continue
         try:
             found[key] = float(value)
@@ -100,7 +109,7 @@ def budget_of(given: Sequence[str] | None) -> dict[str, Any] | None:
     return found or None
 
 
-def load(spec: str, *, weights: str | None, options: Sequence[str] | None, trust: bool) -> Any:
+def load(spec: str, *, weights: str | None, options: Sequence[str] | None, trust: bool) -> LoadedModel:
     """The model of a spec, with its example inputs."""
     from penjing.models.spec import load_model
 
@@ -108,9 +117,15 @@ def load(spec: str, *, weights: str | None, options: Sequence[str] | None, trust
 
 
 def feed_of(
-    spec: str, options: Sequence[str] | None, *, model_inputs: Any, batch_size: int, normalize: str, seed: int
-) -> Any:
-    """The data of a spec as batches in the model's layout."""
+    spec: str,
+    options: Sequence[str] | None,
+    *,
+    model: LoadedModel | None,
+    batch_size: int,
+    normalize: str,
+    seed: int,
+) -> Feed:
+    """The data of a spec as batches in the model's layout, normalised as it is used to."""
     from penjing.data import open_data
     from penjing.recipe.feed import Feed, layout_of
     from penjing.recipe.schema import DataConfig
@@ -124,8 +139,8 @@ def feed_of(
         }
     )
     bundle = open_data(spec, **config.options)
-    layout = layout_of(model_inputs, bundle)
-    return Feed(config, bundle, layout=layout, seed=seed, unit=config.normalize != "mean_std")
+    layout = layout_of(None if model is None else model.example_inputs, bundle)
+    return Feed(config, bundle, layout=layout, seed=seed, source=None if model is None else model.normalize)
 
 
 def emit(result: Any, text: Any, as_json: bool) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
@@ -19,6 +19,7 @@ from penjing.export.inputs import Feeds, as_feeds, batch_of, input_names, resize
 from penjing.export.onnx import OnnxRunner, export_onnx
 from penjing.export.onnx_examples import example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
+from penjing.files import staged
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class ExportedFile:
     seconds: float
     verification: VerifyResult
     notes: tuple[str, ...] = ()
+
+    def moved_to(self, folder: Path) -> Self:
+        """The same file, at another place."""
+        path = folder / self.path.name
+        return replace(self, path=path, verification=replace(self.verification, path=str(path)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -140,9 +146,7 @@ def export(
     listen(Event("export", "start", 0, len(exporters), "file"))
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
-        onnx_path, reference, feeds = _onnx_source(
-            model, folder, Path(scratch), exporters, example_inputs, data, opset
-        )
+        onnx_path, reference, feeds = _onnx_source(model, Path(scratch), example_inputs, data, opset)
         onnx_seconds = time.perf_counter() - started
         source = Source(
             onnx=onnx_path,
@@ -156,9 +160,10 @@ def export(
         )
         files = []
         for done, exporter in enumerate(exporters, 1):
-            path = folder / exporter.filename
-            file = _one(exporter, source, path, reference, batch_sizes, metric, tolerance, onnx_seconds)
-            files.append(file)
+            with staged(folder) as aside:  # only what agrees with the model gets its place
+                path = aside / exporter.filename
+                file = _one(exporter, source, path, reference, batch_sizes, metric, tolerance, onnx_seconds)
+            files.append(file.moved_to(folder))
             listen(_told(file, done, len(exporters)))
     listen(Event("export", "end", len(exporters), len(exporters), "file"))
     return ExportResult(tuple(files))
@@ -178,9 +183,7 @@ def _exporters(formats: Sequence[str], int8: Path | str | None) -> list[Exporter
 
 def _onnx_source(
     model: nn.Module | Path | str,
-    folder: Path,
     scratch: Path,
-    exporters: Sequence[Exporter],
     example_inputs: Any,
     data: Iterable[Any] | None,
     opset: int | None,
@@ -189,11 +192,10 @@ def _onnx_source(
     real = next(iter(data), None) if data is not None else None
     if isinstance(model, nn.Module):
         example_inputs = batch_of(real) if example_inputs is None else example_inputs
-        wanted = any(exporter.name == "onnx" for exporter in exporters)
-        path = (folder if wanted else scratch) / "model.onnx"
+        path = scratch / "model.onnx"
         export_onnx(model, path, example_inputs, dynamic_batch="auto", opset=opset)
         names = input_names(model, example_inputs)
-        feeds = as_feeds(example_inputs if real is None else batch_of(real), names)
+        feeds = as_feeds(example_inputs if real is None else batch_of(real, len(names)), names)
         return path, TorchRunner(model, example_inputs, names), feeds
     path = Path(model)
     if not path.is_file():
@@ -205,7 +207,7 @@ def _onnx_source(
     if real is None and example_inputs is None:
         feeds = example_feeds(path)
     else:
-        feeds = as_feeds(example_inputs if real is None else batch_of(real), names)
+        feeds = as_feeds(example_inputs if real is None else batch_of(real, len(names)), names)
     return path, runner, feeds
 
 
@@ -225,7 +227,7 @@ def _one(
     allowed = None if exporter.quantized else (tolerance if tolerance is not None else exporter.tolerance)
     try:
         found = verify(
-            exporter.open(path),
+            _opened(exporter, path),
             reference,
             resized(source.feeds, max(1, *(min(b, _given(source.feeds)) for b in batch_sizes))),
             batch_sizes=batch_sizes,
@@ -236,9 +238,31 @@ def _one(
             source=source.onnx,
         )
     except VerifyError as error:
-        error.layer = f"{exporter.name} ({path})"
+        error.layer = f"{exporter.name} ({path.name})"
         raise
-    return ExportedFile(exporter.name, path, _bytes(path), seconds, found, notes)
+    return ExportedFile(exporter.name, path, _bytes(path), seconds, found, (*notes, *_state(reference)))
+
+
+def _state(reference: Runner) -> tuple[str, ...]:
+    """What to know of a model that remembers: files do not."""
+    written = sorted(reference.written) if isinstance(reference, TorchRunner) else []
+    if not written:
+        return ()
+    return (
+        f"the forward writes {', '.join(written)}; every call of the file starts from the present values",
+    )
+
+
+def _opened(exporter: Exporter, path: Path) -> Runner:
+    """The file just written, in its runtime."""
+    try:
+        return exporter.open(path)
+    except ExportError as error:
+        raise ExportError(
+            f"the file that was written is refused: {error.cause}",
+            layer=exporter.name,
+            remedy="Nothing was kept. Leave this format out, or replace the layer named",
+        ) from error
 
 
 def _given(feeds: Feeds) -> int:

@@ -36,11 +36,11 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-def tensors_of(example_inputs: Any) -> list[torch.Tensor]:
-    """All tensors of ``example_inputs``, in call order (nested lists and dicts are walked)."""
+def tensors_of(example_inputs: Any) -> list[torch.Tensor | np.ndarray]:
+    """All tensors and arrays of ``example_inputs``, in call order (nested lists and dicts are walked)."""
     args, kwargs = as_call(example_inputs)
     leaves = torch.utils._pytree.tree_leaves((args, kwargs))
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor | np.ndarray)]
 
 
 def input_names(model: nn.Module, example_inputs: Any) -> list[str]:
@@ -68,10 +68,11 @@ def output_names(out: Any, taken: Iterable[str] = ()) -> list[str]:
     """A name for each tensor a module gives: ``output`` for one, dict keys for a dict, else ``output_0``…
 
     Args:
-        out: What the module gave, or any tree of that structure with one leaf a tensor.
+        out: What the module gave; what is no tensor gets no name.
         taken: Names of the inputs, which outputs must not share.
     """
-    found = torch.utils._pytree.tree_flatten_with_path(out)[0]
+    leaves = torch.utils._pytree.tree_flatten_with_path(out)[0]
+    found = [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
     if len(found) == 1:
         return ["output"]
     named = [
@@ -114,12 +115,16 @@ def to_numpy(value: torch.Tensor | np.ndarray) -> np.ndarray:
     return np.asarray(value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy())
 
 
-def batch_of(inputs: Any) -> Any:
-    """The model inputs in one batch of a data source: a tensor, a tuple, or a dict (a target is dropped)."""
+def batch_of(inputs: Any, num_inputs: int = 1) -> Any:
+    """The model inputs in one batch of a data source: a tensor, a tuple, or a dict (a target is dropped).
+
+    Of two tensors the second is a target, unless the model takes two (``num_inputs``).
+    """
     if (
         isinstance(inputs, tuple | list)
         and len(inputs) == 2
         and isinstance(inputs[0], torch.Tensor | Mapping | tuple)
+        and len(tensors_of(inputs)) != num_inputs
     ):
         return inputs[0]
     return inputs

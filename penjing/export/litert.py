@@ -100,7 +100,7 @@ def calibration(source: Source) -> list[Feeds]:
     samples: list[Feeds] = []
     room = CALIBRATION_BYTES
     for batch in () if source.data is None else source.data:
-        feeds = as_feeds(batch_of(batch), list(source.feeds))
+        feeds = as_feeds(batch_of(batch, len(source.feeds)), list(source.feeds))
         for i in range(next(iter(feeds.values())).shape[0]):
             sample = {name: array[i : i + 1] for name, array in feeds.items()}
             if turned:

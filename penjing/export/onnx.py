@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import torch
 from torch import nn
+from torch.export.graph_signature import ConstantArgument, OutputKind
 
 from penjing.errors import ExportError, TraceError, VerifyError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
@@ -25,6 +26,7 @@ from penjing.export.onnx_pads import merge_pads
 from penjing.export.translations import translations
 from penjing.files import atomic_write
 from penjing.graph.decisions import Decision, decide, replayed
+from penjing.graph.trace import eval_view
 from penjing.log import silenced
 
 DEFAULT_OPSET = 20
@@ -87,22 +89,13 @@ def export_onnx(
 
 
 @contextlib.contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode without gradients; every module's training flag is restored afterwards."""
-    training = [module for module in model.modules() if module.training]
+def inference(model: nn.Module) -> Iterator[set[str]]:
+    """The model in eval mode without gradients, as it was afterwards; gives the buffers it wrote."""
     recurrent = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    # The fused attention kernels of nn.TransformerEncoder have no ONNX counterpart; the plain path is the
-    # same function.
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
-            yield
+        with eval_view(model) as written, torch.no_grad():
+            yield written
     finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module in training:
-            module.training = True
         for rnn in recurrent:  # torch.export leaves its stand-ins in this cache of the weights
             rnn._flat_weights = [getattr(rnn, name, None) for name in rnn._flat_weights_names]
 
@@ -219,6 +212,12 @@ def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset: int) -> Any:
+    for given in _given(program):
+        if given is not None and not isinstance(given, torch.Tensor):
+            raise ExportError(
+                f"the forward returns the constant {given!r} beside its tensors, which a file cannot",
+                remedy="Return tensors only, or None for what there is not",
+            )
     try:
         exported = torch.onnx.export(
             program,
@@ -234,7 +233,7 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
     except Exception as error:
         raise ExportError(
             f"torch has no ONNX translation for this model: {_first_line(error)}",
-            remedy="Replace the op named, or export the format 'program' (PT2), which keeps every op",
+            remedy="Replace the op named, or export the format 'program', which keeps every op",
         ) from error
     assert exported is not None
     graph = exported.model
@@ -247,12 +246,20 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
 
 
 def _output_names(program: torch.export.ExportedProgram) -> list[str]:
-    spec, signature = program.call_spec.out_spec, program.graph_signature
+    """A name for each output that is a tensor."""
+    spec, given = program.call_spec.out_spec, _given(program)
     assert spec is not None
-    if len(signature.user_outputs) != spec.num_leaves:
-        return [f"output_{i}" for i in range(len(signature.user_outputs))]
-    tree = torch.utils._pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    return output_names(tree, signature.user_inputs)
+    if len(given) != spec.num_leaves:
+        return [f"output_{i}" for i in range(len(given))]
+    tree = torch.utils._pytree.tree_unflatten(given, spec)
+    return output_names(tree, program.graph_signature.user_inputs)
+
+
+def _given(program: torch.export.ExportedProgram) -> list[Any]:
+    """What the forward gives: a tensor (here an empty one) or a constant, such as None, for each leaf."""
+    specs = program.graph_signature.output_specs
+    outputs = [spec.arg for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
+    return [arg.value if isinstance(arg, ConstantArgument) else torch.empty(0) for arg in outputs]
 
 
 def _clean(graph: Any, opset: int, metadata: Mapping[str, str]) -> None:

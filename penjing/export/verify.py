@@ -118,8 +118,11 @@ class VerifyResult:
 
 
 class TorchRunner(Runner):
-    """A torch module behind the runner interface: the reference. Training flags are restored after each
-    call."""
+    """A torch module behind the runner interface: the reference. It is after each call as it was before.
+
+    Attributes:
+        written: Buffers that the forward wrote, and that were put back.
+    """
 
     def __init__(self, model: nn.Module, example_inputs: Any, names: Sequence[str] | None = None) -> None:
         self.model = model
@@ -128,6 +131,7 @@ class TorchRunner(Runner):
         self.names = list(names or [])
         leaves, self._spec = torch.utils._pytree.tree_flatten(as_call(example_inputs))
         self._leaves = leaves
+        self.written: set[str] = set()
         self.inputs = ()
         self.outputs = ()
 
@@ -135,7 +139,9 @@ class TorchRunner(Runner):
         """Outputs in the order of the module's own output structure."""
         from penjing.export.onnx import inference
 
-        given = iter([torch.from_numpy(feeds[name]) for name in (self.names or feeds)])
+        # a stored program calls its inputs as the forward does, in the same order
+        names = self.names if feeds.keys() == set(self.names) else feeds
+        given = iter([torch.from_numpy(feeds[name]) for name in names])
         parameter = next(self.model.parameters(), None)
         device = parameter.device if parameter is not None else torch.device("cpu")
         leaves = [
@@ -143,8 +149,9 @@ class TorchRunner(Runner):
             for leaf in self._leaves
         ]
         args, kwargs = torch.utils._pytree.tree_unflatten(leaves, self._spec)
-        with inference(self.model):
+        with inference(self.model) as written:
             out = self.model(*args, **kwargs)
+        self.written |= written
         self.outputs = tuple(output_names(out, self.names))
         return [to_numpy(t) for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
 
@@ -186,7 +193,7 @@ def verify(
     """
     runner = file if isinstance(file, Runner) else open_file(file)
     names = [spec.name for spec in runner.inputs]
-    inputs = batch_of(inputs)
+    inputs = batch_of(inputs, len(names))
     feeds = as_feeds(inputs, names)
     if isinstance(reference, nn.Module):
         reference = TorchRunner(reference, inputs, names)

@@ -95,8 +95,18 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
         TraceError: weights that are not finite, inputs the forward refuses, or a forward torch.export
         refuses.
     """
+    if any(kind.__module__.partition(".")[0] == "keras" for kind in type(model).__mro__):
+        raise TraceError(
+            "a Keras model is pruned through its own door, which resizes its layers",
+            layer=type(model).__name__,
+            remedy="Give penjing.models.keras_door.from_keras(model).model, or load_model of its file",
+        )
     _check_weights(model)
     args, kwargs = bind_inputs(model, example_inputs)
+    if any(
+        isinstance(leaf, Tensor) and leaf.shape[:1] == (0,) for leaf in pytree.tree_leaves((args, kwargs))
+    ):
+        raise TraceError("the example inputs hold no sample", remedy="Give at least one; two are better")
     notes: list[str] = []
     with eval_view(model):
         program, is_dynamic = _export(model, args, kwargs, dynamic_batch, notes)
@@ -165,21 +175,44 @@ def _check_weights(model: nn.Module) -> None:
 
 
 @contextmanager
-def eval_view(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode for a while, every module's own flag restored afterwards.
+def eval_view(model: nn.Module) -> Iterator[set[str]]:
+    """The model in eval mode for a while; every module's own flag, and every buffer, restored afterwards.
 
     Attention runs op by op: the fused op would hide its matmuls.
+
+    Yields:
+        Names of the buffers that were written, complete when the view ends.
     """
     flags = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (f"{prefix}.{name}".lstrip("."), module, name, buffer, buffer.detach().clone())
+        for prefix, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    versions = [_version(buffer) for *_, buffer, _ in buffers]
+    written: set[str] = set()
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
-        yield
+        yield written
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, training in flags:
             module.training = training
+        for (path, module, name, buffer, value), version in zip(buffers, versions, strict=True):
+            if module._buffers.get(name) is buffer and _version(buffer) == version:
+                continue
+            written.add(path)
+            module._buffers[name] = buffer
+            with torch.no_grad():
+                buffer.copy_(value)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor was written; tensors made in inference mode do not count it."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _export(

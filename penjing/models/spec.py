@@ -51,6 +51,12 @@ class LoadedModel:
     kind: str
     info: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def normalize(self) -> dict[str, tuple[float, ...]] | None:
+        """``mean`` and ``std`` of each channel that the source normalises images by; None if unsaid."""
+        mean, std = (tuple(self.info.get(key) or ()) for key in ("mean", "std"))
+        return {"mean": mean, "std": std} if mean and len(mean) == len(std) else None
+
 
 def load_model(
     spec: str | Path, *, weights: Path | str | None = None, trust: bool = False, **options: Any

@@ -125,7 +125,7 @@ def _check(
     ratio: float, ratios: Mapping[str, float] | None, round_to: int, min_slots: int, scope: str
 ) -> None:
     for name, value in {"ratio": ratio, **(ratios or {})}.items():
-        if not 0 <= value < 1:
+        if not isinstance(value, (int, float)) or not 0 <= value < 1:
             raise PruneError(
                 f"ratio {value!r} of {name!r} is not in [0, 1)", remedy="A ratio is the fraction removed"
             )

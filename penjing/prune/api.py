@@ -36,7 +36,7 @@ def prune(
     ratio: float = 0.5,
     criterion: str | Mapping[str, Any] | Criterion = "magnitude",
     scope: Scope = "local",
-    ignore: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
     data: Iterable[Any] | None = None,
     reconstruct: bool | ReconstructConfig = False,
     *,
@@ -62,8 +62,8 @@ def prune(
         scope: How groups share the ratio or budget; with "sensitivity" widths go by measured damage against
             measured cost (needs a budget and data). Where a criterion's scores are damages that add up
             (``"obs"``), a budget divides them by what a slot saves (see `penjing.prune.worth`).
-        ignore: Glob patterns on parameter names; the axes of matching parameters stay whole, and a branch all
-            of whose parameters match is not taken out unless it is named.
+        ignore: Glob patterns on parameter names, or one of them; the axes of matching parameters stay whole,
+            and a branch all of whose parameters match is not taken out unless it is named.
         data: Batches, for criteria that need them and for reconstruction.
         reconstruct: Refit what reads the removed slots to the original's outputs on ``data``, before any
             training; True or options (``block_steps`` fits whole blocks, too).
@@ -90,6 +90,7 @@ def prune(
         PruneError: for bad options, a budget out of reach, or scores that are not finite.
     """
     chosen = make_criterion(criterion)
+    ignore = [ignore] if isinstance(ignore, str) else ignore
     if reconstruct and data is None:
         raise PruneError("reconstruction needs data", remedy="Pass data=… (batches of the training set)")
     _check_patterns(ignore, [name for name, _ in model.named_parameters(remove_duplicate=False)])
@@ -139,6 +140,8 @@ def prune(
         result = shorten_first(branches)
     if reconstruct and result.reconstruction is None:
         result = refit(result)
+    if not result.plan.groups and not result.plan.branches:
+        listen(Event("prune", "warning", message=_nothing_went(result, round_to, min_slots)))
     done, total = result.after["params"], result.before["params"]
     listen(
         Event(
@@ -150,6 +153,17 @@ def prune(
         )
     )
     return result
+
+
+def _nothing_went(result: PruneResult, round_to: int, min_slots: int) -> str:
+    """Why the network came back whole."""
+    if max(round_to, min_slots) > 1:
+        return f"nothing was removed: every group keeps round_to={round_to}, min_slots={min_slots}"
+    return (
+        f"nothing was removed; {len(result.frozen)} axes are frozen"
+        if result.frozen
+        else "nothing was removed"
+    )
 
 
 def _narrow(

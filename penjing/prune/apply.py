@@ -181,8 +181,12 @@ def slice_module(
     for name, tensor in named:
         first = graph.aliases.get(name, name)
         memo[id(tensor)] = tensors[first] if first in tensors else slice_tensor(tensor, {})
-    for part in model.modules():  # most of a module is empty tables of hooks, and those copy slowly
-        memo.update((id(v), OrderedDict()) for v in vars(part).values() if type(v) is OrderedDict and not v)
+    for part in model.modules():
+        for value in vars(part).values():
+            if type(value) is OrderedDict and not value:  # most of a module: hooks, which copy slowly
+                memo[id(value)] = OrderedDict()
+            elif isinstance(value, Tensor) and not value.is_leaf:  # the old weight norm's last weight
+                memo[id(value)] = value.detach().clone()
     try:
         module = copy.deepcopy(model, memo)
     except Exception as error:

@@ -48,6 +48,13 @@ class Budget(Config):
     threads: int = Field(default=1, ge=1)
     runtime: Runtime = "onnxruntime"
 
+    @field_validator("params", "macs", "bytes")
+    @classmethod
+    def _fraction_or_count(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError(f"{value} is neither a fraction (up to 1) nor a count")
+        return value
+
     @field_validator("latency")
     @classmethod
     def _readable(cls, value: float | str | None) -> float | str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from penjing.errors import PruneError
+from penjing.errors import DataError, PruneError, TraceError
 from penjing.events import Event, Listener
 from penjing.graph import Graph, trace
 from penjing.graph.sections import Section
@@ -44,7 +44,14 @@ class Refit:
         self.kept, self.config, self.listen = kept_positions(plan), config, listen
         self.generator = torch.Generator().manual_seed(seed)
         example = map_inputs(batches[0], lambda x: x[:2])
-        self.student = trace(student, example)
+        try:
+            self.student = trace(student, example)
+        except TraceError as error:
+            raise DataError(
+                f"the network cannot be run on what the data gives: {error.cause}",
+                layer=error.layer,
+                remedy="Give batches as the network takes them",
+            ) from error
         self.tensors = {**self.student.params, **self.student.buffers}
         self.teacher = teacher if isinstance(teacher, Graph) else trace(teacher, example)
         if not (self.student.batch_dim and self.teacher.batch_dim):

@@ -55,14 +55,11 @@ def prepare(model: ir.Model) -> ir.Model:
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.RemoveInitializersFromInputsPass(),
     ]
-    last: list[ir.passes.PassBase] = [
-        common.IdentityEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-        common.NameFixPass(),
-    ]
+    last: list[ir.passes.PassBase] = [common.RemoveUnusedNodesPass(), common.NameFixPass()]
     for step in first:
         model = step(model).model
     _remove_dropout(model.graph)
+    _remove_identities(model.graph)
     for step in last:
         model = step(model).model
     graph = model.graph
@@ -80,6 +77,22 @@ def _remove_dropout(graph: ir.Graph) -> None:
         if (node.op_type == "Dropout" and not node.outputs[1:]) or (
             node.op_type == "Dropout" and all(not out.uses() for out in node.outputs[1:])
         ):
+            _bypass(graph, node)
+
+
+def _remove_identities(graph: ir.Graph) -> None:
+    """Take out Identity nodes, except in the bodies of loops and branches: what leaves these must be made
+    there.
+    """
+    for node in [node for node in graph if node.op_type == "Identity"]:
+        source, out = node.inputs[0], node.outputs[0]
+        if source is not None and out.is_graph_output():
+            if source.producer() is None or source.is_graph_output():
+                continue
+            source.name, out.name = out.name, source.name
+            ir.convenience.replace_all_uses_with(out, source, replace_graph_outputs=True)
+            graph.remove(node, safe=True)
+        else:
             _bypass(graph, node)
 
 

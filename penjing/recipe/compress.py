@@ -97,7 +97,7 @@ def compress(
         pruning["budget"] = budget.to_dict() if isinstance(budget, Budget) else dict(budget)
         if smallest is not None or pruning["budget"].get("latency") is not None:
             pruning = {"scope": "sensitivity", "reconstruct": True, **pruning}
-    quantizing = _quantize(quantize, allowed)
+    quantizing = quantize if isinstance(quantize, QuantizeConfig) else QuantizeConfig() if quantize else None
     once = allowed is None or trials == 1 or "budget" not in pruning or {"steps", "sparse"} & pruning.keys()
     search = None if once and smallest is None else {"trials": trials, "smallest": smallest is not None}
     extra = {
@@ -135,7 +135,7 @@ def compress(
 
 
 def allowed_drop(given: float | str | None) -> tuple[float | None, str]:
-    """``0.005`` and ``"0.5pt"`` → (0.005, "absolute"); ``"1%"`` → (0.01, "relative").
+    """``0.005``, ``"0.005"`` and ``"0.5pt"`` → (0.005, "absolute"); ``"1%"`` → (0.01, "relative").
 
     Raises:
         RecipeError: for a text that is neither.
@@ -143,14 +143,15 @@ def allowed_drop(given: float | str | None) -> tuple[float | None, str]:
     if not isinstance(given, str):
         return given, "absolute"
     text = given.strip()
-    for ending, kind in (("pt", "absolute"), ("%", "relative")):
+    for ending, scale, kind in (("pt", 100, "absolute"), ("%", 100, "relative"), ("", 1, "absolute")):
         if text.endswith(ending):
             try:
-                value = float(text.removesuffix(ending)) / 100
+                value = float(text.removesuffix(ending)) / scale
             except ValueError:
                 break
             if 0 <= value <= 1:
                 return value, kind
+            break
     raise RecipeError(
         f"{given!r} is no allowed loss",
         layer="max_drop",
@@ -214,9 +215,3 @@ def as_bundle(data: DataBundle | Sequence[Any] | Mapping[str, Any]) -> DataBundl
         image_shape=(),
         source=GIVEN,
     )
-
-
-def _quantize(quantize: QuantizeConfig | bool | None, max_drop: float | None) -> QuantizeConfig | None:
-    if isinstance(quantize, QuantizeConfig):
-        return quantize
-    return QuantizeConfig.parse({"max_drop": max_drop}) if quantize else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from penjing.errors import DataError
 from penjing.recipe.schema import DataConfig
 
 CORE = ("train", "val", "test")
+Normalize = Mapping[str, Sequence[float]]
+"""``mean`` and ``std`` of each channel of images in [0, 1]."""
 
 
 class Changed:
@@ -58,14 +60,23 @@ class Feed:
         bundle: The opened source.
         layout: ``"nchw"`` or ``"nhwc"``.
         seed: Seeds shuffling and augmentation.
-        unit: Feed [0, 1] as it is instead of subtracting the mean and dividing by the deviation.
+        source: ``mean`` and ``std`` as the model's source says, if it does.
+        trains: Whether the network is trained on these images from scratch.
     """
 
-    def __init__(self, config: DataConfig, bundle: DataBundle, *, layout: str, seed: int, unit: bool) -> None:
-        if unit and bundle.mean:
-            zeros, ones = (0.0,) * len(bundle.mean), (1.0,) * len(bundle.mean)
-            bundle = replace(bundle, mean=zeros, std=ones)
-        self.config, self.bundle, self.layout, self.seed = config, bundle, layout, seed
+    def __init__(
+        self,
+        config: DataConfig,
+        bundle: DataBundle,
+        *,
+        layout: str,
+        seed: int,
+        source: Normalize | None = None,
+        trains: bool = False,
+    ) -> None:
+        mean, std = _statistics(config, bundle, source, trains=trains)
+        self.config, self.bundle = config, replace(bundle, mean=mean, std=std)
+        self.layout, self.seed = layout, seed
 
     def train(self, *, augment: bool = True) -> Iterable[Any]:
         """Training batches: shuffled, and augmented as the recipe says (a user's own loader as it is)."""
@@ -108,12 +119,42 @@ class Feed:
             return cut(inputs_of(batch), num)
         raise DataError("the validation data has no batches", remedy="Check its path")
 
+    @property
+    def normalize(self) -> Normalize | None:
+        """``mean`` and ``std`` that images are normalised by; None where the user's own loaders do it."""
+        bundle = self.bundle
+        return {"mean": bundle.mean, "std": bundle.std} if bundle.mean else None
+
     def has(self, which: str) -> bool:
         """Whether there is such a split."""
         return getattr(self.bundle, which) is not None
 
     def _laid_out(self, batches: Iterable[Any]) -> Iterable[Any]:
         return Changed(batches, _channels_last) if self.layout == "nhwc" else batches
+
+
+def _statistics(
+    config: DataConfig, bundle: DataBundle, source: Normalize | None, *, trains: bool
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What is subtracted from images in [0, 1], and what they are divided by; see `DataConfig.normalize`."""
+    channels = len(bundle.mean)
+    known = 0 if source is None else len(source["mean"])
+    kind = config.normalize
+    if kind == "auto":
+        users = config.spec.rpartition(":")[0].endswith(".py")  # a bundle that the user's own function made
+        said = trains or users or bool({"mean", "std"} & config.options.keys())
+        kind = "mean_std" if said else "model" if known == channels else "unit"
+    if kind == "mean_std" or not channels:
+        return bundle.mean, bundle.std
+    if kind == "unit":
+        return (0.0,) * channels, (1.0,) * channels
+    if source is None or known != channels:
+        raise DataError(
+            f"images of {channels} channels; the model's source says how to normalise {known or 'none'}",
+            layer="normalize",
+            remedy="Give the data's options mean=[…] and std=[…], or normalize: unit",
+        )
+    return tuple(source["mean"]), tuple(source["std"])
 
 
 def layout_of(example_inputs: Any, bundle: DataBundle) -> str:

@@ -32,8 +32,10 @@ class DataConfig(Config):
         augment_options: Options of the augmentation.
         layout: Layout of the batches the model is given: ``"nchw"``, ``"nhwc"``, or ``"auto"``, by the
             model's inputs.
-        normalize: ``"mean_std"`` of the training images, ``"unit"`` ([0, 1] as it is), or ``"auto"``:
-            mean_std where this recipe trains the network, unit where it comes trained from a file.
+        normalize: How images are fed: with the ``"mean_std"`` of the training images (or of the source's
+            options ``mean`` and ``std``), as the ``"model"``'s own source says (timm, torchvision, an
+            artifact), as ``"unit"`` ([0, 1] as it is), or ``"auto"``: mean_std where this recipe trains the
+            network or the options give them, otherwise as the model's source says, otherwise unit.
         calibration: Most training samples used for statistics (importance, reconstruction, quantization
             ranges).
     """
@@ -45,7 +47,7 @@ class DataConfig(Config):
     augment: str | None = None
     augment_options: dict[str, Any] = Field(default_factory=dict)
     layout: Literal["auto", "nchw", "nhwc"] = "auto"
-    normalize: Literal["auto", "mean_std", "unit"] = "auto"
+    normalize: Literal["auto", "model", "mean_std", "unit"] = "auto"
     calibration: int = Field(default=2048, ge=1)
 
 
@@ -56,11 +58,13 @@ class ModelConfig(Config):
         spec: ``penjing:NAME``, ``timm:NAME``, ``torchvision:NAME``, ``file.py:factory``, ``model.keras``…
         options: Options of the factory.
         weights: A ``.safetensors`` file with trained weights.
+        trust: Accept files that run code when opened (``.pt``, ``.pth``, ``.pt2``).
     """
 
     spec: str
     options: dict[str, Any] = Field(default_factory=dict)
     weights: str | None = None
+    trust: bool = False
 
 
 class PruneConfig(Config):

@@ -123,9 +123,9 @@ class Workspace:
         """The data as batches for this model."""
         config = self.recipe.data
         layout = self._layout() if config.layout == "auto" else config.layout
-        own = self.recipe.train is not None
-        unit = config.normalize == "unit" or (config.normalize == "auto" and not own)
-        return Feed(config, self.bundle, layout=layout, seed=self.recipe.seed, unit=unit)
+        source = None if self.recipe.model.spec == GIVEN else self._source.normalize
+        trains = self.recipe.train is not None
+        return Feed(config, self.bundle, layout=layout, seed=self.recipe.seed, source=source, trains=trains)
 
     @cached_property
     def examples(self) -> Any:
@@ -141,7 +141,7 @@ class Workspace:
             channels, height = (*self.bundle.image_shape, 0, 0)[:2]
             fitting = {"num_classes": self.bundle.num_classes, "in_channels": channels, "image_size": height}
             options = {"seed": self.recipe.seed, **{k: v for k, v in fitting.items() if v}, **options}
-        return load_model(config.spec, weights=config.weights, **options)
+        return load_model(config.spec, weights=config.weights, trust=config.trust, **options)
 
     def original(self) -> nn.Module:
         """A fresh copy of the network as its spec gives it: untrained, or with the weights it came with."""

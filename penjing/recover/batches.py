@@ -107,14 +107,20 @@ def _as_inputs(value: Any) -> Inputs:
     )
 
 
-def check(batch: Batch, index: int, num_classes: int | None = None) -> None:
+def check(batch: Batch, index: int, num_classes: int | None = None, *, of: str = "") -> None:
     """Refuse a batch that would poison the training.
+
+    Args:
+        batch: What the data gave.
+        index: Its number.
+        num_classes: Classes of the outputs; None does not look at the labels.
+        of: Which data it is from, for the error: ``"validation"``; "" is what is trained on.
 
     Raises:
         DataError: no samples, NaN or infinity in the inputs, a target of another length or outside
             ``0 … num_classes - 1``.
     """
-    where = f"batch {index}"
+    where = f"{of} batch {index}".lstrip()
     if batch.size == 0:
         raise DataError("the batch has no samples", layer=where, remedy="Remove empty batches from the data")
     for part in tensors(batch.inputs):
@@ -134,13 +140,22 @@ def check(batch: Batch, index: int, num_classes: int | None = None) -> None:
             remedy="Give one target per input",
         )
     if num_classes is not None:
-        low, high = int(batch.target.min()), int(batch.target.max())
-        if low < 0 or high >= num_classes:
-            raise DataError(
-                f"label {low if low < 0 else high} is outside the model's classes 0 … {num_classes - 1}",
-                layer=where,
-                remedy="Correct the labels, or build the model with as many classes as the data has",
-            )
+        check_labels(batch.target, num_classes, where)
+
+
+def check_labels(target: Tensor, num_classes: int, place: str) -> None:
+    """Refuse labels outside ``0 … num_classes - 1``.
+
+    Raises:
+        DataError: naming the label, and the ``place`` it is in.
+    """
+    low, high = int(target.min()), int(target.max())
+    if low < 0 or high >= num_classes:
+        raise DataError(
+            f"label {low if low < 0 else high} is outside the model's classes 0 … {num_classes - 1}",
+            layer=place,
+            remedy="Correct the labels, or build the model with as many classes as the data has",
+        )
 
 
 def move(batch: Batch, device: torch.device, channels_last: bool = False) -> Batch:

@@ -56,7 +56,7 @@ def evaluate(
                     "validation data has no labels",
                     remedy="Give batches as (inputs, target), or leave val out",
                 )
-            check(batch, index)
+            check(batch, index, of="validation")
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 logits_NK = logits_of(ask(model, batch.inputs, "model")).float()
             if not classifies(batch.target, logits_NK):
@@ -65,7 +65,7 @@ def evaluate(
                     f"{list(batch.target.shape)}) are not classes of the outputs",
                     remedy="Give int64 labels, or judge by a metric",
                 )
-            check(batch, index, logits_NK.shape[1])
+            check(batch, index, logits_NK.shape[1], of="validation")
             target_N = batch.target.reshape(-1)
             right += int((logits_NK.argmax(1) == target_N).sum())
             total += len(target_N)

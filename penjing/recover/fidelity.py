@@ -42,7 +42,7 @@ def fidelity(
     with Teachers((teacher, model), every_output=True) as both:
         for index, item in enumerate(data):
             batch = move(unpack(item), device, channels_last)
-            check(batch, index)
+            check(batch, index, of="validation")
             (theirs, mine), _ = both.answer(batch)
             samples += batch.size
             found = [

@@ -184,6 +184,8 @@ class Metrics(Config):
         quantized: Quantization error by layer.
         checks: Of every exported file.
         files: Sizes and accuracies of the exported files.
+        normalize: ``mean`` and ``std`` of each channel that images in [0, 1] are normalised by; None where
+            the user's own loaders do it.
         classes: The classes whose accuracy changed most.
         confusions: The pairs of classes that are confused more often, or less, than before.
         robustness: Accuracy by corruption, of the rows before and after.
@@ -211,6 +213,7 @@ class Metrics(Config):
     quantized: tuple[QuantizedLayer, ...] = ()
     checks: tuple[FileCheck, ...] = ()
     files: tuple[FileRow, ...] = ()
+    normalize: dict[str, tuple[float, ...]] | None = None
     classes: tuple[ClassChange, ...] = ()
     confusions: tuple[ConfusionChange, ...] = ()
     robustness: dict[str, dict[str, AccuracyCell]] = Field(default_factory=dict)

@@ -72,6 +72,10 @@ def test_keras_file_is_compressed(tmp_path: Path) -> None:
     assert rows["dense"]["accuracy"]["test"]["value"] > 0.9
     assert rows["int8"]["accuracy"]["test"]["value"] > 0.8
     assert (out / "model.int8.onnx").is_file()
+    count = f"import keras; print(keras.saving.load_model({str(out / 'model.keras')!r}).count_params())"
+    told = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, env=environment)
+    moving = 2 * 8  # at most: Keras counts moving statistics, too
+    assert 0 <= int(told.stdout) - rows["recovered"]["num_params"] <= moving, told.stderr
 
 
 def quadrants() -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from penjing.artifact import load, save_artifact
-from penjing.errors import ArtifactError
+from penjing.errors import ArtifactError, TraceError
 from penjing.graph import couple, trace
 from penjing.models import keras_door as door
 from penjing.models.spec import load_model
@@ -189,3 +189,14 @@ def test_another_backend_in_the_process_is_an_error_not_a_wrong_model(
     monkeypatch.setattr(door.import_keras().backend, "backend", lambda: "tensorflow")
     with pytest.raises(ArtifactError, match="tensorflow backend in this process"):
         load_model(keras_file)
+
+
+def test_a_keras_model_itself_is_sent_to_its_door() -> None:
+    """Its layers would not follow; nothing would be removed, in silence."""
+    keras = door.import_keras()
+    model = sequential(keras)
+    with pytest.raises(TraceError, match="from_keras"):
+        prune(model, torch.zeros(2, 12, 12, 3))
+    loaded = door.from_keras(model)
+    small = prune(loaded.model, loaded.example_inputs, ratio=0.5)
+    assert small.model.to_keras().count_params() < model.count_params()  # type: ignore[operator]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.errors import PruneError, TraceError
+from penjing.errors import DataError, PruneError, TraceError
+from penjing.events import Event
 from penjing.graph import couple, trace
 from penjing.prune import Budget, Plan, apply, apply_, masked_equivalence, prune
 from penjing.prune.compare import relative_error, run
@@ -334,3 +336,49 @@ def test_damage_at_many_positions_counts_less() -> None:
         saved = (cost.macs({}) - cost.macs(one_left)) / (group.size - 1)
         worth[group.size] = weighed[group.id][0] * saved
     assert worth[12] / worth[8] == pytest.approx((16 * 16 / (4 * 4)) ** 0.6)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_the_old_weight_norm_is_copied_and_pruned() -> None:
+    """It keeps its last weight as a plain tensor with a history, which cannot be deep-copied."""
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 10)), nn.ReLU(), nn.Linear(10, 3)).eval()
+    model(X)
+    result = prune(model, X)
+    assert result.after["params"] < result.before["params"]
+    assert masked_equivalence(model, result, X) <= 1e-5
+
+
+def test_one_pattern_needs_no_list() -> None:
+    assert prune(mlp(), X, ignore="2.weight").after == prune(mlp(), X, ignore=["2.weight"]).after
+    with pytest.raises(PruneError, match=r"'3\.weight' matches no parameter"):
+        prune(mlp(), X, ignore="3.weight")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"round_to": 64}, "round_to=64"), ({"ratio": 0.0}, "nothing was removed")]
+)
+def test_nothing_removed_is_said(options: dict[str, Any], words: str) -> None:
+    heard: list[Event] = []
+    result = prune(mlp(), X, **options, listen=heard.append)
+    assert result.after == result.before
+    assert any(words in event.message for event in heard if event.kind == "warning")
+
+
+def test_what_is_neither_a_fraction_nor_a_count_is_refused() -> None:
+    assert Budget(params=2.0).limits({"params": 100}) == {"params": 2}
+    with pytest.raises(ValueError, match=r"1\.5 is neither"):
+        Budget(params=1.5)
+    with pytest.raises(PruneError, match="not in \\[0, 1\\)"):
+        prune(mlp(), X, ratio="0.5")  # type: ignore[arg-type]
+
+
+def test_data_that_does_not_fit_is_blamed_itself() -> None:
+    """Not the example inputs, which are right; labels by their number; an empty example by its emptiness."""
+    with pytest.raises(DataError, match="what the data gives"):
+        prune(mlp(), X, reconstruct=True, data=[torch.randn(4, 5)])
+    with pytest.raises(DataError, match="batch 0: label 7 is outside"):
+        prune(mlp(), X, criterion="taylor", data=[(X, torch.tensor([0, 7]))])
+    with pytest.raises(TraceError, match="no sample"):
+        prune(mlp(), X[:0])
+    values = [(X, torch.randn(2, 3))]  # no classes: the mean of squares serves
+    assert prune(mlp(), X, criterion="taylor", data=values).after["params"] == 74

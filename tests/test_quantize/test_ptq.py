@@ -462,3 +462,18 @@ def test_a_network_that_does_not_classify_is_held_to_its_outputs(tmp_path: Path)
             example_inputs=data[0],
             time_it=False,
         )
+
+
+def test_loops_keep_what_they_give(tmp_path: Path) -> None:
+    """A value from outside may leave a loop only through an Identity of its own (an EmbeddingBag's does)."""
+    torch.manual_seed(0)
+    bag = nn.Sequential(
+        nn.EmbeddingBag(40, 24), nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 3), nn.Identity()
+    )
+    data = [torch.randint(0, 40, (8, 6)) for _ in range(3)]
+    made = quantize(bag.eval(), data, out=tmp_path / "bag.onnx", example_inputs=data[0], time_it=False)
+    session = ort.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: data[0].numpy()})[0]
+    with torch.no_grad():
+        wanted = bag(data[0])
+    assert float((torch.from_numpy(found) - wanted).norm() / wanted.norm()) < 0.03

@@ -22,8 +22,9 @@ def bundle(num: int = 10) -> Any:
 
 
 def feed(**changes: Any) -> Any:
-    options = {"layout": "nchw", "seed": 0, "unit": True, **changes}
-    return Feed(DataConfig(spec="x", batch_size=4, eval_batch_size=4), bundle(), **options)
+    options = {"layout": "nchw", "seed": 0, **changes}
+    config = DataConfig(spec="x", batch_size=4, eval_batch_size=4, **options.pop("config", {}))
+    return Feed(config, bundle(), **options)
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(1, 30))
@@ -58,11 +59,38 @@ def test_wrapped_loader_keeps_epochs() -> None:
     assert len(second) == 10
 
 
-def test_unit_and_mean_std() -> None:
-    unit = next(iter(feed().split("val")))[0]
-    normal = next(iter(feed(unit=False).split("val")))[0]
+IMAGENET = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
+MEASURED = {"mean": (0.5,) * 3, "std": (0.25,) * 3}  # of the bundle
+UNIT = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+
+
+@pytest.mark.parametrize(
+    ("config", "known", "statistics"),
+    [
+        ({}, {}, UNIT),
+        ({}, {"source": IMAGENET}, IMAGENET),
+        ({}, {"source": {"mean": (0.5,), "std": (0.5,)}}, UNIT),  # of another number of channels
+        ({}, {"source": IMAGENET, "trains": True}, MEASURED),
+        ({"options": {"mean": [0.5] * 3}}, {"source": IMAGENET}, MEASURED),
+        ({"spec": "data.py:bundle"}, {"source": IMAGENET}, MEASURED),
+        ({"normalize": "unit"}, {"source": IMAGENET, "trains": True}, UNIT),
+        ({"normalize": "mean_std"}, {"source": IMAGENET}, MEASURED),
+        ({"normalize": "model"}, {"source": IMAGENET, "trains": True}, IMAGENET),
+    ],
+)
+def test_images_are_normalised_as_somebody_says(config: Any, known: Any, statistics: Any) -> None:
+    """The data's options, the user's own bundle, the recipe's training, the model's source, in this order."""
+    made = Feed(DataConfig(**{"spec": "x", **config}), bundle(), layout="nchw", seed=0, **known)
+    assert made.normalize == statistics
+    unit = next(iter(feed(config={"normalize": "unit"}).split("val", 4)))[0]
     assert 0 <= float(unit.min()) <= float(unit.max()) <= 1
-    torch.testing.assert_close((unit - 0.5) / 0.25, normal)
+    mean, std = (torch.tensor(statistics[key]).view(3, 1, 1) for key in ("mean", "std"))
+    torch.testing.assert_close((unit - mean) / std, next(iter(made.split("val", 4)))[0])
+
+
+def test_a_source_that_says_nothing_is_named() -> None:
+    with pytest.raises(DataError, match="images of 3 channels"):
+        feed(config={"normalize": "model"})
 
 
 @pytest.mark.parametrize(

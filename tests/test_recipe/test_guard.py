@@ -52,7 +52,12 @@ def test_nothing_held_gives_what_lost_least() -> None:
 
 @pytest.mark.parametrize(
     ("text", "want"),
-    [("0.5pt", (0.005, "absolute")), ("1%", (0.01, "relative")), (0.02, (0.02, "absolute"))],
+    [
+        ("0.5pt", (0.005, "absolute")),
+        ("1%", (0.01, "relative")),
+        (0.02, (0.02, "absolute")),
+        ("0.02", (0.02, "absolute")),
+    ],
 )
 def test_allowed_drop(text: Any, want: tuple[float, str]) -> None:
     value, kind = allowed_drop(text)

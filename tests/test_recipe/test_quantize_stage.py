@@ -73,6 +73,40 @@ def test_without_an_int8_file_that_holds_the_float_network_is_delivered(
         run(Recipe.parse(asked), tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "own", "bound"),
+    [
+        ({"max_drop": 0.1}, {}, 0.08),  # what recovery has left
+        ({"max_drop": 0.1, "drop": "relative"}, {}, 0.055),  # 0.1 of 0.75 less what recovery lost
+        ({"max_drop": 0.1}, {"max_drop": 0.01}, 0.01),
+        ({"max_drop": 0.01}, {}, 0.01),  # recovery has lost more: int8 may lose as much again
+        ({}, {"max_drop": 0.01}, 0.01),
+        ({}, {}, None),
+        ({"max_drop": 0.1}, {"mode": "dynamic"}, None),
+    ],
+)
+def test_int8_may_lose_what_recovery_has_left(
+    recipe: dict[str, Any],
+    own: dict[str, Any],
+    bound: float | None,
+    values: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The recipe's allowed loss bounds the int8 file, too, also where no size is searched for."""
+    asked: list[Any] = []
+
+    def refuse(model: Any, data: Any, config: Any, **_: Any) -> None:
+        asked.append(config.max_drop)
+        raise Int8LossError("enough seen", remedy="")
+
+    scores = iter((0.75, 0.73))  # of the dense and the recovered network
+    monkeypatch.setattr(exporting, "quantize", refuse)
+    monkeypatch.setattr(exporting, "judge", lambda *_: next(scores))
+    run(Recipe.parse({**values, **recipe, "quantize": own}), tmp_path / "run")
+    assert asked == [pytest.approx(bound) if bound is not None else None]
+
+
 def test_training_in_int8_is_for_static_ranges() -> None:
     with pytest.raises(RecipeError, match="qat trains mode 'static'"):
         Recipe.parse(

@@ -23,7 +23,7 @@ def command(
     data: common.Data = None,
     data_option: common.DataOption = None,
     batch_size: common.BatchSize = 128,
-    normalize: common.Normalize = "unit",
+    normalize: common.Normalize = "auto",
     weights: common.Weights = None,
     option: common.ModelOption = None,
     trust: common.Trust = False,
@@ -36,14 +36,14 @@ def command(
     from penjing.export import export
 
     source: Any = Path(model)
-    inputs = None
+    inputs = loaded = None
     if source.suffix != ".onnx":
         loaded = common.load(model, weights=weights, options=option, trust=trust)
         source, inputs = loaded.model, loaded.example_inputs
     batches = None
     if data is not None:
         feed = common.feed_of(
-            data, data_option, model_inputs=inputs, batch_size=batch_size, normalize=normalize, seed=0
+            data, data_option, model=loaded, batch_size=batch_size, normalize=normalize, seed=0
         )
         batches = feed.calibration()
     chosen = common.names(formats)

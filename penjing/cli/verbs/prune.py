@@ -41,7 +41,7 @@ def command(
     data: common.Data = None,
     data_option: common.DataOption = None,
     batch_size: common.BatchSize = 128,
-    normalize: common.Normalize = "unit",
+    normalize: common.Normalize = "auto",
     weights: common.Weights = None,
     option: common.ModelOption = None,
     trust: common.Trust = False,
@@ -67,7 +67,7 @@ def command(
         feed = common.feed_of(
             data,
             data_option,
-            model_inputs=loaded.example_inputs,
+            model=loaded,
             batch_size=batch_size,
             normalize=normalize,
             seed=seed,
@@ -88,7 +88,14 @@ def command(
             seed=seed,
             listen=listen,
         )
-    save_artifact(out, made.model, example_inputs=loaded.example_inputs, plan=made.plan, stages=["prune"])
+    save_artifact(
+        out,
+        made.model,
+        example_inputs=loaded.example_inputs,
+        plan=made.plan,
+        stages=["prune"],
+        normalize=feed.normalize if feed else loaded.normalize,
+    )
     result = {key: value for key, value in made.to_dict().items() if key != "plan"} | {"folder": str(out)}
     common.emit(result, _text(made, out), json)
 

@@ -27,7 +27,7 @@ def command(
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of any other option.")] = None,
     data_option: common.DataOption = None,
     batch_size: common.BatchSize = 128,
-    normalize: common.Normalize = "unit",
+    normalize: common.Normalize = "auto",
     weights: common.Weights = None,
     option: common.ModelOption = None,
     trust: common.Trust = False,
@@ -43,12 +43,12 @@ def command(
 
     config = QuantizeConfig.parse({"max_drop": _points(max_drop), **common.pairs(set_, "--set")})
     source: Any = Path(model)
-    inputs = None
+    inputs = loaded = None
     if source.suffix != ".onnx":
         loaded = common.load(model, weights=weights, options=option, trust=trust)
         source, inputs = loaded.model, loaded.example_inputs
     feed = common.feed_of(
-        data, data_option, model_inputs=inputs, batch_size=batch_size, normalize=normalize, seed=seed
+        data, data_option, model=loaded, batch_size=batch_size, normalize=normalize, seed=seed
     )
     with progress(quiet=json) as listen:
         made = quantize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ def command(
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of any other option.")] = None,
     data_option: common.DataOption = None,
     batch_size: common.BatchSize = 128,
-    normalize: common.Normalize = "unit",
+    normalize: common.Normalize = "auto",
     teacher_weights: Annotated[str | None, typer.Option(help="Weights of the teacher.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="key=value for the teacher's factory.")] = None,
     trust: common.Trust = False,
@@ -43,7 +44,7 @@ def command(
     feed = common.feed_of(
         data,
         data_option,
-        model_inputs=small.example_inputs,
+        model=small if small.normalize else replace(large, example_inputs=small.example_inputs),
         batch_size=batch_size,
         normalize=normalize,
         seed=seed,
@@ -67,6 +68,7 @@ def command(
         example_inputs=small.example_inputs,
         plan=_plan(student),
         stages=[*(["prune"] if plan.is_file() else []), "recover"],
+        normalize=feed.normalize,
     )
     common.emit({**made.to_dict(), "folder": str(out)}, _text(made, out), json)
 

@@ -15,6 +15,7 @@ from penjing.errors import DataError, PruneError
 from penjing.events import Event
 from penjing.graph.trace import bind_inputs
 from penjing.prune.criteria.base import Material
+from penjing.recover.batches import check_labels, classifies
 
 
 def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
@@ -40,7 +41,7 @@ def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
                 value = (
                     material.loss(output, batch)
                     if material.loss is not None
-                    else default_loss(output, target, generator)
+                    else default_loss(output, target, generator, place=f"batch {count - 1}")
                 )
                 if not bool(torch.isfinite(value)):
                     raise PruneError(
@@ -70,11 +71,13 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
     return batch, None
 
 
-def default_loss(output: Any, target: Any, generator: torch.Generator) -> Tensor:
+def default_loss(output: Any, target: Any, generator: torch.Generator, *, place: str) -> Tensor:
     """Cross-entropy for class scores (N, classes) — with labels drawn from the model's own prediction where
-    there are
-    none, which makes squared gradients the true Fisher information — and the mean of squares for anything
-    else.
+    there are none, which makes squared gradients the true Fisher information — and the mean of squares for
+    anything else.
+
+    Raises:
+        DataError: for labels that are no classes; ``place`` says where they are.
     """
     tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
     if not tensors:
@@ -84,5 +87,7 @@ def default_loss(output: Any, target: Any, generator: torch.Generator) -> Tensor
         if target is None:
             chances = scores.detach().softmax(dim=1)
             target = torch.multinomial(chances, 1, generator=generator).squeeze(1)
-        return F.cross_entropy(scores, target)
+        if classifies(target, scores):
+            check_labels(target, scores.shape[1], place)
+            return F.cross_entropy(scores, target.reshape(-1).long())
     return torch.stack([t.square().mean() for t in tensors]).sum()

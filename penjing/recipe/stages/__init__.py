@@ -39,9 +39,10 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         config = {**feed, "sparse": _plain(recipe.prune.sparse)}
         stages.append(Stage("sparse", "train towards sparsity", train_sparse, config, ("train",)))
     stages += _rounds(recipe, feed)
-    config = {**feed, "quantize": _plain(recipe.quantize)}
+    allowed = {"max_drop": recipe.max_drop, "drop": recipe.drop}
+    config = {**feed, "quantize": _plain(recipe.quantize), **allowed}
     if recipe.quantize is not None:
-        taught = ("train",) if recipe.quantize.qat is not None else ()
+        taught = ("train",) if recipe.quantize.qat is not None or recipe.max_drop is not None else ()
         inputs = (*taught, "prune", "recover", *(("search",) if recipe.search is not None else ()))
         stages.append(Stage("quantize", "quantize to int8", quantize_student, config, inputs))
     made = ("prune", "recover", *(("quantize",) if recipe.quantize is not None else ()))

@@ -14,9 +14,11 @@ from penjing.measure.metric import on_arrays
 from penjing.models.onnx_door import OnnxModel
 from penjing.quantize import QuantizeConfig, QuantizeResult, quantize
 from penjing.quantize.student import quantized_student
+from penjing.recipe.guard import drop_of
 from penjing.recipe.schema import ExportConfig
 from penjing.recipe.stages.base import Output, plain
 from penjing.recipe.stages.quality import quality
+from penjing.recipe.stages.searching import judge
 from penjing.recipe.workspace import Workspace
 from penjing.recover import recover
 
@@ -92,18 +94,25 @@ def _to_int8(space: Workspace, out: Path, listen: Listener) -> QuantizeResult:
 
 
 def _allowed(space: Workspace) -> QuantizeConfig:
-    """The quantization options, with what recovery has left of the allowed loss as its bound."""
-    assert space.recipe.quantize is not None
-    config, recipe = space.recipe.quantize.alone(), space.recipe
-    if config.max_drop is None or recipe.search is None:
+    """The quantization options, bounded by what recovery has left of the recipe's allowed loss, too.
+
+    Where recovery has lost more than is allowed, int8 may lose as much again: it is not to blame.
+    """
+    recipe, stage = space.recipe, space.recipe.quantize
+    assert stage is not None
+    config = stage.alone()
+    if recipe.max_drop is None or config.mode != "static" or stage.qat is not None:
         return config
-    found = space.result("search")
-    chosen = found["trials"][found["chosen"] - 1]
-    if not chosen["held"] or recipe.max_drop is None:
-        return config
-    left = max(0.0, recipe.max_drop - chosen["drop"])
-    in_points = left * abs(found["original"]) if recipe.drop == "relative" else left
-    return config.model_copy(update={"max_drop": min(1.0, in_points)})
+    if recipe.search is not None:
+        found = space.result("search")
+        original, drop = found["original"], found["trials"][found["chosen"] - 1]["drop"]
+    else:
+        original = judge(space, space.dense())
+        drop = drop_of(original, judge(space, space.student("recovered")), recipe.drop)
+    left = recipe.max_drop - drop if drop <= recipe.max_drop + 1e-12 else recipe.max_drop
+    in_points = max(0.0, left) * (abs(original) if recipe.drop == "relative" else 1.0)
+    own = 1.0 if config.max_drop is None else config.max_drop
+    return config.model_copy(update={"max_drop": min(own, in_points)})
 
 
 def formats_of(config: ExportConfig, *, int8: bool) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import torch
 from penjing.artifact import load, save_artifact
 from penjing.errors import VerifyError
 from penjing.events import Event, Listener
-from penjing.manifest import installed
+from penjing.files import move_into
+from penjing.manifest import MANIFEST_FILE, installed
 from penjing.measure import device_name
 from penjing.measure.metric import name_of
 from penjing.prune.compare import relative_error
@@ -66,9 +66,11 @@ def write_all(space: Workspace, listen: Listener) -> Output:
         metrics=metrics.to_dict(),
         files=files,
         stages=list(metrics.seconds),
+        normalize=space.feed.normalize,
     )
     _check(staging, student, space.examples)
-    moved = _move_into(staging, space.folder)
+    moved = move_into(staging, space.folder, last=MANIFEST_FILE)
+    staging.rmdir()
     listen(Event("report", "note", message=f"report: {space.folder / 'report.html'}"))
     return Output({"held": metrics.held}, files=tuple(moved))
 
@@ -101,6 +103,7 @@ def collect(space: Workspace) -> Metrics:
         "quantized": _quantized(space),
         "checks": verified["checks"],
         "files": _files(space, verified["accuracy"], measured.result["files"]),
+        "normalize": space.feed.normalize,
         "classes": measured.result["classes"],
         "confusions": measured.result.get("confusions", []),
         "robustness": measured.result["robustness"],
@@ -206,15 +209,3 @@ def _check(folder: Path, student: torch.nn.Module, examples: Any) -> None:
             layer=str(folder),
             remedy="Do not deploy it; please report this with your recipe",
         )
-
-
-def _move_into(staging: Path, folder: Path) -> list[str]:
-    """Rename every entry of the new artifact into the run folder, the manifest last."""
-    names = sorted((path.name for path in staging.iterdir()), key=lambda name: name == "manifest.json")
-    for name in names:
-        target = folder / name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(staging / name, target)
-    staging.rmdir()
-    return names
