@@ -229,6 +229,11 @@ _PRESETS: dict[str, Augmentation] = {
 }
 
 
+def named_augmentations() -> dict[str, Any]:
+    """Every augmentation that has a name: operations, which take options, and presets of them."""
+    return {**_SINGLE, **_PRESETS}
+
+
 def make_augment(name: str, options: Mapping[str, Any] | None = None) -> Augmentation:
     """An augmentation by name.
 

@@ -44,6 +44,10 @@ class Registry(Generic[C]):
             raise ValueError(f"unknown {self._what} {name!r}; {hint}")
         return self._known[name].model_validate(dict(options or {}))
 
+    def known(self) -> Mapping[str, type[C]]:
+        """The classes by name."""
+        return dict(self._known)
+
     def names(self) -> tuple[str, ...]:
         """All names, in alphabetical order."""
         return tuple(sorted(self._known))

@@ -1,0 +1,141 @@
+"""Forwards that return None, remember, or write a file no runtime takes: right names, nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor, nn
+
+import penjing as pj
+from penjing.errors import PenjingError
+from penjing.export.inputs import batch_of
+
+
+class Giving(nn.Module):
+    """Gives what it is told to, made of its hidden layer and its scores."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.hidden, self.scores, self.what = nn.Linear(6, 16), nn.Linear(16, 16), what
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = torch.relu(self.hidden(x))
+        scores = self.scores(hidden)
+        return {
+            "dict": {"logits": scores, "aux": None, "hidden": hidden},
+            "nested": {"logits": scores, "aux": None, "hidden": [hidden, 2 * hidden]},
+            "tuple": (scores, None, hidden),
+            "only": {"aux": None, "hidden": hidden},
+            "number": (scores, 3),
+            "text": {"logits": scores, "kind": "scores"},
+        }[self.what]
+
+
+class Remembering(nn.Module):
+    """Keeps an average of what it has seen, in eval mode too."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 20), nn.Linear(20, 3)
+        self.register_buffer("mean", torch.zeros(20))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        self.mean.mul_(0.9).add_(hidden.detach().mean(0), alpha=0.1)
+        found: Tensor = self.last(torch.relu(hidden - self.mean))
+        return found
+
+
+X = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("dict", ["logits", "hidden"]),
+        ("nested", ["logits", "hidden.0", "hidden.1"]),
+        ("tuple", ["output_0", "output_1"]),
+        ("only", ["output"]),
+    ],
+)
+def test_none_among_the_outputs_takes_no_name(what: str, names: list[str], tmp_path: Path) -> None:
+    """Each name holds the tensor it names in the forward; the stored program gives the same."""
+    model = Giving(what).eval()
+    made = pj.export(model, tmp_path, ("onnx", "program"), example_inputs=X)
+    assert made.ok
+    session = ort.InferenceSession(made["onnx"].path, providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == names
+    with torch.no_grad():
+        wanted = [t for t in torch.utils._pytree.tree_leaves(model(X)) if t is not None]
+    for found, tensor in zip(session.run(None, {"input": X.numpy()}), wanted, strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), tensor)
+
+
+@pytest.mark.parametrize(("what", "value"), [("number", "3"), ("text", "'scores'")])
+def test_a_constant_among_the_outputs_is_refused(what: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(PenjingError, match=f"the constant {value}"):
+        pj.export(Giving(what).eval(), tmp_path / "out", ("onnx",), example_inputs=X)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_looking_at_a_model_does_not_move_what_it_remembers(tmp_path: Path) -> None:
+    """Neither the original nor the pruned network has seen anything, and the file's notes speak of it."""
+    model = Remembering().eval()
+    pj.inspect(model, X)
+    small = pj.prune(model, X).model
+    made = pj.export(small, tmp_path, ("onnx",), example_inputs=X)
+    assert not model.mean.any()
+    assert small.mean.shape == (10,)
+    assert not small.mean.any()  # type: ignore[operator]
+    assert any("mean" in note for note in made["onnx"].notes)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_what_no_runtime_takes_is_not_left_behind(tmp_path: Path) -> None:
+    """torch writes projected LSTMs wrongly; an older file under the same name stays."""
+
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 20, batch_first=True, proj_size=8)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.lstm(x)[0]
+
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "model.onnx").write_text("an older file")
+    with pytest.raises(PenjingError, match="onnx"):
+        pj.export(Projected().eval(), folder, ("onnx",), example_inputs=torch.randn(2, 5, 8))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (folder / "model.onnx").read_text() == "an older file"
+
+
+def test_of_two_tensors_the_second_is_a_target_unless_the_model_takes_two() -> None:
+    a, b = torch.zeros(2, 3), torch.ones(2, 4)
+    assert batch_of((a, b)) is a
+    assert batch_of((a, b), 2) == (a, b)
+    assert batch_of(((a, b), torch.zeros(2)), 2) == (a, b)
+    assert batch_of(a) is a
+
+
+def test_a_model_of_two_inputs_is_verified_on_batches_of_two(tmp_path: Path) -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 3), nn.Linear(4, 3)
+
+        def forward(self, p: Tensor, q: Tensor) -> Any:
+            return self.a(p) + self.b(q)
+
+    model, pair = Sum().eval(), (torch.randn(2, 6), torch.randn(2, 4))
+    made = pj.export(model, tmp_path, ("onnx",), example_inputs=pair, data=[pair])
+    assert made.ok
+    assert pj.verify(made["onnx"].path, model, pair).ok
+    assert pj.verify(made["onnx"].path, model, (pair, torch.zeros(2))).ok
