@@ -315,10 +315,7 @@ RECOVERIES: dict[str, dict[str, Any]] = {
         "lr": 0.02,
         "schedule": "cosine",
         "warmup": 0.05,
-        "losses": [
-            {"name": "kd"},
-            {"name": "mse", "weight": 30.0, "options": {"layers": ["layer?.?"]}},
-        ],
+        "losses": {"kd": 1.0, "mse": {"weight": 40.0, "layers": "blocks"}},
         "mixup": 1.0,
     },
     "patient": {

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from penjing.graph import Coupling, Graph, couple, positions
+from penjing.graph import Coupling, Graph, couple
 from penjing.graph.axes import count
 from penjing.graph.sections import Section, find_sections
 from penjing.prune.nodes import only_reader, shape_of
@@ -23,6 +23,7 @@ from penjing.prune.places import Place
 from penjing.prune.plan import Plan
 from penjing.prune.ranges import Positions
 from penjing.prune.reconstruct import BlockFit
+from penjing.prune.slicing.graph import cut_dims
 from penjing.prune.slots import slots_of
 from penjing.prune.walk import attribute, called
 from penjing.recover.only import improved
@@ -66,10 +67,9 @@ class Counterpart:
 
     def of(self, node: fx.Node, theirs: Tensor) -> Tensor:
         """A value of the original's counterpart of this node, cut to what the node holds."""
-        for dim, axis in enumerate(self.coupling.values[self.twin[node].name][0]):
-            kept = positions(axis, self.kept)
-            if len(kept) < axis.size:
-                theirs = theirs.index_select(dim, torch.from_numpy(kept))
+        axes = self.coupling.values[self.twin[node].name][0]
+        for dim, kept in cut_dims(axes, self.kept).items():
+            theirs = theirs.index_select(dim, torch.from_numpy(kept))
         return theirs
 
 

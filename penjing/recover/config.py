@@ -42,6 +42,15 @@ class RegularizerTerm(Config):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+def _term(name: str, given: Any) -> dict[str, Any]:
+    """A term of the loss from its weight, or from its weight, its ramp and its own options."""
+    if not isinstance(given, dict):
+        return {"name": name, "weight": given}
+    own = {key: value for key, value in given.items() if key in ("weight", "ramp", "options")}
+    rest = {key: value for key, value in given.items() if key not in own}
+    return {"name": name, **own, **({"options": {**own.get("options", {}), **rest}} if rest else {})}
+
+
 class RecoverConfig(Config):
     """Options of `train` and `recover`.
 
@@ -155,9 +164,11 @@ class RecoverConfig(Config):
     @field_validator("losses", mode="before")
     @classmethod
     def _short_terms(cls, value: Any) -> Any:
-        """Accept ``["ce", "kd"]`` and ``{"ce": 0.1, "kd": 0.9}`` for lists of terms."""
+        """Accept ``["ce", "kd"]``, ``{"ce": 0.1, "kd": 0.9}`` and ``{"mse": {"weight": 30, "layers": …}}``
+        for lists of terms.
+        """
         if isinstance(value, dict):
-            return [{"name": name, "weight": weight} for name, weight in value.items()]
+            return [_term(name, given) for name, given in value.items()]
         if isinstance(value, (list, tuple)):
             return [{"name": item} if isinstance(item, str) else item for item in value]
         return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -28,12 +28,12 @@ class FeatureSpec:
     Attributes:
         layer: Name of a module that student and teacher both have.
         side: ``"output"`` or ``"input"`` of that module.
-        kept: Which of the teacher's channels (dim 1) the student has; None when it has them all.
+        kept: Which of the teacher's positions the student has, by dimension; without those it has whole.
     """
 
     layer: str
     side: Literal["output", "input"] = "output"
-    kept: Tensor | None = None
+    kept: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -61,7 +61,7 @@ def feature_specs(
                 remedy="Name layers in the loss's options",
             )
         last = linears[-1]
-        kept = _kept(plan, mine[last], theirs[last], last, dim=1) if aligned else None
+        kept = _kept(plan, mine[last], theirs[last], last, dim=1) if aligned else {}
         return (FeatureSpec(last, "input", kept),)
     found: dict[str, FeatureSpec] = {}
     for pattern in layers:
@@ -72,7 +72,7 @@ def feature_specs(
                 remedy=f"Use names of modules, for example {', '.join(list(mine)[1:6])}",
             )
         for name in names:
-            kept = _kept(plan, mine[name], theirs[name], name, dim=0) if aligned else None
+            kept = _kept(plan, mine[name], theirs[name], name, dim=0) if aligned else {}
             found[name] = FeatureSpec(name, "output", kept)
     return tuple(found.values())
 
@@ -83,9 +83,9 @@ def _linears(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
-def _kept(plan: Any, mine: nn.Module, theirs: nn.Module, name: str, dim: int) -> Tensor | None:
-    """The teacher's channels that the student kept at this place, from the plan's entry for its last
-    parameter.
+def _kept(plan: Any, mine: nn.Module, theirs: nn.Module, name: str, dim: int) -> dict[int, Tensor]:
+    """The teacher's channels (dimension 1) that the student kept at this place, from the plan's entry for its
+    last parameter.
 
     For a block it is the last parameter of its kind that speaks: the batch norm or convolution that ends it.
     """
@@ -95,11 +95,11 @@ def _kept(plan: Any, mine: nn.Module, theirs: nn.Module, name: str, dim: int) ->
         if param.dim() > dim and dict(mine.named_parameters()).get(inner) is not None
     ]
     if not params:
-        return None
+        return {}
     inner, original = params[-1] if dim == 0 else params[0]
     ours = dict(mine.named_parameters())[inner]
     if ours.shape[dim] == original.shape[dim]:
-        return None
+        return {}
     full = f"{name}.{inner}"
     positions = kept_positions(plan, full, dim)
     if positions is None or len(positions) != ours.shape[dim]:
@@ -109,7 +109,7 @@ def _kept(plan: Any, mine: nn.Module, theirs: nn.Module, name: str, dim: int) ->
             layer=name,
             remedy="Pass the plan the student was pruned with, or use an unaligned loss (at, rkd, sp)",
         )
-    return positions
+    return {1: positions}
 
 
 def kept_positions(plan: Any, tensor: str, dim: int) -> Tensor | None:
@@ -185,5 +185,7 @@ def _tensor(value: Any, key: str) -> Tensor:
 
 
 def align(spec: FeatureSpec, teacher: Tensor) -> Tensor:
-    """The teacher's feature restricted to the kept channels (dim 1)."""
-    return teacher if spec.kept is None else teacher.index_select(1, spec.kept.to(teacher.device))
+    """The teacher's feature restricted to what the student kept."""
+    for dim, kept in spec.kept.items():
+        teacher = teacher.index_select(dim, kept.to(teacher.device))
+    return teacher

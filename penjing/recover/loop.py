@@ -33,6 +33,7 @@ from penjing.recover.batches import (
     classifies,
     count_batches,
     logits_of,
+    map_inputs,
     move,
     outputs_of,
     share,
@@ -144,7 +145,12 @@ class Loop:
         """Settle what is minimised, and tap the features it looks at."""
         job = self.job
         self.objective = Objective(
-            job.config, terms, self.model, job.teachers[0] if job.teachers else None, job.plan
+            job.config,
+            terms,
+            self.model,
+            job.teachers[0] if job.teachers else None,
+            job.plan,
+            example=lambda: map_inputs(next(iter(self._moved())), lambda x: x[:2]),
         )
         specs, every = self.objective.specs, self.objective.needs_outputs
         asked = job.teachers if self.objective.needs_teacher else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from penjing.errors import RecoverError
 from penjing.recover.batches import Batch, classifies, logits_of
+from penjing.recover.blocks import block_specs
 from penjing.recover.config import LossTerm, RecoverConfig
 from penjing.recover.features import FeatureSpec, feature_specs
 from penjing.recover.losses import Answers, FeatureLoss, LogitLoss, Loss, make_loss
@@ -53,13 +54,20 @@ class Objective:
         student: The model that learns.
         teacher: The first teacher, when feature losses look into it.
         plan: What was pruned, to line features up.
+        example: Gives inputs of the models, where blocks are looked for.
 
     Raises:
         RecoverError: for layers that do not exist or cannot be lined up.
     """
 
     def __init__(
-        self, config: RecoverConfig, terms: Sequence[LossTerm], student: nn.Module, teacher: Any, plan: Any
+        self,
+        config: RecoverConfig,
+        terms: Sequence[LossTerm],
+        student: nn.Module,
+        teacher: Any,
+        plan: Any,
+        example: Callable[[], Any],
     ) -> None:
         self._config = config
         self.terms: list[_Term] = []
@@ -72,7 +80,10 @@ class Objective:
                         f"the loss {term.name!r} compares features and there is no teacher module",
                         remedy="Pass the original nn.Module as the teacher",
                     )
-                specs = feature_specs(student, teacher, loss.layers, plan, aligned=loss.aligned)
+                if loss.layers == "blocks":
+                    specs = block_specs(student, teacher, plan, example())
+                else:
+                    specs = feature_specs(student, teacher, loss.layers, plan, aligned=loss.aligned)
             repeated = sum(other.name == term.name for other in terms) > 1
             label = f"{term.name}_{index}" if repeated else term.name
             self.terms.append(_Term(label, term, loss, specs))
@@ -84,7 +95,7 @@ class Objective:
         for part in self.terms:
             for spec in part.specs:
                 # an aligned loss and one that is not may look at one place: the alignment serves the first
-                if spec.key not in unique or unique[spec.key].kept is None:
+                if spec.key not in unique or not unique[spec.key].kept:
                     unique[spec.key] = spec
         return tuple(unique.values())
 

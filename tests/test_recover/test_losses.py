@@ -189,7 +189,7 @@ def test_features_are_lined_up_by_the_plan() -> None:
         parameter.data = value.clone()
     (spec,) = feature_specs(student, teacher, ["a"], plan)
     assert spec.kept is not None
-    assert torch.equal(spec.kept, kept)
+    assert torch.equal(spec.kept[1], kept)
     (last,) = feature_specs(student, teacher, [], plan)
     assert (last.layer, last.side) == ("head", "input")
     data = [(draw(seed, N, 4), target(seed)) for seed in range(3)]
@@ -207,7 +207,7 @@ def test_ramps_and_several_terms() -> None:
     config = RecoverConfig(
         losses=(LossTerm(name="ce", weight=2, ramp="fall"), LossTerm(name="kd", weight=3, ramp="rise"))
     )
-    objective = Objective(config, config.losses, nn.Linear(1, K), None, None)
+    objective = Objective(config, config.losses, nn.Linear(1, K), None, None, example=lambda: None)
     logits, other, y_N = draw(1, N, K), draw(2, N, K), target()
     for progress in (0.0, 0.25, 1.0):
         total, parts = objective([logits], {}, [[other]], {}, y_N, progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from penjing.errors import PruneError
 from penjing.graph import Coupling, Graph, is_kept_whole, positions
+from penjing.graph.axes import Axis
 from penjing.graph.tree import Held, graph_module
 from penjing.prune.ranges import Positions
 from penjing.prune.slicing.site import REWRITERS, Rewriter, Site
@@ -32,7 +33,11 @@ def slice_tensors(graph: Graph, coupling: Coupling, kept: Mapping[int, Positions
 
 def kept_dims(coupling: Coupling, name: str, kept: Mapping[int, Positions]) -> dict[int, Positions]:
     """``{dim: kept positions}`` of the dims of one tensor that lose something."""
-    axes = coupling.tensors.get(name, ())
+    return cut_dims(coupling.tensors.get(name, ()), kept)
+
+
+def cut_dims(axes: Sequence[Axis], kept: Mapping[int, Positions]) -> dict[int, Positions]:
+    """``{dim: kept positions}`` of the axes that lose something."""
     return {d: positions(axis, kept) for d, axis in enumerate(axes) if not is_kept_whole(axis, kept)}
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from penjing.config import Config
+from penjing.errors import RecoverError
 from penjing.recover.registry import Registry
 
 Need = Literal["target", "teacher", "features", "outputs"]
@@ -80,8 +81,9 @@ class FeatureLoss(Loss):
     """A loss between features of the same layers in student and teacher, averaged over the layers.
 
     Attributes:
-        layers: Names of modules (or patterns such as ``"layer?.*.bn2"``) whose outputs are compared; empty
-            compares what goes into the last linear layer.
+        layers: Names of modules (or patterns such as ``"layer?.*.bn2"``) whose outputs are compared;
+            ``"blocks"`` compares those of all blocks (`penjing.recover.blocks`), aligned in every dimension;
+            empty compares what goes into the last linear layer.
 
     Class attributes:
         aligned: The loss compares channel by channel, so the teacher's features are cut to the kept channels.
@@ -90,7 +92,7 @@ class FeatureLoss(Loss):
     needs: ClassVar[frozenset[Need]] = frozenset({"features"})
     aligned: ClassVar[bool] = True
 
-    layers: tuple[str, ...] = ()
+    layers: tuple[str, ...] | Literal["blocks"] = ()
 
     @abstractmethod
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -98,10 +100,16 @@ class FeatureLoss(Loss):
 
     def __call__(self, answers: Answers) -> Tensor:
         """The mean of `compare` over the layers."""
-        parts = [
-            self.compare(feature.float(), answers.teacher_features[name].float())
-            for name, feature in answers.student_features.items()
-        ]
+        parts = []
+        for name, feature in answers.student_features.items():
+            theirs = answers.teacher_features[name]
+            if self.aligned and feature.shape != theirs.shape:
+                raise RecoverError(
+                    f"features of {list(feature.shape)} and {list(theirs.shape)} are compared",
+                    layer=name,
+                    remedy="Pass the plan the student was pruned with, or name other layers",
+                )
+            parts.append(self.compare(feature.float(), theirs.float()))
         total = parts[0]
         for part in parts[1:]:
             total = total + part
