@@ -222,7 +222,11 @@ def _one(
     onnx_seconds: float,
 ) -> ExportedFile:
     started = time.perf_counter()
-    notes = exporter.write(source, path) or ()
+    try:
+        notes = exporter.write(source, path) or ()
+    except ExportError as error:
+        error.layer = exporter.name if error.layer == str(path) else error.layer  # that path is gone by now
+        raise
     seconds = time.perf_counter() - started + (onnx_seconds if exporter.name == "onnx" else 0.0)
     allowed = None if exporter.quantized else (tolerance if tolerance is not None else exporter.tolerance)
     try:

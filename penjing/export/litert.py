@@ -4,6 +4,7 @@ int8."""
 from __future__ import annotations
 
 import importlib
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,10 +89,13 @@ def write_litert(
 
 
 def _reason(error: Exception) -> str:
-    lines = [
-        line.strip() for line in str(error).splitlines() if "error" in line.lower() or "op:" in line.lower()
-    ]
-    return (lines or [str(error).strip() or type(error).__name__])[0][:300]
+    """What the converter says of the op it cannot take, without the call sites around it."""
+    text = str(error)
+    told = re.search(r": ('tf\.\w+' op [^\n]*)", text)
+    if told:
+        return told[1].strip().rstrip(".")
+    lines = [line.strip() for line in text.splitlines() if "error" in line.lower() or "op:" in line.lower()]
+    return (lines or [text.strip() or type(error).__name__])[0][:300]
 
 
 def calibration(source: Source) -> list[Feeds]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,15 @@ def test_a_model_of_two_inputs_is_verified_on_batches_of_two(tmp_path: Path) -> 
     assert made.ok
     assert pj.verify(made["onnx"].path, model, pair).ok
     assert pj.verify(made["onnx"].path, model, (pair, torch.zeros(2))).ok
+
+
+@pytest.mark.skipif(find_spec("tensorflow") is None, reason="needs TensorFlow (extra `tf`)")
+def test_an_op_that_litert_refuses_is_named_in_one_line(tmp_path: Path) -> None:
+    """Without the converter's call sites, and nothing is left."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(3)).eval()
+    with pytest.raises(PenjingError) as refusal:
+        pj.export(model, tmp_path / "out", ("litert",), example_inputs=torch.randn(2, 3, 8, 8))
+    assert "at litert: " in str(refusal.value)
+    assert "'tf.AvgPool3D' op is neither" in str(refusal.value)
+    assert "callsite" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
