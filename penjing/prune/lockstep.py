@@ -27,7 +27,7 @@ def runs_alike(run: Callable[[], Any], graph: fx.GraphModule, inputs: Sequence[A
     False says nothing more: the model may compute the same in another way, or raise.
 
     Args:
-        run: Runs the model, without gradients.
+        run: Runs the model, without gradients, and does nothing besides: every call counts.
         graph: The traced graph, holding the model's own tensors.
         inputs: The flat inputs that ``run`` gives the model.
     """

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from penjing.graph import trace
 from penjing.graph.tree import attach_all, graph_module, held_tensors
-from penjing.prune.compare import compare, relative_error, run
+from penjing.prune.compare import compare, forward, relative_error, run
 from penjing.prune.lockstep import runs_alike, same
 
 
@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 def alike(model: nn.Module, of: nn.Module, x: Tensor) -> bool:
     """Whether ``model`` makes the calls of the graph of ``of``, whose tensors it holds."""
-    return runs_alike(lambda: run(model, x), trace(of, x).module, [x])
+    return runs_alike(lambda: forward(model, x), trace(of, x).module, [x])
 
 
 def holding(model: nn.Module, other: nn.Module) -> nn.Module:
@@ -68,7 +68,7 @@ def test_the_models_values_are_the_true_ones() -> None:
     found: list[Any] = []
 
     def remembered() -> Any:
-        found.append(run(net, x))
+        found.append(forward(net, x))
         return found[0]
 
     assert runs_alike(remembered, trace(net, x).module, [x])
