@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,27 +41,33 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-@contextmanager
-def atomic_dir(path: Path | str) -> Iterator[Path]:
+def atomic_dir(path: Path | str) -> AbstractContextManager[Path]:
     """Give a fresh temporary folder beside ``path``; on success it replaces ``path`` as a whole.
 
     Raises:
         RunError: if the folder cannot be written.
     """
-    path = Path(path)
+    return _beside(Path(path), _replace)
+
+
+def staged(folder: Path | str) -> AbstractContextManager[Path]:
+    """Give a fresh temporary folder beside ``folder``; on success its entries are moved there, over old ones.
+
+    Raises:
+        RunError: if the folder cannot be written.
+    """
+    return _beside(Path(folder), _merge)
+
+
+@contextmanager
+def _beside(path: Path, settle: Callable[[Path, Path], None]) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that ``settle`` brings to its place at the end."""
     aside = path.with_name(f".{path.name}.part")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
-        if path.is_dir():
-            old = path.with_name(f".{path.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(path, old)
-            os.replace(aside, path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(aside, path)
+        settle(aside, path)
     except OSError as error:
         raise RunError(
             f"cannot write {path} ({error.strerror or error})",
@@ -71,28 +77,20 @@ def atomic_dir(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-@contextmanager
-def staged(folder: Path | str) -> Iterator[Path]:
-    """Give a fresh temporary folder beside ``folder``; on success its entries are moved there, over old ones.
+def _replace(aside: Path, path: Path) -> None:
+    if not path.is_dir():
+        os.replace(aside, path)
+        return
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(path, old)
+    os.replace(aside, path)
+    shutil.rmtree(old, ignore_errors=True)
 
-    Raises:
-        RunError: if the folder cannot be written.
-    """
-    folder = Path(folder)
-    aside = folder.with_name(f".{folder.name}.part")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        folder.mkdir(exist_ok=True)
-        move_into(aside, folder)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {folder} ({error.strerror or error})",
-            remedy="Choose a writable folder with free space",
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+
+def _merge(aside: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    move_into(aside, folder)
 
 
 def move_into(source: Path, folder: Path, last: str = "") -> list[str]:

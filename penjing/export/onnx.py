@@ -215,7 +215,7 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
     for given in _given(program):
         if given is not None and not isinstance(given, torch.Tensor):
             raise ExportError(
-                f"the forward returns the constant {given!r} beside its tensors, which a file cannot",
+                f"the forward returns the constant {given!r} beside its tensors, which a file cannot hold",
                 remedy="Return tensors only, or None for what there is not",
             )
     try:
