@@ -143,3 +143,11 @@ def test_what_the_search_did_is_shown(metrics: Metrics) -> None:
     assert "features.0.weight:0, 50% removed: 0.3" in text
     assert "choice 1" in text
     assert "Щ" in text
+
+
+def test_how_images_go_in_is_said(metrics: Metrics) -> None:
+    """Whoever serves the files has to know; where the user's own loaders do it, the page does not."""
+    normalize = {"mean": (0.485, 0.5), "std": (0.229, 1.0)}
+    said = " ".join("".join(read(render(metrics.model_copy(update={"normalize": normalize}))).text).split())
+    assert "(pixel / 255 − mean) / std, channel by channel: mean 0.485, 0.5; std 0.229, 1." in said
+    assert "channel by channel" not in "".join(read(render(metrics)).text)
