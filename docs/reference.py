@@ -5,6 +5,7 @@ python docs/reference.py
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -85,8 +86,7 @@ def _shown(value: object) -> str:
         return "its defaults"
     if isinstance(value, tuple):
         return f"`[{', '.join(map(str, value))}]`"
-    words = {None: "`null`", True: "`true`", False: "`false`"}
-    return words.get(value, f"`{value}`") if isinstance(value, bool | None) else f"`{value}`"
+    return f"`{json.dumps(value) if isinstance(value, bool | None) else value}`"
 
 
 def _attributes(config: type[Config]) -> dict[str, str]:

@@ -116,6 +116,16 @@ def load(spec: str, *, weights: str | None, options: Sequence[str] | None, trust
     return load_model(spec, weights=weights, trust=trust, **pairs(options, "--option"))
 
 
+def opened(
+    spec: str, *, weights: str | None, options: Sequence[str] | None, trust: bool
+) -> tuple[Any, LoadedModel | None]:
+    """What `export` and `quantize` take, and the loaded model it is of: an ONNX file stays a path."""
+    if Path(spec).suffix == ".onnx":
+        return Path(spec), None
+    loaded = load(spec, weights=weights, options=options, trust=trust)
+    return loaded.model, loaded
+
+
 def feed_of(
     spec: str,
     options: Sequence[str] | None,

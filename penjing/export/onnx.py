@@ -212,10 +212,11 @@ def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset: int) -> Any:
-    for given in _given(program):
-        if given is not None and not isinstance(given, torch.Tensor):
+    given = _given(program)
+    for leaf in given:
+        if leaf is not None and not isinstance(leaf, torch.Tensor):
             raise ExportError(
-                f"the forward returns the constant {given!r} beside its tensors, which a file cannot hold",
+                f"the forward returns the constant {leaf!r} beside its tensors, which a file cannot hold",
                 remedy="Return tensors only, or None for what there is not",
             )
     try:
@@ -223,7 +224,7 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
             program,
             dynamo=True,
             input_names=list(names),
-            output_names=_output_names(program),
+            output_names=_output_names(program, given),
             opset_version=opset,
             custom_translation_table=translations(program),
             external_data=False,
@@ -245,9 +246,9 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
     return graph
 
 
-def _output_names(program: torch.export.ExportedProgram) -> list[str]:
+def _output_names(program: torch.export.ExportedProgram, given: Sequence[Any]) -> list[str]:
     """A name for each output that is a tensor."""
-    spec, given = program.call_spec.out_spec, _given(program)
+    spec = program.call_spec.out_spec
     assert spec is not None
     if len(given) != spec.num_leaves:
         return [f"output_{i}" for i in range(len(given))]

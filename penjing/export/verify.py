@@ -23,7 +23,6 @@ from penjing.export.inputs import (
     identifier,
     output_names,
     resized,
-    tensors_of,
     to_numpy,
 )
 from penjing.export.resolution import sigmoid_outputs
@@ -328,9 +327,3 @@ def _why(row: VerifyRow, measure: str, allowed: float, diverges: str | None) -> 
     kind = "root-mean-square" if measure == "rms_relative" else "largest"
     value = getattr(row, measure)
     return f"with batch {row.batch} the {kind} relative difference is {value:.2e}, above {allowed:.0e}{where}"
-
-
-def num_samples(inputs: Any) -> int:
-    """Samples in a batch of inputs."""
-    tensors = tensors_of(batch_of(inputs))
-    return int(tensors[0].shape[0]) if tensors and tensors[0].ndim else 0

@@ -25,7 +25,7 @@ from penjing.errors import DataError, PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Graph
 from penjing.graph.branches import chosen, cut, find_branches
-from penjing.recover.batches import Inputs, check, map_inputs, unpack
+from penjing.recover.batches import Inputs, first_samples, tensors
 
 
 class ReconstructConfig(Config):
@@ -195,18 +195,8 @@ def calibration_batches(data: Iterable[Any], max_samples: int) -> list[Inputs]:
     Raises:
         DataError: no data, or NaN in it.
     """
-    taken: list[Inputs] = []
-    count = 0
-    for index, item in enumerate(data):
-        batch = unpack(item)
-        check(batch, index)
-        room = max_samples - count
-        inputs = map_inputs(batch.inputs, lambda x, room=room: x[:room])
-        count += min(batch.size, room)
-        taken.append(inputs)
-        if count >= max_samples:
-            break
-    if count < 2:
+    taken = first_samples(data, max_samples)
+    if sum(len(tensors(inputs)[0]) for inputs in taken) < 2:
         raise DataError(
             "reconstruction got fewer than two samples",
             remedy="Give it some hundreds of samples of the training set",

@@ -56,10 +56,8 @@ def within_memory(
     room = samples_within(gibibytes, *footprints)
     if room >= given:
         return list(batches), ""
-    size = f"max_memory={gibibytes:g} GiB"
-    return limited(
-        batches, room
-    ), f"{room} of {given} samples were used: values of more would not fit into {size}"
+    note = f"{room} of {given} samples were used: values of more would not fit into "
+    return limited(batches, room), f"{note}max_memory={gibibytes:g} GiB"
 
 
 class Walk:

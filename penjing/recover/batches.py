@@ -66,6 +66,23 @@ def limited(batches: Sequence[Inputs], samples: int) -> list[Inputs]:
     return taken
 
 
+def first_samples(data: Iterable[Any], samples: int) -> list[Inputs]:
+    """The inputs of the first ``samples`` samples of the data, batch by batch; no more batches are read.
+
+    Raises:
+        DataError: NaN in them, or labels of another number.
+    """
+    taken: list[Inputs] = []
+    for index, item in enumerate(data):
+        batch = unpack(item)
+        check(batch, index)
+        taken += limited([batch.inputs], samples)
+        samples -= batch.size
+        if samples <= 0:
+            break
+    return taken
+
+
 def unpack(item: Any) -> Batch:
     """Take apart one item of a data iterable.
 

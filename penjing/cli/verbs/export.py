@@ -35,11 +35,8 @@ def command(
     """
     from penjing.export import export
 
-    source: Any = Path(model)
-    inputs = loaded = None
-    if source.suffix != ".onnx":
-        loaded = common.load(model, weights=weights, options=option, trust=trust)
-        source, inputs = loaded.model, loaded.example_inputs
+    source, loaded = common.opened(model, weights=weights, options=option, trust=trust)
+    inputs = None if loaded is None else loaded.example_inputs
     batches = None
     if data is not None:
         feed = common.feed_of(

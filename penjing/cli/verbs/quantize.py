@@ -42,11 +42,8 @@ def command(
     from penjing.quantize import QuantizeConfig, quantize
 
     config = QuantizeConfig.parse({"max_drop": _points(max_drop), **common.pairs(set_, "--set")})
-    source: Any = Path(model)
-    inputs = loaded = None
-    if source.suffix != ".onnx":
-        loaded = common.load(model, weights=weights, options=option, trust=trust)
-        source, inputs = loaded.model, loaded.example_inputs
+    source, loaded = common.opened(model, weights=weights, options=option, trust=trust)
+    inputs = None if loaded is None else loaded.example_inputs
     feed = common.feed_of(
         data, data_option, model=loaded, batch_size=batch_size, normalize=normalize, seed=seed
     )

@@ -33,7 +33,7 @@ from penjing.prune.output_gain import output_gains
 from penjing.prune.places import Place, find_places
 from penjing.prune.rows import input_moments, input_rows
 from penjing.prune.walk import Walk, footprint, within_memory
-from penjing.recover.batches import Inputs, check, limited, map_inputs, tensors, unpack
+from penjing.recover.batches import first_samples, limited, map_inputs, tensors
 
 # bytes of values, their copies and their gradients that one backward pass may take, in units of the values
 _GAIN_MEMORY = 256 << 20
@@ -92,19 +92,10 @@ class BrainSurgeon(Criterion):
 
     def _measure(self, material: Material, places: Mapping[str, Place]) -> dict[str, _Reader]:
         """Second moments of what each reader reads, in one walk through the network."""
-        given: list[Inputs] = []
-        count = 0
-        for index, item in enumerate(material.batches):
-            batch = unpack(item)
-            check(batch, index)
-            room = self.max_samples - count
-            given.append(map_inputs(batch.inputs, lambda x, room=room: x[:room]))
-            count += min(batch.size, room)
-            if count >= self.max_samples:
-                break
+        given = first_samples(material.batches, self.max_samples)
         if not given:
             raise DataError("no batches", remedy="Give at least one batch of training data")
-        at_once = count
+        at_once = self.max_samples
         if material.graph.batch_dim:
             takes = footprint(material.graph, tensors(map_inputs(given[0], lambda x: x[:2])))
             at_once = max(_GAIN_MEMORY // max(takes.total, 1), 1)

@@ -42,8 +42,8 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     allowed = {"max_drop": recipe.max_drop, "drop": recipe.drop}
     config = {**feed, "quantize": _plain(recipe.quantize), **allowed}
     if recipe.quantize is not None:
-        taught = ("train",) if recipe.quantize.qat is not None or recipe.max_drop is not None else ()
-        inputs = (*taught, "prune", "recover", *(("search",) if recipe.search is not None else ()))
+        original = ("train",) if recipe.quantize.qat is not None or recipe.max_drop is not None else ()
+        inputs = (*original, "prune", "recover", *(("search",) if recipe.search is not None else ()))
         stages.append(Stage("quantize", "quantize to int8", quantize_student, config, inputs))
     made = ("prune", "recover", *(("quantize",) if recipe.quantize is not None else ()))
     config = {**feed, "export": _plain(recipe.export), "int8": recipe.quantize is not None}
