@@ -126,8 +126,8 @@ class Bench:
         """Training images without labels."""
         return [x for x, _ in self._loader("train", self.setting.calibration, 256)]
 
-    def training(self, seed: int, *, mixed: bool) -> Loader | Taught:
-        """Augmented training batches, with the teacher's answers where they will not be mixed."""
+    def training(self, seed: int, *, taught: bool) -> Loader | Taught:
+        """Augmented training batches, on request with the teacher's answers."""
         loader = self._loader(
             "train",
             self.setting.train_limit,
@@ -137,7 +137,7 @@ class Bench:
             augment=make_augment("photos"),
             drop_last=True,
         )
-        return loader if mixed else Taught(loader, self.teacher, self.setting.out / "teacher" / str(seed))
+        return Taught(loader, self.teacher, self.setting.out / "teacher" / str(seed)) if taught else loader
 
     def test(self) -> Loader:
         """The test set: read once, at the end."""
@@ -305,8 +305,8 @@ NETWORKS: dict[str, Maker] = {
 
 # the same for every network; at a rate that keeps what a refit earned; on images mixed in pairs, where the
 # original is not sure of itself and says more; this with what every block gives held to the original's, too;
-# on mixed images for long, the original asked in a few epochs only; and what Torch-Pruning's own benchmark
-# does: plain fine-tuning
+# that on the images as they are; on mixed images for long, the original asked in a few epochs only; and what
+# Torch-Pruning's own benchmark does: plain fine-tuning
 RECOVERIES: dict[str, dict[str, Any]] = {
     "same": {"lr": 0.02, "schedule": "cosine", "warmup": 0.05, "losses": {"ce": 0.1, "kd": 0.9}},
     "gentle": {"lr": 0.008, "schedule": "cosine", "warmup": 0.05, "losses": {"ce": 0.1, "kd": 0.9}},
@@ -317,6 +317,12 @@ RECOVERIES: dict[str, dict[str, Any]] = {
         "warmup": 0.05,
         "losses": {"kd": 1.0, "mse": {"weight": 40.0, "layers": "blocks"}},
         "mixup": 1.0,
+    },
+    "held": {
+        "lr": 0.02,
+        "schedule": "cosine",
+        "warmup": 0.05,
+        "losses": {"ce": 0.1, "kd": 0.9, "mse": {"weight": 40.0, "layers": "blocks"}},
     },
     "patient": {
         "lr": 0.02,
@@ -350,6 +356,8 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("penjing, shorter", "mixed"),
     ("torch-pruning global L2", "mixed"),
     ("torch-pruning global L2", "guided"),
+    ("penjing, by blocks", "held"),
+    ("torch-pruning global L2", "held"),
 )
 
 
@@ -365,11 +373,12 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
         return dict(json.loads(result.read_text(encoding="utf-8")))
     before = _pruned(bench, network, seed)
     config = RecoverConfig.parse({"epochs": setting.epochs, **RECOVERIES[recovery]})
-    mixed = config.mixup > 0
+    # its logits serve every row, unless images are mixed, blocks are compared or it is not asked at all
+    taught = not config.mixup and {term.name for term in config.losses} == {"ce", "kd"}
     done = recover(
         before.model,
-        bench.teacher if mixed or recovery == "fine-tuning" else None,
-        bench.training(seed, mixed=mixed),
+        None if taught else bench.teacher,
+        bench.training(seed, taught=taught),
         config,
         val=bench.val,
         plan=before.plan,
