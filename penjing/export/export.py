@@ -11,11 +11,12 @@ from typing import Any, Self
 
 from torch import nn
 
+from penjing.batches import take_apart
 from penjing.brief import Brief, InShort
 from penjing.errors import ExportError, VerifyError
 from penjing.events import Event, Listener, silent
 from penjing.export.base import Exporter, Layout, Runner, Source, get_format
-from penjing.export.inputs import Feeds, as_feeds, batch_of, input_names, resized
+from penjing.export.inputs import Feeds, as_feeds, input_names, resized
 from penjing.export.onnx import OnnxRunner, export_onnx
 from penjing.export.onnx_examples import example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
@@ -191,11 +192,11 @@ def _onnx_source(
     """The fp32 ONNX file, the reference to compare with, and inputs by name."""
     real = next(iter(data), None) if data is not None else None
     if isinstance(model, nn.Module):
-        example_inputs = batch_of(real) if example_inputs is None else example_inputs
+        example_inputs = take_apart(real)[0] if example_inputs is None else example_inputs
         path = scratch / "model.onnx"
         export_onnx(model, path, example_inputs, dynamic_batch="auto", opset=opset)
         names = input_names(model, example_inputs)
-        feeds = as_feeds(example_inputs if real is None else batch_of(real, len(names)), names)
+        feeds = as_feeds(example_inputs if real is None else take_apart(real, names)[0], names)
         return path, TorchRunner(model, example_inputs, names), feeds
     path = Path(model)
     if not path.is_file():
@@ -207,7 +208,7 @@ def _onnx_source(
     if real is None and example_inputs is None:
         feeds = example_feeds(path)
     else:
-        feeds = as_feeds(example_inputs if real is None else batch_of(real, len(names)), names)
+        feeds = as_feeds(example_inputs if real is None else take_apart(real, names)[0], names)
     return path, runner, feeds
 
 

@@ -115,21 +115,6 @@ def to_numpy(value: torch.Tensor | np.ndarray) -> np.ndarray:
     return np.asarray(value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy())
 
 
-def batch_of(inputs: Any, num_inputs: int = 1) -> Any:
-    """The model inputs in one batch of a data source: a tensor, a tuple, or a dict (a target is dropped).
-
-    Of two tensors the second is a target, unless the model takes two (``num_inputs``).
-    """
-    if (
-        isinstance(inputs, tuple | list)
-        and len(inputs) == 2
-        and isinstance(inputs[0], torch.Tensor | Mapping | tuple)
-        and len(tensors_of(inputs)) != num_inputs
-    ):
-        return inputs[0]
-    return inputs
-
-
 def resized(feeds: Feeds, batch: int, *, seed: int = 0) -> Feeds:
     """``feeds`` with ``batch`` samples: real rows first, further ones are earlier rows with a little noise.
 

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from penjing.batches import take_apart
 from penjing.errors import ExportError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
-from penjing.export.inputs import Feeds, as_feeds, batch_of
+from penjing.export.inputs import Feeds, as_feeds
 from penjing.export.saved_model import SIGNATURE, write_saved_model
 from penjing.files import atomic_write
 
@@ -104,7 +105,7 @@ def calibration(source: Source) -> list[Feeds]:
     samples: list[Feeds] = []
     room = CALIBRATION_BYTES
     for batch in () if source.data is None else source.data:
-        feeds = as_feeds(batch_of(batch, len(source.feeds)), list(source.feeds))
+        feeds = as_feeds(take_apart(batch, list(source.feeds))[0], list(source.feeds))
         for i in range(next(iter(feeds.values())).shape[0]):
             sample = {name: array[i : i + 1] for name, array in feeds.items()}
             if turned:

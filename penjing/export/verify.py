@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from penjing.batches import take_apart
 from penjing.errors import VerifyError
 from penjing.export.base import Runner, open_file
 from penjing.export.inputs import (
     Feeds,
     as_call,
     as_feeds,
-    batch_of,
     identifier,
     output_names,
     resized,
@@ -192,7 +192,7 @@ def verify(
     """
     runner = file if isinstance(file, Runner) else open_file(file)
     names = [spec.name for spec in runner.inputs]
-    inputs = batch_of(inputs, len(names))
+    inputs = take_apart(inputs, names)[0]
     feeds = as_feeds(inputs, names)
     if isinstance(reference, nn.Module):
         reference = TorchRunner(reference, inputs, names)

@@ -62,6 +62,11 @@ class Graph:
         """Run the graph, with the original's signature."""
         return self.module(*args, **kwargs)
 
+    @property
+    def input_names(self) -> list[str]:
+        """What the inputs are called."""
+        return [str(node.target) for node in self.module.graph.find_nodes(op="placeholder")]
+
     def read_names(self) -> set[str]:
         """Names of the parameters, buffers and constants that some op reads."""
         return {str(node.target) for node in self.module.graph.nodes if node.op == "get_attr" and node.users}

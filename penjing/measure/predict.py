@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from penjing.batches import take_apart
 from penjing.errors import MeasureError
 
 Predict = Callable[[Any], NDArray[Any]]
@@ -66,20 +67,13 @@ def feeds_of(inputs: Any, names: list[str]) -> dict[str, NDArray[Any]]:
 
 
 def labelled(loader: Iterable[Any]) -> Iterator[tuple[Any, NDArray[Any]]]:
-    """Batches of inputs with their targets; dict batches have them under ``labels``, ``label``, ``target``.
+    """Batches of inputs with their targets; see `take_apart`.
 
     Raises:
         MeasureError: for a batch without targets.
     """
     for batch in loader:
-        if isinstance(batch, Mapping):
-            key = next((key for key in ("labels", "label", "target") if key in batch), None)
-            inputs = {name: value for name, value in batch.items() if name != key}
-            target = None if key is None else batch[key]
-        elif isinstance(batch, tuple | list) and len(batch) == 2:
-            inputs, target = batch
-        else:
-            inputs, target = batch, None
+        inputs, target, _ = take_apart(batch)
         if target is None:
             raise MeasureError("the data has no labels", remedy="Give batches of (inputs, labels)")
         yield inputs, _array(target)

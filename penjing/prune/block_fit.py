@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from penjing.graph import Coupling, Graph, couple
 from penjing.graph.axes import count
 from penjing.graph.sections import Section, find_sections
+from penjing.improve import improved
 from penjing.prune.nodes import only_reader, shape_of
 from penjing.prune.places import Place
 from penjing.prune.plan import Plan
@@ -26,7 +27,6 @@ from penjing.prune.reconstruct import BlockFit
 from penjing.prune.slicing.graph import cut_dims
 from penjing.prune.slots import slots_of
 from penjing.prune.walk import attribute, called
-from penjing.recover.only import improved
 
 _BATCH = 64
 _LAYERS = 2  # a single layer has its least-squares fit already

@@ -38,7 +38,7 @@ def recalibrate_(model: nn.Module, data: Iterable[Any], *, max_samples: int = 20
     Raises:
         DataError: no data, or NaN in it.
     """
-    from penjing.recover.batches import call_model, check, unpack
+    from penjing.batches import call_model, check, unpack
 
     found = [norms for find in _KINDS for module in model.modules() if (norms := find(module)) is not None]
     if not found:

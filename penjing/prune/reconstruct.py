@@ -20,12 +20,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, fx, nn
 
+from penjing.batches import Inputs, first_samples, tensors
 from penjing.config import Config
 from penjing.errors import DataError, PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Graph
 from penjing.graph.branches import chosen, cut, find_branches
-from penjing.recover.batches import Inputs, first_samples, tensors
 
 
 class ReconstructConfig(Config):

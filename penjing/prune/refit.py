@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from penjing.batches import Inputs, call_model, map_inputs, tensors
 from penjing.errors import DataError, PruneError, TraceError
 from penjing.events import Event, Listener
 from penjing.graph import Graph, trace
@@ -23,7 +24,6 @@ from penjing.prune.recalibrate import rebase_
 from penjing.prune.reconstruct import BlockFit, LayerFit, ReconstructConfig, counterparts, kept_positions
 from penjing.prune.rectified import MAX_ROW_BYTES, Rows, fit_rectified
 from penjing.prune.walk import Walk, footprint, within_memory
-from penjing.recover.batches import Inputs, call_model, map_inputs, tensors
 
 _ROWS_BY_SAMPLES = 2048
 

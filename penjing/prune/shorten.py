@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from penjing.batches import tensors
 from penjing.errors import PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Graph, GraphModel, couple, trace
@@ -29,7 +30,6 @@ from penjing.prune.cost import count_all
 from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.reconstruct import calibration_batches
 from penjing.prune.result import PruneResult, summarise
-from penjing.recover.batches import tensors
 
 _SAMPLES = 128
 _TOLERANCE = 1e-4

@@ -163,12 +163,12 @@ def _walk_through(
     seed: int,
 ) -> dict[str, Tensor]:
     """Mask layer after layer, in the order of computation; in place."""
+    from penjing.batches import map_inputs, tensors
     from penjing.graph import trace
     from penjing.prune.places import find_places
     from penjing.prune.reconstruct import calibration_batches
     from penjing.prune.rows import input_moments, input_rows
     from penjing.prune.walk import Walk, footprint, within_memory
-    from penjing.recover.batches import map_inputs, tensors
 
     batches = calibration_batches(data, max_samples)
     example = map_inputs(batches[0], lambda x: x[:2])

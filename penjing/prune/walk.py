@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from penjing.batches import Inputs, limited, tensors
 from penjing.graph import Graph
-from penjing.recover.batches import Inputs, limited, tensors
 
 Hook = Callable[[fx.Node], None]
 _FEWEST = 8

@@ -20,6 +20,7 @@ from torch import Tensor
 from penjing.errors import QuantizeError
 from penjing.events import Event, Listener
 from penjing.graph.sections import Section, find_sections
+from penjing.improve import improved
 from penjing.models.onnx_door import OnnxModel, present
 from penjing.models.onnx_ops import as_tensor
 from penjing.models.onnx_ops.node import Value
@@ -27,7 +28,6 @@ from penjing.models.onnx_read import Body, Step
 from penjing.quantize.feeds import Feeds
 from penjing.quantize.job import Job
 from penjing.quantize.student import QuantizedStudent, student_of, teach
-from penjing.recover.only import improved
 
 _BATCH = 32
 _MEMORY = 768 << 20

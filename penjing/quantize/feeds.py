@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from penjing.batches import take_apart
 from penjing.errors import QuantizeError
 
 Feed = dict[str, NDArray[np.generic]]
@@ -97,7 +98,7 @@ class Feeds:
             )
 
     def _feed(self, batch: Any, index: int) -> tuple[Feed, NDArray[np.generic] | None]:
-        inputs, target = split_batch(batch, len(self.specs))
+        inputs, target, _ = take_apart(batch, [spec.name for spec in self.specs])
         arrays = _by_name(inputs, self.specs)
         for spec in self.specs:
             arrays[spec.name] = _check(arrays[spec.name], spec, index)
@@ -108,16 +109,6 @@ class Feeds:
                 remedy="Give every input the same batch size",
             )
         return arrays, None if target is None else _to_numpy(target)
-
-
-def split_batch(batch: Any, num_inputs: int) -> tuple[Any, Any]:
-    """``inputs`` and ``target`` of a batch: ``inputs``, ``(inputs, target)`` or a mapping of inputs."""
-    if isinstance(batch, (tuple, list)):
-        if len(batch) == 2 and not (num_inputs == 2 and _is_array(batch[1]) and np.ndim(batch[1]) > 1):
-            return batch[0], batch[1]
-        if len(batch) == 1:
-            return batch[0], None
-    return batch, None
 
 
 def _by_name(inputs: Any, specs: tuple[InputSpec, ...]) -> dict[str, NDArray[np.generic]]:

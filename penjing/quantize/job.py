@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import nn
 
+from penjing.batches import take_apart
 from penjing.errors import Int8LossError, QuantizeError
 from penjing.events import Listener
 from penjing.files import atomic_write
@@ -23,7 +24,7 @@ from penjing.quantize.cpu import sums_pairs_in_16_bits
 from penjing.quantize.emit import emit
 from penjing.quantize.encode import EncodedLayer, encode_layers
 from penjing.quantize.equalize import equalize
-from penjing.quantize.feeds import Feeds, input_specs, split_batch
+from penjing.quantize.feeds import Feeds, input_specs
 from penjing.quantize.graph import name_of
 from penjing.quantize.grid import align_inputs
 from penjing.quantize.pack import save_quantized
@@ -52,7 +53,7 @@ def as_onnx(model: nn.Module | Path | str, data: Iterable[Any], example_inputs: 
         first = next(iter(data), None)
         if first is None:
             raise QuantizeError("the calibration data is empty", remedy="Give at least one batch of samples")
-        example_inputs = split_batch(first, 1)[0]
+        example_inputs = take_apart(first)[0]
     return export_onnx(model, folder / "fp32.onnx", example_inputs, dynamic_batch="auto")
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
+from penjing.batches import first_tensor, take_apart
 from penjing.data import DataBundle, Loader, Split
 from penjing.errors import DataError
 from penjing.recipe.schema import DataConfig
 
-CORE = ("train", "val", "test")
 Normalize = Mapping[str, Sequence[float]]
 """``mean`` and ``std`` of each channel of images in [0, 1]."""
 
@@ -45,7 +46,7 @@ class Take:
     def __iter__(self) -> Iterator[Any]:
         left = self._num
         for batch in self._batches:
-            size = len(_first_tensor(batch))
+            size = len(first_tensor(batch))
             yield batch if size <= left else cut(batch, left)
             left -= size
             if left <= 0:
@@ -116,7 +117,7 @@ class Feed:
     def examples(self, num: int = 2) -> Any:
         """Inputs of the first validation samples, as the model takes them."""
         for batch in self.split("val", num):
-            return cut(inputs_of(batch), num)
+            return cut(take_apart(batch)[0], num)
         raise DataError("the validation data has no batches", remedy="Check its path")
 
     @property
@@ -170,13 +171,6 @@ def layout_of(example_inputs: Any, bundle: DataBundle) -> str:
     return "nchw"
 
 
-def inputs_of(batch: Any) -> Any:
-    """The inputs in a batch, without its target."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0]
-    return batch
-
-
 def cut(value: Any, num: int) -> Any:
     """The first ``num`` samples of tensors in tuples, lists and dicts."""
     if isinstance(value, torch.Tensor):
@@ -188,21 +182,13 @@ def cut(value: Any, num: int) -> Any:
     return value
 
 
-def _first_tensor(value: Any) -> torch.Tensor:
-    if isinstance(value, torch.Tensor):
-        return value
-    parts = (
-        value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    )
-    for part in parts:
-        return _first_tensor(part)
-    raise DataError(
-        f"a batch is {type(value).__name__!r}, which holds no tensor",
-        remedy="Give batches as a tensor, (inputs, target), or a dict of tensors",
-    )
-
-
 def _channels_last(batch: Any) -> Any:
-    inputs = inputs_of(batch)
-    turned = inputs.permute(0, 2, 3, 1).contiguous()
-    return turned if inputs is batch else (turned, *batch[1:])
+    inputs, target, logits = take_apart(batch)
+    turned = pytree.tree_map(_turned, inputs)
+    return turned if target is None else (turned, target) if logits is None else (turned, target, logits)
+
+
+def _turned(value: Any) -> Any:
+    """Images with their channels last."""
+    images = isinstance(value, torch.Tensor) and value.ndim == 4
+    return value.permute(0, 2, 3, 1).contiguous() if images else value

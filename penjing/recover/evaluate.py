@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from penjing.batches import ask, check, classifies, logits_of, move, unpack
 from penjing.errors import DataError
-from penjing.recover.batches import ask, check, classifies, logits_of, move, unpack
 
 
 def share_right(model: nn.Module, data: Iterable[Any]) -> float:

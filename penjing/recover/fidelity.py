@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from penjing.batches import check, move, unpack
 from penjing.errors import DataError
-from penjing.recover.batches import check, move, unpack
 from penjing.recover.teachers import Teacher, Teachers
 
 

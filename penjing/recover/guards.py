@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from penjing.batches import Inputs, call_model
 from penjing.errors import RecoverError
-from penjing.recover.batches import Inputs, call_model
 
 _REMEDY = "Lower the learning rate, set grad_clip, add warmup, or use precision='fp32'; then resume"
 

@@ -20,12 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penjing.errors import RecoverError
-from penjing.events import Event, Listener
-from penjing.graph.trace import eval_view
-from penjing.measure.metric import Metric, scored
-from penjing.recover import chance
-from penjing.recover.batches import (
+from penjing.batches import (
     Batch,
     ask,
     call_model,
@@ -39,6 +34,11 @@ from penjing.recover.batches import (
     share,
     unpack,
 )
+from penjing.errors import RecoverError
+from penjing.events import Event, Listener
+from penjing.graph.trace import eval_view
+from penjing.measure.metric import Metric, scored
+from penjing.recover import chance
 from penjing.recover.checkpoint import load_checkpoint, model_tensors, restore_model, save_checkpoint
 from penjing.recover.config import LossTerm, RecoverConfig
 from penjing.recover.dropout import dropout_at

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from penjing.batches import Batch, classifies, logits_of
 from penjing.errors import RecoverError
-from penjing.recover.batches import Batch, classifies, logits_of
 from penjing.recover.blocks import block_specs
 from penjing.recover.config import LossTerm, RecoverConfig
 from penjing.recover.features import FeatureSpec, feature_specs

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from penjing.recover.batches import Inputs
+from penjing.batches import Inputs
 from penjing.recover.config import RecoverConfig
 from penjing.recover.regularize import make_regularizer
 

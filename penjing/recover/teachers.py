@@ -12,8 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from penjing.batches import Batch, ask, outputs_of, tensors
 from penjing.errors import RecoverError
-from penjing.recover.batches import Batch, ask, outputs_of, tensors
 from penjing.recover.features import FeatureSpec, Taps, align
 
 Teacher = nn.Module | Callable[[Any], Tensor]

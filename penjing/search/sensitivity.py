@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from penjing.batches import first_tensor, take_apart
 from penjing.errors import DataError, PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, Group
@@ -122,7 +123,7 @@ def sensitivity(
     chosen = tuple(sorted({float(r) for r in ratios}))
     if not chosen or not all(0 < r < 1 for r in chosen):
         raise PruneError(f"ratios {tuple(ratios)} are not all in (0, 1)", remedy="Give shares to remove")
-    inputs, targets = first_samples(data, samples)
+    inputs, targets = _first_batch(data, samples, graph.input_names)
     if metric is not None and targets is None:
         raise DataError("a metric needs targets", remedy="Give batches of (inputs, targets)")
     reference = _as_output(masked_output(graph, coupling, {}, inputs)[0])
@@ -150,12 +151,12 @@ def sensitivity(
         ratios=chosen,
         damage=np.stack([*rows.values()]) if rows else np.zeros((0, len(chosen))),
         measure=measure,
-        samples=len(_first_tensor(inputs)),
+        samples=len(first_tensor(inputs)),
     )
 
 
-def first_samples(data: Iterable[Any], samples: int) -> tuple[Any, Tensor | None]:
-    """The first samples of batches as one batch, and their targets where there are any.
+def _first_batch(data: Iterable[Any], samples: int, names: Sequence[str]) -> tuple[Any, Tensor | None]:
+    """The first samples of the data as one batch, and their targets where there are any.
 
     Raises:
         DataError: if there are none.
@@ -164,13 +165,12 @@ def first_samples(data: Iterable[Any], samples: int) -> tuple[Any, Tensor | None
     targets: list[Tensor] = []
     count = 0
     for batch in data:
-        has_target = isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)
-        inputs = batch[0] if has_target else batch
+        inputs, target, _ = take_apart(batch, names)
         room = samples - count
         taken.append(pytree.tree_map(lambda t, room=room: t[:room], inputs))
-        if has_target:
-            targets.append(batch[1][:room])
-        count += len(_first_tensor(taken[-1]))
+        if target is not None:
+            targets.append(target[:room])
+        count += len(first_tensor(taken[-1]))
         if count >= samples:
             break
     if not count:
@@ -182,7 +182,7 @@ def first_samples(data: Iterable[Any], samples: int) -> tuple[Any, Tensor | None
 
 
 def _as_output(value: Any) -> Tensor:
-    return _first_tensor(value).double()
+    return first_tensor(value).double()
 
 
 def _comparison(
@@ -198,13 +198,3 @@ def _comparison(
         ), "kl"
     spread = float(reference.var(correction=0)) or 1.0
     return lambda z: float((z - reference).square().mean()) / spread, "mse"
-
-
-def _first_tensor(value: Any) -> Tensor:
-    for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            return leaf
-    raise DataError(
-        f"{type(value).__name__} holds no tensor",
-        remedy="Give batches of tensors, tuples or dicts of tensors",
-    )

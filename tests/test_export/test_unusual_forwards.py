@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import penjing as pj
 from penjing.errors import PenjingError
-from penjing.export.inputs import batch_of
 
 
 class Giving(nn.Module):
@@ -116,14 +115,6 @@ def test_what_no_runtime_takes_is_not_left_behind(tmp_path: Path) -> None:
         pj.export(Projected().eval(), folder, ("onnx",), example_inputs=torch.randn(2, 5, 8))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (folder / "model.onnx").read_text() == "an older file"
-
-
-def test_of_two_tensors_the_second_is_a_target_unless_the_model_takes_two() -> None:
-    a, b = torch.zeros(2, 3), torch.ones(2, 4)
-    assert batch_of((a, b)) is a
-    assert batch_of((a, b), 2) == (a, b)
-    assert batch_of(((a, b), torch.zeros(2)), 2) == (a, b)
-    assert batch_of(a) is a
 
 
 def test_a_model_of_two_inputs_is_verified_on_batches_of_two(tmp_path: Path) -> None:

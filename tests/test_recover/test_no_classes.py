@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from penjing.batches import classifies, outputs_of
 from penjing.errors import RecoverError
 from penjing.prune import prune
 from penjing.recover import RecoverConfig, recover, train
-from penjing.recover.batches import classifies, outputs_of
 from penjing.recover.losses import Answers, make_loss
 
 

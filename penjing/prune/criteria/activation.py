@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from penjing.batches import take_apart
 from penjing.errors import DataError
 from penjing.events import Event
 from penjing.graph import Axis, leaves
 from penjing.graph.axes import slot_index
 from penjing.graph.trace import bind_inputs
 from penjing.prune.criteria.base import Criterion, Material, Scores, criterion
-from penjing.prune.criteria.gradients import split_batch
 
 _READS_WEIGHT = ("conv", "linear", "matmul", "addmm", "lstm", "einsum")
 
@@ -39,7 +39,7 @@ class Activation(Criterion):
         meter = _Meter(material.graph.module, sites)
         batches = 0
         for batch in material.batches:
-            inputs, _ = split_batch(batch)
+            inputs, *_ = take_apart(batch, material.graph.input_names)
             args, kwargs = bind_inputs(material.model, inputs)
             with torch.no_grad():
                 meter.run(*pytree.tree_leaves((args, kwargs)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,11 +11,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from penjing.batches import check_labels, classifies, take_apart
 from penjing.errors import DataError, PruneError
 from penjing.events import Event
 from penjing.graph.trace import bind_inputs
 from penjing.prune.criteria.base import Material
-from penjing.recover.batches import check_labels, classifies
 
 
 def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
@@ -34,7 +34,7 @@ def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
         model.eval()
         for count, batch in enumerate(material.batches, start=1):
             params = {n: material.graph.params[n].detach().requires_grad_() for n in names}
-            inputs, target = split_batch(batch)
+            inputs, target, _ = take_apart(batch, material.graph.input_names)
             args, kwargs = bind_inputs(model, inputs)
             with torch.enable_grad():
                 output = functional_call(model, params, args, kwargs, tie_weights=True)
@@ -56,19 +56,6 @@ def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
             module.training = training
     if not count:
         raise DataError("no batches", remedy="Give at least one batch of training data")
-
-
-def split_batch(batch: Any) -> tuple[Any, Any]:
-    """A batch as (inputs, target or None): a tensor, ``(inputs, target)``, or a dict with or without
-    labels.
-    """
-    if isinstance(batch, Mapping):
-        inputs = {k: v for k, v in batch.items() if k not in ("label", "labels", "target")}
-        target = next((batch[k] for k in ("label", "labels", "target") if k in batch), None)
-        return inputs, target
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        return batch[0], batch[1]
-    return batch, None
 
 
 def default_loss(output: Any, target: Any, generator: torch.Generator, *, place: str) -> Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from penjing.batches import first_samples, limited, map_inputs, tensors
 from penjing.errors import DataError
 from penjing.events import Event
 from penjing.graph import Graph, Group
@@ -33,7 +34,6 @@ from penjing.prune.output_gain import output_gains
 from penjing.prune.places import Place, find_places
 from penjing.prune.rows import input_moments, input_rows
 from penjing.prune.walk import Walk, footprint, within_memory
-from penjing.recover.batches import first_samples, limited, map_inputs, tensors
 
 # bytes of values, their copies and their gradients that one backward pass may take, in units of the values
 _GAIN_MEMORY = 256 << 20

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from penjing.batches import Inputs, map_inputs
 from penjing.errors import RecoverError
-from penjing.recover.batches import Inputs, map_inputs
 
 
 @dataclass(frozen=True)

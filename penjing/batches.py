@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -83,31 +84,58 @@ def first_samples(data: Iterable[Any], samples: int) -> list[Inputs]:
     return taken
 
 
-def unpack(item: Any) -> Batch:
-    """Take apart one item of a data iterable.
+def take_apart(item: Any, names: Sequence[str] = ()) -> tuple[Any, Any, Any]:
+    """Inputs, target and teacher's logits of one item of data; its values are not looked at.
 
-    Accepts ``inputs``, ``(inputs, target)``, ``(inputs, target, teacher_logits)`` and mappings; in a
-    mapping the keys ``target``/``label(s)`` and ``teacher_logits`` are taken out and the rest is the
-    model's keyword inputs.
+    An item is ``inputs``, ``(inputs, target)``, ``(inputs, target, teacher_logits)`` or a mapping, where the
+    keys ``target(s)``/``label(s)`` and ``teacher_logits`` are taken out and the rest are inputs by name
+    (``inputs`` alone: as they are). Longer tuples are inputs.
+
+    Args:
+        item: What the data gave.
+        names: Names of the network's inputs, where they are known: these are never a target, and as many
+            tensors as there are inputs are the inputs.
+    """
+    if isinstance(item, Mapping):
+        rest = dict(item)
+        target = next((rest.pop(key) for key in _TARGET_KEYS if key in rest and key not in names), None)
+        logits = None if _TEACHER_KEY in names else rest.pop(_TEACHER_KEY, None)
+        return (rest["inputs"] if rest.keys() == {"inputs"} else rest), target, logits
+    if isinstance(item, (tuple, list)) and 1 <= len(item) <= 3:
+        arrays = [leaf for leaf in pytree.tree_leaves(item) if isinstance(leaf, (Tensor, np.ndarray))]
+        if not len(arrays) == len(names) > 1:
+            inputs, target, logits = (*item, None, None)[:3]
+            return inputs, target, logits
+    return item, None, None
+
+
+def unpack(item: Any) -> Batch:
+    """Take apart one item of a data iterable that holds tensors; see `take_apart`.
 
     Raises:
         DataError: for anything else.
     """
-    if isinstance(item, Tensor):
-        return Batch(item)
-    if isinstance(item, Mapping):
-        rest = dict(item)
-        target = next((rest.pop(key) for key in _TARGET_KEYS if key in rest), None)
-        logits = rest.pop(_TEACHER_KEY, None)
-        if "inputs" in rest and len(rest) == 1:
-            return Batch(_as_inputs(rest["inputs"]), target, logits)
-        return Batch(_as_inputs(rest), target, logits)
-    if isinstance(item, (tuple, list)) and 1 <= len(item) <= 3:
-        inputs, target, logits = (*item, None, None)[:3]
-        return Batch(_as_inputs(inputs), target, logits)
+    if not isinstance(item, (Tensor, Mapping, tuple, list)) or (not isinstance(item, Tensor) and not item):
+        raise DataError(
+            f"a batch is a {type(item).__name__}",
+            remedy="Give batches as inputs, (inputs, target) or a dict of tensors",
+        )
+    inputs, target, logits = take_apart(item)
+    return Batch(_as_inputs(inputs), target, logits)
+
+
+def first_tensor(value: Any) -> Tensor:
+    """The first tensor in a batch, or in what a network gives.
+
+    Raises:
+        DataError: where there is none.
+    """
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            return leaf
     raise DataError(
-        f"a batch is a {type(item).__name__}",
-        remedy="Give batches as inputs, (inputs, target) or a dict of tensors",
+        f"{type(value).__name__} holds no tensor",
+        remedy="Give batches as a tensor, (inputs, target), or a dict of tensors",
     )
 
 

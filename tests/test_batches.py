@@ -1,0 +1,62 @@
+"""A batch means the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from penjing.batches import take_apart, unpack
+from penjing.errors import DataError
+
+X, Y, Z = torch.zeros(4, 3), torch.arange(4), torch.ones(4, 5)
+
+
+@pytest.mark.parametrize(
+    ("item", "names", "inputs", "target", "logits"),
+    [
+        (X, (), X, None, None),
+        ((X,), (), X, None, None),
+        ((X, Y), (), X, Y, None),
+        ([X, Y, Z], (), X, Y, Z),
+        ((X.numpy(), Y.numpy()), ("input",), X.numpy(), Y.numpy(), None),
+        ((X, Z), ("a", "b"), (X, Z), None, None),
+        ((X, Y), ("a", "b"), (X, Y), None, None),
+        (((X, Z), Y), ("a", "b"), (X, Z), Y, None),
+        (((X, Z), Z), ("a", "b"), (X, Z), Z, None),
+        (({"a": X, "b": Z}, Z), ("a", "b"), {"a": X, "b": Z}, Z, None),
+        ((X, (Z, Z)), ("x", "h", "c"), (X, (Z, Z)), None, None),
+        ((X, Z, Y), ("a", "b", "c"), (X, Z, Y), None, None),
+        ({"a": X, "b": Z}, (), {"a": X, "b": Z}, None, None),
+        ({"a": X, "labels": Y}, (), {"a": X}, Y, None),
+        ({"inputs": X, "targets": Y}, (), X, Y, None),
+        ({"inputs": (X, Z), "label": Y, "teacher_logits": Z}, (), (X, Z), Y, Z),
+        ({"a": X, "labels": Y}, ("a", "labels"), {"a": X, "labels": Y}, None, None),
+        ((X, X, X, X), (), (X, X, X, X), None, None),
+    ],
+)
+def test_items_of_data_are_taken_apart(
+    item: Any, names: tuple[str, ...], inputs: Any, target: Any, logits: Any
+) -> None:
+    found = take_apart(item, names)
+    for part, expected in zip(found, (inputs, target, logits), strict=True):
+        assert _same(part, expected)
+
+
+@pytest.mark.parametrize("item", [3, "x", (), {}, None, (X, Y, Z, Z, 1), ("a", Y), np.zeros(3)])
+def test_what_holds_no_tensors_is_no_batch(item: Any) -> None:
+    with pytest.raises(DataError):
+        unpack(item)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Tensor) or one is None:
+        return one is other
+    return bool(np.array_equal(one, other))
