@@ -138,7 +138,9 @@ _FORMATS: dict[str, type[Exporter]] = {}
 
 
 def register(exporter: type[Exporter]) -> type[Exporter]:
-    """Class decorator: make a format known by its name."""
+    """Class decorator: make a format known by its name; another one of that name is a ``ValueError``."""
+    if exporter.name in _FORMATS:
+        raise ValueError(f"two formats are called {exporter.name!r}")
     _FORMATS[exporter.name] = exporter
     return exporter
 

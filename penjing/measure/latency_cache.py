@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from penjing.errors import RunError
+from penjing.events import Event, Listener
 from penjing.files import write_json
 
 FORMAT = 1
@@ -39,7 +41,7 @@ class TimingCache:
         text = json.dumps(self.conditions, sort_keys=True)
         name = f"latency-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         self.path = (folder or cache_folder()) / name
-        self.problem = ""
+        self.problem = self._told = ""
         self._seconds = self._read()
 
     def get(self, key: str) -> float | None:
@@ -56,8 +58,14 @@ class TimingCache:
                 self._seconds = {**self._read(), **self._seconds}
                 values = {"format": FORMAT, "conditions": self.conditions, "seconds": self._seconds}
                 write_json(self.path, values)
-        except Exception as error:  # timings are an economy: without a disk they are measured again
+        except (OSError, RunError) as error:  # timings are an economy: without a disk they are measured again
             self.problem = f"timings cannot be kept in {self.path.parent} ({error})"
+
+    def tell(self, listen: Listener) -> None:
+        """Say once why timings are not kept, where they are not."""
+        if self.problem and self.problem != self._told:
+            self._told = self.problem
+            listen(Event("measure", "warning", message=self.problem))
 
     def _read(self) -> dict[str, float]:
         try:

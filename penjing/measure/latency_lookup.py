@@ -99,6 +99,7 @@ class OpTimings:
             first = self.cache.get(_CLOCK_KEY) or clock
             named = zip((s.key for s in part), times[len(_CLOCK) :], strict=True)
             self.cache.update({_CLOCK_KEY: first, **{key: value * first / clock for key, value in named}})
+        self.cache.tell(self.listen)
         found = {shape: self.cache.get(shape.key) for shape in wanted}
         return {shape: value for shape, value in found.items() if value is not None}
 

@@ -27,7 +27,7 @@ from penjing.models.spec import LoadedModel, load_model
 from penjing.prune import Budget, Plan, apply
 from penjing.recipe.feed import Feed, layout_of
 from penjing.recipe.schema import GIVEN, Recipe
-from penjing.recipe.store import Store, hash_json
+from penjing.recipe.store import Marker, Store, hash_json
 from penjing.recover.checkpoint import model_tensors, restore_model
 
 
@@ -191,10 +191,25 @@ class Workspace:
         Raises:
             RunError: if it has not finished.
         """
+        return self._marker(stage).result
+
+    def seconds(self, stage: str) -> float:
+        """How long a finished stage took.
+
+        Raises:
+            RunError: if it has not finished.
+        """
+        return float(self._marker(stage).timing.get("stage_seconds", 0.0))
+
+    def relative(self, path: Path) -> str:
+        """A path relative to the run folder, with forward slashes."""
+        return path.relative_to(self.folder).as_posix()
+
+    def _marker(self, stage: str) -> Marker:
         marker = self.store.read(stage)
         if marker is None:
             raise RunError(f"stage {stage} has not finished", remedy="Run again with --resume")
-        return marker.result
+        return marker
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of what the recipe calls ``<given>``: the model's weights, the data's first samples."""

@@ -57,7 +57,7 @@ from penjing.recover.result import RecoverResult, StopReason
 from penjing.recover.schedule import learning_rate
 from penjing.recover.sparse import Sparse
 from penjing.recover.start import Start
-from penjing.recover.state import Meter, Progress
+from penjing.recover.state import EpochSums, Progress
 from penjing.recover.teachers import Teacher, Teachers
 
 _SECONDS_BETWEEN_EVENTS = 0.25
@@ -225,7 +225,7 @@ class Loop:
     def _epoch(self) -> None:
         """Train for one pass, validate, record, and see whether it is time to stop."""
         progress, config = self.progress, self.config
-        began, meter, told = time.perf_counter(), Meter(), 0.0
+        began, meter, told = time.perf_counter(), EpochSums(), 0.0
         chance.seed_globals(self.job.seed, self._drawn_epoch(), self.rank)
         self._set_epoch(self._drawn_epoch())
         self.wrapped.train()
@@ -256,7 +256,7 @@ class Loop:
         )
         self._tell("metric", record)
 
-    def _step(self, window: Sequence[Any], index: int, meter: Meter) -> None:
+    def _step(self, window: Sequence[Any], index: int, meter: EpochSums) -> None:
         """One optimizer step on the batches of ``window``, the ``index``-th of this epoch."""
         config, progress = self.config, self.progress
         done = self._share_done()
@@ -293,7 +293,7 @@ class Loop:
         if self.average is not None:
             self.average.update(self.model, progress.steps)
 
-    def _loss(self, batch: Batch, number: int, done: float, meter: Meter) -> Tensor:
+    def _loss(self, batch: Batch, number: int, done: float, meter: EpochSums) -> Tensor:
         """The loss of one batch, checked; adds to the meter."""
         target = batch.target
         if (self.config.mixup or self.config.cutmix) and target is not None:

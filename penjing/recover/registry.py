@@ -24,9 +24,11 @@ class Registry(Generic[C]):
         self._known: dict[str, type[C]] = {}
 
     def __call__(self, name: str) -> Callable[[_K], _K]:
-        """Class decorator: make a class known under ``name``."""
+        """Class decorator: make a class known under ``name``; a second of that name is a ``ValueError``."""
 
         def add(cls: _K) -> _K:
+            if name in self._known:
+                raise ValueError(f"two {self._what}s are called {name!r}")
             self._known[name] = cls  # type: ignore[assignment]  # the kind is the caller's to keep
             return cls
 

@@ -62,7 +62,7 @@ class Progress:
         return cls(**{**values, "stopped": None if stopped is None else StopReason[stopped]})
 
 
-class Meter:
+class EpochSums:
     """Sums over the samples of an epoch."""
 
     def __init__(self) -> None:

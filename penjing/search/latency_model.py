@@ -125,6 +125,7 @@ class LatencyModel:
             measured = self._steady(self.whole(missing))
             found |= measured
             self.cache.update({keys[name]: value for name, value in measured.items()})
+            self.cache.tell(self.listen)
         return {name: value for name, value in found.items() if value is not None}
 
     def _steady(self, measured: Mapping[str, float]) -> dict[str, float]:

@@ -64,7 +64,9 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_recipes_are_recipes() -> None:
-    for block in blocks(ROOT / "docs" / "guides" / "recipes.md", "yaml"):
+    found = list(blocks(ROOT / "docs" / "guides" / "recipes.md", "yaml"))
+    assert found
+    for block in found:
         Recipe.parse(yaml.safe_load(block))
 
 

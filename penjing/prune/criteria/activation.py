@@ -36,7 +36,7 @@ class Activation(Criterion):
     def raw_scores(self, material: Material) -> Iterable[Scores]:
         """Run the traced graph over the data and sum |values| slot by slot."""
         sites = _sites(material)
-        meter = _Meter(material.graph.module, sites)
+        meter = _ActivationSums(material.graph.module, sites)
         batches = 0
         for batch in material.batches:
             inputs, *_ = take_apart(batch, material.graph.input_names)
@@ -77,7 +77,7 @@ def _sites(material: Material) -> _Sites:
     return sites
 
 
-class _Meter(fx.Interpreter):
+class _ActivationSums(fx.Interpreter):
     """Sums |values| over everything but the slots."""
 
     def __init__(self, module: fx.GraphModule, sites: _Sites) -> None:

@@ -197,9 +197,11 @@ C = TypeVar("C", bound=type[Criterion])
 
 
 def criterion(name: str) -> Callable[[C], C]:
-    """Register a criterion class under a name."""
+    """Register a criterion class under a name; another one of that name is a ``ValueError``."""
 
     def register(cls: C) -> C:
+        if name in _REGISTRY:
+            raise ValueError(f"two criteria are called {name!r}")
         cls.name = name
         _REGISTRY[name] = cls
         return cls

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +47,9 @@ def quantize_student(space: Workspace, listen: Listener) -> Output:
     facts = plain(made)
     timing = {name: facts.pop(name, None) for name in ("seconds", "timing")}
     facts = {k: v for k, v in facts.items() if k not in ("path", "weights_path", "notes")}
-    facts["layers"] = [plain(asdict(layer)) for layer in made.layers]
     timing["notes"] = list(made.notes)  # they may speak of milliseconds
     files = [made.path, made.weights_path]
-    return Output(facts, timing, tuple(path.relative_to(space.folder).as_posix() for path in files))
+    return Output(facts, timing, tuple(space.relative(path) for path in files))
 
 
 def has_int8(space: Workspace) -> bool:
@@ -158,7 +156,7 @@ def export_student(space: Workspace, listen: Listener) -> Output:
     return Output(
         {"files": files},
         {"seconds": seconds},
-        tuple(file.path.relative_to(space.folder).as_posix() for file in made),
+        tuple(space.relative(file.path) for file in made),
     )
 
 
@@ -205,8 +203,3 @@ def verify_files(space: Workspace, listen: Listener) -> Output:
         accuracies[file["file"]], _ = quality(space, open_file(path), space.feed.split("val"))
     listen(Event("verify", "progress", len(exported), len(exported), "file"))
     return Output({"checks": checks, "accuracy": accuracies}, {"latency_ms": latencies})
-
-
-def relative(path: Path, folder: Path) -> str:
-    """A path relative to the run folder, with forward slashes."""
-    return path.relative_to(folder).as_posix()

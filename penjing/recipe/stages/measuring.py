@@ -23,6 +23,9 @@ from penjing.recipe.stages.quality import cell_of, quality
 from penjing.recipe.workspace import Workspace
 from penjing.recover import RecoverConfig
 
+_BEFORE = "dense"
+_MOST_CHANGES = 12
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -135,8 +138,8 @@ def measure_rows(space: Workspace, listen: Listener) -> Output:
     result = {
         "rows": rows,
         "files": _accuracy_of_files(space, rows),
-        "classes": _changed_classes(space, per_class, "dense", chosen) if per_class else [],
-        "confusions": _changed_confusions(space, per_class, "dense"),
+        "classes": _changed_classes(space, per_class) if per_class else [],
+        "confusions": _changed_confusions(space, per_class),
         "robustness": _robustness(space, paths) if config.robustness and per_class else {},
     }
     listen(Event("measure", "progress", total, total, "split", message="latency, in turns"))
@@ -163,7 +166,7 @@ def _file_of(space: Workspace, entry: Entry, model: nn.Module) -> Path:
 
 
 def _kept(space: Workspace, paths: dict[str, Path]) -> tuple[str, ...]:
-    return tuple(sorted(path.relative_to(space.folder).as_posix() for path in paths.values()))
+    return tuple(sorted(space.relative(path) for path in paths.values()))
 
 
 def _runtime() -> str:
@@ -186,11 +189,9 @@ def _accuracy_of_files(space: Workspace, rows: list[dict[str, Any]]) -> dict[str
     return found
 
 
-def _changed_classes(
-    space: Workspace, measured: dict[str, Any], before: str, chosen: tuple[Entry, ...], most: int = 12
-) -> list[dict[str, Any]]:
+def _changed_classes(space: Workspace, measured: dict[str, Any]) -> list[dict[str, Any]]:
     """The classes that lost or gained most from the dense row to the delivered one."""
-    old, new = measured[before], measured[after_key(space)]
+    old, new = measured[_BEFORE], measured[after_key(space)]
     names = space.bundle.classes
     changes: list[dict[str, Any]] = []
     for index in range(len(old.per_class)):
@@ -206,23 +207,21 @@ def _changed_classes(
                 }
             )
     changes.sort(key=lambda change: (-abs(change["after"] - change["before"]), change["name"]))
-    return changes[:most]
+    return changes[:_MOST_CHANGES]
 
 
-def _changed_confusions(
-    space: Workspace, measured: dict[str, Any], before: str, most: int = 12
-) -> list[dict[str, Any]]:
+def _changed_confusions(space: Workspace, measured: dict[str, Any]) -> list[dict[str, Any]]:
     """The pairs (label, answer) whose counts changed most, from the dense row to the delivered one."""
     if not measured:
         return []
-    old, new = measured[before], measured[after_key(space)]
+    old, new = measured[_BEFORE], measured[after_key(space)]
     if old.confusion is None or new.confusion is None or old.confusion.shape != new.confusion.shape:
         return []
     change = np.abs(new.confusion - old.confusion)
     np.fill_diagonal(change, 0)
     names = space.bundle.classes
     found = []
-    for at in np.argsort(-change, axis=None, kind="stable")[:most]:
+    for at in np.argsort(-change, axis=None, kind="stable")[:_MOST_CHANGES]:
         label, guess = divmod(int(at), len(change))
         if change[label, guess]:
             pair = [names[index] if index < len(names) else str(index) for index in (label, guess)]
@@ -264,7 +263,7 @@ def _feeds(path: Path, inputs: Any, batch: int) -> dict[str, Any]:
 
 def _robustness(space: Workspace, paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
     out = {}
-    for key in ("dense", after_key(space)):
+    for key in (_BEFORE, after_key(space)):
         session = onnx_session(paths[key], threads=torch.get_num_threads())
         which = "test" if space.feed.has("test") else "val"
         split = getattr(space.feed.bundle, which)

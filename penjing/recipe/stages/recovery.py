@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from penjing.errors import RecoverError, RunError
+from penjing.errors import RecoverError
 from penjing.events import Event, Listener
 from penjing.recipe.schema import Recipe
 from penjing.recipe.stages.base import Output
@@ -88,7 +88,7 @@ def train_from_scratch(space: Workspace, listen: Listener) -> Output:
     Requires: the plan, and the timings of training, pruning and recovery. Ensures:
         ``work/scratch.safetensors``.
     """
-    budget = sum(_seconds(space, stage) for stage in REPLACED)
+    budget = sum(space.seconds(stage) for stage in REPLACED)
     listen(
         Event("scratch", "note", message=f"{budget:.0f} s, as long as {', '.join(REPLACED)} took together")
     )
@@ -113,10 +113,3 @@ def reset_weights(model: nn.Module, seed: int) -> None:
         for parameter in model.parameters():
             if id(parameter) not in done:
                 parameter.normal_(float(parameter.mean()), float(parameter.std(correction=0)))
-
-
-def _seconds(space: Workspace, stage: str) -> float:
-    marker = space.store.read(stage)
-    if marker is None:
-        raise RunError(f"stage {stage} has not finished", remedy="Run again with --resume")
-    return float(marker.timing.get("stage_seconds", 0.0))

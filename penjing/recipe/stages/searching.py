@@ -159,7 +159,7 @@ def _chosen(space: Workspace) -> tuple[str, Marker]:
 def _copy(space: Workspace, name: str, to: str) -> str:
     with atomic_write(space.work / to) as aside:
         shutil.copyfile(space.work / name, aside)
-    return (space.work / to).relative_to(space.folder).as_posix()
+    return space.relative(space.work / to)
 
 
 def _files(space: Workspace, number: int) -> list[str]:
