@@ -33,12 +33,15 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
-        raise RunError(
-            f"cannot write {path} ({error.strerror or error})",
-            remedy="Choose a writable folder with free space",
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> RunError:
+    """What is raised where a file or folder cannot be written."""
+    cause = f"cannot write {path} ({error.strerror or error})"
+    return RunError(cause, remedy="Choose a writable folder with free space")
 
 
 def atomic_dir(path: Path | str) -> AbstractContextManager[Path]:
@@ -69,10 +72,7 @@ def _beside(path: Path, settle: Callable[[Path, Path], None]) -> Iterator[Path]:
         yield aside
         settle(aside, path)
     except OSError as error:
-        raise RunError(
-            f"cannot write {path} ({error.strerror or error})",
-            remedy="Choose a writable folder with free space",
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

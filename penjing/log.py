@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from penjing.errors import RunError
 from penjing.events import Event, Listener
+from penjing.files import unwritable
 
 
 def event_to_dict(event: Event) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class JsonLog:
             drop_unfinished_line(self.path)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
     def __call__(self, event: Event) -> None:
         """Append the event."""
@@ -85,7 +85,7 @@ class JsonLog:
             self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -123,8 +123,3 @@ def drop_unfinished_line(path: Path) -> None:
                 file.truncate(size + end + 1)
                 return
         file.truncate(0)
-
-
-def _unwritable(path: Path, error: OSError) -> RunError:
-    cause = f"cannot write {path} ({error.strerror or error})"
-    return RunError(cause, remedy="Choose a writable folder with free space")

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from penjing.errors import MeasureError
-from penjing.graph.trace import eval_view
+from penjing.graph.trace import bind_inputs, eval_view
 
 
 @dataclass(frozen=True)
@@ -193,13 +193,13 @@ def count(model: nn.Module, example_inputs: Any) -> Count:
     Raises:
         MeasureError: if the forward refuses the inputs.
     """
-    args, kwargs, batch = _first_sample(example_inputs)
+    args, kwargs, batch = first_sample(model, example_inputs)
     try:
         seen = _run(model, args, kwargs)
         batch = 1
     except Exception as first:
         # Some networks bake their batch size: run them as they were given.
-        args, kwargs = _as_call(example_inputs)
+        args, kwargs = bind_inputs(model, example_inputs)
         try:
             seen = _run(model, args, kwargs)
         except Exception as error:
@@ -264,16 +264,9 @@ def _params_by_layer(model: nn.Module) -> dict[str, int]:
     return totals
 
 
-def _as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
-
-
-def _first_sample(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any], int]:
-    args, kwargs = _as_call(example_inputs)
+def first_sample(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any], int]:
+    """Positional and keyword arguments of one sample, and how many samples there were."""
+    args, kwargs = bind_inputs(model, example_inputs)
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
     batch = tensors[0].shape[0] if tensors else 1
 

@@ -267,9 +267,9 @@ def torch_candidate(model: Any, example_inputs: Any, *, batch: int = 1, threads:
     """A module to time in eval mode; its first sample is repeated to make the batch."""
     import torch
 
-    from penjing.measure.count import _first_sample  # the same notion of what a sample is
+    from penjing.measure.count import first_sample  # the same notion of what a sample is
 
-    args, kwargs, _ = _first_sample(example_inputs)
+    args, kwargs, _ = first_sample(model, example_inputs)
 
     def widen(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == 1:

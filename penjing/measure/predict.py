@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from penjing.batches import take_apart
 from penjing.errors import MeasureError
+from penjing.modes import eval_mode
 
 Predict = Callable[[Any], NDArray[Any]]
 
@@ -29,15 +30,9 @@ def as_predict(model: Any) -> Iterator[Predict]:
         MeasureError: if ``model`` is none of these.
     """
     if isinstance(model, nn.Module):
-        flags = [(module, module.training) for module in model.modules()]
-        model.eval()
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        try:
-            with torch.inference_mode():
-                yield lambda inputs: _first(_call(model, inputs, device))
-        finally:
-            for module, training in flags:
-                module.training = training
+        with eval_mode(model), torch.inference_mode():
+            yield lambda inputs: _first(_call(model, inputs, device))
     elif hasattr(model, "get_inputs"):
         names = [entry.name for entry in model.get_inputs()]
         yield lambda inputs: _first(model.run(None, feeds_of(inputs, names)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from penjing.errors import DataError
+from penjing.modes import eval_mode
 
 
 def recalibrate(model: nn.Module, data: Iterable[Any], *, max_samples: int = 2048) -> nn.Module:
@@ -43,26 +44,23 @@ def recalibrate_(model: nn.Module, data: Iterable[Any], *, max_samples: int = 20
     found = [norms for find in _KINDS for module in model.modules() if (norms := find(module)) is not None]
     if not found:
         return 0
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
     count = 0
-    try:
-        for norms in found:
-            norms.begin()
-        for index, item in enumerate(data):
-            batch = unpack(item)
-            check(batch, index)
+    with eval_mode(model):
+        try:
             for norms in found:
-                norms.momentum(1 / (index + 1))  # a cumulative average
-            call_model(model, batch.inputs)
-            count += batch.size
-            if count >= max_samples:
-                break
-    finally:
-        for norms in found:
-            norms.end()
-        for module, training in flags:
-            module.training = training
+                norms.begin()
+            for index, item in enumerate(data):
+                batch = unpack(item)
+                check(batch, index)
+                for norms in found:
+                    norms.momentum(1 / (index + 1))  # a cumulative average
+                call_model(model, batch.inputs)
+                count += batch.size
+                if count >= max_samples:
+                    break
+        finally:
+            for norms in found:
+                norms.end()
     if count == 0:
         raise DataError("the data has no batches", remedy="Give some hundreds of samples of the training set")
     return sum(norms.count for norms in found)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from penjing.errors import RunError
+from penjing.files import unwritable
 
 
 @contextmanager
@@ -35,8 +36,7 @@ def run_lock(folder: Path) -> Iterator[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        cause = f"cannot write {path} ({error.strerror or error})"
-        raise RunError(cause, remedy="Choose a writable folder") from error
+        raise unwritable(path, error) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -28,7 +28,7 @@ from penjing.prune import Budget, Plan, apply
 from penjing.recipe.feed import Feed, layout_of
 from penjing.recipe.schema import GIVEN, Recipe
 from penjing.recipe.store import Marker, Store, hash_json
-from penjing.recover.checkpoint import model_tensors, restore_model
+from penjing.recover.checkpoint import independent, model_tensors, restore_model
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Workspace:
         """Write all parameters and buffers; gives the path relative to the run folder."""
         path = self.weights_path(name)
         with atomic_write(path) as aside:
-            save_file({k: _own(v) for k, v in model_tensors(model).items()}, aside)
+            save_file(independent(model_tensors(model)), aside)
         return path.relative_to(self.folder).as_posix()
 
     def load_weights(self, model: nn.Module, name: str) -> nn.Module:
@@ -228,12 +228,6 @@ class Workspace:
         if self.recipe.model.spec == GIVEN or self.recipe.model.spec.startswith("penjing:"):
             return "nchw"
         return layout_of(self._source.example_inputs, self.bundle)
-
-
-def _own(value: torch.Tensor) -> torch.Tensor:
-    """A contiguous tensor that shares memory with no other (safetensors refuses shared memory)."""
-    value = value.detach().cpu().contiguous()
-    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -72,7 +72,7 @@ def save_checkpoint(
             continue
         files[part] = f"{part}-{tag}.safetensors"
         with atomic_write(folder / files[part]) as aside:
-            save_file(_independent(values), aside)
+            save_file(independent(values), aside)
     write_json(folder / _INDEX, {"format": _FORMAT, "files": files, "state": dict(state)})
     for old in folder.glob("*.safetensors"):
         if old.name not in files.values():
@@ -117,7 +117,7 @@ def _damaged(path: Path, error: Exception) -> RecoverError:
     )
 
 
-def _independent(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def independent(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors that share no storage, as the file format wants them."""
     seen: set[int] = set()
     result = {}

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from penjing.batches import ask, check, classifies, logits_of, move, unpack
 from penjing.errors import DataError
+from penjing.modes import eval_mode
 
 
 def share_right(model: nn.Module, data: Iterable[Any]) -> float:
@@ -41,11 +42,9 @@ def evaluate(
         DataError: no batches, no labels, labels out of range, NaN.
     """
     device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     right = total = batches = 0
     loss = 0.0
-    try:
+    with eval_mode(model):
         for index, item in enumerate(data):
             batches += 1
             if index % world != rank:
@@ -70,9 +69,6 @@ def evaluate(
             right += int((logits_NK.argmax(1) == target_N).sum())
             total += len(target_N)
             loss += float(F.cross_entropy(logits_NK, target_N, reduction="sum"))
-    finally:
-        for module, training in modes:
-            module.training = training
     if batches == 0:
         raise DataError("the validation data has no batches", remedy="Check its path, or leave val out")
     return right, total, loss if math.isfinite(loss) else math.inf

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from penjing.batches import Batch, ask, outputs_of, tensors
 from penjing.errors import RecoverError
+from penjing.modes import eval_mode
 from penjing.recover.features import FeatureSpec, Taps, align
 
 Teacher = nn.Module | Callable[[Any], Tensor]
@@ -48,8 +49,7 @@ class Teachers:
     def __enter__(self) -> Self:
         for teacher in self.teachers:
             if isinstance(teacher, nn.Module):
-                self._stack.callback(_restore_modes, [(m, m.training) for m in teacher.modules()])
-                teacher.eval()
+                self._stack.enter_context(eval_mode(teacher))
         if self._specs:
             first = self.teachers[0] if self.teachers else None
             if not isinstance(first, nn.Module):
@@ -96,11 +96,6 @@ class Teachers:
     def _run(self, teacher: Teacher, batch: Batch) -> tuple[Tensor, ...]:
         found = outputs_of(ask(teacher, batch.inputs, "teacher", RecoverError), batch.size, RecoverError)
         return tuple(output.float() for output in (found if self._every_output else found[:1]))
-
-
-def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
 
 
 class AnswerCache:

@@ -15,6 +15,7 @@ from penjing.batches import check_labels, classifies, take_apart
 from penjing.errors import DataError, PruneError
 from penjing.events import Event
 from penjing.graph.trace import bind_inputs
+from penjing.modes import eval_mode
 from penjing.prune.criteria.base import Material
 
 
@@ -28,10 +29,8 @@ def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
     """
     model, generator = material.model, torch.Generator().manual_seed(material.seed)
     names = [n for n, p in material.graph.params.items() if p.is_floating_point()]
-    flags = [(m, m.training) for m in model.modules()]
     count = 0
-    try:
-        model.eval()
+    with eval_mode(model):
         for count, batch in enumerate(material.batches, start=1):
             params = {n: material.graph.params[n].detach().requires_grad_() for n in names}
             inputs, target, _ = take_apart(batch, material.graph.input_names)
@@ -51,9 +50,6 @@ def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
                 grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
             yield {n: g for n, g in zip(names, grads, strict=True) if g is not None}
             material.listen(Event("prune", "progress", step=count, unit="batch", message="gradients"))
-    finally:
-        for module, training in flags:
-            module.training = training
     if not count:
         raise DataError("no batches", remedy="Give at least one batch of training data")
 
