@@ -18,6 +18,9 @@ Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 _TARGET_KEYS = ("target", "targets", "label", "labels")
 _TEACHER_KEY = "teacher_logits"
 
+IGNORED = -100
+"""The label of samples and positions that do not count, unless another is named (torch's own choice)."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -25,13 +28,13 @@ class Batch:
 
     Attributes:
         inputs: What the model is called with: a tensor, a tuple or a dict of tensors.
-        target: Class indices ``y_N`` (int64), of every position for dense outputs; anything else for networks
-            that do not classify; None for unlabelled data.
+        target: Class indices ``y_N`` (integers), of every position for dense outputs, or class probabilities
+            ``[N, K]``; anything else for networks that do not classify; None for unlabelled data.
         teacher_logits: The teacher's answers ``[N, K]`` when the data carries them.
     """
 
     inputs: Inputs
-    target: Tensor | None = None
+    target: Any = None
     teacher_logits: Tensor | None = None
 
     @property
@@ -121,7 +124,7 @@ def unpack(item: Any) -> Batch:
             remedy="Give batches as inputs, (inputs, target) or a dict of tensors",
         )
     inputs, target, logits = take_apart(item)
-    return Batch(_as_inputs(inputs), target, logits)
+    return Batch(_as_inputs(inputs), torch.as_tensor(target) if _is_plain(target) else target, logits)
 
 
 def first_tensor(value: Any) -> Tensor:
@@ -139,6 +142,13 @@ def first_tensor(value: Any) -> Tensor:
     )
 
 
+def _is_plain(target: Any) -> bool:
+    """Whether these are numbers in another wrapping."""
+    if isinstance(target, np.ndarray):
+        return target.dtype.kind in "iufb"
+    return isinstance(target, (list, tuple)) and all(type(entry) in (int, float) for entry in target)
+
+
 def _as_inputs(value: Any) -> Inputs:
     if isinstance(value, Tensor):
         return value
@@ -152,7 +162,9 @@ def _as_inputs(value: Any) -> Inputs:
     )
 
 
-def check(batch: Batch, index: int, num_classes: int | None = None, *, of: str = "") -> None:
+def check(
+    batch: Batch, index: int, num_classes: int | None = None, *, of: str = "", ignored: int = IGNORED
+) -> None:
     """Refuse a batch that would poison the training.
 
     Args:
@@ -160,6 +172,7 @@ def check(batch: Batch, index: int, num_classes: int | None = None, *, of: str =
         index: Its number.
         num_classes: Classes of the outputs; None does not look at the labels.
         of: Which data it is from, for the error: ``"validation"``; "" is what is trained on.
+        ignored: The label of what does not count.
 
     Raises:
         DataError: no samples, NaN or infinity in the inputs, a target of another length or outside
@@ -176,30 +189,35 @@ def check(batch: Batch, index: int, num_classes: int | None = None, *, of: str =
                 layer=where,
                 remedy="Clean the data or its normalisation (a zero standard deviation does this)",
             )
-    if batch.target is None or batch.target.is_floating_point() or batch.target.numel() == 0:
+    if not isinstance(batch.target, Tensor) or batch.target.is_floating_point() or batch.target.numel() == 0:
         return
-    if len(batch.target) != batch.size:
+    count = len(batch.target) if batch.target.dim() else 1
+    if batch.target.dim() == 0 or count != batch.size:
         raise DataError(
-            f"{batch.size} inputs come with {len(batch.target)} targets",
+            f"{batch.size} inputs come with {count} targets",
             layer=where,
             remedy="Give one target per input",
         )
     if num_classes is not None:
-        check_labels(batch.target, num_classes, where)
+        check_labels(batch.target, num_classes, where, ignored)
 
 
-def check_labels(target: Tensor, num_classes: int, place: str) -> None:
-    """Refuse labels outside ``0 … num_classes - 1``.
+def check_labels(target: Tensor, num_classes: int, place: str, ignored: int = IGNORED) -> None:
+    """Refuse labels outside ``0 … num_classes - 1`` that are not ``ignored``.
 
     Raises:
         DataError: naming the label, and the ``place`` it is in.
     """
+    target = target[target != ignored]
+    if target.numel() == 0:
+        return
     low, high = int(target.min()), int(target.max())
     if low < 0 or high >= num_classes:
         raise DataError(
             f"label {low if low < 0 else high} is outside the model's classes 0 … {num_classes - 1}",
             layer=place,
-            remedy="Correct the labels, or build the model with as many classes as the data has",
+            remedy="Correct the labels, build the model with as many classes as the data has, or name the "
+            "label of what is not to count: ignore_index",
         )
 
 
@@ -212,7 +230,7 @@ def move(batch: Batch, device: torch.device, channels_last: bool = False) -> Bat
 
     return Batch(
         map_inputs(batch.inputs, place),
-        None if batch.target is None else batch.target.to(device, non_blocking=True),
+        batch.target.to(device, non_blocking=True) if isinstance(batch.target, Tensor) else batch.target,
         None if batch.teacher_logits is None else batch.teacher_logits.to(device, non_blocking=True),
     )
 
@@ -272,16 +290,24 @@ def ask(model: Callable[..., Any], inputs: Inputs, who: str, error: type[Penjing
         ) from failure
 
 
-def logits_of(output: Any, error: type[PenjingError] = DataError) -> Tensor:
+def logits_of(output: Any, target: Any = None) -> Tensor:
     """The scores in a model's output, as ``[N, K]`` (positions of dense outputs become samples).
 
+    Which dimension the classes are is seen by the targets, which have all others. Without such targets it is
+    the last one of ``[N, T, K]``, as for tokens, and the second of larger outputs, as for pixels.
+
     Raises:
-        PenjingError: of class ``error``, when the output holds no tensor of scores.
+        DataError: when the output holds no tensor of scores.
     """
-    scores = _scores(output, error)
+    scores = _scores(output, DataError)
     if scores.dim() == 1:
         return scores.unsqueeze(1)
-    return scores if scores.dim() == 2 else scores.movedim(1, -1).flatten(0, -2)
+    if scores.dim() == 2:
+        return scores
+    second, last = (scores.shape[0], *scores.shape[2:]), scores.shape[:-1]
+    shape = target.shape if isinstance(target, Tensor) else None
+    tokens = shape == last if shape in (second, last) and second != last else scores.dim() == 3
+    return (scores if tokens else scores.movedim(1, -1)).flatten(0, -2)
 
 
 def outputs_of(output: Any, samples: int, error: type[PenjingError] = DataError) -> tuple[Tensor, ...]:
@@ -299,13 +325,27 @@ def outputs_of(output: Any, samples: int, error: type[PenjingError] = DataError)
     return (scores, *(leaf for leaf in others if leaf.dim() and len(leaf) == samples))
 
 
-def classifies(target: Tensor | None, logits_NK: Tensor) -> bool:
+def classifies(target: Any, logits_NK: Tensor) -> bool:
     """Whether the outputs are scores of the classes that the targets name; without targets, whether they may
     be.
     """
-    if target is None or logits_NK.shape[1] < 2:
+    if logits_NK.shape[1] < 2 or target is None:
         return logits_NK.shape[1] > 1
-    return not target.is_floating_point() and target.numel() == len(logits_NK)
+    return labels_of(target, logits_NK) is not None
+
+
+def labels_of(target: Any, logits_NK: Tensor) -> Tensor | None:
+    """The class of each sample or position (int64 ``[N]``), of probabilities the likeliest; None where the
+    targets are no classes of these outputs.
+    """
+    if not isinstance(target, Tensor):
+        return None
+    if target.is_floating_point():
+        if target.shape != logits_NK.shape or bool((target < 0).any()):
+            return None
+        sums = target.double().sum(1)
+        return target.argmax(1) if torch.allclose(sums, torch.ones_like(sums), atol=1e-3) else None
+    return target.reshape(-1).long() if target.numel() == len(logits_NK) else None
 
 
 def _scores(output: Any, error: type[PenjingError]) -> Tensor:

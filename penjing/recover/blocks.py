@@ -52,9 +52,10 @@ def block_specs(
     for name in _blocks(student, teacher):
         node = exit_of(graph.module.graph, name)
         axes = () if node is None else coupling.values.get(node.name, ())
-        if len(axes) == 1:
+        if node is not None and len(axes) == 1:
             found = cut_dims(axes[0], kept)
-            specs.append(FeatureSpec(name, kept={dim: torch.from_numpy(at) for dim, at in found.items()}))
+            places = {dim: torch.from_numpy(at) for dim, at in found.items()}
+            specs.append(FeatureSpec(name, kept=places, channels=-1 if node.meta["val"].dim() == 3 else 1))
     if not specs:
         raise RecoverError(
             "student and teacher have no blocks in common (entries of a Sequential or ModuleList with "

@@ -81,6 +81,8 @@ class RecoverConfig(Config):
         ema: Decay of the exponential moving average of the weights (0.99…); 0 keeps none. With it, the
             average is what is validated and returned.
         label_smoothing: For the cross-entropy, 0 to 1.
+        ignore_index: The label of samples and positions that count neither in losses with labels nor in the
+            accuracy (255 in many segmentation sets).
         mixup, cutmix: Beta parameters α of mixup (Zhang 2018) and CutMix (Yun 2019); 0 is off. With both
             on, each batch takes one of the two.
         dropout: Probability of the model's dropout layers in this run; None keeps their own. A pruned
@@ -134,6 +136,7 @@ class RecoverConfig(Config):
     grad_accumulation: int = Field(default=1, ge=1)
     ema: float = Field(default=0.0, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    ignore_index: int = -100
     mixup: float = Field(default=0.0, ge=0)
     cutmix: float = Field(default=0.0, ge=0)
     dropout: float | None = Field(default=None, ge=0, lt=1)

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.batches import ask, check, classifies, logits_of, move, unpack
+from penjing.batches import IGNORED, ask, check, labels_of, logits_of, move, unpack
 from penjing.errors import DataError
 from penjing.modes import eval_mode
 
@@ -29,10 +29,21 @@ def evaluate(
     device: torch.device | None = None,
     channels_last: bool = False,
     bf16: bool = False,
+    ignored: int = IGNORED,
     rank: int = 0,
     world: int = 1,
 ) -> tuple[int, int, float]:
     """Run the model in eval mode over the data (its train/eval flags are given back).
+
+    Args:
+        model: The network.
+        data: Labelled batches.
+        device: Where it runs; by default where the model is.
+        channels_last: Memory order of images.
+        bf16: Autocast.
+        ignored: The label of what does not count.
+        rank: This process.
+        world: Of so many.
 
     Returns:
         Number right, number of samples, and the sum of the cross-entropies in nats, of the batches that
@@ -57,18 +68,22 @@ def evaluate(
                 )
             check(batch, index, of="validation")
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-                logits_NK = logits_of(ask(model, batch.inputs, "model")).float()
-            if not classifies(batch.target, logits_NK):
+                logits_NK = logits_of(ask(model, batch.inputs, "model"), batch.target).float()
+            if (labels_N := labels_of(batch.target, logits_NK)) is None or logits_NK.shape[1] < 2:
                 raise DataError(
-                    f"the validation targets ({str(batch.target.dtype).removeprefix('torch.')} of shape "
-                    f"{list(batch.target.shape)}) are not classes of the outputs",
+                    f"the validation targets ({_described(batch.target)}) are not classes of the outputs",
                     remedy="Give int64 labels, or judge by a metric",
                 )
-            check(batch, index, logits_NK.shape[1], of="validation")
-            target_N = batch.target.reshape(-1)
-            right += int((logits_NK.argmax(1) == target_N).sum())
-            total += len(target_N)
-            loss += float(F.cross_entropy(logits_NK, target_N, reduction="sum"))
+            check(batch, index, logits_NK.shape[1], of="validation", ignored=ignored)
+            right += int((logits_NK.argmax(1) == labels_N).sum())  # no class is called as what is ignored
+            total += int((labels_N != ignored).sum())
+            loss += float(F.cross_entropy(logits_NK, labels_N, reduction="sum", ignore_index=ignored))
     if batches == 0:
         raise DataError("the validation data has no batches", remedy="Check its path, or leave val out")
     return right, total, loss if math.isfinite(loss) else math.inf
+
+
+def _described(target: Any) -> str:
+    if not isinstance(target, Tensor):
+        return type(target).__name__
+    return f"{str(target.dtype).removeprefix('torch.')} of shape {list(target.shape)}"

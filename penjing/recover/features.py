@@ -20,6 +20,8 @@ from penjing.errors import RecoverError
 from penjing.graph import GraphModel
 from penjing.recover.graph_taps import linear_layers, tap
 
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
+
 
 @dataclass(frozen=True)
 class FeatureSpec:
@@ -29,16 +31,22 @@ class FeatureSpec:
         layer: Name of a module that student and teacher both have.
         side: ``"output"`` or ``"input"`` of that module.
         kept: Which of the teacher's positions the student has, by dimension; without those it has whole.
+        channels: The dimension of the channels: the second for images, the last for tokens.
     """
 
     layer: str
     side: Literal["output", "input"] = "output"
     kept: Mapping[int, Tensor] = field(default_factory=dict)
+    channels: int = 1
 
     @property
     def key(self) -> str:
         """Name of the feature in `Answers`."""
         return f"{self.layer}:{self.side}"
+
+    def channels_second(self, feature: Tensor) -> Tensor:
+        """The feature as ``[N, C, …]``."""
+        return feature.movedim(self.channels, 1) if feature.dim() > 1 else feature
 
 
 def feature_specs(
@@ -61,8 +69,8 @@ def feature_specs(
                 remedy="Name layers in the loss's options",
             )
         last = linears[-1]
-        kept = _kept(plan, mine[last], theirs[last], last, dim=1) if aligned else {}
-        return (FeatureSpec(last, "input", kept),)
+        kept = _kept(plan, mine[last], theirs[last], last, dim=1) if aligned else None
+        return (FeatureSpec(last, "input", {} if kept is None else {-1: kept}, channels=-1),)
     found: dict[str, FeatureSpec] = {}
     for pattern in layers:
         names = [name for name in mine if name and name in theirs and fnmatch.fnmatchcase(name, pattern)]
@@ -72,8 +80,9 @@ def feature_specs(
                 remedy=f"Use names of modules, for example {', '.join(list(mine)[1:6])}",
             )
         for name in names:
-            kept = _kept(plan, mine[name], theirs[name], name, dim=0) if aligned else {}
-            found[name] = FeatureSpec(name, "output", kept)
+            kept = _kept(plan, mine[name], theirs[name], name, dim=0) if aligned else None
+            dim = _channel_dim(theirs[name])
+            found[name] = FeatureSpec(name, "output", {} if kept is None else {dim: kept}, channels=dim)
     return tuple(found.values())
 
 
@@ -83,9 +92,16 @@ def _linears(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
-def _kept(plan: Any, mine: nn.Module, theirs: nn.Module, name: str, dim: int) -> dict[int, Tensor]:
-    """The teacher's channels (dimension 1) that the student kept at this place, from the plan's entry for its
-    last parameter.
+def _channel_dim(module: nn.Module) -> int:
+    """The dimension of the channels of what a layer gives, or a sequence of layers."""
+    while isinstance(module, nn.Sequential) and len(module):
+        module = next((m for m in reversed(module) if next(m.parameters(), None) is not None), module[-1])
+    return -1 if isinstance(module, _CHANNELS_LAST) else 1
+
+
+def _kept(plan: Any, mine: nn.Module, theirs: nn.Module, name: str, dim: int) -> Tensor | None:
+    """The teacher's channels that the student kept at this place, from the plan's entry for its last
+    parameter; None where it has them all.
 
     For a block it is the last parameter of its kind that speaks: the batch norm or convolution that ends it.
     """
@@ -95,11 +111,11 @@ def _kept(plan: Any, mine: nn.Module, theirs: nn.Module, name: str, dim: int) ->
         if param.dim() > dim and dict(mine.named_parameters()).get(inner) is not None
     ]
     if not params:
-        return {}
+        return None
     inner, original = params[-1] if dim == 0 else params[0]
     ours = dict(mine.named_parameters())[inner]
     if ours.shape[dim] == original.shape[dim]:
-        return {}
+        return None
     full = f"{name}.{inner}"
     positions = kept_positions(plan, full, dim)
     if positions is None or len(positions) != ours.shape[dim]:
@@ -109,7 +125,7 @@ def _kept(plan: Any, mine: nn.Module, theirs: nn.Module, name: str, dim: int) ->
             layer=name,
             remedy="Pass the plan the student was pruned with, or use an unaligned loss (at, rkd, sp)",
         )
-    return {1: positions}
+    return positions
 
 
 def kept_positions(plan: Any, tensor: str, dim: int) -> Tensor | None:

@@ -27,6 +27,7 @@ from penjing.batches import (
     check,
     classifies,
     count_batches,
+    labels_of,
     logits_of,
     map_inputs,
     move,
@@ -126,10 +127,9 @@ class Loop:
             self.total_steps = min(self.total_steps, config.max_steps)
         self.model = copy.deepcopy(self.job.model).to(self.device)
         self.model.zero_grad(set_to_none=True)
-        has_conv = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
-        self.channels_last = has_conv if config.channels_last is None else config.channels_last
-        if self.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+        self.channels_last = self._takes_channels_last()
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        self.model.to(memory_format=order)
         self.optimizer = build_optimizer(self.model, config)
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.wrapped: nn.Module = self.accelerator.prepare_model(self.model)
@@ -140,6 +140,26 @@ class Loop:
         self.start = Start(guarded=self.job.stage == "recover" and not aims_elsewhere)
         if config.losses:
             self._aim(config.losses)
+
+    def _takes_channels_last(self) -> bool:
+        """As asked; else where there are 2-d convolutions and no network insists on the other order."""
+        if self.config.channels_last is not None:
+            return self.config.channels_last
+        if not any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
+            return False
+        self.channels_last = True
+        self.model.to(memory_format=torch.channels_last)
+        inputs = map_inputs(next(iter(self._moved())), lambda x: x[:2])
+        for network in (self.model, *self.job.teachers):
+            if isinstance(network, nn.Module):
+                home = next((p.device for p in network.parameters()), self.device)
+                here = map_inputs(inputs, lambda x, home=home: x.to(home))
+                try:
+                    with torch.no_grad(), eval_view(network):
+                        call_model(network, here)
+                except RuntimeError:  # ``view`` of another order; anything else is said where it is used
+                    return False
+        return True
 
     def _aim(self, terms: Sequence[LossTerm]) -> None:
         """Settle what is minimised, and tap the features it looks at."""
@@ -296,13 +316,14 @@ class Loop:
     def _loss(self, batch: Batch, number: int, done: float, meter: EpochSums) -> Tensor:
         """The loss of one batch, checked; adds to the meter."""
         target = batch.target
-        if (self.config.mixup or self.config.cutmix) and target is not None:
+        if self.config.mixup or self.config.cutmix:
             batch, target = self._mixed(batch, number)
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.progress.precision == "bf16"
         ):
             output = ask(self.forward, batch.inputs, "model")
-        logits_NK = logits_of(output)
+        logits_NK = logits_of(output, batch.target)
+        labels_N = labels_of(batch.target, logits_NK)
         classes = classifies(batch.target, logits_NK)
         if self.objective is None:
             has_teacher = bool(self.job.teachers) or batch.teacher_logits is not None
@@ -310,42 +331,56 @@ class Loop:
         objective = self.objective
         assert objective is not None
         objective.check(batch, bool(self.job.teachers), logits_NK)
-        check(batch, number, logits_NK.shape[1] if classes else None)
+        counts = classes and objective.needs_target
+        check(batch, number, logits_NK.shape[1] if counts else None, ignored=self.config.ignore_index)
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.progress.precision == "bf16"
         ):
             answers, features = self.teachers.answer(batch)
         outputs = outputs_of(output, batch.size) if objective.needs_outputs else (logits_NK,)
         for theirs in answers:
-            _check_alike(outputs, theirs if objective.needs_outputs else (logits_of(theirs[0]),))
+            scores = (logits_of(theirs[0], batch.target),)
+            _check_alike(outputs, theirs if objective.needs_outputs else scores)
         mine = self.taps.features if self.taps is not None else {}
-        loss, parts = objective(outputs, mine, answers, features, target, done)
+        learned = labels_N if target is batch.target and not _is_soft(target) else target
+        loss, parts = objective(outputs, mine, answers, features, learned, done, labels=batch.target)
         if not math.isfinite(value := float(loss.detach())):
             raise non_finite(self.model, batch.inputs, self.progress.steps + 1, f"the loss is {value}")
-        right = None
-        if batch.target is not None and classes:
-            right = (logits_NK.detach().argmax(1) == batch.target.reshape(-1)).sum()
+        right = None if labels_N is None else (logits_NK.detach().argmax(1) == labels_N).sum()
         meter.add(len(logits_NK), value, {name: float(part) for name, part in parts.items()}, right)
         return loss
 
-    def _mixed(self, batch: Batch, number: int) -> tuple[Batch, Tensor]:
-        """The batch with mixed inputs, and its mixed targets: a function of seed, epoch and number."""
-        if not isinstance(batch.inputs, Tensor) or batch.target is None or batch.target.dim() != 1:
+    def _mixed(self, batch: Batch, number: int) -> tuple[Batch, Tensor | None]:
+        """The batch with mixed inputs, and its mixed targets: a function of seed, epoch and number.
+
+        Raises:
+            RecoverError: inputs or targets that cannot be mixed, or answers that were given for other inputs.
+        """
+        x, target = batch.inputs, batch.target
+        if not (isinstance(x, Tensor) and x.is_floating_point() and _can_mix(target)):
             raise RecoverError(
-                "mixup and CutMix need one input tensor and one label per sample",
+                "mixup and CutMix need one input tensor of real numbers, and one label per sample or none",
                 remedy="Set mixup and cutmix to 0 for this model",
             )
-        check(batch, number, self._num_classes(batch))
+        if self.config.cutmix and x.dim() != 4:
+            raise RecoverError("CutMix needs images [N, C, H, W]", remedy="Set cutmix to 0, or use mixup")
+        if batch.teacher_logits is not None and not self.job.teachers:
+            raise RecoverError(
+                "the data's teacher_logits are for the images as they are, not for mixed ones",
+                remedy="Pass the original network as the teacher, or set mixup and cutmix to 0",
+            )
+        if target is not None:
+            check(batch, number, self._num_classes(batch))
         generator = chance.derived_generator(self.job.seed, self._drawn_epoch(), number, self.rank)
-        x, target_NK = mix(
-            batch.inputs,
-            batch.target,
-            self._num_classes(batch),
+        mixed, target_NK = mix(
+            x,
+            target,
+            0 if target is None else self._num_classes(batch),
             generator,
             mixup=self.config.mixup,
             cutmix=self.config.cutmix,
         )
-        return Batch(x, batch.target, None), target_NK
+        return Batch(mixed, target, None), target_NK
 
     def _num_classes(self, batch: Batch) -> int:
         """Classes of the model, asked once with a single sample in eval mode."""
@@ -438,6 +473,7 @@ class Loop:
             device=self.device,
             channels_last=self.channels_last,
             bf16=self.progress.precision == "bf16",
+            ignored=self.config.ignore_index,
             rank=self.rank,
             world=self.world,
         )
@@ -455,7 +491,7 @@ class Loop:
                 return True  # what is wrong is said where it is measured
             batch = move(unpack(item), self.device, self.channels_last)
             with torch.no_grad(), eval_view(model):
-                logits_NK = logits_of(ask(model, batch.inputs, "model"))
+                logits_NK = logits_of(ask(model, batch.inputs, "model"), batch.target)
             self._val_classes = batch.target is None or classifies(batch.target, logits_NK)
         return self._val_classes
 
@@ -556,6 +592,14 @@ class Loop:
                     message,
                 )
             )
+
+
+def _is_soft(target: Any) -> bool:
+    return isinstance(target, Tensor) and target.is_floating_point()
+
+
+def _can_mix(target: Any) -> bool:
+    return target is None or (isinstance(target, Tensor) and target.dim() == 1 and not _is_soft(target))
 
 
 def _check_alike(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 def mix(
     x: Tensor,
-    target_N: Tensor,
+    target_N: Tensor | None,
     num_classes: int,
     generator: torch.Generator,
     *,
     mixup: float = 0.0,
     cutmix: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Blend each sample with another of its batch.
 
     Mixup (Zhang et al. 2018) takes ``λ x_i + (1 - λ) x_j``; CutMix (Yun et al. 2019) pastes a rectangle of
@@ -24,16 +24,16 @@ def mix(
 
     Args:
         x: Inputs ``[N, …]``; CutMix needs ``x_NCHW``.
-        target_N: Class indices.
+        target_N: Class indices; None mixes inputs alone.
         num_classes: Classes in all.
         generator: The only source of chance; on the CPU.
         mixup: α of mixup; 0 is off.
         cutmix: α of CutMix; 0 is off.
 
     Returns:
-        The blended inputs and class probabilities ``[N, num_classes]``.
+        The blended inputs and class probabilities ``[N, num_classes]``, None without labels.
     """
-    hot_NK = F.one_hot(target_N, num_classes).to(torch.float32)
+    hot_NK = None if target_N is None else F.one_hot(target_N.long(), num_classes).to(torch.float32)
     cut = cutmix > 0 and x.dim() == 4 and (mixup <= 0 or float(torch.rand((), generator=generator)) < 0.5)
     if not cut and mixup <= 0:
         return x, hot_NK
@@ -46,7 +46,7 @@ def mix(
         share = 1 - (bottom - top) * (right - left) / (x.shape[2] * x.shape[3])
     else:
         x = torch.lerp(x[other], x, share)
-    return x, torch.lerp(hot_NK[other], hot_NK, share)
+    return x, None if hot_NK is None else torch.lerp(hot_NK[other], hot_NK, share)
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -105,6 +105,11 @@ class Objective:
         return any({"teacher", "features"} & part.loss.needs for part in self.terms)
 
     @property
+    def needs_target(self) -> bool:
+        """Whether any term learns from labels."""
+        return any("target" in part.loss.needs for part in self.terms)
+
+    @property
     def needs_outputs(self) -> bool:
         """Whether any term compares all outputs."""
         return any("outputs" in part.loss.needs for part in self.terms)
@@ -146,6 +151,8 @@ class Objective:
         teacher_features: dict[str, tuple[Tensor, Tensor]],
         target: Tensor | None,
         progress: float,
+        *,
+        labels: Any = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss and each term's value without its weight.
 
@@ -156,33 +163,52 @@ class Objective:
             student_features: By layer.
             teachers: The outputs of each teacher.
             teacher_features: By layer, kept channels and all.
-            target: Class indices or probabilities.
+            target: Class indices ``[N]`` or probabilities ``[N, K]``.
             progress: How much of the run is done, 0 to 1.
+            labels: The targets as the data gave them: they show which dimension the classes are.
         """
-        student_NK = logits_of(student[0])
+        student_NK = logits_of(student[0], labels)
         total = student_NK.new_zeros((), dtype=student_NK.float().dtype)
         values: dict[str, Tensor] = {}
         for part in self.terms:
             asks_teacher = "teacher" in part.loss.needs
-            keys = [spec.key for spec in part.specs]
-            aligned = isinstance(part.loss, FeatureLoss) and part.loss.aligned
-            losses = [
-                part.loss(
-                    Answers(
-                        student_NK=student_NK,
-                        target=target,
-                        teacher_NK=logits_of(teacher[0]) if teacher else None,
-                        student_outputs=student,
-                        teacher_outputs=teacher,
-                        student_features={key: student_features[key] for key in keys},
-                        teacher_features={key: teacher_features[key][0 if aligned else 1] for key in keys},
-                        temperature=self._config.temperature,
-                        label_smoothing=self._config.label_smoothing,
-                    )
+            side = 0 if isinstance(part.loss, FeatureLoss) and part.loss.aligned else 1
+            losses = []
+            for teacher in teachers if asks_teacher else ((),):
+                answers = Answers(
+                    student_NK=student_NK,
+                    target=target,
+                    teacher_NK=logits_of(teacher[0], labels) if teacher else None,
+                    student_outputs=student,
+                    teacher_outputs=teacher,
+                    student_features={s.key: s.channels_second(student_features[s.key]) for s in part.specs},
+                    teacher_features={
+                        s.key: s.channels_second(teacher_features[s.key][side]) for s in part.specs
+                    },
+                    temperature=self._config.temperature,
+                    label_smoothing=self._config.label_smoothing,
                 )
-                for teacher in (teachers if asks_teacher else ((),))
-            ]
+                if "target" in part.loss.needs:
+                    answers = self._counting(answers)
+                empty = len(answers.student_NK) == 0
+                losses.append(answers.student_NK.float().sum() if empty else part.loss(answers))
             value = sum(losses[1:], start=losses[0]) / len(losses)
             values[part.label] = value.detach()
             total = total + part.term.weight_at(progress) * value
         return total, values
+
+    def _counting(self, answers: Answers) -> Answers:
+        """The samples and positions whose label counts."""
+        target = answers.target
+        if target is None or target.is_floating_point():
+            return answers
+        counts_N = target != self._config.ignore_index
+        if bool(counts_N.all()):
+            return answers
+        teacher_NK = answers.teacher_NK
+        return replace(
+            answers,
+            student_NK=answers.student_NK[counts_N],
+            target=target[counts_N],
+            teacher_NK=None if teacher_NK is None else teacher_NK[counts_N],
+        )

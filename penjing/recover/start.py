@@ -50,7 +50,7 @@ class Start:
 
         record = measure(model)
         given = {name: value.clone() for name, value in model_tensors(model).items()} if samples else {}
-        if samples and recalibrate_(model, inputs, max_samples=samples):
+        if samples and recalibrate_(model, ((x, None) for x in inputs), max_samples=samples):
             found = measure(model)
             if _quality(found) < _quality(record):
                 restore_model(model, given)

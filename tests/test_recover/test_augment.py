@@ -95,6 +95,7 @@ def test_mixing_keeps_probabilities_and_says_what_it_did(options: dict[str, floa
     x_NCHW = y_N.float()[:, None, None, None].expand(6, 1, 8, 8)
     for seed in range(20):
         mixed, target_NK = mix(x_NCHW, y_N, 6, seeded(seed), **options)
+        assert target_NK is not None
         torch.testing.assert_close(target_NK.sum(1), torch.ones(6))
         torch.testing.assert_close(mixed.mean((1, 2, 3)), target_NK @ y_N.float(), rtol=1e-4, atol=1e-4)
     assert torch.equal(

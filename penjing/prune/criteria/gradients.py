@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from penjing.batches import check_labels, classifies, take_apart
+from penjing.batches import IGNORED, check_labels, labels_of, logits_of, take_apart
 from penjing.errors import DataError, PruneError
 from penjing.events import Event
 from penjing.graph.trace import bind_inputs
@@ -55,9 +55,9 @@ def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
 
 
 def default_loss(output: Any, target: Any, generator: torch.Generator, *, place: str) -> Tensor:
-    """Cross-entropy for class scores (N, classes) — with labels drawn from the model's own prediction where
-    there are none, which makes squared gradients the true Fisher information — and the mean of squares for
-    anything else.
+    """Cross-entropy for scores of classes — with labels drawn from the model's own prediction where there are
+    none, which makes squared gradients the true Fisher information — and the mean of squares for anything
+    else.
 
     Raises:
         DataError: for labels that are no classes; ``place`` says where they are.
@@ -65,12 +65,12 @@ def default_loss(output: Any, target: Any, generator: torch.Generator, *, place:
     tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
     if not tensors:
         raise PruneError("the model gives no floating-point output", remedy="Pass loss=…")
-    scores = tensors[0]
-    if scores.ndim == 2:
-        if target is None:
-            chances = scores.detach().softmax(dim=1)
-            target = torch.multinomial(chances, 1, generator=generator).squeeze(1)
-        if classifies(target, scores):
-            check_labels(target, scores.shape[1], place)
-            return F.cross_entropy(scores, target.reshape(-1).long())
+    if tensors[0].ndim > 1:
+        scores_NK = logits_of(tensors[0], target)
+        if target is None and tensors[0].ndim == 2:
+            target = torch.multinomial(scores_NK.detach().softmax(1), 1, generator=generator).squeeze(1)
+        labels_N = labels_of(target, scores_NK)
+        if labels_N is not None and scores_NK.shape[1] > 1:
+            check_labels(labels_N, scores_NK.shape[1], place)
+            return F.cross_entropy(scores_NK, labels_N, ignore_index=IGNORED)
     return torch.stack([t.square().mean() for t in tensors]).sum()

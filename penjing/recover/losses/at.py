@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from penjing.errors import RecoverError
 from penjing.recover.losses.base import FeatureLoss, loss
 
 
@@ -26,7 +27,16 @@ class AttentionTransfer(FeatureLoss):
     power: float = Field(default=2.0, gt=0)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Mean squared distance of the maps, ``[N, positions]``; zero for maps equal up to scale."""
+        """Mean squared distance of the maps, ``[N, positions]``; zero for maps equal up to scale.
+
+        Raises:
+            RecoverError: for features without positions, whose maps would all be equal.
+        """
+        if student.dim() < 3:
+            raise RecoverError(
+                "attention is compared over positions, and the features have none",
+                remedy='Name convolution layers or blocks: {"at": {"layers": ["layer?"]}}',
+            )
         distance = self._map(student) - self._map(teacher)
         return distance.square().sum(1).mean()
 

@@ -107,7 +107,7 @@ class FeatureLoss(Loss):
                 raise RecoverError(
                     f"features of {list(feature.shape)} and {list(theirs.shape)} are compared",
                     layer=name,
-                    remedy="Pass the plan the student was pruned with, or name other layers",
+                    remedy="Pass the plan the student was pruned with, name other layers, or 'blocks'",
                 )
             parts.append(self.compare(feature.float(), theirs.float()))
         total = parts[0]
