@@ -265,7 +265,7 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
-def ask(model: Callable[..., Any], inputs: Inputs, who: str, error: type[PenjingError] = DataError) -> Any:
+def ask(model: Callable[..., Any], inputs: Any, who: str, error: type[PenjingError] = DataError) -> Any:
     """`call_model`, with an error of ours where the network does not take the inputs.
 
     Args:
@@ -282,7 +282,8 @@ def ask(model: Callable[..., Any], inputs: Inputs, who: str, error: type[Penjing
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as failure:
-        shapes = ", ".join(str(list(part.shape)) for part in tensors(inputs))
+        leaves = pytree.tree_leaves(inputs)
+        shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor))
         said = next(iter(str(failure).splitlines()), type(failure).__name__)
         raise error(
             f"the {who} does not take inputs of shape {shapes} ({said})",

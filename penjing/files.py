@@ -44,6 +44,20 @@ def unwritable(path: Path, error: OSError) -> RunError:
     return RunError(cause, remedy="Choose a writable folder with free space")
 
 
+def check_folder(folder: Path | str) -> None:
+    """Refuse a folder that could not be written, before any work is done for it.
+
+    Raises:
+        RunError: where a file stands in the way, or the nearest folder that exists is not writable.
+    """
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise unwritable(folder, NotADirectoryError(0, f"{there} is a file"))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise unwritable(folder, PermissionError(0, f"no permission to write in {there}"))
+
+
 def atomic_dir(path: Path | str) -> AbstractContextManager[Path]:
     """Give a fresh temporary folder beside ``path``; on success it replaces ``path`` as a whole.
 

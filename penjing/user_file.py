@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,24 +37,32 @@ def named_function(path: Path, name: str, error: type[PenjingError]) -> Callable
 
 
 def _imported(path: Path, error: type[PenjingError]) -> ModuleType:
-    folder = str(path.parent.resolve())
     name = f"penjing_user_{path.stem}_{abs(hash(str(path.resolve())))}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     loader, module = spec.loader, importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses, type hints and pickle look their module up here
-    sys.path.insert(0, folder)
     try:
-        run_users(lambda: loader.exec_module(module), str(path), error)
+        with folder_importable(path.parent):
+            run_users(lambda: loader.exec_module(module), str(path), error)
     except BaseException:
         del sys.modules[name]
         raise
+    return module
+
+
+@contextmanager
+def folder_importable(path: Path) -> Iterator[None]:
+    """What lies in a folder is found first for a while, and last from then on, for what is imported later."""
+    folder = str(path.resolve())
+    sys.path.insert(0, folder)
+    try:
+        yield
     finally:
         sys.path.remove(folder)
     if folder not in sys.path:
-        sys.path.append(folder)  # for what its functions import when they are called; shadows nothing
-    return module
+        sys.path.append(folder)  # shadows nothing
 
 
 def run_users(call: Callable[[], Any], source: str, error: type[PenjingError]) -> Any:

@@ -86,7 +86,18 @@ def names(given: str) -> tuple[str, ...]:
 
 def in_points(max_drop: str) -> str:
     """An allowed loss as it is typed, with its unit: ``"0.5"`` is in points, ``"1%"`` says what it is."""
-    return max_drop if max_drop.strip().endswith(("%", "pt")) else f"{max_drop}pt"
+    given = max_drop.strip()
+    if given.endswith(("%", "pt")):
+        return given
+    try:
+        float(given)
+    except ValueError:
+        raise RecipeError(
+            f"{max_drop!r} is no allowed loss",
+            layer="--max-drop",
+            remedy="Write 0.5 (points) or 1% (of the original's value)",
+        ) from None
+    return f"{given}pt"
 
 
 def budget_of(given: Sequence[str] | None) -> dict[str, Any] | None:
@@ -104,7 +115,9 @@ def budget_of(given: Sequence[str] | None) -> dict[str, Any] | None:
             found[key] = float(value)
         except (TypeError, ValueError):
             raise RecipeError(
-                f"{key}={value!r} is not a number", layer="--budget", remedy="Give a number"
+                f"{key}={value!r} is not a number",
+                layer="--budget",
+                remedy="Give a fraction (0.5) or a count; only a latency may be 0.5x or 3ms",
             ) from None
     return found or None
 
@@ -151,6 +164,23 @@ def feed_of(
     bundle = open_data(spec, **config.options)
     layout = layout_of(None if model is None else model.example_inputs, bundle)
     return Feed(config, bundle, layout=layout, seed=seed, source=None if model is None else model.normalize)
+
+
+def examples(loaded: LoadedModel, feed: Feed | None = None) -> Any:
+    """Example inputs: the model's own, else the first samples of the data.
+
+    Raises:
+        RecipeError: where there are neither.
+    """
+    if loaded.example_inputs is not None:
+        return loaded.example_inputs
+    if feed is not None:
+        return feed.examples()
+    raise RecipeError(
+        "the model comes without example inputs",
+        layer=loaded.source,
+        remedy="Let the factory return both: return model, torch.randn(2, 3, 32, 32)",
+    )
 
 
 def emit(result: Any, text: Any, as_json: bool) -> None:

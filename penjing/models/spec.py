@@ -19,6 +19,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from torch import nn
 
 from penjing.errors import ArtifactError
 from penjing.models.weights import load_weights
-from penjing.user_file import named_function, run_users
+from penjing.user_file import folder_importable, named_function, run_users
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,16 @@ def _pickled(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
         "a pickled model, which can run any code when it is opened",
         "Give file.py:factory with --weights x.safetensors, or trust=True (--trust)",
     )
-    model = torch.load(spec, map_location="cpu", weights_only=False)
+    if _is_torchscript(spec):
+        raise ArtifactError(
+            "it is TorchScript, which cannot be traced",
+            layer=spec,
+            remedy="Give the Python module: file.py:factory with --weights x.safetensors",
+        )
+    with folder_importable(Path(spec).parent):  # classes beside the file are found, as a script finds them
+        model = run_users(
+            lambda: torch.load(spec, map_location="cpu", weights_only=False), spec, ArtifactError
+        )
     if not isinstance(model, nn.Module):
         raise ArtifactError(
             f"{spec} holds a {type(model).__name__}, not a module",
@@ -261,6 +271,13 @@ def _pickled(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
             remedy="Give file.py:factory as the model and this file as its weights",
         )
     return LoadedModel(model.eval(), None, spec, "pickle")
+
+
+def _is_torchscript(spec: str) -> bool:
+    if not zipfile.is_zipfile(spec):
+        return False
+    with zipfile.ZipFile(spec) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _artifact(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:

@@ -12,11 +12,13 @@ from typing import Any
 from penjing.errors import PenjingError, RecipeError, RunError
 from penjing.events import Event, Listener, silent
 from penjing.export.base import get_format
+from penjing.files import check_folder
 from penjing.log import JsonLog, tee
 from penjing.recipe.lock import run_lock
 from penjing.recipe.result import RunResult
 from penjing.recipe.schema import Recipe, first_difference
 from penjing.recipe.store import Marker, Store, stage_key
+from penjing.recover.augment import make_augment
 from penjing.report.metrics import Metrics
 
 _FREE = ("baselines",)  # recipe entries that may change between sessions: they only add or drop stages
@@ -49,15 +51,14 @@ def run(
 
     Raises:
         ExportError: before anything is done, for a format that is unknown or whose package is missing.
-        RunError: if the folder is in use, holds a run and ``resume`` was not asked for, or was begun with
-            another recipe (naming the entry).
+        RecipeError: likewise, for an unknown augmentation, or a loss that was meant in points.
+        RunError: if the folder cannot be written, is in use, holds a run and ``resume`` was not asked for, or
+            was begun with another recipe (naming the entry).
         PenjingError: from a stage; ``completed`` lists the stages done before.
     """
     folder = Path(folder)
-    for name in recipe.export.formats:  # what is misspelt or not installed is said before anything is trained
-        exporter = get_format(name)
-        if Store(folder).read("export") is None:
-            exporter.require()
+    check_folder(folder)
+    _check_words(recipe, folder, given)
     if full:
         recipe = recipe.model_copy(update={"baselines": True})
     _check_folder(folder, resume)
@@ -68,6 +69,23 @@ def run(
         _store_recipe(recipe, folder)
         skipped = _do(recipe, folder, given, listen)
         return RunResult(folder, Metrics.read(folder), skipped)
+
+
+def _check_words(recipe: Recipe, folder: Path, given: Any) -> None:
+    """What is misspelt or not installed is said before anything is trained."""
+    for name in recipe.export.formats:
+        exporter = get_format(name)
+        if Store(folder).read("export") is None:
+            exporter.require()
+    if recipe.data.augment is not None:
+        make_augment(recipe.data.augment, recipe.data.augment_options)
+    accuracy = recipe.metric is None and getattr(given, "metric", None) is None
+    if accuracy and recipe.drop == "absolute" and (recipe.max_drop or 0) >= 0.5:
+        raise RecipeError(
+            f"{recipe.max_drop:g} allows a loss of {100 * (recipe.max_drop or 0):g} points of accuracy",
+            layer="max_drop",
+            remedy="Write a fraction: 0.01 is one point",
+        )
 
 
 def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str, ...]:

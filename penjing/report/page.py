@@ -113,7 +113,12 @@ def _tradeoff(metrics: Metrics, places: Sequence[tuple[Row, float]], x_label: st
         series.append(svg.Series(row.label, (point,)))
     which = "test" if any("test" in row.accuracy for row in metrics.rows) else "validation"
     what = "accuracy, %" if metrics.classifies else metrics.metric
-    return svg.chart(series, x_label=x_label, y_label=f"{which} {what}", lines=False, log_x=True)
+    return svg.chart(series, x_label=x_label, y_label=f"{which} {what}", **_scatter(metrics))
+
+
+def _scatter(metrics: Metrics) -> dict[str, Any]:
+    """Quality against something that grows in powers; percentages end at 100."""
+    return {"lines": False, "log_x": True, "most": 100 if metrics.classifies else None}
 
 
 def _latencies(metrics: Metrics) -> list[tuple[Row, float]]:
@@ -128,7 +133,7 @@ def _latency_label(metrics: Metrics) -> str:
 
 
 def _curves(metrics: Metrics, name: str, label: str, factor: float) -> str:
-    series = []
+    series, most = [], 100 if factor == 100 else None
     for stage, history in metrics.curves.items():
         points = tuple(
             svg.Point(float(epoch.get("epoch", index + 1)), factor * float(epoch[name]))
@@ -137,7 +142,7 @@ def _curves(metrics: Metrics, name: str, label: str, factor: float) -> str:
         )
         if points:
             series.append(svg.Series(STAGE_NAMES.get(stage, stage), points))
-    return svg.chart(series, x_label="epoch", y_label=label, whole_x=True)
+    return svg.chart(series, x_label="epoch", y_label=label, whole_x=True, most=most)
 
 
 def _widths(metrics: Metrics) -> str:
@@ -152,7 +157,7 @@ def _search(metrics: Metrics) -> str:
     """Score against what was left, of every size tried and the original."""
     if metrics.search is None:
         return ""
-    factor, unit = (100, ", ×100") if metrics.classifies else (1, "")
+    factor, unit = (100, ", %") if metrics.classifies else (1, "")
     series = []
     for held, name in ((True, "held"), (False, "did not hold")):
         points = tuple(
@@ -168,7 +173,7 @@ def _search(metrics: Metrics) -> str:
         if points:
             series.append(svg.Series(name, points))
     what = metrics.metric or "validation accuracy"
-    return svg.chart(series, x_label="parameters", y_label=f"{what}{unit}", lines=False, log_x=True)
+    return svg.chart(series, x_label="parameters", y_label=f"{what}{unit}", **_scatter(metrics))
 
 
 def _quantization(metrics: Metrics) -> str:

@@ -7,12 +7,14 @@ it, and every mark carries a ``<title>`` (the browser's tooltip) with its exact 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH = 480
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 42
+_HEIGHT = 300
+_ROW = 22
 NUM_COLOURS = 6
 _CHARACTER = 7.4  # mean width of a character of 13 px in a wide sans-serif font; a phone shows 15 px
 _DOT, _LINE = 6.0, 13.0
@@ -96,10 +98,7 @@ def chart(
     y_label: str,
     lines: bool = True,
     log_x: bool = False,
-    y_range: tuple[float, float] | None = None,
-    format_x: Callable[[float], str] | None = None,
-    format_y: Callable[[float], str] | None = None,
-    height: int = 300,
+    most: float | None = None,
     whole_x: bool = False,
 ) -> str:
     """A line chart, or with ``lines=False`` a scatter plot (each point labelled, with its interval).
@@ -110,10 +109,7 @@ def chart(
         y_label: With unit.
         lines: Join the points of a series.
         log_x: Logarithmic x; points at or below 0 are left out.
-        y_range: Fixed y limits; by default the data's, widened a little.
-        format_x: How x ticks are written.
-        format_y: How y ticks are written.
-        height: Height of the plot in viewBox units.
+        most: Where y ends at most, such as 100 for percentages.
         whole_x: Only whole numbers are ticks of x.
 
     Returns:
@@ -127,8 +123,8 @@ def chart(
     if not points:
         return ""
     x = _x_scale(points, log_x)
-    y = _y_scale(points, y_range, height)
-    body = [_grid(x, y, x_label, y_label, format_x or _short, format_y or _short, height, whole_x)]
+    y = _y_scale(points, most)
+    body = [_grid(x, y, x_label, y_label, whole_x)]
     for index, one in enumerate(kept):
         colour = f"c{index % NUM_COLOURS + 1}"
         if lines and len(one.points) > 1:
@@ -137,17 +133,16 @@ def chart(
         body += [_mark(p, x, y, colour, small=lines, name=one.name) for p in one.points]
     if not lines:
         body += _labels(kept, x, y)
-    svg = _svg("".join(body), height, f"{y_label} against {x_label}")
+    svg = _svg("".join(body), _HEIGHT, f"{y_label} against {x_label}")
     return svg + (_legend([s.name for s in kept]) if lines else "")
 
 
-def bars(rows: Sequence[Bar], *, label: str, row_height: int = 22) -> str:
+def bars(rows: Sequence[Bar], *, label: str) -> str:
     """Horizontal bars, one a row, with a pale bar for the whole behind each.
 
     Args:
         rows: From top to bottom; "" is returned if empty.
         label: What the lengths mean, with unit (read out by screen readers).
-        row_height: In viewBox units.
 
     Returns:
         The SVG element as text.
@@ -159,19 +154,19 @@ def bars(rows: Sequence[Bar], *, label: str, row_height: int = 22) -> str:
     room = WIDTH - left - right
     body = []
     for index, bar in enumerate(rows):
-        top = 4 + index * row_height
-        middle = top + row_height / 2
+        top = 4 + index * _ROW
+        middle = top + _ROW / 2
         tip = f"<title>{escape(bar.label)}: {escape(bar.text)}</title>"
         body.append(f'<text class="tick" x="{left - 8}" y="{middle + 4}" text-anchor="end">')
         body.append(f"{escape(shorten(bar.label, left - 8))}{tip}</text>")
         if bar.whole is not None:
-            body.append(_rect(left, top + 4, bar.whole / longest * room, row_height - 8, "whole", tip))
+            body.append(_rect(left, top + 4, bar.whole / longest * room, _ROW - 8, "whole", tip))
             end = left + max(bar.whole, bar.value) / longest * room
         else:
             end = left + max(bar.value, 0.0) / longest * room
-        body.append(_rect(left, top + 4, max(bar.value, 0.0) / longest * room, row_height - 8, "c1", tip))
+        body.append(_rect(left, top + 4, max(bar.value, 0.0) / longest * room, _ROW - 8, "c1", tip))
         body.append(f'<text class="value" x="{end + 6:.1f}" y="{middle + 4}">{escape(bar.text)}</text>')
-    return _svg("".join(body), 8 + len(rows) * row_height, label)
+    return _svg("".join(body), 8 + len(rows) * _ROW, label)
 
 
 def _svg(body: str, height: float, label: str) -> str:
@@ -194,15 +189,12 @@ def _x_scale(points: Sequence[Point], log: bool) -> Scale:
     return Scale(low, high, _LEFT, WIDTH - _RIGHT, log)
 
 
-def _y_scale(points: Sequence[Point], limits: tuple[float, float] | None, height: int) -> Scale:
-    if limits:
-        low, high = limits
-    else:
-        low = min(p.y if p.low is None else p.low for p in points)
-        high = max(p.y if p.high is None else p.high for p in points)
-        margin = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
-        low, high = low - margin, high + margin
-    return Scale(low, high, height - _BOTTOM, _TOP)
+def _y_scale(points: Sequence[Point], most: float | None) -> Scale:
+    low = min(p.y if p.low is None else p.low for p in points)
+    high = max(p.y if p.high is None else p.high for p in points)
+    margin = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
+    top = high + margin if most is None else max(high, min(high + margin, most))
+    return Scale(low - margin, top, _HEIGHT - _BOTTOM, _TOP)
 
 
 def _grid(
@@ -210,28 +202,25 @@ def _grid(
     y: Scale,
     x_label: str,
     y_label: str,
-    format_x: Callable[[float], str],
-    format_y: Callable[[float], str],
-    height: int,
     whole_x: bool,
 ) -> str:
-    base = height - _BOTTOM
+    base = _HEIGHT - _BOTTOM
     parts = []
     for value in y.ticks():
         at = y(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(
-            f'<text class="tick" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{format_y(value)}</text>'
+            f'<text class="tick" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{_short(value)}</text>'
         )
     for value in (t for t in x.ticks() if not whole_x or abs(t - round(t)) < 1e-9):
         parts.append(
             f'<text class="tick" x="{x(value):.1f}" y="{base + 17}" text-anchor="middle">'
-            f"{format_x(value)}</text>"
+            f"{_short(value)}</text>"
         )
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(
-        f'<text class="axis-label" x="{middle}" y="{height - 6}" text-anchor="middle">'
+        f'<text class="axis-label" x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
     )
     across = (base + _TOP) / 2

@@ -22,6 +22,11 @@ def batches(metrics: Metrics) -> tuple[int, ...]:
     return tuple(sorted({cell.batch for row in metrics.rows for cell in row.latency}))
 
 
+def splits(metrics: Metrics) -> tuple[str, ...]:
+    """The splits that something was measured on."""
+    return tuple(split for split in SPLITS if any(split in row.accuracy for row in metrics.rows))
+
+
 def records(metrics: Metrics) -> list[dict[str, Any]]:
     """One flat dict a row, with the same keys in each: what the CSV and JSON files hold."""
     return [_record(row, batches(metrics)) for row in metrics.rows]
@@ -51,7 +56,8 @@ def terminal_table(metrics: Metrics) -> Group:
     from rich.table import Table
 
     heads = headers(metrics)
-    parts = ((0, 1, 2, 3, 4), (0, *range(5, len(heads))))
+    quality = len(splits(metrics)) + 1
+    parts = (range(quality + 1), (0, *range(quality + 1, len(heads))))
     tables = []
     for columns in parts:
         table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
@@ -67,11 +73,12 @@ def terminal_table(metrics: Metrics) -> Group:
 
 
 def headers(metrics: Metrics) -> list[str]:
-    """Column heads for people."""
+    """Column heads for people: what was measured of each split, with the interval of the last."""
+    names = splits(metrics)
     return [
         "",
-        *(f"{name} %" if metrics.classifies else f"{name} {metrics.metric}" for name in SPLITS),
-        "test 95% interval",
+        *(f"{name} %" if metrics.classifies else f"{name} {metrics.metric}" for name in names),
+        f"{names[-1] if names else ''} 95% interval".strip(),
         "params",
         "MACs",
         "file",
@@ -81,9 +88,9 @@ def headers(metrics: Metrics) -> list[str]:
 
 def cells(row: Row, metrics: Metrics) -> list[str]:
     """One row of `headers` as text; "–" where nothing was measured."""
-    accuracies = [row.accuracy.get(split) for split in SPLITS]
+    accuracies = [row.accuracy.get(split) for split in splits(metrics)]
     shown = [text.quality(cell).removesuffix("%") if cell else "–" for cell in accuracies]
-    test = accuracies[-1]
+    last = accuracies[-1] if accuracies else None
     latency = []
     for batch in batches(metrics):
         cell = row.latency_at(batch)
@@ -93,7 +100,7 @@ def cells(row: Row, metrics: Metrics) -> list[str]:
     return [
         row.label,
         *shown,
-        text.interval(test).partition("%")[0] if test and test.low is not None else "–",
+        text.interval(last).partition("%")[0] if last and last.low is not None else "–",
         text.count(row.num_params),
         text.count(row.num_macs),
         text.size(row.size_bytes),
@@ -104,7 +111,7 @@ def cells(row: Row, metrics: Metrics) -> list[str]:
 def conditions(metrics: Metrics) -> str:
     """The line under the table: sample counts, runtime, threads, device."""
     parts = []
-    for split in SPLITS:
+    for split in splits(metrics):
         sizes = sorted({row.accuracy[split].n for row in metrics.rows if split in row.accuracy})
         if sizes:
             parts.append(f"{split} n={'/'.join(str(n) for n in sizes)}")

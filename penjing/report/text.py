@@ -107,7 +107,8 @@ def _quality_part(metrics: Metrics, before: Row, after: Row) -> str:
             name = {"test": "test", "val": "validation"}[split]
             if not metrics.classifies:
                 return f"; {name} {metrics.metric} {quality(old)} → {quality(new)}"
-            sign = "±" if abs(points) < 0.005 else "+" if points > 0 else "−"
-            change = f"{sign}{abs(points):.2f} points"
+            same = abs(points) < 0.005
+            change = "unchanged" if same else f"{'+' if points > 0 else '−'}{abs(points):.2f} points"
+            change = f"{change}, n={new.n}"
             return f"; {name} accuracy {percent(old.value)} → {percent(new.value)} ({change})"
     return ""

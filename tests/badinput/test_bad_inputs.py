@@ -6,6 +6,7 @@ import json
 import os
 import pickle  # noqa: TID251 (files that want to run code are made here, never opened)
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,13 @@ def bomb(folder: Path, name: str) -> Path:
     return write(folder / name, pickle.dumps(Bomb(folder / "ran")))
 
 
+def scripted(path: Path) -> Path:
+    """What tells a TorchScript archive from others."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/constants.pkl", b"")
+    return path
+
+
 def recipe(folder: Path, text: str) -> list[str]:
     base = "data: {spec: glyphs}\nmodel: {spec: 'penjing:mlp'}\n"
     return ["run", str(write(folder / "r.yaml", base + text)), "--out", str(folder / "out")]
@@ -218,6 +226,19 @@ BAD = (
         inspecting(lambda f: str(write(f / "a" / "manifest.json", "{").parent)),
         ("manifest",),
     ),
+    Bad(
+        "a pickle without its class",
+        inspecting(lambda f: str(write(f / "m.pt", pickle.dumps(Bomb(f))[:-20])), "--trust"),
+        ("m.pt",),
+    ),
+    Bad(
+        "TorchScript", inspecting(lambda f: str(scripted(f / "m.pt")), "--trust"), ("TorchScript", "factory")
+    ),
+    Bad(
+        "a network without inputs",
+        inspecting(lambda f: factory(f, "return nn.Linear(8, 2)")),
+        ("example inputs", "return model, "),
+    ),
     Bad("no model at all", inspecting(""), ("artifact",)),
     # pruning
     Bad("ratio of one", pruning("--ratio", "1"), ("ratio",)),
@@ -234,7 +255,16 @@ BAD = (
     Bad("latency of words", pruning("--budget", "latency=fast"), ("latency",)),
     Bad("slower than the original", pruning("--budget", "latency=2x"), ("slower",)),
     Bad("criterion without data", pruning("--criterion", "taylor"), ("data",)),
+    Bad(
+        "a network for other images, by its gradients",
+        lambda f: [
+            *("prune", "penjing:resnet20", "--option", "in_channels=3", "--criterion", "taylor"),
+            *("--data", str(npz(f / "d.npz")), "--out", str(f / "out")),
+        ],
+        ("[16, 1, 8, 8]",),
+    ),
     Bad("output under a file", under_a_file, ("out",)),
+    Bad("output that is a file", lambda f: [*pruning()(f)[:-1], str(write(f / "file", ""))], ("is a file",)),
     # data
     Bad("data not there", compressing(lambda f: f / "none.npz"), ("none.npz",)),
     Bad("data of an unknown kind", compressing(lambda f: write(f / "d.csv", "1,2")), ("d.csv",)),
@@ -278,6 +308,12 @@ BAD = (
     Bad("unknown recovery option", compressing(PIXELS, "--recover", "epoch=3"), ("epochs",)),
     Bad("recovery that explodes", compressing(PIXELS, "--lr", "1e30", "--epochs", "1"), ("NaN or infinite",)),
     Bad("unknown augmentation", compressing(PIXELS, "--augment", "flp"), ("flp",)),
+    Bad("a loss of everything", lambda f: recipe(f, "prune: {ratio: 0.5}\nmax_drop: 1\n"), ("100 points",)),
+    Bad(
+        "latency of nothing",
+        lambda f: recipe(f, "prune: {ratio: 0.5}\nmeasure: {batches: [0]}\n"),
+        ("measure.batches",),
+    ),
     Bad("unknown recipe key", lambda f: recipe(f, "prune: {ratio: 0.5}\nrecovr: {}\n"), ("recover",)),
     Bad("unknown nested key", lambda f: recipe(f, "prune: {raito: 0.5}\n"), ("ratio",)),
     Bad("two goals", lambda f: recipe(f, "prune: {ratio: 0.5, budget: {params: 0.5}}\n"), ("either",)),

@@ -76,7 +76,7 @@ def test_headline(metrics: Metrics, bare: Metrics) -> None:
     assert "(10.4× fewer)" in line
     assert "409 MB → 9.9 MB on disk (41.3× smaller)" in line
     assert "12.1 → 1.10 ms at batch 1 (11× faster)" in line
-    assert "94.12% → 94.04% (−0.08 points)" in line
+    assert "94.12% → 94.04% (−0.08 points, n=5000)" in line
     assert text.headline(bare).endswith(".")
     assert text.headline(bare.model_copy(update={"before": "none"})) == ""
 

@@ -13,8 +13,8 @@ from penjing.errors import MeasureError
 
 def command(
     files: Annotated[list[Path], typer.Argument(help="ONNX files and SavedModel folders.")],
-    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; by default 1 and 32.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes; by default 1 and 32.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
     runs: Annotated[int, typer.Option(help="Timed runs of each file.")] = 50,
     json: common.Json = False,
 ) -> None:

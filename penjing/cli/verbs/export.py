@@ -34,15 +34,17 @@ def command(
     Each file is run in its own runtime at several batch sizes and compared with the network.
     """
     from penjing.export import export
+    from penjing.files import check_folder
 
+    check_folder(out)
     source, loaded = common.opened(model, weights=weights, options=option, trust=trust)
-    inputs = None if loaded is None else loaded.example_inputs
-    batches = None
+    feed = batches = None
     if data is not None:
         feed = common.feed_of(
             data, data_option, model=loaded, batch_size=batch_size, normalize=normalize, seed=0
         )
         batches = feed.calibration()
+    inputs = None if loaded is None else common.examples(loaded, feed)
     chosen = common.names(formats)
     if verify_only:
         found = _verify(source, out, chosen, inputs, batches)

@@ -28,7 +28,7 @@ def command(
     from penjing.measure import inspect
 
     loaded = common.load(model, weights=weights, options=option, trust=trust)
-    found = inspect(loaded.model, loaded.example_inputs, ignore=tuple(ignore or ()))
+    found = inspect(loaded.model, common.examples(loaded), ignore=tuple(ignore or ()))
     history = _history(model, trust)
     if html is not None:
         from penjing.files import atomic_write

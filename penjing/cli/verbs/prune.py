@@ -53,6 +53,7 @@ def command(
     The artifact folder holds the smaller network, and the plan that made it.
     """
     from penjing.artifact import save_artifact
+    from penjing.files import check_folder
     from penjing.prune import Budget, prune
     from penjing.prune.reconstruct import ReconstructConfig
 
@@ -60,6 +61,7 @@ def command(
         raise RecipeError(
             "a ratio and a budget both say how much goes", layer="--ratio", remedy="Give one of the two"
         )
+    check_folder(out)
     loaded = common.load(model, weights=weights, options=option, trust=trust)
     limits = common.budget_of(budget)
     feed = None
@@ -72,10 +74,11 @@ def command(
             normalize=normalize,
             seed=seed,
         )
+    examples = common.examples(loaded, feed)
     with progress(quiet=json) as listen:
         made = prune(
             loaded.model,
-            loaded.example_inputs,
+            examples,
             0.5 if ratio is None else ratio,
             criterion,
             scope,  # type: ignore[arg-type]  # checked by `prune`, which names what is allowed
@@ -91,7 +94,7 @@ def command(
     save_artifact(
         out,
         made.model,
-        example_inputs=loaded.example_inputs,
+        example_inputs=examples,
         plan=made.plan,
         stages=["prune"],
         normalize=feed.normalize if feed else loaded.normalize,

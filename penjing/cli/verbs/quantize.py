@@ -15,7 +15,7 @@ from penjing.errors import RecipeError
 def command(
     model: common.Model,
     data: common.NeededData,
-    out: Annotated[Path, typer.Option(help="The int8 ONNX file to write.")],
+    out: Annotated[Path, typer.Option(help="The int8 ONNX file to write, or a folder for model.int8.onnx.")],
     max_drop: Annotated[
         str | None,
         typer.Option(
@@ -38,15 +38,19 @@ def command(
 
     It runs in stock ONNX Runtime's int8 kernels; beside it lie its weights as safetensors.
     """
+    from penjing.files import check_folder
     from penjing.measure.metric import load_metric, on_arrays
     from penjing.quantize import QuantizeConfig, quantize
 
     config = QuantizeConfig.parse({"max_drop": _points(max_drop), **common.pairs(set_, "--set")})
+    if out.suffix != ".onnx":
+        out = out / "model.int8.onnx"
+    check_folder(out.parent)
     source, loaded = common.opened(model, weights=weights, options=option, trust=trust)
-    inputs = None if loaded is None else loaded.example_inputs
     feed = common.feed_of(
         data, data_option, model=loaded, batch_size=batch_size, normalize=normalize, seed=seed
     )
+    inputs = None if loaded is None else common.examples(loaded, feed)
     with progress(quiet=json) as listen:
         made = quantize(
             source,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from penjing.batches import take_apart
+from penjing.batches import ask, take_apart
 from penjing.errors import DataError
 from penjing.events import Event
 from penjing.graph import Axis, leaves
@@ -42,7 +42,7 @@ class Activation(Criterion):
             inputs, *_ = take_apart(batch, material.graph.input_names)
             args, kwargs = bind_inputs(material.model, inputs)
             with torch.no_grad():
-                meter.run(*pytree.tree_leaves((args, kwargs)))
+                ask(lambda _: meter.run(*pytree.tree_leaves((args, kwargs))), inputs, "model")  # noqa: B023
             batches += 1
             material.listen(Event("prune", "progress", step=batches, unit="batch", message="activations"))
         if not batches:

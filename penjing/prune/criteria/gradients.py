@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from penjing.batches import IGNORED, check_labels, labels_of, logits_of, take_apart
+from penjing.batches import IGNORED, ask, check_labels, labels_of, logits_of, take_apart
 from penjing.errors import DataError, PruneError
 from penjing.events import Event
 from penjing.graph.trace import bind_inputs
@@ -36,7 +36,11 @@ def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
             inputs, target, _ = take_apart(batch, material.graph.input_names)
             args, kwargs = bind_inputs(model, inputs)
             with torch.enable_grad():
-                output = functional_call(model, params, args, kwargs, tie_weights=True)
+                output = ask(
+                    lambda _: functional_call(model, params, args, kwargs, tie_weights=True),  # noqa: B023
+                    inputs,
+                    "model",
+                )
                 value = (
                     material.loss(output, batch)
                     if material.loss is not None
