@@ -41,6 +41,8 @@ class Config(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or cls.__name__
             cause = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "tuple_type":
+                cause = f"Input should be a list, such as [{first['input']}]"
             raise RecipeError(cause, layer=where, remedy="Correct this entry and run again") from error
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from penjing.graph import Coupling, Frozen, Graph, Group, couple, trace
 from penjing.graph.branches import Branch, find_branches
 from penjing.measure.count import Count, count, layer_of
+from penjing.report.text import some
 
 if TYPE_CHECKING:
     from rich.console import Group as RichGroup
@@ -204,8 +205,9 @@ class Inspection:
     def _headline(self) -> str:
         return (
             f"{self.num_params:,} parameters, {self.num_macs:,} MACs; {self.prunable_share:.1%} of the "
-            f"parameters are in {len(self.groups)} groups; {len(self.frozen)} reasons why others stay whole; "
-            f"{len(self.branches)} residual branch{'' if len(self.branches) == 1 else 'es'}"
+            f"parameters are in {some(len(self.groups), 'group')}; "
+            f"{some(len(self.frozen), 'reason')} why others stay whole; "
+            f"{some(len(self.branches), 'residual branch', 'residual branches')}"
         )
 
 

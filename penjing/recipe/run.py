@@ -51,14 +51,14 @@ def run(
 
     Raises:
         ExportError: before anything is done, for a format that is unknown or whose package is missing.
-        RecipeError: likewise, for an unknown augmentation, or a loss that was meant in points.
+        RecipeError: likewise, for an unknown augmentation.
         RunError: if the folder cannot be written, is in use, holds a run and ``resume`` was not asked for, or
             was begun with another recipe (naming the entry).
         PenjingError: from a stage; ``completed`` lists the stages done before.
     """
     folder = Path(folder)
     check_folder(folder)
-    _check_words(recipe, folder, given)
+    _check_words(recipe, folder)
     if full:
         recipe = recipe.model_copy(update={"baselines": True})
     _check_folder(folder, resume)
@@ -66,12 +66,13 @@ def run(
         listen = tee(log, listen)
         if taken_over:
             listen(Event("run", "note", message=taken_over))
+        _warn_of_points(recipe, given, listen)
         _store_recipe(recipe, folder)
         skipped = _do(recipe, folder, given, listen)
         return RunResult(folder, Metrics.read(folder), skipped)
 
 
-def _check_words(recipe: Recipe, folder: Path, given: Any) -> None:
+def _check_words(recipe: Recipe, folder: Path) -> None:
     """What is misspelt or not installed is said before anything is trained."""
     for name in recipe.export.formats:
         exporter = get_format(name)
@@ -79,13 +80,14 @@ def _check_words(recipe: Recipe, folder: Path, given: Any) -> None:
             exporter.require()
     if recipe.data.augment is not None:
         make_augment(recipe.data.augment, recipe.data.augment_options)
+
+
+def _warn_of_points(recipe: Recipe, given: Any, listen: Listener) -> None:
+    """A loss that was meant in points allows everything."""
     accuracy = recipe.metric is None and getattr(given, "metric", None) is None
-    if accuracy and recipe.drop == "absolute" and (recipe.max_drop or 0) >= 0.5:
-        raise RecipeError(
-            f"{recipe.max_drop:g} allows a loss of {100 * (recipe.max_drop or 0):g} points of accuracy",
-            layer="max_drop",
-            remedy="Write a fraction: 0.01 is one point",
-        )
+    if accuracy and recipe.drop == "absolute" and recipe.max_drop is not None and recipe.max_drop >= 0.5:
+        points = f"max_drop {recipe.max_drop:g} allows a loss of {100 * recipe.max_drop:g} points of accuracy"
+        listen(Event("run", "warning", message=f"{points}; 0.01 is one point"))
 
 
 def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str, ...]:

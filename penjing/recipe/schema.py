@@ -309,7 +309,9 @@ class Recipe(Config):
             raise RecipeError(cause, remedy="Correct the file at that place") from error
         if not isinstance(values, dict):
             raise RecipeError(
-                f"{path} holds {type(values).__name__} instead of a mapping",
+                f"{path} is empty"
+                if values is None
+                else f"{path} holds {type(values).__name__} instead of a mapping",
                 remedy="Start from `recipes/demo.yaml`",
             )
         return cls.parse(values)

@@ -10,6 +10,11 @@ def count(value: float) -> str:
     return _scaled(value, (("G", 1e9), ("M", 1e6), ("k", 1e3)), "")
 
 
+def some(num: int, what: str, more: str = "") -> str:
+    """``1 group``, ``2 groups``; ``2 branches`` with ``more="branches"``."""
+    return f"{num:,} {what if num == 1 else more or what + 's'}"
+
+
 def size(num_bytes: float) -> str:
     """``409 MB``, ``9.87 MB``, ``12 kB`` (powers of ten)."""
     return _scaled(num_bytes, ((" GB", 1e9), (" MB", 1e6), (" kB", 1e3)), " B")

@@ -308,7 +308,6 @@ BAD = (
     Bad("unknown recovery option", compressing(PIXELS, "--recover", "epoch=3"), ("epochs",)),
     Bad("recovery that explodes", compressing(PIXELS, "--lr", "1e30", "--epochs", "1"), ("NaN or infinite",)),
     Bad("unknown augmentation", compressing(PIXELS, "--augment", "flp"), ("flp",)),
-    Bad("a loss of everything", lambda f: recipe(f, "prune: {ratio: 0.5}\nmax_drop: 1\n"), ("100 points",)),
     Bad(
         "latency of nothing",
         lambda f: recipe(f, "prune: {ratio: 0.5}\nmeasure: {batches: [0]}\n"),
