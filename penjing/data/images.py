@@ -10,26 +10,38 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from penjing.data.split import Images, Labels, Split
 from penjing.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _MEMORY_LIMIT = 1 << 30  # decoded bytes up to which a split is kept in memory once decoded
+_GRAY = frozenset({"1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+_ORIENTATION = 0x0112  # EXIF tag: how the stored picture is turned to stand upright
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class EncodedSplit(Split):
-    """Images kept encoded. A subclass gives `_encoded`; all are brought to the mode and size of the first.
+    """Images kept encoded. A subclass gives `_encoded`; all are brought to one mode and size.
 
     An image is decoded when it is first asked for, and kept where the whole split takes less than 1 GiB.
+    It is turned upright as its EXIF data says; transparency and all but the first frame are dropped.
 
     Args:
         labels: int64 ``(N,)``.
         classes: Class names.
         name: Of the split.
         image_size: Resize every image to this height and width; without it, all must have one size.
-        image_shape: ``(H, W, C)`` to hold images to; by default that of the first.
+        channels: 1 (gray) or 3; by default what most of a few images have.
     """
 
     def __init__(
@@ -39,7 +51,7 @@ class EncodedSplit(Split):
         name: str,
         *,
         image_size: int | None = None,
-        image_shape: tuple[int, int, int] | None = None,
+        channels: int | None = None,
     ) -> None:
         if image_size is not None and image_size < 1:
             raise DataError(
@@ -47,7 +59,7 @@ class EncodedSplit(Split):
             )
         super().__init__(labels, classes, (1, 1, 1), name)
         self._size = image_size
-        self.image_shape = image_shape or self._first_shape()
+        self.image_shape = (*self._first_size(), channels or self._channels())
         height, width, channels = self.image_shape
         self._cache: Images | None = None
         if len(self) * height * width * channels <= _MEMORY_LIMIT:
@@ -58,23 +70,32 @@ class EncodedSplit(Split):
         """The encoded image, and what to call it in an error."""
         raise NotImplementedError
 
-    def _picture(self, index: int) -> tuple[Image.Image, str]:
+    def _picture(self, index: int, *, header_only: bool = False) -> tuple[Image.Image, str]:
         encoded, where = self._encoded(index)
         try:
             picture = Image.open(io.BytesIO(encoded))
-            picture.load()
+            if not header_only:
+                picture.load()
         # PIL raises SyntaxError for broken PNG chunks and DecompressionBombError for absurd sizes.
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            # PIL's own words would name a buffer in memory
+            why = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
             raise DataError(
-                f"the image cannot be decoded ({error})", layer=where, remedy="Replace or remove this image"
+                f"the image cannot be decoded ({why})", layer=where, remedy="Replace or remove this image"
             ) from error
-        return picture, where
+        return picture if header_only else _upright(picture), where
 
-    def _first_shape(self) -> tuple[int, int, int]:
+    def _first_size(self) -> tuple[int, int]:
+        if self._size:
+            return self._size, self._size
         picture, _ = self._picture(0)
-        channels = 1 if picture.mode in ("1", "L", "I;16", "I", "F") else 3
-        height, width = (self._size, self._size) if self._size else (picture.height, picture.width)
-        return height, width, channels
+        return picture.height, picture.width
+
+    def _channels(self, looked_at: int = 64) -> int:
+        """Not by the first image alone: a gray one among photos must not take their color."""
+        indices = np.unique(np.linspace(0, len(self) - 1, looked_at).astype(int))
+        gray = [self._picture(int(index), header_only=True)[0].mode in _GRAY for index in indices]
+        return 1 if 2 * sum(gray) > len(gray) else 3
 
     def fetch(self, indices: NDArray[np.int64]) -> Images:
         """Decoded images."""
@@ -88,8 +109,9 @@ class EncodedSplit(Split):
     def _decode(self, index: int) -> Images:
         height, width, channels = self.image_shape
         picture, where = self._picture(index)
-        if picture.mode != ("L" if channels == 1 else "RGB"):
-            picture = picture.convert("L" if channels == 1 else "RGB")
+        picture = _eight_bits(picture, where)
+        picture.info.pop("transparency", None)  # dropped, and PIL would warn of it for a palette
+        picture = picture.convert("L" if channels == 1 else "RGB")
         if self._size:
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         elif picture.size != (width, height):
@@ -99,6 +121,28 @@ class EncodedSplit(Split):
                 remedy="Give image_size to resize all images",
             )
         return np.asarray(picture).reshape(height, width, channels)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(picture.getexif().get(_ORIENTATION, 1))
+    except Exception:  # broken metadata raises many things, and the pixels are sound
+        return picture
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _eight_bits(picture: Image.Image, where: str) -> Image.Image:
+    """PIL's own conversion would clip deeper gray to white instead of scaling it."""
+    # of 32-bit images only those from 16-bit PGM files have a known range
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
+        return Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise DataError(
+            f"its pixels are of PIL mode {picture.mode!r}, 32 bits of no known range",
+            layer=where,
+            remedy="Save 8-bit or 16-bit images",
+        )
+    return picture
 
 
 class FolderSplit(EncodedSplit):
@@ -112,10 +156,10 @@ class FolderSplit(EncodedSplit):
         name: str,
         *,
         image_size: int | None = None,
-        image_shape: tuple[int, int, int] | None = None,
+        channels: int | None = None,
     ) -> None:
         self.files = tuple(files)
-        super().__init__(labels, classes, name, image_size=image_size, image_shape=image_shape)
+        super().__init__(labels, classes, name, image_size=image_size, channels=channels)
 
     def _encoded(self, index: int) -> tuple[bytes, str]:
         where = str(self.files[index])

@@ -135,12 +135,12 @@ def _open_folder(path: Path, options: _ImageOptions) -> DataBundle:
     found |= options.named()
     names = options.class_names()
     parts: Parts = {}
-    size: tuple[int, int, int] | None = None
+    channels: int | None = None
     for part, folder in found.items():
         if folder is not None:
             files, labels, names = list_folder(folder, names)
-            split = FolderSplit(files, labels, names, part, image_size=options.image_size, image_shape=size)
-            size = split.image_shape
+            split = FolderSplit(files, labels, names, part, image_size=options.image_size, channels=channels)
+            channels = split.image_shape[2]
             parts[part] = split
     return _bundle(parts, str(path), options)
 
