@@ -6,13 +6,13 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from penjing.data.split import Images, Labels, Split
+from penjing.data.split import Images, Labels, Split, numbered_classes
 from penjing.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -179,14 +179,15 @@ def list_folder(
     """Image files of ``folder/CLASS/…`` in sorted order, with labels and class names.
 
     Raises:
-        DataError: no folder, no class folders, images outside them, or a class that training has not.
+        DataError: no folder, no class folders, images outside them, a class that training has not, or a
+            class of training without images.
     """
     if not folder.is_dir():
         raise DataError("there is no such folder", layer=str(folder), remedy="Give an existing image folder")
     found = sorted(
         child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
     )
-    loose = [child for child in folder.iterdir() if child.suffix.lower() in SUFFIXES]
+    loose = [child for child in folder.iterdir() if _is_image(child, folder)]
     if loose:
         raise DataError(
             f"{len(loose)} images, such as {loose[0].name}, have no class folder and so no label",
@@ -206,14 +207,30 @@ def list_folder(
     files: list[Path] = []
     labels: list[int] = []
     for name in found:
-        mine = sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in SUFFIXES)
+        mine = sorted(file for file in (folder / name).rglob("*") if _is_image(file, folder))
+        if not mine and classes is None:
+            raise DataError(
+                f"there is not one sample of class {name!r} ({', '.join(sorted(SUFFIXES))})",
+                layer=str(folder),
+                remedy="Remove that folder or put images in it",
+            )
         files += mine
         labels += [names.index(name)] * len(mine)
     return files, np.asarray(labels, dtype=np.int64), names
 
 
+def _is_image(file: Path, folder: Path) -> bool:
+    """By its suffix; what is hidden are macOS's ``._`` companions and Jupyter's copies, not images."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in SUFFIXES and not hidden
+
+
 class ParquetSplit(EncodedSplit):
-    """A Parquet table in the Hugging Face layout; encoded bytes are held."""
+    """A Parquet table in the Hugging Face layout; encoded bytes are held.
+
+    Attributes:
+        declared: The different lists of class names that its files hold.
+    """
 
     def __init__(
         self,
@@ -224,9 +241,11 @@ class ParquetSplit(EncodedSplit):
         source: str,
         *,
         image_size: int | None = None,
+        channels: int | None = None,
+        declared: frozenset[tuple[str, ...]] = frozenset(),
     ) -> None:
-        self._column, self._source = column, source
-        super().__init__(labels, classes, name, image_size=image_size)
+        self._column, self._source, self.declared = column, source, declared
+        super().__init__(labels, classes, name, image_size=image_size, channels=channels)
 
     def _encoded(self, index: int) -> tuple[bytes, str]:
         where = f"{self._source} row {index}"
@@ -245,6 +264,7 @@ class ParquetSplit(EncodedSplit):
         name: str,
         *,
         image_size: int | None = None,
+        channels: int | None = None,
     ) -> ParquetSplit:
         """Read ``image`` and ``label`` columns; several files are laid end to end.
 
@@ -252,43 +272,72 @@ class ParquetSplit(EncodedSplit):
             DataError: not Parquet, a missing column, or missing labels.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         source = ", ".join(str(path) for path in paths)
-        try:
-            tables = [pq.read_table(path) for path in paths]
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"it cannot be read as Parquet ({error})", layer=source, remedy="Give a sound Parquet file"
-            ) from error
-        columns = tables[0].column_names
-        label_key = next((key for key in ("label", "labels", "fine_label") if key in columns), None)
-        image_key = next((key for key in ("image", "img") if key in columns), None)
-        if label_key is None or image_key is None:
-            raise DataError(
-                f"its columns are {', '.join(columns)}",
-                layer=source,
-                remedy="Give columns 'image' (struct of bytes and path) and 'label' (int64)",
-            )
-        names = classes or class_names(tables[0].schema.metadata, label_key)
-        table = pa.concat_tables([each.select([image_key, label_key]) for each in tables])
-        labels, images = table.column(label_key), table.column(image_key)
-        if not pa.types.is_integer(labels.type) or labels.null_count:
-            raise DataError(
-                f"labels are {labels.type}, {labels.null_count} of them missing",
-                layer=source,
-                remedy="Give an integer label for each image",
-            )
-        if pa.types.is_struct(images.type):
-            images = pa.compute.struct_field(images, "bytes")
-        if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
-            raise DataError(
-                f"the image column is {images.type}", layer=source, remedy="Store encoded images as bytes"
-            )
-        values = labels.to_numpy().astype(np.int64)
-        if names is None:
-            names = tuple(str(label) for label in range(int(values.max(initial=-1)) + 1))
-        return cls(images, values, names, name, source, image_size=image_size)
+        shards = [_read_shard(path) for path in paths]
+        images = pa.chunked_array(
+            [chunk for each in shards for chunk in each.images.chunks], pa.large_binary()
+        )
+        labels = np.concatenate([each.labels for each in shards])
+        declared = [each.classes for each in shards if each.classes is not None]
+        names = classes or (declared[0] if declared else numbered_classes(labels, source))
+        return cls(
+            images,
+            labels,
+            names,
+            name,
+            source,
+            image_size=image_size,
+            channels=channels,
+            declared=frozenset(declared),
+        )
+
+
+class _Shard(NamedTuple):
+    """One Parquet file: shards may differ in the types of their columns, so each is read by itself."""
+
+    images: Any  # a chunked array of large_binary
+    labels: Labels
+    classes: tuple[str, ...] | None
+
+
+def _read_shard(path: Path) -> _Shard:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"it cannot be read as Parquet ({error})", layer=str(path), remedy="Give a sound Parquet file"
+        ) from error
+    columns = table.column_names
+    label_key = next((key for key in ("label", "labels", "fine_label") if key in columns), None)
+    image_key = next((key for key in ("image", "img") if key in columns), None)
+    if label_key is None or image_key is None:
+        raise DataError(
+            f"its columns are {', '.join(columns)}",
+            layer=str(path),
+            remedy="Give columns 'image' (struct of bytes and path) and 'label' (int64)",
+        )
+    labels, images = table.column(label_key), table.column(image_key)
+    if not pa.types.is_integer(labels.type) or labels.null_count:
+        raise DataError(
+            f"labels are {labels.type}, {labels.null_count} of them missing",
+            layer=str(path),
+            remedy="Give an integer label for each image",
+        )
+    if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
+        images = pa.compute.struct_field(images, "bytes")
+    if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
+        raise DataError(
+            f"the image column is {images.type}", layer=str(path), remedy="Store encoded images as bytes"
+        )
+    return _Shard(
+        images.cast(pa.large_binary()),
+        labels.to_numpy().astype(np.int64),
+        class_names(table.schema.metadata, label_key),
+    )
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None, label: str = "label") -> tuple[str, ...] | None:
@@ -301,7 +350,8 @@ def class_names(metadata: Mapping[bytes, bytes] | None, label: str = "label") ->
             except ValueError:
                 held = metadata[key].decode("utf-8", "replace").split(",")
             if isinstance(held, dict):
-                held = held.get("info", {}).get("features", {}).get(label, {}).get("names")
+                for step in ("info", "features", label, "names"):
+                    held = held.get(step) if isinstance(held, dict) else None
             if isinstance(held, list):
                 return tuple(str(name) for name in held)
     return None

@@ -124,8 +124,9 @@ def _call(make: Callable[..., T], source: str, options: Mapping[str, Any]) -> T:
 
 def _open_folder(path: Path, options: _ImageOptions) -> DataBundle:
     aliases = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+    inside = {child.name.lower(): child for child in sorted(path.iterdir()) if child.is_dir()}
     found = {
-        part: next((path / name for name in names if (path / name).is_dir()), None)
+        part: next((inside[name] for name in names if name in inside), None)
         for part, names in aliases.items()
     }
     if found["train"] is None:
@@ -162,13 +163,29 @@ def _open_parquet(path: Path, options: _ImageOptions) -> DataBundle:
                 layer=str(path),
                 remedy="Name it *train*.parquet, or give the file itself",
             )
+        twice = sorted(set(files["train"]) & {*files["val"], *files["test"]})
+        if twice:
+            raise DataError(
+                "it is named both as training data and as val or test",
+                layer=str(twice[0]),
+                remedy="Name each file for one part, or give the file itself",
+            )
     files |= {part: [file] for part, file in options.named().items()}
     parts: Parts = {}
-    names = options.class_names()
+    names, channels = options.class_names(), None
+    declared: set[tuple[str, ...]] = set()
     for part, paths in files.items():
         if paths:
-            parts[part] = ParquetSplit.open(paths, names, part, image_size=options.image_size)
-            names = parts[part].classes
+            split = ParquetSplit.open(paths, names, part, image_size=options.image_size, channels=channels)
+            names, channels = split.classes, split.image_shape[2]
+            declared |= split.declared
+            parts[part] = split
+    if len(declared) > 1 and options.classes is None:  # a label would mean one class here, another there
+        raise DataError(
+            f"its files name their classes differently ({' and '.join(map(str, sorted(declared)[:2]))})",
+            layer=str(path),
+            remedy="Write them with the same class names, or give classes",
+        )
     return _bundle(parts, str(path), options)
 
 

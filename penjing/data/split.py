@@ -17,6 +17,9 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Batch = tuple[Tensor, Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+_MOST_NUMBERED = (
+    1 << 20
+)  # larger labels are ids or hashes: a name for each number below would fill the memory
 
 
 class Split:
@@ -295,3 +298,19 @@ def channel_statistics(split: Split, limit: int = 20_000) -> tuple[tuple[float, 
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
     std = np.where(std < 1e-3, 1.0, std)  # a constant channel is centred, not blown up
     return tuple(round(float(v), 6) for v in mean), tuple(round(float(v), 6) for v in std)
+
+
+def numbered_classes(labels: Labels, source: str) -> tuple[str, ...]:
+    """Names of classes that nobody named: their numbers.
+
+    Raises:
+        DataError: for labels that cannot be the numbers of classes.
+    """
+    top = int(labels.max(initial=-1))
+    if top >= _MOST_NUMBERED:
+        raise DataError(
+            f"a label is {top}, which would make as many classes",
+            layer=source,
+            remedy="Number the classes 0, 1, 2…, or give their names as classes",
+        )
+    return tuple(str(label) for label in range(top + 1))

@@ -127,8 +127,10 @@ def test_hugging_face_class_names_are_read(tmp_path: Path, drawn: dict[str, Arra
     info = {
         "info": {"features": {"label": {"names": ["one", "two", "three", "four"], "_type": "ClassLabel"}}}
     }
-    write_parquet(tmp_path / "hf.parquet", drawn["train"], {"huggingface": json.dumps(info)})
-    assert open_data(tmp_path / "hf.parquet").classes == ("one", "two", "three", "four")
+    file = write_parquet(tmp_path / "hf.parquet", drawn["train"], {"huggingface": json.dumps(info)})
+    assert open_data(file).classes == ("one", "two", "three", "four")
+    for nameless in ('{"info": null}', '{"info": {"features": {"label": [{"names": ["one"]}]}}}'):
+        assert open_data(write_parquet(file, drawn["train"], {"huggingface": nameless})).num_classes == 4
 
 
 def test_npz_floats_and_channels_first_are_understood(tmp_path: Path) -> None:
@@ -259,6 +261,8 @@ NAN = np.full((4, 8, 8, 1), np.nan, np.float32)
         (parquet_with(image=PIXELS), "its columns are image"),
         (parquet_with(image=PIXELS, label=[0, 1, None, 0]), "1 of them missing"),
         (parquet_with(image=["a"] * 4, label=[0, 1, 1, 0]), "the image column is string"),
+        (parquet_with(image=[{"path": "a"}] * 4, label=[0] * 4), "the image column is struct<path"),
+        (parquet_with(image=PIXELS, label=[0, 1, 1, 1 << 40]), "would make as many classes"),
         (
             parquet_with(image=pa.array(NO_BYTES, PIXELS_TYPE), label=[0] * 4),
             "row 0: the image has no bytes",
@@ -270,6 +274,71 @@ def test_bad_data_is_an_error_that_says_what(
 ) -> None:
     with pytest.raises(DataError, match=match):
         open_data(write(tmp_path))
+
+
+def test_shards_may_differ_in_types_but_not_in_columns(tmp_path: Path) -> None:
+    rows = [encode(IMAGES[0])] * 2
+    pq.write_table(pa.table({"image": PIXELS[:2], "label": pa.array([0, 1])}), tmp_path / "train-0.parquet")
+    other = tmp_path / "train-1.parquet"
+    pq.write_table(pa.table({"image": rows, "label": pa.array([1, 0], pa.int32())}), other)
+    bundle = open_data(tmp_path)
+    assert sorted(label for label, _ in content(bundle.train) + content(bundle.val)) == [0, 0, 1, 1]
+    pq.write_table(pa.table({"image": rows}), other)
+    with pytest.raises(DataError, match=r"at \S+train-1\.parquet: its columns are image"):
+        open_data(tmp_path)
+
+
+def test_a_gray_image_first_in_a_parquet_test_set_takes_the_channels_of_training(tmp_path: Path) -> None:
+    color = io.BytesIO()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(color, "PNG")
+    for part, images in (("train", [color.getvalue()] * 4), ("test", [encode(IMAGES[0])])):
+        labels = [i % 2 for i in range(len(images))]
+        pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / f"{part}.parquet")
+    test = open_data(tmp_path).test
+    assert isinstance(test, Split)
+    assert test.image_shape == (8, 8, 3)
+
+
+def test_parquet_files_that_name_classes_differently_are_an_error_unless_names_are_given(
+    tmp_path: Path, drawn: dict[str, ArraySplit]
+) -> None:
+    write_parquet(tmp_path / "train.parquet", drawn["train"], {"classes": "a,b,c,d"})
+    write_parquet(tmp_path / "test.parquet", drawn["test"], {"classes": "b,a,c,d"})
+    with pytest.raises(DataError, match="name their classes differently"):
+        open_data(tmp_path)
+    assert open_data(tmp_path, classes=list("wxyz")).classes == ("w", "x", "y", "z")
+
+
+def test_a_parquet_file_serves_one_part(tmp_path: Path, drawn: dict[str, ArraySplit]) -> None:
+    write_parquet(tmp_path / "trainval.parquet", drawn["train"])
+    with pytest.raises(DataError, match=r"trainval\.parquet: it is named both"):
+        open_data(tmp_path)
+
+
+def test_folders_of_parts_are_known_in_any_case_and_test_images_have_their_size(
+    tmp_path: Path, drawn: dict[str, ArraySplit]
+) -> None:
+    root = write_folder(tmp_path, {"Train": drawn["train"], "Test": drawn["test"]})
+    assert content(open_data(root).test) == content(drawn["test"])
+    for file in (root / "Test").rglob("*.png"):
+        Image.new("L", (9, 9)).save(file)
+    with pytest.raises(DataError, match="test images are"):
+        open_data(root)
+
+
+def test_hidden_files_are_no_images_and_a_class_without_images_is_an_error(
+    tmp_path: Path, drawn: dict[str, ArraySplit]
+) -> None:
+    root = write_folder(tmp_path, {"train": drawn["train"]}) / "train"
+    (root / "class0" / "._0000.png").write_bytes(b"\0\5\x16\7")
+    copies = root / "class0" / ".ipynb_checkpoints"
+    copies.mkdir()
+    Image.new("L", (32, 32)).save(copies / "0-checkpoint.png")
+    bundle = open_data(root)
+    assert sorted(content(bundle.train) + content(bundle.val)) == content(drawn["train"])
+    (root / "class9").mkdir()
+    with pytest.raises(DataError, match="not one sample of class 'class9'"):
+        open_data(root)
 
 
 def test_labels_outside_given_classes_and_shapes_that_differ(tmp_path: Path) -> None:
