@@ -212,6 +212,21 @@ def broken_npz(root: Path) -> Path:
     return root / "b.npz"
 
 
+def damaged_npz(root: Path) -> Path:
+    """One whose compressed bytes were overwritten: zlib notices."""
+    np.savez_compressed(root / "d.npz", x=np.random.default_rng(0).integers(0, 9, 4000), y=np.zeros(4, int))
+    held = bytearray((root / "d.npz").read_bytes())
+    held[100:800] = b"\xff" * 700
+    (root / "d.npz").write_bytes(held)
+    return root / "d.npz"
+
+
+def npy_as_npz(root: Path) -> Path:
+    with open(root / "a.npz", "wb") as file:
+        np.save(file, IMAGES)
+    return root / "a.npz"
+
+
 def npz_with(**arrays: NDArray[Any]) -> Callable[[Path], Path]:
     def write(root: Path) -> Path:
         np.savez(root / "w.npz", **arrays)  # type: ignore[arg-type]
@@ -251,6 +266,13 @@ NAN = np.full((4, 8, 8, 1), np.nan, np.float32)
         (truncated_image, r"short\.png: the image cannot be decoded"),
         (pickled_npz, "pickle"),
         (broken_npz, "cannot be read"),
+        (damaged_npz, "cannot be read"),
+        (npy_as_npz, "cannot be read"),
+        (npz_with(x=IMAGES, y=np.array(list("abab"))), "labels are <U1"),
+        (npz_with(x=IMAGES, y=np.full(4, np.nan)), "labels are float64"),
+        (npz_with(x=IMAGES, y=np.array([0, 0, 1, 1 << 40])), "would make as many classes"),
+        (npz_with(x=IMAGES[:, :0], y=np.zeros(4, int)), r"of shape \(4, 0, 8, 1\)"),
+        (npz_with(x=IMAGES[:0], y=np.zeros(0, int)), "not one sample"),
         (npz_with(x=NAN, y=np.zeros(4, int)), "NaN"),
         (npz_with(x=IMAGES + 7.0, y=np.zeros(4, int)), "span 7…7"),
         (npz_with(x=IMAGES, y=np.zeros((4, 3))), "labels are float64"),
@@ -349,6 +371,43 @@ def test_labels_outside_given_classes_and_shapes_that_differ(tmp_path: Path) -> 
     np.savez(tmp_path / "b.npz", x_train=IMAGES, y_train=y, x_test=IMAGES[:, :4], y_test=y)
     with pytest.raises(DataError, match="test images are"):
         open_data(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"mean": "x"}, "mean is 'x'"),
+        ({"mean": [None]}, "mean is"),
+        ({"std": [1.0, 2.0]}, "std has 2 values for 1 channels"),
+        ({"mean": 123.7, "std": 58.4}, "Divide mean and std by 255"),
+        ({"seed": -1}, "seed is -1"),
+        ({"val_fraction": "a"}, "val_fraction is 'a'"),
+        ({"classes": "ab"}, "classes is 'ab'"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_an_error(
+    tmp_path: Path, options: dict[str, Any], match: str
+) -> None:
+    np.savez(tmp_path / "a.npz", x=IMAGES, y=np.array([0, 1, 0, 1]))
+    with pytest.raises(DataError, match=match):
+        open_data(tmp_path / "a.npz", **options)
+
+
+@pytest.mark.parametrize("options", [{"image_size": "8"}, {"image_size": 8.5}, {"test": 5}], ids=str)
+def test_so_is_one_of_image_files(
+    tmp_path: Path, drawn: dict[str, ArraySplit], options: dict[str, Any]
+) -> None:
+    root = write_folder(tmp_path, {"train": drawn["train"]})
+    with pytest.raises(DataError, match=f"{next(iter(options))} is"):
+        open_data(root, **options)
+
+
+def test_one_mean_serves_every_channel_and_class_names_may_be_bytes(tmp_path: Path) -> None:
+    x, names = np.zeros((4, 8, 8, 3), np.uint8), np.array([b"a", b"b"])
+    np.savez(tmp_path / "a.npz", x=x, y=np.array([0, 1, 0, 1]), classes=names)
+    bundle = open_data(tmp_path / "a.npz", mean=0.5, std=[0.25])
+    assert (bundle.mean, bundle.std) == ((0.5,) * 3, (0.25,) * 3)
+    assert bundle.classes == ("a", "b")
 
 
 def test_unknown_options_and_specs_are_suggested() -> None:
