@@ -238,23 +238,30 @@ class ParquetSplit(EncodedSplit):
         labels: Labels,
         classes: Sequence[str],
         name: str,
-        source: str,
+        sources: Sequence[tuple[Path, int]],
         *,
         image_size: int | None = None,
         channels: int | None = None,
         declared: frozenset[tuple[str, ...]] = frozenset(),
     ) -> None:
-        self._column, self._source, self.declared = column, source, declared
+        self._column, self._sources, self.declared = column, sources, declared
         super().__init__(labels, classes, name, image_size=image_size, channels=channels)
 
     def _encoded(self, index: int) -> tuple[bytes, str]:
-        where = f"{self._source} row {index}"
+        where = self._where(index)
         held = self._column[index].as_py()
         if held is None:
             raise DataError(
                 "the image has no bytes", layer=where, remedy="Store the encoded image in the file"
             )
         return bytes(held), where
+
+    def _where(self, row: int) -> str:
+        for path, rows in self._sources:
+            if row < rows:
+                return f"{path} row {row}"
+            row -= rows
+        raise IndexError(row)
 
     @classmethod
     def open(
@@ -273,20 +280,19 @@ class ParquetSplit(EncodedSplit):
         """
         import pyarrow as pa
 
-        source = ", ".join(str(path) for path in paths)
         shards = [_read_shard(path) for path in paths]
         images = pa.chunked_array(
             [chunk for each in shards for chunk in each.images.chunks], pa.large_binary()
         )
         labels = np.concatenate([each.labels for each in shards])
         declared = [each.classes for each in shards if each.classes is not None]
-        names = classes or (declared[0] if declared else numbered_classes(labels, source))
+        names = classes or (declared[0] if declared else numbered_classes(labels, str(paths[0])))
         return cls(
             images,
             labels,
             names,
             name,
-            source,
+            [(path, len(each.labels)) for path, each in zip(paths, shards, strict=True)],
             image_size=image_size,
             channels=channels,
             declared=frozenset(declared),

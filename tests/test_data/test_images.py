@@ -91,7 +91,7 @@ def test_images_are_turned_upright_as_their_exif_says(tmp_path: Path) -> None:
 def test_a_transparent_palette_is_read_without_a_warning(tmp_path: Path) -> None:
     picture = Image.new("P", (3, 2))
     picture.putpalette([7, 8, 9, 1, 2, 3])
-    split = only(tmp_path / "a.png", picture, transparency=b"\x00\xff")
+    split = only(tmp_path / "a.png", picture, transparency=b"\x10\x80")
     assert np.array_equal(split[0][0], np.full((2, 3, 3), (7, 8, 9)))
 
 

@@ -305,6 +305,9 @@ def test_shards_may_differ_in_types_but_not_in_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": rows, "label": pa.array([1, 0], pa.int32())}), other)
     bundle = open_data(tmp_path)
     assert sorted(label for label, _ in content(bundle.train) + content(bundle.val)) == [0, 0, 1, 1]
+    pq.write_table(pa.table({"image": [b"", *rows], "label": [0, 0, 0]}), other)
+    with pytest.raises(DataError, match=r"at \S+train-1\.parquet row 0: the image cannot be decoded"):
+        open_data(tmp_path)
     pq.write_table(pa.table({"image": rows}), other)
     with pytest.raises(DataError, match=r"at \S+train-1\.parquet: its columns are image"):
         open_data(tmp_path)
