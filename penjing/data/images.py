@@ -6,30 +6,42 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from penjing.data.split import Images, Labels, Split
+from penjing.data.split import Images, Labels, Split, numbered_classes
 from penjing.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _MEMORY_LIMIT = 1 << 30  # decoded bytes up to which a split is kept in memory once decoded
+_GRAY = frozenset({"1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+_ORIENTATION = 0x0112  # EXIF tag: how the stored picture is turned to stand upright
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class EncodedSplit(Split):
-    """Images kept encoded. A subclass gives `_encoded`; all are brought to the mode and size of the first.
+    """Images kept encoded. A subclass gives `_encoded`; all are brought to one mode and size.
 
     An image is decoded when it is first asked for, and kept where the whole split takes less than 1 GiB.
+    It is turned upright as its EXIF data says; transparency and all but the first frame are dropped.
 
     Args:
         labels: int64 ``(N,)``.
         classes: Class names.
         name: Of the split.
         image_size: Resize every image to this height and width; without it, all must have one size.
-        image_shape: ``(H, W, C)`` to hold images to; by default that of the first.
+        channels: 1 (gray) or 3; by default what most of a few images have.
     """
 
     def __init__(
@@ -39,7 +51,7 @@ class EncodedSplit(Split):
         name: str,
         *,
         image_size: int | None = None,
-        image_shape: tuple[int, int, int] | None = None,
+        channels: int | None = None,
     ) -> None:
         if image_size is not None and image_size < 1:
             raise DataError(
@@ -47,7 +59,7 @@ class EncodedSplit(Split):
             )
         super().__init__(labels, classes, (1, 1, 1), name)
         self._size = image_size
-        self.image_shape = image_shape or self._first_shape()
+        self.image_shape = (*self._first_size(), channels or self._channels())
         height, width, channels = self.image_shape
         self._cache: Images | None = None
         if len(self) * height * width * channels <= _MEMORY_LIMIT:
@@ -58,23 +70,32 @@ class EncodedSplit(Split):
         """The encoded image, and what to call it in an error."""
         raise NotImplementedError
 
-    def _picture(self, index: int) -> tuple[Image.Image, str]:
+    def _picture(self, index: int, *, header_only: bool = False) -> tuple[Image.Image, str]:
         encoded, where = self._encoded(index)
         try:
             picture = Image.open(io.BytesIO(encoded))
-            picture.load()
+            if not header_only:
+                picture.load()
         # PIL raises SyntaxError for broken PNG chunks and DecompressionBombError for absurd sizes.
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            # PIL's own words would name a buffer in memory
+            why = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
             raise DataError(
-                f"the image cannot be decoded ({error})", layer=where, remedy="Replace or remove this image"
+                f"the image cannot be decoded ({why})", layer=where, remedy="Replace or remove this image"
             ) from error
-        return picture, where
+        return picture if header_only else _upright(picture), where
 
-    def _first_shape(self) -> tuple[int, int, int]:
+    def _first_size(self) -> tuple[int, int]:
+        if self._size:
+            return self._size, self._size
         picture, _ = self._picture(0)
-        channels = 1 if picture.mode in ("1", "L", "I;16", "I", "F") else 3
-        height, width = (self._size, self._size) if self._size else (picture.height, picture.width)
-        return height, width, channels
+        return picture.height, picture.width
+
+    def _channels(self, looked_at: int = 64) -> int:
+        """Not by the first image alone: a gray one among photos must not take their color."""
+        indices = np.unique(np.linspace(0, len(self) - 1, looked_at).astype(int))
+        gray = [self._picture(int(index), header_only=True)[0].mode in _GRAY for index in indices]
+        return 1 if 2 * sum(gray) > len(gray) else 3
 
     def fetch(self, indices: NDArray[np.int64]) -> Images:
         """Decoded images."""
@@ -88,8 +109,9 @@ class EncodedSplit(Split):
     def _decode(self, index: int) -> Images:
         height, width, channels = self.image_shape
         picture, where = self._picture(index)
-        if picture.mode != ("L" if channels == 1 else "RGB"):
-            picture = picture.convert("L" if channels == 1 else "RGB")
+        picture = _eight_bits(picture, where)
+        picture.info.pop("transparency", None)  # dropped, and PIL would warn of it for a palette
+        picture = picture.convert("L" if channels == 1 else "RGB")
         if self._size:
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         elif picture.size != (width, height):
@@ -99,6 +121,28 @@ class EncodedSplit(Split):
                 remedy="Give image_size to resize all images",
             )
         return np.asarray(picture).reshape(height, width, channels)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(picture.getexif().get(_ORIENTATION, 1))
+    except Exception:  # broken metadata raises many things, and the pixels are sound
+        return picture
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _eight_bits(picture: Image.Image, where: str) -> Image.Image:
+    """PIL's own conversion would clip deeper gray to white instead of scaling it."""
+    # of 32-bit images only those from 16-bit PGM files have a known range
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
+        return Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise DataError(
+            f"its pixels are of PIL mode {picture.mode!r}, 32 bits of no known range",
+            layer=where,
+            remedy="Save 8-bit or 16-bit images",
+        )
+    return picture
 
 
 class FolderSplit(EncodedSplit):
@@ -112,10 +156,10 @@ class FolderSplit(EncodedSplit):
         name: str,
         *,
         image_size: int | None = None,
-        image_shape: tuple[int, int, int] | None = None,
+        channels: int | None = None,
     ) -> None:
         self.files = tuple(files)
-        super().__init__(labels, classes, name, image_size=image_size, image_shape=image_shape)
+        super().__init__(labels, classes, name, image_size=image_size, channels=channels)
 
     def _encoded(self, index: int) -> tuple[bytes, str]:
         where = str(self.files[index])
@@ -135,14 +179,15 @@ def list_folder(
     """Image files of ``folder/CLASS/…`` in sorted order, with labels and class names.
 
     Raises:
-        DataError: no folder, no class folders, images outside them, or a class that training has not.
+        DataError: no folder, no class folders, images outside them, a class that training has not, or a
+            class of training without images.
     """
     if not folder.is_dir():
         raise DataError("there is no such folder", layer=str(folder), remedy="Give an existing image folder")
     found = sorted(
         child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
     )
-    loose = [child for child in folder.iterdir() if child.suffix.lower() in SUFFIXES]
+    loose = [child for child in folder.iterdir() if _is_image(child, folder)]
     if loose:
         raise DataError(
             f"{len(loose)} images, such as {loose[0].name}, have no class folder and so no label",
@@ -162,14 +207,30 @@ def list_folder(
     files: list[Path] = []
     labels: list[int] = []
     for name in found:
-        mine = sorted(file for file in (folder / name).rglob("*") if file.suffix.lower() in SUFFIXES)
+        mine = sorted(file for file in (folder / name).rglob("*") if _is_image(file, folder))
+        if not mine and classes is None:
+            raise DataError(
+                f"there is not one sample of class {name!r} ({', '.join(sorted(SUFFIXES))})",
+                layer=str(folder),
+                remedy="Remove that folder or put images in it",
+            )
         files += mine
         labels += [names.index(name)] * len(mine)
     return files, np.asarray(labels, dtype=np.int64), names
 
 
+def _is_image(file: Path, folder: Path) -> bool:
+    """By its suffix; what is hidden are macOS's ``._`` companions and Jupyter's copies, not images."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in SUFFIXES and not hidden
+
+
 class ParquetSplit(EncodedSplit):
-    """A Parquet table in the Hugging Face layout; encoded bytes are held."""
+    """A Parquet table in the Hugging Face layout; encoded bytes are held.
+
+    Attributes:
+        declared: The different lists of class names that its files hold.
+    """
 
     def __init__(
         self,
@@ -177,21 +238,30 @@ class ParquetSplit(EncodedSplit):
         labels: Labels,
         classes: Sequence[str],
         name: str,
-        source: str,
+        sources: Sequence[tuple[Path, int]],
         *,
         image_size: int | None = None,
+        channels: int | None = None,
+        declared: frozenset[tuple[str, ...]] = frozenset(),
     ) -> None:
-        self._column, self._source = column, source
-        super().__init__(labels, classes, name, image_size=image_size)
+        self._column, self._sources, self.declared = column, sources, declared
+        super().__init__(labels, classes, name, image_size=image_size, channels=channels)
 
     def _encoded(self, index: int) -> tuple[bytes, str]:
-        where = f"{self._source} row {index}"
+        where = self._where(index)
         held = self._column[index].as_py()
         if held is None:
             raise DataError(
                 "the image has no bytes", layer=where, remedy="Store the encoded image in the file"
             )
         return bytes(held), where
+
+    def _where(self, row: int) -> str:
+        for path, rows in self._sources:
+            if row < rows:
+                return f"{path} row {row}"
+            row -= rows
+        raise IndexError(row)
 
     @classmethod
     def open(
@@ -201,6 +271,7 @@ class ParquetSplit(EncodedSplit):
         name: str,
         *,
         image_size: int | None = None,
+        channels: int | None = None,
     ) -> ParquetSplit:
         """Read ``image`` and ``label`` columns; several files are laid end to end.
 
@@ -208,43 +279,71 @@ class ParquetSplit(EncodedSplit):
             DataError: not Parquet, a missing column, or missing labels.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        source = ", ".join(str(path) for path in paths)
-        try:
-            tables = [pq.read_table(path) for path in paths]
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"it cannot be read as Parquet ({error})", layer=source, remedy="Give a sound Parquet file"
-            ) from error
-        columns = tables[0].column_names
-        label_key = next((key for key in ("label", "labels", "fine_label") if key in columns), None)
-        image_key = next((key for key in ("image", "img") if key in columns), None)
-        if label_key is None or image_key is None:
-            raise DataError(
-                f"its columns are {', '.join(columns)}",
-                layer=source,
-                remedy="Give columns 'image' (struct of bytes and path) and 'label' (int64)",
-            )
-        names = classes or class_names(tables[0].schema.metadata, label_key)
-        table = pa.concat_tables([each.select([image_key, label_key]) for each in tables])
-        labels, images = table.column(label_key), table.column(image_key)
-        if not pa.types.is_integer(labels.type) or labels.null_count:
-            raise DataError(
-                f"labels are {labels.type}, {labels.null_count} of them missing",
-                layer=source,
-                remedy="Give an integer label for each image",
-            )
-        if pa.types.is_struct(images.type):
-            images = pa.compute.struct_field(images, "bytes")
-        if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
-            raise DataError(
-                f"the image column is {images.type}", layer=source, remedy="Store encoded images as bytes"
-            )
-        values = labels.to_numpy().astype(np.int64)
-        if names is None:
-            names = tuple(str(label) for label in range(int(values.max(initial=-1)) + 1))
-        return cls(images, values, names, name, source, image_size=image_size)
+        shards = [_read_shard(path) for path in paths]
+        images = pa.chunked_array(
+            [chunk for each in shards for chunk in each.images.chunks], pa.large_binary()
+        )
+        labels = np.concatenate([each.labels for each in shards])
+        declared = [each.classes for each in shards if each.classes is not None]
+        names = classes or (declared[0] if declared else numbered_classes(labels, str(paths[0])))
+        return cls(
+            images,
+            labels,
+            names,
+            name,
+            [(path, len(each.labels)) for path, each in zip(paths, shards, strict=True)],
+            image_size=image_size,
+            channels=channels,
+            declared=frozenset(declared),
+        )
+
+
+class _Shard(NamedTuple):
+    """One Parquet file: shards may differ in the types of their columns, so each is read by itself."""
+
+    images: Any  # a chunked array of large_binary
+    labels: Labels
+    classes: tuple[str, ...] | None
+
+
+def _read_shard(path: Path) -> _Shard:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"it cannot be read as Parquet ({error})", layer=str(path), remedy="Give a sound Parquet file"
+        ) from error
+    columns = table.column_names
+    label_key = next((key for key in ("label", "labels", "fine_label") if key in columns), None)
+    image_key = next((key for key in ("image", "img") if key in columns), None)
+    if label_key is None or image_key is None:
+        raise DataError(
+            f"its columns are {', '.join(columns)}",
+            layer=str(path),
+            remedy="Give columns 'image' (struct of bytes and path) and 'label' (int64)",
+        )
+    labels, images = table.column(label_key), table.column(image_key)
+    if not pa.types.is_integer(labels.type) or labels.null_count:
+        raise DataError(
+            f"labels are {labels.type}, {labels.null_count} of them missing",
+            layer=str(path),
+            remedy="Give an integer label for each image",
+        )
+    if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
+        images = pa.compute.struct_field(images, "bytes")
+    if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
+        raise DataError(
+            f"the image column is {images.type}", layer=str(path), remedy="Store encoded images as bytes"
+        )
+    return _Shard(
+        images.cast(pa.large_binary()),
+        labels.to_numpy().astype(np.int64),
+        class_names(table.schema.metadata, label_key),
+    )
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None, label: str = "label") -> tuple[str, ...] | None:
@@ -257,7 +356,8 @@ def class_names(metadata: Mapping[bytes, bytes] | None, label: str = "label") ->
             except ValueError:
                 held = metadata[key].decode("utf-8", "replace").split(",")
             if isinstance(held, dict):
-                held = held.get("info", {}).get("features", {}).get(label, {}).get("names")
+                for step in ("info", "features", label, "names"):
+                    held = held.get(step) if isinstance(held, dict) else None
             if isinstance(held, list):
                 return tuple(str(name) for name in held)
     return None

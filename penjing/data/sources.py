@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from penjing.data.glyphs import glyphs
 from penjing.data.images import FolderSplit, ParquetSplit, list_folder
-from penjing.data.split import ArraySplit, DataBundle, Split, channel_statistics
+from penjing.data.split import (
+    ArraySplit,
+    DataBundle,
+    Split,
+    channel_statistics,
+    numbered_classes,
+    per_channel,
+)
 from penjing.errors import DataError
 from penjing.user_file import named_function, run_users
 
@@ -62,8 +69,18 @@ class _Options:
     val_fraction: float = 0.1
     seed: int = 0
     classes: Sequence[str] | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
+    mean: float | Sequence[float] | None = None
+    std: float | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        classes = self.classes
+        named = not isinstance(classes, str) and isinstance(classes, Iterable)
+        _demand("val_fraction", self.val_fraction, isinstance(self.val_fraction, numbers.Real), "a number")
+        _demand("seed", self.seed, _is_whole(self.seed) and self.seed >= 0, "a whole number, 0 or more")
+        _demand("classes", classes, classes is None or named, "a list of names")
+
+    def class_names(self) -> tuple[str, ...] | None:
+        return tuple(str(name) for name in self.classes) if self.classes is not None else None
 
 
 @dataclass(frozen=True)
@@ -74,13 +91,26 @@ class _ImageOptions(_Options):
     test: str | Path | None = None
     image_size: int | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = self.image_size
+        _demand("image_size", size, size is None or _is_whole(size), "a whole number of pixels")
+        for option, place in (("val", self.val), ("test", self.test)):
+            _demand(option, place, isinstance(place, str | Path | None), "a path")
+
     def named(self) -> dict[str, Path]:
         """The further places that were named."""
         given = {"val": self.val, "test": self.test}
         return {part: Path(place) for part, place in given.items() if place is not None}
 
-    def class_names(self) -> tuple[str, ...] | None:
-        return tuple(self.classes) if self.classes is not None else None
+
+def _demand(option: str, value: object, holds: bool, what: str) -> None:
+    if not holds:
+        raise DataError(f"{option} is {value!r}", remedy=f"Give {what}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _open_files(path: Path, options: Mapping[str, Any]) -> DataBundle:
@@ -124,8 +154,9 @@ def _call(make: Callable[..., T], source: str, options: Mapping[str, Any]) -> T:
 
 def _open_folder(path: Path, options: _ImageOptions) -> DataBundle:
     aliases = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+    inside = {child.name.lower(): child for child in sorted(path.iterdir()) if child.is_dir()}
     found = {
-        part: next((path / name for name in names if (path / name).is_dir()), None)
+        part: next((inside[name] for name in names if name in inside), None)
         for part, names in aliases.items()
     }
     if found["train"] is None:
@@ -135,12 +166,12 @@ def _open_folder(path: Path, options: _ImageOptions) -> DataBundle:
     found |= options.named()
     names = options.class_names()
     parts: Parts = {}
-    size: tuple[int, int, int] | None = None
+    channels: int | None = None
     for part, folder in found.items():
         if folder is not None:
             files, labels, names = list_folder(folder, names)
-            split = FolderSplit(files, labels, names, part, image_size=options.image_size, image_shape=size)
-            size = split.image_shape
+            split = FolderSplit(files, labels, names, part, image_size=options.image_size, channels=channels)
+            channels = split.image_shape[2]
             parts[part] = split
     return _bundle(parts, str(path), options)
 
@@ -162,13 +193,29 @@ def _open_parquet(path: Path, options: _ImageOptions) -> DataBundle:
                 layer=str(path),
                 remedy="Name it *train*.parquet, or give the file itself",
             )
+        twice = sorted(set(files["train"]) & {*files["val"], *files["test"]})
+        if twice:
+            raise DataError(
+                "it is named both as training data and as val or test",
+                layer=str(twice[0]),
+                remedy="Name each file for one part, or give the file itself",
+            )
     files |= {part: [file] for part, file in options.named().items()}
     parts: Parts = {}
-    names = options.class_names()
+    names, channels = options.class_names(), None
+    declared: set[tuple[str, ...]] = set()
     for part, paths in files.items():
         if paths:
-            parts[part] = ParquetSplit.open(paths, names, part, image_size=options.image_size)
-            names = parts[part].classes
+            split = ParquetSplit.open(paths, names, part, image_size=options.image_size, channels=channels)
+            names, channels = split.classes, split.image_shape[2]
+            declared |= split.declared
+            parts[part] = split
+    if len(declared) > 1 and options.classes is None:  # a label would mean one class here, another there
+        raise DataError(
+            f"its files name their classes differently ({' and '.join(map(str, sorted(declared)[:2]))})",
+            layer=str(path),
+            remedy="Write them with the same class names, or give classes",
+        )
     return _bundle(parts, str(path), options)
 
 
@@ -182,18 +229,15 @@ _NPZ_KEYS = {
 
 
 def _open_npz(path: Path, options: _Options) -> DataBundle:
-    classes = options.classes
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            held = {name: np.asarray(arrays[name]) for name in arrays.files}
+    except Exception as error:  # a damaged file raises errors of zlib, zipfile and the tokenizer besides
         raise DataError(
             f"it cannot be read ({error})",
             layer=str(path),
             remedy="Save plain numeric arrays with numpy.savez (object arrays need pickle: never loaded)",
         ) from error
-    if classes is None and "classes" in held:
-        classes = [str(name) for name in held["classes"]]
     pairs = {
         part: next(((held[x], held[y]) for x, y in keys if x in held and y in held), None)
         for part, keys in _NPZ_KEYS.items()
@@ -204,15 +248,18 @@ def _open_npz(path: Path, options: _Options) -> DataBundle:
             layer=str(path),
             remedy="Save x_train and y_train, or x and y",
         )
-    if classes is None:
-        top = max(int(pair[1].max()) for pair in pairs.values() if pair is not None and pair[1].size)
-        classes = [str(label) for label in range(top + 1)]
-    parts: Parts = {
-        part: ArraySplit(
-            _as_uint8(pair[0], f"{path}:{part}"), _as_labels(pair[1], f"{path}:{part}"), classes, part
-        )
+    arrays_of = {
+        part: (_as_uint8(pair[0], f"{path}:{part}"), _as_labels(pair[1], f"{path}:{part}"))
         for part, pair in pairs.items()
         if pair is not None
+    }
+    classes = options.class_names()
+    if classes is None and "classes" in held:
+        classes = tuple(held["classes"].astype(str).ravel().tolist())
+    if classes is None:
+        classes = numbered_classes(np.concatenate([labels for _, labels in arrays_of.values()]), str(path))
+    parts: Parts = {
+        part: ArraySplit(images, labels, classes, part) for part, (images, labels) in arrays_of.items()
     }
     return _bundle(parts, str(path), options)
 
@@ -334,16 +381,21 @@ def _bundle(parts: Parts, source: str, options: _Options) -> DataBundle:
                 layer=source,
                 remedy="Give images of one size, or image_size to resize them",
             )
+    height, width, channels = train.image_shape
     mean, std = options.mean, options.std
     measured = channel_statistics(train) if mean is None or std is None else ((), ())
-    height, width, channels = train.image_shape
+    means = measured[0] if mean is None else per_channel(mean, channels, "mean")
+    if max(means) > 1:
+        raise DataError(
+            f"mean is {mean}, and images are in [0, 1]", layer=source, remedy="Divide mean and std by 255"
+        )
     return DataBundle(
         train=train,
         val=val,
         test=parts.get("test"),
         classes=train.classes,
-        mean=tuple(mean) if mean is not None else measured[0],
-        std=tuple(std) if std is not None else measured[1],
+        mean=means,
+        std=measured[1] if std is None else per_channel(std, channels, "std"),
         image_shape=(channels, height, width),
         source=source,
     )

@@ -17,6 +17,9 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Batch = tuple[Tensor, Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+_MOST_NUMBERED = (
+    1 << 20
+)  # larger labels are ids or hashes: a name for each number below would fill the memory
 
 
 class Split:
@@ -81,7 +84,7 @@ class ArraySplit(Split):
     ) -> None:
         if images.ndim == 3:
             images = images[..., None]
-        if images.ndim != 4 or images.dtype != np.uint8:
+        if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape[1:]:
             raise DataError(
                 f"images are {images.dtype} of shape {images.shape}",
                 layer=name,
@@ -136,8 +139,8 @@ class Loader:
         shuffle: bool = False,
         seed: int = 0,
         augment: Augment | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
         drop_last: bool = False,
     ) -> None:
         if batch_size < 1:
@@ -151,8 +154,8 @@ class Loader:
         channels = split.image_shape[2]
         self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
         self.augment, self.drop_last, self.epoch = augment, drop_last, 0
-        self._mean_C11 = _per_channel(mean, 0.0, channels, "mean")
-        self._std_C11 = _per_channel(std, 1.0, channels, "std")
+        self._mean_C11 = _as_C11(per_channel(0.0 if mean is None else mean, channels, "mean"))
+        self._std_C11 = _as_C11(per_channel(1.0 if std is None else std, channels, "std"))
         if bool((self._std_C11 <= 0).any()):
             raise DataError(f"std is {std}", remedy="Give a positive standard deviation for each channel")
 
@@ -189,14 +192,26 @@ class Loader:
         return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def _per_channel(values: Sequence[float] | None, default: float, channels: int, what: str) -> Tensor:
-    given = [default] * channels if values is None else list(values)
-    if len(given) not in (1, channels):
-        raise DataError(
-            f"{what} has {len(given)} values for {channels} channels",
-            remedy=f"Give one {what} for each channel",
-        )
-    return torch.tensor(given, dtype=torch.float32).reshape(-1, 1, 1)
+def per_channel(values: float | Sequence[float], channels: int, what: str) -> tuple[float, ...]:
+    """One number for each channel, of as many or of one for all.
+
+    Raises:
+        DataError: for another count, or what is no finite number.
+    """
+    remedy = f"Give one {what} for each channel"
+    try:
+        given = np.atleast_1d(np.asarray(values, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} is {values!r}", remedy=remedy) from error
+    if given.shape not in ((1,), (channels,)):
+        raise DataError(f"{what} has {given.size} values for {channels} channels", remedy=remedy)
+    if not np.isfinite(given).all():
+        raise DataError(f"{what} is {values!r}", remedy=remedy)
+    return tuple(np.broadcast_to(given, channels).tolist())
+
+
+def _as_C11(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -295,3 +310,19 @@ def channel_statistics(split: Split, limit: int = 20_000) -> tuple[tuple[float, 
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
     std = np.where(std < 1e-3, 1.0, std)  # a constant channel is centred, not blown up
     return tuple(round(float(v), 6) for v in mean), tuple(round(float(v), 6) for v in std)
+
+
+def numbered_classes(labels: Labels, source: str) -> tuple[str, ...]:
+    """Names of classes that nobody named: their numbers.
+
+    Raises:
+        DataError: for labels that cannot be the numbers of classes.
+    """
+    top = int(labels.max(initial=-1))
+    if top >= _MOST_NUMBERED:
+        raise DataError(
+            f"a label is {top}, which would make as many classes",
+            layer=source,
+            remedy="Number the classes 0, 1, 2…, or give their names as classes",
+        )
+    return tuple(str(label) for label in range(top + 1))

@@ -87,10 +87,24 @@ class RandomCrop:
     padding: int = 4
     mode: Literal["constant", "reflect"] = "constant"
 
+    def __post_init__(self) -> None:
+        if self.padding < 0 or self.mode not in ("constant", "reflect"):
+            raise RecipeError(
+                f"crop has padding {self.padding} and mode {self.mode!r}",
+                layer="data.augment_options",
+                remedy="Give a padding of 0 or more and mode constant or reflect",
+            )
+
     def __call__(self, x_NCHW: Tensor, generator: torch.Generator) -> Tensor:
         """The batch, shifted by whole pixels."""
         n, channels, height, width = x_NCHW.shape
         p = self.padding
+        if self.mode == "reflect" and p >= min(height, width):
+            raise RecipeError(
+                f"crop pads by reflection with {p} pixels, and images are {height}×{width}",
+                layer="data.augment_options",
+                remedy=f"Give a padding below {min(height, width)}, or mode constant",
+            )
         padded = F.pad(x_NCHW, (p, p, p, p), self.mode)
         top_N = torch.randint(2 * p + 1, (n,), generator=generator)
         left_N = torch.randint(2 * p + 1, (n,), generator=generator)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,3 +58,45 @@ def test_a_file_that_is_gone_is_an_error_that_names_it(folder: Path) -> None:
     split.files[5].unlink()
     with pytest.raises(DataError, match=r"b/2\.png: the image cannot be read"):
         split.fetch(np.array([5]))
+
+
+def only(path: Path, picture: Image.Image, **options: Any) -> FolderSplit:
+    picture.save(path, **options)
+    return FolderSplit([path], np.zeros(1, np.int64), ("a",), "train")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    deep = np.array([[0, 257, 25_700], [32_896, 65_406, 65_535]], np.uint16)
+    image, _ = only(tmp_path / f"deep.{suffix}", Image.fromarray(deep))[0]
+    assert image[..., 0].tolist() == [[0, 1, 100], [128, 254, 255]]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_gray_of_no_known_range_is_an_error(tmp_path: Path, kind: type) -> None:
+    split = only(tmp_path / "deep.tiff", Image.fromarray(np.ones((2, 3), kind)))
+    with pytest.raises(DataError, match=r"deep\.tiff.*no known range"):
+        split.fetch(np.array([0]))
+
+
+def test_images_are_turned_upright_as_their_exif_says(tmp_path: Path) -> None:
+    stored = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    for orientation, upright in ((3, np.rot90(stored, 2)), (6, np.rot90(stored, -1))):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        split = only(tmp_path / "a.png", Image.fromarray(stored), exif=exif)
+        assert np.array_equal(split[0][0][..., 0], upright)
+
+
+def test_a_transparent_palette_is_read_without_a_warning(tmp_path: Path) -> None:
+    picture = Image.new("P", (3, 2))
+    picture.putpalette([7, 8, 9, 1, 2, 3])
+    split = only(tmp_path / "a.png", picture, transparency=b"\x10\x80")
+    assert np.array_equal(split[0][0], np.full((2, 3, 3), (7, 8, 9)))
+
+
+def test_a_gray_image_first_does_not_take_color_from_the_others(folder: Path) -> None:
+    Image.new("L", (5, 6)).save(folder / "a" / "0.png")
+    split = open_split(folder)
+    assert split.image_shape == (6, 5, 3)
+    assert np.array_equal(split[4][0], np.asarray(Image.open(split.files[4])))

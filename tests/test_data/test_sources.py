@@ -127,8 +127,10 @@ def test_hugging_face_class_names_are_read(tmp_path: Path, drawn: dict[str, Arra
     info = {
         "info": {"features": {"label": {"names": ["one", "two", "three", "four"], "_type": "ClassLabel"}}}
     }
-    write_parquet(tmp_path / "hf.parquet", drawn["train"], {"huggingface": json.dumps(info)})
-    assert open_data(tmp_path / "hf.parquet").classes == ("one", "two", "three", "four")
+    file = write_parquet(tmp_path / "hf.parquet", drawn["train"], {"huggingface": json.dumps(info)})
+    assert open_data(file).classes == ("one", "two", "three", "four")
+    for nameless in ('{"info": null}', '{"info": {"features": {"label": [{"names": ["one"]}]}}}'):
+        assert open_data(write_parquet(file, drawn["train"], {"huggingface": nameless})).num_classes == 4
 
 
 def test_npz_floats_and_channels_first_are_understood(tmp_path: Path) -> None:
@@ -210,6 +212,21 @@ def broken_npz(root: Path) -> Path:
     return root / "b.npz"
 
 
+def damaged_npz(root: Path) -> Path:
+    """One whose compressed bytes were overwritten: zlib notices."""
+    np.savez_compressed(root / "d.npz", x=np.random.default_rng(0).integers(0, 9, 4000), y=np.zeros(4, int))
+    held = bytearray((root / "d.npz").read_bytes())
+    held[100:800] = b"\xff" * 700
+    (root / "d.npz").write_bytes(held)
+    return root / "d.npz"
+
+
+def npy_as_npz(root: Path) -> Path:
+    with open(root / "a.npz", "wb") as file:
+        np.save(file, IMAGES)
+    return root / "a.npz"
+
+
 def npz_with(**arrays: NDArray[Any]) -> Callable[[Path], Path]:
     def write(root: Path) -> Path:
         np.savez(root / "w.npz", **arrays)  # type: ignore[arg-type]
@@ -249,6 +266,13 @@ NAN = np.full((4, 8, 8, 1), np.nan, np.float32)
         (truncated_image, r"short\.png: the image cannot be decoded"),
         (pickled_npz, "pickle"),
         (broken_npz, "cannot be read"),
+        (damaged_npz, "cannot be read"),
+        (npy_as_npz, "cannot be read"),
+        (npz_with(x=IMAGES, y=np.array(list("abab"))), "labels are <U1"),
+        (npz_with(x=IMAGES, y=np.full(4, np.nan)), "labels are float64"),
+        (npz_with(x=IMAGES, y=np.array([0, 0, 1, 1 << 40])), "would make as many classes"),
+        (npz_with(x=IMAGES[:, :0], y=np.zeros(4, int)), r"of shape \(4, 0, 8, 1\)"),
+        (npz_with(x=IMAGES[:0], y=np.zeros(0, int)), "not one sample"),
         (npz_with(x=NAN, y=np.zeros(4, int)), "NaN"),
         (npz_with(x=IMAGES + 7.0, y=np.zeros(4, int)), "span 7…7"),
         (npz_with(x=IMAGES, y=np.zeros((4, 3))), "labels are float64"),
@@ -259,6 +283,8 @@ NAN = np.full((4, 8, 8, 1), np.nan, np.float32)
         (parquet_with(image=PIXELS), "its columns are image"),
         (parquet_with(image=PIXELS, label=[0, 1, None, 0]), "1 of them missing"),
         (parquet_with(image=["a"] * 4, label=[0, 1, 1, 0]), "the image column is string"),
+        (parquet_with(image=[{"path": "a"}] * 4, label=[0] * 4), "the image column is struct<path"),
+        (parquet_with(image=PIXELS, label=[0, 1, 1, 1 << 40]), "would make as many classes"),
         (
             parquet_with(image=pa.array(NO_BYTES, PIXELS_TYPE), label=[0] * 4),
             "row 0: the image has no bytes",
@@ -272,6 +298,74 @@ def test_bad_data_is_an_error_that_says_what(
         open_data(write(tmp_path))
 
 
+def test_shards_may_differ_in_types_but_not_in_columns(tmp_path: Path) -> None:
+    rows = [encode(IMAGES[0])] * 2
+    pq.write_table(pa.table({"image": PIXELS[:2], "label": pa.array([0, 1])}), tmp_path / "train-0.parquet")
+    other = tmp_path / "train-1.parquet"
+    pq.write_table(pa.table({"image": rows, "label": pa.array([1, 0], pa.int32())}), other)
+    bundle = open_data(tmp_path)
+    assert sorted(label for label, _ in content(bundle.train) + content(bundle.val)) == [0, 0, 1, 1]
+    pq.write_table(pa.table({"image": [b"", *rows], "label": [0, 0, 0]}), other)
+    with pytest.raises(DataError, match=r"at \S+train-1\.parquet row 0: the image cannot be decoded"):
+        open_data(tmp_path)
+    pq.write_table(pa.table({"image": rows}), other)
+    with pytest.raises(DataError, match=r"at \S+train-1\.parquet: its columns are image"):
+        open_data(tmp_path)
+
+
+def test_a_gray_image_first_in_a_parquet_test_set_takes_the_channels_of_training(tmp_path: Path) -> None:
+    color = io.BytesIO()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(color, "PNG")
+    for part, images in (("train", [color.getvalue()] * 4), ("test", [encode(IMAGES[0])])):
+        labels = [i % 2 for i in range(len(images))]
+        pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / f"{part}.parquet")
+    test = open_data(tmp_path).test
+    assert isinstance(test, Split)
+    assert test.image_shape == (8, 8, 3)
+
+
+def test_parquet_files_that_name_classes_differently_are_an_error_unless_names_are_given(
+    tmp_path: Path, drawn: dict[str, ArraySplit]
+) -> None:
+    write_parquet(tmp_path / "train.parquet", drawn["train"], {"classes": "a,b,c,d"})
+    write_parquet(tmp_path / "test.parquet", drawn["test"], {"classes": "b,a,c,d"})
+    with pytest.raises(DataError, match="name their classes differently"):
+        open_data(tmp_path)
+    assert open_data(tmp_path, classes=list("wxyz")).classes == ("w", "x", "y", "z")
+
+
+def test_a_parquet_file_serves_one_part(tmp_path: Path, drawn: dict[str, ArraySplit]) -> None:
+    write_parquet(tmp_path / "trainval.parquet", drawn["train"])
+    with pytest.raises(DataError, match=r"trainval\.parquet: it is named both"):
+        open_data(tmp_path)
+
+
+def test_folders_of_parts_are_known_in_any_case_and_test_images_have_their_size(
+    tmp_path: Path, drawn: dict[str, ArraySplit]
+) -> None:
+    root = write_folder(tmp_path, {"Train": drawn["train"], "Test": drawn["test"]})
+    assert content(open_data(root).test) == content(drawn["test"])
+    for file in (root / "Test").rglob("*.png"):
+        Image.new("L", (9, 9)).save(file)
+    with pytest.raises(DataError, match="test images are"):
+        open_data(root)
+
+
+def test_hidden_files_are_no_images_and_a_class_without_images_is_an_error(
+    tmp_path: Path, drawn: dict[str, ArraySplit]
+) -> None:
+    root = write_folder(tmp_path, {"train": drawn["train"]}) / "train"
+    (root / "class0" / "._0000.png").write_bytes(b"\0\5\x16\7")
+    copies = root / "class0" / ".ipynb_checkpoints"
+    copies.mkdir()
+    Image.new("L", (32, 32)).save(copies / "0-checkpoint.png")
+    bundle = open_data(root)
+    assert sorted(content(bundle.train) + content(bundle.val)) == content(drawn["train"])
+    (root / "class9").mkdir()
+    with pytest.raises(DataError, match="not one sample of class 'class9'"):
+        open_data(root)
+
+
 def test_labels_outside_given_classes_and_shapes_that_differ(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=IMAGES, y=np.array([0, 0, 2, 2]))
     with pytest.raises(DataError, match="outside 0…1"):
@@ -280,6 +374,43 @@ def test_labels_outside_given_classes_and_shapes_that_differ(tmp_path: Path) -> 
     np.savez(tmp_path / "b.npz", x_train=IMAGES, y_train=y, x_test=IMAGES[:, :4], y_test=y)
     with pytest.raises(DataError, match="test images are"):
         open_data(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"mean": "x"}, "mean is 'x'"),
+        ({"mean": [None]}, "mean is"),
+        ({"std": [1.0, 2.0]}, "std has 2 values for 1 channels"),
+        ({"mean": 123.7, "std": 58.4}, "Divide mean and std by 255"),
+        ({"seed": -1}, "seed is -1"),
+        ({"val_fraction": "a"}, "val_fraction is 'a'"),
+        ({"classes": "ab"}, "classes is 'ab'"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_an_error(
+    tmp_path: Path, options: dict[str, Any], match: str
+) -> None:
+    np.savez(tmp_path / "a.npz", x=IMAGES, y=np.array([0, 1, 0, 1]))
+    with pytest.raises(DataError, match=match):
+        open_data(tmp_path / "a.npz", **options)
+
+
+@pytest.mark.parametrize("options", [{"image_size": "8"}, {"image_size": 8.5}, {"test": 5}], ids=str)
+def test_so_is_one_of_image_files(
+    tmp_path: Path, drawn: dict[str, ArraySplit], options: dict[str, Any]
+) -> None:
+    root = write_folder(tmp_path, {"train": drawn["train"]})
+    with pytest.raises(DataError, match=f"{next(iter(options))} is"):
+        open_data(root, **options)
+
+
+def test_one_mean_serves_every_channel_and_class_names_may_be_bytes(tmp_path: Path) -> None:
+    x, names = np.zeros((4, 8, 8, 3), np.uint8), np.array([b"a", b"b"])
+    np.savez(tmp_path / "a.npz", x=x, y=np.array([0, 1, 0, 1]), classes=names)
+    bundle = open_data(tmp_path / "a.npz", mean=0.5, std=[0.25])
+    assert (bundle.mean, bundle.std) == ((0.5,) * 3, (0.25,) * 3)
+    assert bundle.classes == ("a", "b")
 
 
 def test_unknown_options_and_specs_are_suggested() -> None:

@@ -110,3 +110,10 @@ def test_names() -> None:
         make_augment("photo")
     with pytest.raises(RecipeError, match="It takes chance"):
         make_augment("flip", {"odds": 0.5})
+
+
+def test_a_crop_that_cannot_be_is_an_error() -> None:
+    with pytest.raises(RecipeError, match=r"with 10 pixels, and images are 12×10.*padding below 10"):
+        RandomCrop(10, "reflect")(batch(), seeded())
+    with pytest.raises(RecipeError, match="mode 'edge'"):
+        make_augment("crop", {"mode": "edge"})
