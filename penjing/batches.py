@@ -330,17 +330,30 @@ def count_batches(data: Iterable[Any]) -> int:
     Raises:
         DataError: when the data is empty, or is an iterator that can only be gone through once.
     """
-    if iter(data) is data:
-        raise DataError(
-            "the data is an iterator that is used up after one pass",
-            remedy="Give a loader or list that can be iterated again",
-        )
+    refuse_one_pass(data, "data")
     try:
         count = len(data)  # type: ignore[arg-type]
     except TypeError:
         count = sum(1 for _ in data)
+        if count and next(iter(data), None) is None:
+            raise used_up("the data gives no batch in a second pass") from None
     if count == 0:
         raise DataError(
             "the data has no batches", remedy="Check the path, and drop_last with a large batch size"
         )
     return count
+
+
+def refuse_one_pass(data: Iterable[Any], what: str) -> None:
+    """Refuse what is its own iterator.
+
+    Raises:
+        DataError: calling the data ``what``.
+    """
+    if iter(data) is data:
+        raise used_up(f"the {what} is an iterator that is used up after one pass")
+
+
+def used_up(cause: str) -> DataError:
+    """The error for data that can be iterated only once."""
+    return DataError(cause, remedy="Give a loader or list that can be iterated again")

@@ -31,8 +31,10 @@ from penjing.batches import (
     map_inputs,
     move,
     outputs_of,
+    refuse_one_pass,
     share,
     unpack,
+    used_up,
 )
 from penjing.errors import RecoverError
 from penjing.events import Event, Listener
@@ -58,7 +60,7 @@ from penjing.recover.schedule import learning_rate
 from penjing.recover.sparse import Sparse
 from penjing.recover.start import Start
 from penjing.recover.state import EpochSums, Progress
-from penjing.recover.teachers import Teacher, Teachers
+from penjing.recover.teachers import AnswerCache, Teacher, Teachers
 
 _SECONDS_BETWEEN_EVENTS = 0.25
 
@@ -119,6 +121,8 @@ class Loop:
 
     def _set_up(self) -> None:
         config = self.config
+        if self.job.val is not None:
+            refuse_one_pass(self.job.val, "validation data")
         per_epoch = math.ceil(count_batches(self.job.data) / config.grad_accumulation)
         self.epoch_steps = min(per_epoch, config.steps_per_epoch or per_epoch)
         self.total_steps = self.epoch_steps * config.epochs
@@ -158,8 +162,8 @@ class Loop:
         self.teachers = self.stack.enter_context(teachers)
         self.teachers.to(self.device)
         self.taps = self.stack.enter_context(Taps(self.model, specs)) if specs else None
-        if self.teachers.cache is not None:
-            self.teachers.cache.restore(self.saved_cache)
+        if self._cache is not None:
+            self._cache.restore(self.saved_cache)
 
     def _remembered(self) -> int:
         """Most samples whose teacher logits are kept."""
@@ -204,9 +208,14 @@ class Loop:
         distinct, epoch = self.config.distinct_epochs, self.progress.epoch
         return epoch if distinct is None else epoch % distinct
 
+    @property
+    def _cache(self) -> AnswerCache | None:
+        """The remembered answers; None before it is settled what is minimised, too."""
+        return None if self.objective is None else self.teachers.cache
+
     def _see_repeats(self) -> None:
         """Say so where the first epoch that should have been seen before was not."""
-        cache = None if self.objective is None else self.teachers.cache
+        cache = self._cache
         if cache is None or self.progress.epoch != self.config.distinct_epochs:
             return
         if not cache.hits and len(cache.known) < cache.capacity:
@@ -226,10 +235,8 @@ class Loop:
         """Train for one pass, validate, record, and see whether it is time to stop."""
         progress, config = self.progress, self.config
         began, meter, told = time.perf_counter(), EpochSums(), 0.0
-        chance.seed_globals(self.job.seed, self._drawn_epoch(), self.rank)
-        self._set_epoch(self._drawn_epoch())
         self.wrapped.train()
-        for index, window in enumerate(_windows(self.job.data, config.grad_accumulation, self.epoch_steps)):
+        for index, window in enumerate(self._pass()):
             self._step(window, index, meter)
             if time.perf_counter() - told > _SECONDS_BETWEEN_EVENTS:
                 told = time.perf_counter()
@@ -255,6 +262,26 @@ class Loop:
             {"epoch": progress.epoch, "seconds": seconds, "samples_per_second": meter.samples / seconds}
         )
         self._tell("metric", record)
+
+    def _pass(self) -> Iterator[list[Any]]:
+        """The windows of this epoch.
+
+        A loader draws its order no later than its first batch: from what all processes share, where they
+        share out the batches. What the steps draw (dropout) is each process's own.
+
+        Raises:
+            DataError: when there is no batch.
+        """
+        draws, config = (self.job.seed, self._drawn_epoch()), self.config
+        chance.seed_globals(*draws, *(() if config.workers_split else (self.rank,)))
+        self._set_epoch(self._drawn_epoch())
+        windows = _windows(self.job.data, config.grad_accumulation, self.epoch_steps)
+        first = next(windows, None)
+        if first is None:
+            raise used_up(f"the data gives no batch in epoch {self.progress.epoch + 1}")
+        chance.seed_globals(*draws, self.rank)
+        yield first
+        yield from windows
 
     def _step(self, window: Sequence[Any], index: int, meter: EpochSums) -> None:
         """One optimizer step on the batches of ``window``, the ``index``-th of this epoch."""
@@ -473,7 +500,7 @@ class Loop:
             parts["average"] = {} if self.average is None else model_tensors(self.average.model)
             parts["best"] = self.best if self.best_is_new else {}
             parts["start"] = self.start.tensors if self.start.is_new else {}
-            parts["cache"] = self.teachers.cache.tensors() if self.teachers.cache is not None else {}
+            parts["cache"] = {} if self._cache is None else self._cache.tensors()
             generators = chance.loader_generators(self.job.data)
             parts["generators"] = {str(i): g.get_state() for i, g in enumerate(generators)}
             state = {"run": self._identity(), "progress": self.progress.to_dict()}
@@ -501,8 +528,8 @@ class Loop:
             restore_model(self.average.model, parts["average"])
         self.best, self.start.tensors = parts.get("best", {}), parts.get("start", {})
         self.saved_cache = parts.get("cache", {})
-        if self.objective is not None and self.teachers.cache is not None:
-            self.teachers.cache.restore(self.saved_cache)
+        if self._cache is not None:
+            self._cache.restore(self.saved_cache)
         for index, generator in enumerate(chance.loader_generators(self.job.data)):
             generator.set_state(parts["generators"][str(index)])
         self._tell("note", message=f"resumed after epoch {self.progress.epoch}")

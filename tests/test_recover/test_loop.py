@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,8 @@ def test_bad_data_and_teachers_are_refused() -> None:
         train(network(), [])
     with pytest.raises(DataError, match="used up"):
         train(network(), iter(Batches()))
+    with pytest.raises(DataError, match="validation data is an iterator"):
+        train(network(), Batches(), val=iter(Batches()))
     with pytest.raises(
         RecoverError, match=r"teacher answers with shape \[16, 7\], the student with \[16, 5\]"
     ):
@@ -282,6 +285,28 @@ def test_bad_data_and_teachers_are_refused() -> None:
         train(network(), Batches(labels=False))
     with pytest.raises(RecoverError, match="no parameter"):
         train(network().requires_grad_(False), Batches())
+
+
+class Once:
+    """Gives its batches in one pass only."""
+
+    def __init__(self) -> None:
+        self.batches = iter(Batches(3))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches
+
+
+class OnceOf3(Once):
+    def __len__(self) -> int:
+        return 3
+
+
+def test_data_that_gives_nothing_the_second_time_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no batch in a second pass"):
+        train(network(), Once(), RecoverConfig(epochs=1))
+    with pytest.raises(DataError, match="no batch in epoch 2"):
+        train(network(), OnceOf3(), RecoverConfig(epochs=2), checkpoint=tmp_path)
 
 
 class Explodes(nn.Module):
