@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from recover_kit import CLASSES, Batches
+from recover_kit import CLASSES, Batches, network
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn, testing
 from torch.utils.data import DataLoader, TensorDataset
@@ -69,7 +69,50 @@ def shuffled(folder: Path) -> list[float]:
     return samples
 
 
-JOBS: dict[str, Callable[[Path], Any]] = {"resumable": resumable, "shuffled": shuffled}
+def judged(folder: Path) -> RecoverResult:
+    """Batch norms see each process's half: their statistics, and what is decided by them, would differ."""
+    config = RecoverConfig(epochs=8, lr=1e-4, patience=1, keep="best", recalibrate=0)
+
+    def sharpness(outputs: Tensor, targets: Tensor) -> float:
+        return float(outputs.softmax(1).gather(1, targets[:, None]).mean())
+
+    return recover(network(), network(seed=1), Batches(), config, val=Batches(2), metric=sharpness)
+
+
+class Auxiliary(nn.Module):
+    """A head whose answers no loss looks at, and one that is never asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.aux, self.idle = plain(0), nn.Linear(64, 2), nn.Linear(64, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(x), self.aux(x.flatten(1))
+
+
+def partly(folder: Path) -> RecoverResult:
+    return train(Auxiliary(), Batches(3), RecoverConfig(epochs=1))
+
+
+def inside(folder: Path) -> RecoverResult:
+    config = RecoverConfig.parse({"epochs": 1, "losses": {"mse": {"layers": ["1"]}}})
+    return recover(plain(0), plain(1), Batches(3), config)
+
+
+def odd(folder: Path) -> RecoverResult:
+    x_NCHW, y_N = next(iter(Batches(1)))
+    data = [(x_NCHW, y_N), (x_NCHW[:1], y_N[:1])]
+    return train(plain(0), data * 2, RecoverConfig(epochs=1, grad_accumulation=2))
+
+
+JOBS: dict[str, Callable[[Path], Any]] = {
+    "resumable": resumable,
+    "shuffled": shuffled,
+    "judged": judged,
+    "partly": partly,
+    "inside": inside,
+    "odd": odd,
+}
 
 
 def run_jobs(name: str) -> None:
@@ -132,3 +175,13 @@ def test_two_processes_learn_what_one_learns(both: Path) -> None:
 def test_processes_share_out_one_order(both: Path) -> None:
     first, second = found(both, "shuffled")
     assert sorted(first + second) == list(range(16))
+
+
+@pytest.mark.parametrize(
+    ("job", "steps"),
+    [("judged", None), ("partly", 3), ("inside", 3), ("odd", 2)],
+    ids=["own statistics", "heads without a loss", "features alone", "a batch smaller than the processes"],
+)
+def test_processes_stay_alike(both: Path, job: str, steps: int | None) -> None:
+    assert_alike(both, job)
+    assert steps in (None, found(both, job)[0]["steps"])
