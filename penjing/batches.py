@@ -266,10 +266,10 @@ def ask(model: Callable[..., Any], inputs: Inputs, who: str, error: type[Penjing
     except (RuntimeError, TypeError, ValueError, IndexError) as failure:
         shapes = ", ".join(str(list(part.shape)) for part in tensors(inputs))
         said = next(iter(str(failure).splitlines()), type(failure).__name__)
-        raise error(
-            f"the {who} does not take inputs of shape {shapes} ({said})",
-            remedy=f"Check the size, channels and layout of the images, and that the {who} runs on one batch",
-        ) from failure
+        remedy = f"Check the size, channels and layout of the images, and that the {who} runs on one batch"
+        if "more than 1 value per channel" in said:
+            remedy = "Its batch norms need two samples or more: give the loader drop_last=True"
+        raise error(f"the {who} does not take inputs of shape {shapes} ({said})", remedy=remedy) from failure
 
 
 def logits_of(output: Any, error: type[PenjingError] = DataError) -> Tensor:

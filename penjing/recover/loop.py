@@ -489,7 +489,9 @@ class Loop:
             return {"val_metric": self._of_the_first(value), "val_n": samples}
         if not self._names_classes(model):
             if not job.teachers:
-                judge = "metric=, a function of outputs and targets" if job.stage == "recover" else "int64 labels"
+                judge = (
+                    "metric=, a function of outputs and targets" if job.stage == "recover" else "int64 labels"
+                )
                 raise RecoverError(
                     "the validation targets are not classes of the outputs, so there is no accuracy",
                     remedy=f"Give {judge}, or leave val out",
