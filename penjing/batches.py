@@ -285,10 +285,10 @@ def ask(model: Callable[..., Any], inputs: Any, who: str, error: type[PenjingErr
         leaves = pytree.tree_leaves(inputs)
         shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor))
         said = next(iter(str(failure).splitlines()), type(failure).__name__)
-        raise error(
-            f"the {who} does not take inputs of shape {shapes} ({said})",
-            remedy=f"Check the size, channels and layout of the images, and that the {who} runs on one batch",
-        ) from failure
+        remedy = f"Check the size, channels and layout of the images, and that the {who} runs on one batch"
+        if "more than 1 value per channel" in said:
+            remedy = "Its batch norms need two samples or more: give the loader drop_last=True"
+        raise error(f"the {who} does not take inputs of shape {shapes} ({said})", remedy=remedy) from failure
 
 
 def logits_of(output: Any, target: Any = None) -> Tensor:
@@ -371,17 +371,30 @@ def count_batches(data: Iterable[Any]) -> int:
     Raises:
         DataError: when the data is empty, or is an iterator that can only be gone through once.
     """
-    if iter(data) is data:
-        raise DataError(
-            "the data is an iterator that is used up after one pass",
-            remedy="Give a loader or list that can be iterated again",
-        )
+    refuse_one_pass(data, "data")
     try:
         count = len(data)  # type: ignore[arg-type]
     except TypeError:
         count = sum(1 for _ in data)
+        if count and next(iter(data), None) is None:
+            raise used_up("the data gives no batch in a second pass") from None
     if count == 0:
         raise DataError(
             "the data has no batches", remedy="Check the path, and drop_last with a large batch size"
         )
     return count
+
+
+def refuse_one_pass(data: Iterable[Any], what: str) -> None:
+    """Refuse what is its own iterator.
+
+    Raises:
+        DataError: calling the data ``what``.
+    """
+    if iter(data) is data:
+        raise used_up(f"the {what} is an iterator that is used up after one pass")
+
+
+def used_up(cause: str) -> DataError:
+    """The error for data that can be iterated only once."""
+    return DataError(cause, remedy="Give a loader or list that can be iterated again")

@@ -31,20 +31,20 @@ def recalibrate_(model: nn.Module, data: Iterable[Any], *, max_samples: int = 20
     Args:
         model: A network, also a traced or a Keras one; one without batch norms is left alone.
         data: A re-iterable of batches; labels are not looked at.
-        max_samples: Most samples used.
+        max_samples: Most samples used. A last batch of one is left out.
 
     Returns:
         Number of batch norms recalibrated.
 
     Raises:
-        DataError: no data, or NaN in it.
+        DataError: no data, NaN in it, or inputs that the network does not take.
     """
-    from penjing.batches import call_model, check, unpack
+    from penjing.batches import ask, check, unpack
 
     found = [norms for find in _KINDS for module in model.modules() if (norms := find(module)) is not None]
     if not found:
         return 0
-    count = 0
+    count = largest = 0
     with eval_mode(model):
         try:
             for norms in found:
@@ -52,9 +52,12 @@ def recalibrate_(model: nn.Module, data: Iterable[Any], *, max_samples: int = 20
             for index, item in enumerate(data):
                 batch = unpack(item)
                 check(batch, index)
+                largest = max(largest, batch.size)
+                if batch.size == 1 < largest:
+                    continue  # the rest of the data, which has no variance of its own
                 for norms in found:
                     norms.momentum(1 / (index + 1))  # a cumulative average
-                call_model(model, batch.inputs)
+                ask(model, batch.inputs, "model")
                 count += batch.size
                 if count >= max_samples:
                     break

@@ -30,7 +30,8 @@ def train(
 
     Args:
         model: Any module from inputs to class scores ``[N, K]``. It is not changed.
-        data: A re-iterable of batches; ``set_epoch(epoch)`` is called before each pass where there is one.
+        data: A re-iterable of batches; ``set_epoch(epoch)`` is called before each pass where there is one,
+            also on a loader's samplers.
         config: Options; the defaults of `RecoverConfig` otherwise.
         val: Data with targets for validation, early stopping and ``keep="best"``.
         checkpoint: Folder written after every epoch. If it holds a checkpoint the run goes on from it, and
@@ -39,7 +40,8 @@ def train(
         listen: Hears the events.
 
     Raises:
-        DataError: empty data, NaN, labels outside the classes, a batch of unknown form.
+        DataError: empty data or such as can be iterated only once, NaN, labels outside the classes, a batch
+            of unknown form.
         RecoverError: a loss or gradient that is not finite (with step and layer), a checkpoint of another
             run.
     """
@@ -73,7 +75,8 @@ def recover(
         val: As for `train`.
         metric: What validation goes by instead of accuracy: ``metric(outputs, targets)`` on all of ``val``,
             or an object with ``update``, ``compute`` and ``reset``; higher is better. Without it a network
-            whose targets are not classes is judged by how well it answers as the original does (R²).
+            whose targets are not classes, or are not there, is judged by how well it answers as the
+            original does (R²).
         plan: The plan the student was pruned with; lines its features up with the teacher's.
         checkpoint: As for `train`.
         seed: As for `train`.
@@ -81,8 +84,8 @@ def recover(
 
     Raises:
         DataError: As for `train`.
-        RecoverError: As for `train`; also a teacher of another output shape, and features that cannot be
-            lined up.
+        RecoverError: As for `train`; also a teacher of another output shape, features that cannot be
+            lined up, and a loss that depends on nothing that is trained.
     """
     if teacher is None:
         teachers: tuple[Teacher, ...] = ()

@@ -77,7 +77,7 @@ class RecoverConfig(Config):
         lr_start, lr_end: First and last learning rate, as fractions of ``lr``.
         grad_clip: Largest total gradient norm; None never clips (a non-finite gradient stops the run all
             the same).
-        grad_accumulation: Batches per optimizer step.
+        grad_accumulation: Batches per optimizer step; each counts by its samples.
         ema: Decay of the exponential moving average of the weights (0.99…); 0 keeps none. With it, the
             average is what is validated and returned.
         label_smoothing: For the cross-entropy, 0 to 1.
@@ -115,7 +115,8 @@ class RecoverConfig(Config):
             ``"growing"``, ``"slimming"``, ``"soft"``); ``"keep_zeros"`` recovers a masked network.
         eval_every: Epochs between validations (the last epoch is always validated).
         workers_split: In a multi-process run every process sees the same batches and takes its own share
-            of each one (True), or the loader already gives each process its own data (False).
+            of each one (True; one with fewer samples than processes is left out), or the loader already
+            gives each process its own data (False).
     """
 
     epochs: int = Field(default=10, ge=0)

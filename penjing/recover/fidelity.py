@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penjing.batches import check, move, unpack
+from penjing.batches import Batch, check, move, unpack
 from penjing.errors import DataError
 from penjing.recover.teachers import Teacher, Teachers
 
@@ -27,7 +27,7 @@ def fidelity(
     Args:
         model: The network; its train/eval flags are given back.
         teacher: The original.
-        data: Batches; targets are not looked at.
+        data: Batches; targets and answers that come with them are not looked at.
         device: Where the model is.
         channels_last: Memory order of images.
 
@@ -43,7 +43,7 @@ def fidelity(
         for index, item in enumerate(data):
             batch = move(unpack(item), device, channels_last)
             check(batch, index, of="validation")
-            (theirs, mine), _ = both.answer(batch)
+            (theirs, mine), _ = both.answer(Batch(batch.inputs))
             samples += batch.size
             found = [
                 torch.stack(

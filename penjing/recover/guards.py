@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from penjing.batches import Inputs, call_model
 from penjing.errors import RecoverError
 
-_REMEDY = "Lower the learning rate, set grad_clip, add warmup, or use precision='fp32'; then resume"
+_REMEDY = (
+    "Lower the learning rate, set grad_clip, add warmup, or use precision='fp32', and start again; with a "
+    "checkpoint, in a new folder"
+)
 
 
 def non_finite(model: nn.Module, inputs: Inputs, step: int, found: str) -> RecoverError:

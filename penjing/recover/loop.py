@@ -32,8 +32,10 @@ from penjing.batches import (
     map_inputs,
     move,
     outputs_of,
+    refuse_one_pass,
     share,
     unpack,
+    used_up,
 )
 from penjing.errors import RecoverError
 from penjing.events import Event, Listener
@@ -59,7 +61,7 @@ from penjing.recover.schedule import learning_rate
 from penjing.recover.sparse import Sparse
 from penjing.recover.start import Start
 from penjing.recover.state import EpochSums, Progress
-from penjing.recover.teachers import Teacher, Teachers
+from penjing.recover.teachers import AnswerCache, Teacher, Teachers
 
 _SECONDS_BETWEEN_EVENTS = 0.25
 
@@ -85,10 +87,11 @@ class Loop:
     """One run: what is fixed is in the job; what moves is in `Progress`, model, optimizer and average."""
 
     def __init__(self, job: Job) -> None:
-        from accelerate import Accelerator  # slow to import, and only training needs it
+        from accelerate import Accelerator, DistributedDataParallelKwargs  # slow, and only training needs it
 
         self.job, self.config = job, job.config
-        self.accelerator = Accelerator(mixed_precision="no")
+        partly = DistributedDataParallelKwargs(find_unused_parameters=True)  # heads that no loss reaches
+        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[partly])
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
@@ -109,6 +112,8 @@ class Loop:
             progress = self.progress
             progress.precision = progress.precision or self._precision()
             self._tell("start", message=f"{progress.precision}, at most {self.total_steps} steps")
+            if self.job.val is None and (self.config.keep == "best" or self.config.patience is not None):
+                self._tell("warning", message="keep='best' and patience do nothing without validation data")
             if progress.steps == 0 and self.total_steps:
                 self._look_at_start()
             progress.stopped = progress.stopped or self._limit_reached()
@@ -120,6 +125,8 @@ class Loop:
 
     def _set_up(self) -> None:
         config = self.config
+        if self.job.val is not None:
+            refuse_one_pass(self.job.val, "validation data")
         per_epoch = math.ceil(count_batches(self.job.data) / config.grad_accumulation)
         self.epoch_steps = min(per_epoch, config.steps_per_epoch or per_epoch)
         self.total_steps = self.epoch_steps * config.epochs
@@ -178,8 +185,8 @@ class Loop:
         self.teachers = self.stack.enter_context(teachers)
         self.teachers.to(self.device)
         self.taps = self.stack.enter_context(Taps(self.model, specs)) if specs else None
-        if self.teachers.cache is not None:
-            self.teachers.cache.restore(self.saved_cache)
+        if self._cache is not None:
+            self._cache.restore(self.saved_cache)
 
     def _remembered(self) -> int:
         """Most samples whose teacher logits are kept."""
@@ -224,9 +231,14 @@ class Loop:
         distinct, epoch = self.config.distinct_epochs, self.progress.epoch
         return epoch if distinct is None else epoch % distinct
 
+    @property
+    def _cache(self) -> AnswerCache | None:
+        """The remembered answers; None before it is settled what is minimised, too."""
+        return None if self.objective is None else self.teachers.cache
+
     def _see_repeats(self) -> None:
         """Say so where the first epoch that should have been seen before was not."""
-        cache = None if self.objective is None else self.teachers.cache
+        cache = self._cache
         if cache is None or self.progress.epoch != self.config.distinct_epochs:
             return
         if not cache.hits and len(cache.known) < cache.capacity:
@@ -237,8 +249,13 @@ class Loop:
             )
 
     def _set_epoch(self, epoch: int) -> None:
-        if callable(set_epoch := getattr(self.job.data, "set_epoch", None)):
-            set_epoch(epoch)
+        """Tell the epoch to the data and to the samplers of a loader, each once."""
+        data = self.job.data
+        batches = getattr(data, "batch_sampler", None)
+        told = [data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None)]
+        for holder in {id(one): one for one in told}.values():
+            if callable(set_epoch := getattr(holder, "set_epoch", None)):
+                set_epoch(epoch)
 
     # ---------------------------------------------------------------------------------------------- training
 
@@ -246,16 +263,19 @@ class Loop:
         """Train for one pass, validate, record, and see whether it is time to stop."""
         progress, config = self.progress, self.config
         began, meter, told = time.perf_counter(), EpochSums(), 0.0
-        chance.seed_globals(self.job.seed, self._drawn_epoch(), self.rank)
-        self._set_epoch(self._drawn_epoch())
         self.wrapped.train()
-        for index, window in enumerate(_windows(self.job.data, config.grad_accumulation, self.epoch_steps)):
+        for index, window in enumerate(self._pass()):
             self._step(window, index, meter)
             if time.perf_counter() - told > _SECONDS_BETWEEN_EVENTS:
                 told = time.perf_counter()
                 self._tell("progress", meter.means() | {"lr": self.optimizer.param_groups[0]["lr"]})
             if self._limit_reached():
                 break
+        if not meter.samples:
+            raise RecoverError(
+                f"every batch has fewer samples than there are processes ({self.world})",
+                remedy="Use larger batches, or fewer processes",
+            )
         self._see_repeats()
         if self.sparse is not None:
             self.sparse.epoch_(self.model, *([] if self.average is None else [self.average.model]))
@@ -276,30 +296,41 @@ class Loop:
         )
         self._tell("metric", record)
 
+    def _pass(self) -> Iterator[list[Any]]:
+        """The windows of this epoch.
+
+        A loader draws its order no later than its first batch: from what all processes share, where they
+        share out the batches. What the steps draw (dropout) is each process's own.
+
+        Raises:
+            DataError: when there is no batch.
+        """
+        draws, config = (self.job.seed, self._drawn_epoch()), self.config
+        chance.seed_globals(*draws, *(() if config.workers_split else (self.rank,)))
+        self._set_epoch(self._drawn_epoch())
+        windows = _windows(self.job.data, config.grad_accumulation, self.epoch_steps)
+        first = next(windows, None)
+        if first is None:
+            raise used_up(f"the data gives no batch in epoch {self.progress.epoch + 1}")
+        chance.seed_globals(*draws, self.rank)
+        yield first
+        yield from windows
+
     def _step(self, window: Sequence[Any], index: int, meter: EpochSums) -> None:
         """One optimizer step on the batches of ``window``, the ``index``-th of this epoch."""
         config, progress = self.config, self.progress
         done = self._share_done()
         set_lr(self.optimizer, learning_rate(config, done))
-        batch: Batch | None = None
-        for position, item in enumerate(window):
-            number = index * config.grad_accumulation + position
-            batch = unpack(item)
-            if config.workers_split:
-                batch = share(batch, self.rank, self.world)
-            if batch is None:
-                continue
-            check(batch, number)
+        batches = self._own(window, index * config.grad_accumulation)
+        if not batches:
+            return
+        samples = sum(batch.size for _, batch in batches)
+        for number, batch in batches:
             batch = move(batch, self.device, self.channels_last)
-            last = position == len(window) - 1
+            last = number == batches[-1][0]
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 loss = self._loss(batch, number, done, meter)
-                self.accelerator.backward(loss / len(window))
-        if batch is None:
-            raise RecoverError(
-                f"a batch has fewer samples than there are processes ({self.world})",
-                remedy="Use larger batches, drop_last=True, or fewer processes",
-            )
+                self.accelerator.backward(loss * (batch.size / samples))
         norm = self._gradient_norm()
         if not math.isfinite(norm):
             raise non_finite(self.model, batch.inputs, progress.steps + 1, f"the gradient norm is {norm}")
@@ -312,6 +343,22 @@ class Loop:
         progress.steps += 1
         if self.average is not None:
             self.average.update(self.model, progress.steps)
+
+    def _own(self, window: Sequence[Any], first: int) -> list[tuple[int, Batch]]:
+        """What this process works on of each batch, with the batch's number, counted from ``first``; a batch
+        with fewer samples than there are processes is left out.
+        """
+        batches: list[tuple[int, Batch]] = []
+        for number, item in enumerate(window, first):
+            batch = unpack(item)
+            own = share(batch, self.rank, self.world) if self.config.workers_split else batch
+            if own is None:
+                said = f"batch {number} is left out: fewer samples than the {self.world} processes"
+                self._tell("note", message=said)
+                continue
+            check(own, number)
+            batches.append((number, own))
+        return batches
 
     def _loss(self, batch: Batch, number: int, done: float, meter: EpochSums) -> Tensor:
         """The loss of one batch, checked; adds to the meter."""
@@ -344,6 +391,13 @@ class Loop:
         mine = self.taps.features if self.taps is not None else {}
         learned = labels_N if target is batch.target and not _is_soft(target) else target
         loss, parts = objective(outputs, mine, answers, features, learned, done, labels=batch.target)
+        if not loss.requires_grad:
+            raise RecoverError(
+                "the loss depends on no parameter that is trained",
+                remedy="Unfreeze layers before the place it looks at, or add a loss on the outputs",
+            )
+        if self.world > 1:  # gradients are exchanged once all that the scores depend on have theirs
+            loss = loss + 0 * logits_NK.sum()
         if not math.isfinite(value := float(loss.detach())):
             raise non_finite(self.model, batch.inputs, self.progress.steps + 1, f"the loss is {value}")
         right = None if labels_N is None else (logits_NK.detach().argmax(1) == labels_N).sum()
@@ -408,8 +462,18 @@ class Loop:
         """What the first process measured, so that all decide alike."""
         if self.world == 1:
             return measured
-        heard = torch.tensor([measured if self.rank == 0 else 0.0], device=self.device)
+        own = measured if self.rank == 0 else 0.0
+        heard = torch.tensor([own], dtype=torch.float64, device=self.device)
         return float(self.accelerator.reduce(heard, "sum"))
+
+    @torch.no_grad()
+    def _share_buffers(self, model: nn.Module) -> None:
+        """Give all processes the first one's buffers: each has its own samples' batch-norm statistics."""
+        from accelerate.utils import broadcast
+
+        if self.world > 1:
+            for buffer in model.buffers():
+                buffer.copy_(broadcast(buffer.contiguous()))
 
     def _share_done(self) -> float:
         """How much of the run is done, 0 to 1."""
@@ -454,19 +518,23 @@ class Loop:
         """
         job = self.job
         assert job.val is not None
+        self._share_buffers(model)
         if job.metric is not None:
             value, samples = scored(job.metric, model, job.val)
-            return {"val_metric": value, "val_n": samples}
+            return {"val_metric": self._of_the_first(value), "val_n": samples}
         if not self._names_classes(model):
             if not job.teachers:
+                judge = (
+                    "metric=, a function of outputs and targets" if job.stage == "recover" else "int64 labels"
+                )
                 raise RecoverError(
                     "the validation targets are not classes of the outputs, so there is no accuracy",
-                    remedy="Give metric=, a function of outputs and targets, or leave val out",
+                    remedy=f"Give {judge}, or leave val out",
                 )
             value, samples = fidelity(
                 model, job.teachers[0], job.val, device=self.device, channels_last=self.channels_last
             )
-            return {"val_fidelity": value, "val_n": samples}
+            return {"val_fidelity": self._of_the_first(value), "val_n": samples}
         counts = evaluate(
             model,
             job.val,
@@ -483,7 +551,9 @@ class Loop:
         return record | {"val_loss": loss / total} if math.isfinite(loss) else record
 
     def _names_classes(self, model: nn.Module) -> bool:
-        """Whether the validation targets are classes of the model's outputs, by the first batch."""
+        """Whether the validation targets are classes of the model's outputs, by the first batch; without
+        targets, whether there is no original to be compared with.
+        """
         if self._val_classes is None:
             assert self.job.val is not None
             item = next(iter(self.job.val), None)
@@ -492,7 +562,10 @@ class Loop:
             batch = move(unpack(item), self.device, self.channels_last)
             with torch.no_grad(), eval_view(model):
                 logits_NK = logits_of(ask(model, batch.inputs, "model"), batch.target)
-            self._val_classes = batch.target is None or classifies(batch.target, logits_NK)
+            if batch.target is None:
+                self._val_classes = not self.job.teachers
+            else:
+                self._val_classes = classifies(batch.target, logits_NK)
         return self._val_classes
 
     # ---------------------------------------------------------------------------------------------- keeping
@@ -509,7 +582,7 @@ class Loop:
             parts["average"] = {} if self.average is None else model_tensors(self.average.model)
             parts["best"] = self.best if self.best_is_new else {}
             parts["start"] = self.start.tensors if self.start.is_new else {}
-            parts["cache"] = self.teachers.cache.tensors() if self.teachers.cache is not None else {}
+            parts["cache"] = {} if self._cache is None else self._cache.tensors()
             generators = chance.loader_generators(self.job.data)
             parts["generators"] = {str(i): g.get_state() for i, g in enumerate(generators)}
             state = {"run": self._identity(), "progress": self.progress.to_dict()}
@@ -537,8 +610,8 @@ class Loop:
             restore_model(self.average.model, parts["average"])
         self.best, self.start.tensors = parts.get("best", {}), parts.get("start", {})
         self.saved_cache = parts.get("cache", {})
-        if self.objective is not None and self.teachers.cache is not None:
-            self.teachers.cache.restore(self.saved_cache)
+        if self._cache is not None:
+            self._cache.restore(self.saved_cache)
         for index, generator in enumerate(chance.loader_generators(self.job.data)):
             generator.set_state(parts["generators"][str(index)])
         self._tell("note", message=f"resumed after epoch {self.progress.epoch}")
@@ -550,6 +623,7 @@ class Loop:
             restore_model(model, {"best": self.best, "start": self.start.tensors}[kept])
         elif self.average is not None:
             restore_model(model, model_tensors(self.average.model))
+        self._share_buffers(model)
         model.zero_grad(set_to_none=True)
         if self.channels_last:
             model.to(memory_format=torch.contiguous_format)

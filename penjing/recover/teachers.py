@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -111,8 +112,7 @@ class AnswerCache:
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.hits = capacity, 0
-        self.known: dict[bytes, Tensor] = {}
-        self._shapes: list[tuple[int, ...]] = []
+        self.known: dict[bytes, tuple[Tensor, ...]] = {}
 
     def answer(self, batch: Batch, run: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """The remembered outputs when every sample is known; otherwise those of ``run``, remembered."""
@@ -121,27 +121,25 @@ class AnswerCache:
         known = [row for row in rows if row is not None]
         if len(known) == len(keys):
             self.hits += 1
-            return self._apart(torch.stack(known).to(tensors(batch.inputs)[0].device))
+            device = tensors(batch.inputs)[0].device
+            return tuple(torch.stack(output).to(device) for output in zip(*known, strict=True))
         outputs = run()
-        self._shapes = [tuple(output.shape[1:]) for output in outputs]
-        flat = torch.cat([output.reshape(len(output), -1) for output in outputs], 1).cpu()
-        for key, row in zip(keys, flat, strict=True):
+        for key, answer in zip(keys, zip(*(output.cpu() for output in outputs), strict=True), strict=True):
             # the first answer stands: a resumed run must find what this one found
             if len(self.known) < self.capacity and key not in self.known:
-                self.known[key] = row.clone()
+                self.known[key] = tuple(row.clone() for row in answer)
         return outputs
 
-    def _apart(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """The outputs that lie one after the other in each row."""
-        parts = torch.split(flat, [math.prod(shape) for shape in self._shapes], 1)
-        return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, self._shapes, strict=True))
-
     def _keys(self, batch: Batch) -> list[bytes]:
-        parts = [part.cpu().contiguous().numpy() for part in tensors(batch.inputs)]
         digests = [hashlib.blake2b(digest_size=16) for _ in range(batch.size)]
-        for part in parts:
-            for digest, sample in zip(digests, part, strict=True):
-                digest.update(sample.tobytes())
+        for part in tensors(batch.inputs):
+            each = part.dim() > 0 and len(part) == batch.size  # what has no batch dimension belongs to all
+            samples = part if each else part.unsqueeze(0)
+            shape = repr(tuple(samples.shape[1:])).encode()
+            rows = samples.reshape(len(samples), -1).cpu().contiguous().view(torch.uint8).numpy()
+            for index, digest in enumerate(digests):
+                digest.update(shape)
+                digest.update(rows[index if each else 0].tobytes())
         return [digest.digest() for digest in digests]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -149,18 +147,22 @@ class AnswerCache:
         if not self.known:
             return {}
         keys = torch.frombuffer(bytearray(b"".join(self.known)), dtype=torch.uint8).reshape(-1, 16)
-        shapes = [number for shape in self._shapes for number in (len(shape), *shape)]
+        answers = self.known.values()
+        shapes = [number for rows in answers for row in rows for number in (row.dim(), *row.shape)]
         return {
             "keys": keys,
-            "answers": torch.stack(list(self.known.values())),
-            "shapes": torch.tensor(shapes, dtype=torch.int64),
+            "outputs": torch.tensor([len(rows) for rows in answers]),
+            "shapes": torch.tensor(shapes),
+            "values": torch.cat([row.reshape(-1) for rows in answers for row in rows]),
         }
 
     def restore(self, saved: dict[str, Tensor]) -> None:
-        """Put back what `tensors` gave."""
-        if not saved:
+        """Put back what `tensors` gave; answers that were kept in another form are asked for anew."""
+        if "values" not in saved:
             return
-        keys = [bytes(row.tolist()) for row in saved["keys"]]
-        self.known = dict(zip(keys, saved["answers"], strict=True))
         numbers = iter(saved["shapes"].tolist())
-        self._shapes = [tuple(next(numbers) for _ in range(rank)) for rank in numbers]
+        shapes = [tuple(islice(numbers, rank)) for rank in numbers]
+        parts = torch.split(saved["values"], [math.prod(shape) for shape in shapes])
+        rows = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+        for key, count in zip(saved["keys"], saved["outputs"].tolist(), strict=True):
+            self.known[bytes(key.tolist())] = tuple(islice(rows, count))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from penjing.errors import DataError, RecoverError
 from penjing.events import Event
+from penjing.prune.recalibrate import recalibrate
 from penjing.recover import RecoverConfig, StopReason, evaluate, recover, train
 
 
@@ -207,6 +209,48 @@ def test_accumulation_equals_the_large_batch_without_batch_norm() -> None:
         assert torch.allclose(p, q, atol=1e-6)
 
 
+def test_accumulation_weighs_a_short_batch_by_its_samples() -> None:
+    x_NCHW, y_N = next(iter(Batches(1)))
+    short = [(x_NCHW[:12], y_N[:12]), (x_NCHW[12:], y_N[12:])]
+    options: dict[str, Any] = {"epochs": 1, "grad_clip": None}
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
+    a = train(model, short, RecoverConfig(grad_accumulation=2, **options))
+    b = train(model, [(x_NCHW, y_N)], RecoverConfig(**options))
+    for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
+
+
+def test_the_samplers_of_a_loader_hear_the_epoch() -> None:
+    heard: list[tuple[str, int]] = []
+
+    class Order(torch.utils.data.SequentialSampler):
+        def set_epoch(self, epoch: int) -> None:
+            heard.append(("order", epoch))
+
+    class Groups(torch.utils.data.BatchSampler):
+        def set_epoch(self, epoch: int) -> None:
+            heard.append(("groups", epoch))
+
+    x_NCHW, y_N = next(iter(Batches(1)))
+    dataset = torch.utils.data.TensorDataset(x_NCHW, y_N)
+    plain = torch.utils.data.DataLoader(dataset, 8, sampler=Order(dataset))
+    train(network(), plain, RecoverConfig(epochs=2))
+    assert heard == [("order", 0), ("order", 1)]
+    heard.clear()
+    grouped = torch.utils.data.DataLoader(dataset, batch_sampler=Groups(Order(dataset), 8, False))
+    train(network(), grouped, RecoverConfig(epochs=1))
+    assert heard == [("groups", 0), ("order", 0)]
+
+
+def test_options_that_do_nothing_without_validation_data_are_told() -> None:
+    def warned(**options: Any) -> bool:
+        told: list[Event] = []
+        train(network(), Batches(1), RecoverConfig(epochs=1, **options), listen=told.append)
+        return any("without validation data" in event.message for event in told if event.kind == "warning")
+
+    assert [warned(keep="best"), warned(patience=1), warned()] == [True, True, False]
+
+
 def test_stops() -> None:
     assert train(network(), Batches(), RecoverConfig(epochs=2)).stopped is StopReason.EPOCHS
     assert train(network(), Batches(), RecoverConfig(max_steps=4)).steps == 4
@@ -266,6 +310,8 @@ def test_bad_data_and_teachers_are_refused() -> None:
         train(network(), [])
     with pytest.raises(DataError, match="used up"):
         train(network(), iter(Batches()))
+    with pytest.raises(DataError, match="validation data is an iterator"):
+        train(network(), Batches(), val=iter(Batches()))
     with pytest.raises(
         RecoverError, match=r"teacher answers with shape \[16, 7\], the student with \[16, 5\]"
     ):
@@ -284,6 +330,45 @@ def test_bad_data_and_teachers_are_refused() -> None:
         train(network().requires_grad_(False), Batches())
 
 
+def test_a_loss_that_nothing_trained_reaches_is_refused() -> None:
+    frozen = network()
+    frozen.get_submodule("0").requires_grad_(False)
+    config = RecoverConfig.parse({"epochs": 1, "losses": {"mse": {"layers": ["0"]}}})
+    with pytest.raises(RecoverError, match="depends on no parameter that is trained"):
+        recover(frozen, network(seed=1), Batches(1), config)
+
+
+def test_a_batch_of_one_is_told_and_left_out_of_the_statistics() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Linear(6, CLASSES))
+    x_NCHW, y_N = next(iter(Batches(1)))
+    odd = [(x_NCHW, y_N), (x_NCHW[:1], y_N[:1])]
+    with pytest.raises(DataError, match="drop_last=True"):
+        train(model, odd, RecoverConfig(epochs=1))
+    assert equal(recalibrate(model, odd), recalibrate(model, odd[:1]))
+
+
+class Once:
+    """Gives its batches in one pass only."""
+
+    def __init__(self) -> None:
+        self.batches = iter(Batches(3))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches
+
+
+class OnceOf3(Once):
+    def __len__(self) -> int:
+        return 3
+
+
+def test_data_that_gives_nothing_the_second_time_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no batch in a second pass"):
+        train(network(), Once(), RecoverConfig(epochs=1))
+    with pytest.raises(DataError, match="no batch in epoch 2"):
+        train(network(), OnceOf3(), RecoverConfig(epochs=2), checkpoint=tmp_path)
+
+
 class Explodes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -296,8 +381,11 @@ class Explodes(nn.Module):
 
 def test_a_loss_that_is_not_finite_names_step_and_layer() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Explodes(), nn.Linear(8, CLASSES))
-    with pytest.raises(RecoverError, match="at 2: the loss is nan at step 4; the first layer whose output"):
+    with pytest.raises(
+        RecoverError, match="at 2: the loss is nan at step 4; the first layer whose"
+    ) as failed:
         train(model, Batches())
+    assert "a new folder" in failed.value.remedy  # a checkpoint refuses other options
 
 
 def test_a_gradient_that_is_not_finite_names_the_parameter() -> None:

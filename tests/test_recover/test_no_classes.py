@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.batches import classifies, outputs_of
-from penjing.errors import RecoverError
+from penjing.errors import DataError, RecoverError
 from penjing.prune import prune
 from penjing.recover import RecoverConfig, recover, train
 from penjing.recover.losses import Answers, make_loss
@@ -107,6 +107,17 @@ def test_a_metric_judges() -> None:
     assert worse.kept == "start"
 
 
+def test_validation_data_without_targets_or_with_answers_is_judged_by_the_original() -> None:
+    original, data = boxes(), batches(2)
+    bare = [x for x, _ in data]
+    answered = [(x, y, original(x)["score"].detach()) for x, y in data]
+    found = [recover(boxes(3), original, data, CONFIG, val=val).history for val in (data, bare, answered)]
+    assert found[0] == found[1] == found[2]
+    assert "val_fidelity" in found[0][-1]
+    scores = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))  # may be classes, but none are named
+    assert "val_fidelity" in recover(scores, scores, data, CONFIG, val=bare).history[-1]
+
+
 def test_what_is_not_said_is_refused() -> None:
     with pytest.raises(RecoverError, match="no original to learn from"):
         train(boxes(), batches(), CONFIG)
@@ -117,6 +128,12 @@ def test_what_is_not_said_is_refused() -> None:
     answers = [(x, y, boxes()(x)["score"]) for x, y in batches()]  # the original came with the data
     with pytest.raises(RecoverError, match="metric="):
         recover(boxes(), None, answers, CONFIG, val=batches())
+    scores = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    named = [(x, torch.zeros(8, dtype=torch.int64)) for x, _ in batches(1)]
+    with pytest.raises(RecoverError, match="int64 labels"):  # train takes no metric
+        train(scores, named, CONFIG, val=batches(1))
+    with pytest.raises(DataError, match="validation data has no labels"):
+        train(scores, named, CONFIG, val=[x for x, _ in named])
     other = nn.Sequential(nn.Conv2d(1, 1, 1))
     with pytest.raises(RecoverError, match="the teacher answers with shape"):
         recover(other, boxes(), batches(), CONFIG)
