@@ -22,7 +22,7 @@ from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
 from penjing.prune.shorten import best_depth, shorten
-from penjing.prune.slots import by_leaf, group_edits, index_values, tensor_edits
+from penjing.prune.slots import by_leaf, group_edits, index_values, renamed, tensor_edits
 from penjing.prune.worth import per_cost
 
 if TYPE_CHECKING:
@@ -90,10 +90,9 @@ def prune(
         PruneError: for bad options, a budget out of reach, or scores that are not finite.
     """
     chosen = make_criterion(criterion)
-    ignore = [ignore] if isinstance(ignore, str) else ignore
+    ignore = checked_patterns(ignore, model)
     if reconstruct and data is None:
         raise PruneError("reconstruction needs data", remedy="Pass data=… (batches of the training set)")
-    _check_patterns(ignore, [name for name, _ in model.named_parameters(remove_duplicate=False)])
     listen(Event("prune", "start", message="trace and solve the axes"))
     options: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "min_slots": min_slots}
 
@@ -201,15 +200,22 @@ def _narrow(
     return replace(result, sensitivity=sensed, latency=meter)
 
 
-def _check_patterns(ignore: Sequence[str], names: Sequence[str]) -> None:
-    """A pattern without a match is a misspelling, and would prune what was to be kept."""
-    for pattern in ignore:
-        if not any(matches(name, pattern) for name in names):
+def checked_patterns(patterns: str | Sequence[str], model: nn.Module, what: str = "ignore") -> Sequence[str]:
+    """The patterns, each of which matches a parameter: any other is a misspelling.
+
+    Raises:
+        PruneError: naming the pattern, and the parameter that may be meant.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for pattern in patterns:
+        if not any(matches(name, pattern.partition(":")[0]) for name in names):
             near = difflib.get_close_matches(pattern, names, n=1)
             raise PruneError(
-                f"ignore pattern {pattern!r} matches no parameter",
+                f"{what} pattern {pattern!r} matches no parameter",
                 remedy=f"Did you mean {near[0]!r}?" if near else f"Names look like {names[0]!r}",
             )
+    return patterns
 
 
 def prune_slots(
@@ -240,6 +246,7 @@ def prune_slots(
         tensors=tensor_edits(graph, coupling, leaves),
         attributes=done.attributes,
         values=index_values(graph, done.values),
+        renamed=renamed(coupling, leaves),
         in_place=done.in_place,
         reason=done.reason,
         created_by=dict(made or {}),
