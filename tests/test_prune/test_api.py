@@ -382,3 +382,23 @@ def test_data_that_does_not_fit_is_blamed_itself() -> None:
         prune(mlp(), X[:0])
     values = [(X, torch.randn(2, 3))]  # no classes: the mean of squares serves
     assert prune(mlp(), X, criterion="taylor", data=values).after["params"] == 74
+
+
+class Projected(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(6, 8, batch_first=True, proj_size=size)
+        self.head = nn.Linear(size or 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.head(self.rnn(x)[0])
+        return answer
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("size", [0, 4])
+def test_a_recurrent_layer_follows_with_its_projection(size: int) -> None:
+    result = prune(Projected(size), torch.randn(2, 5, 6))
+    assert result.in_place
+    assert isinstance(result.model, Projected)
+    assert (result.model.rnn.hidden_size, result.model.rnn.proj_size) == (4, size // 2)
