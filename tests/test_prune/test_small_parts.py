@@ -63,3 +63,21 @@ def test_sparsify() -> None:
     assert all((p != 0).all() for p in model.parameters())
     with pytest.raises(PruneError, match="ratio"):
         sparsify(model, 1.0)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_nm_of_a_transposed_convolution_goes_along_its_inputs(groups: int) -> None:
+    layer = nn.ConvTranspose2d(8, 6, 3, groups=groups)
+    result = sparsify(layer, nm=(1, 4))
+    by_group = result.masks["weight"].unflatten(0, (groups, -1))  # [groups, in, out, kernel]
+    rows = by_group.transpose(1, 2).reshape(6, -1, 4)
+    assert (rows.sum(-1) == 1).all()
+    odd = sparsify(nn.ConvTranspose2d(3, 4, 1, bias=False), nm=(2, 4))
+    assert odd.notes == ("weight is left out: its fan-in is not a multiple of 4",)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_the_old_weight_norm_is_copied_and_masked() -> None:
+    model = nn.utils.weight_norm(nn.Linear(8, 4))
+    model(torch.randn(2, 8))
+    assert sparsify(model, 0.25).zeros["weight_v"] == 8
