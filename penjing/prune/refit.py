@@ -16,6 +16,7 @@ from penjing.graph import Graph, trace
 from penjing.graph.sections import Section
 from penjing.prune.behind import Norm, find_norms
 from penjing.prune.block_fit import Blocks, Counterpart
+from penjing.prune.compare import difference, spread
 from penjing.prune.least_squares import Fit, fit_moments, fit_samples
 from penjing.prune.moments import EXACT_FEATURES, Moments, thin_out
 from penjing.prune.places import Place, find_places
@@ -170,8 +171,8 @@ class Refit:
             outputs = zip(*(pytree.tree_leaves(answer) for answer in answers), strict=True)
             for a, b in outputs:
                 if isinstance(a, Tensor) and a.shape == b.shape and a.is_floating_point():
-                    error += float((a - b).double().square().sum())
-                    size += float((b - b.mean(0)).double().square().sum()) or float(b.double().square().sum())
+                    error += float(difference(a, b).double().square().sum())
+                    size += spread(b) or float(torch.where(b.isfinite(), b, 0.0).double().square().sum())
         return error / max(size, 1e-30)
 
     def _refit(self, place: Place) -> None:
