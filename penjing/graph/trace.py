@@ -218,7 +218,7 @@ def eval_view(model: nn.Module) -> Iterator[set[str]]:
         for module, training in flags:
             module.training = training
         for (path, module, name, buffer, value), version in zip(buffers, versions, strict=True):
-            held = getattr(module, name, None)
+            held: object = getattr(module, name, None)
             if held is buffer and _version(buffer) == version:
                 continue
             written.add(path)

@@ -13,7 +13,7 @@ from penjing.errors import PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, couple, trace
 from penjing.graph.solve import matches
-from penjing.prune.allocate import Scope, allocate
+from penjing.prune.allocate import Scope, allocate, matching
 from penjing.prune.apply import carry_out
 from penjing.prune.budget import Budget
 from penjing.prune.criteria import Criterion, Material, make_criterion
@@ -91,16 +91,20 @@ def prune(
     """
     chosen = make_criterion(criterion)
     ignore = checked_patterns(ignore, model)
+    checked_patterns(list(ratios or ()), model, "ratios")
     if reconstruct and data is None:
         raise PruneError("reconstruction needs data", remedy="Pass data=… (batches of the training set)")
     listen(Event("prune", "start", message="trace and solve the axes"))
-    options: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "min_slots": min_slots}
+    options: dict[str, Any] = {"round_to": round_to, "min_slots": min_slots}
 
     def narrow(model: nn.Module, budget: Budget | None, sensed: Sensitivity | None) -> PruneResult:
         graph = trace(model, example_inputs)
         coupling = couple(graph, ignore=ignore, prune_outputs=prune_outputs)
         material = Material(model, graph, coupling, data, loss, seed, listen)
-        return _narrow(material, example_inputs, chosen, ratio, budget, scope, sensed, options)
+        own = _present(ratios or {}, coupling, listen)
+        return _narrow(
+            material, example_inputs, chosen, ratio, budget, scope, sensed, {"ratios": own, **options}
+        )
 
     def shorten_first(branches: int | Sequence[str]) -> PruneResult:
         from penjing.search.fit import budget_after  # only searches measure
@@ -165,6 +169,14 @@ def _nothing_went(result: PruneResult, round_to: int, min_slots: int) -> str:
     )
 
 
+def _present(ratios: Mapping[str, float], coupling: Coupling, listen: Listener) -> dict[str, float]:
+    """The ratios of groups that there are: some went with a branch, are frozen, or one slot wide."""
+    found = {pattern: value for pattern, value in ratios.items() if matching(coupling.groups, pattern)}
+    for pattern in (name for name in ratios if name not in found):
+        listen(Event("prune", "warning", message=f"ratios pattern {pattern!r} matches no group that may go"))
+    return found
+
+
 def _narrow(
     material: Material,
     example_inputs: Any,
@@ -200,6 +212,11 @@ def _narrow(
     return replace(result, sensitivity=sensed, latency=meter)
 
 
+def names_one(pattern: str, params: Sequence[str]) -> bool:
+    """Whether a glob matches a parameter, a module that holds one, or a group's id that begins with one."""
+    return any(matches(name, pattern.partition(":")[0]) for name in params)
+
+
 def checked_patterns(patterns: str | Sequence[str], model: nn.Module, what: str = "ignore") -> Sequence[str]:
     """The patterns, each of which matches a parameter: any other is a misspelling.
 
@@ -209,7 +226,7 @@ def checked_patterns(patterns: str | Sequence[str], model: nn.Module, what: str 
     patterns = [patterns] if isinstance(patterns, str) else patterns
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for pattern in patterns:
-        if not any(matches(name, pattern.partition(":")[0]) for name in names):
+        if not names_one(pattern, names):
             near = difflib.get_close_matches(pattern, names, n=1)
             raise PruneError(
                 f"{what} pattern {pattern!r} matches no parameter",

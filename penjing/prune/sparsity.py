@@ -98,8 +98,7 @@ def nm_mask(weight: Tensor, n: int = 2, m: int = 4, *, transposed: int = 0) -> T
 
 def _turned(weight: Tensor, groups: int) -> Tensor:
     """From ``[in, out / groups, …]`` to ``[out, in / groups, …]``, and back."""
-    blocks = weight.unflatten(0, (groups, -1))
-    return blocks.transpose(1, 2).flatten(0, 1)
+    return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
 def _fan_in(weight: Tensor, transposed: int) -> int:

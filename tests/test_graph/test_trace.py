@@ -346,7 +346,7 @@ def test_the_eval_view_of_a_compiled_module_ends_as_it_began() -> None:
     scripted: nn.Module = torch.jit.script(nn.BatchNorm1d(4))
     with eval_view(scripted) as written:
         assert not scripted.training
-        scripted.num_batches_tracked += 1
+        scripted.get_buffer("num_batches_tracked").add_(1)
     assert written == {"num_batches_tracked"}
-    assert scripted.training
-    assert scripted.num_batches_tracked == 0
+    assert [part.training for part in scripted.modules()] == [True]
+    assert int(scripted.get_buffer("num_batches_tracked")) == 0

@@ -69,7 +69,7 @@ def test_sparsify() -> None:
 def test_nm_of_a_transposed_convolution_goes_along_its_inputs(groups: int) -> None:
     layer = nn.ConvTranspose2d(8, 6, 3, groups=groups)
     result = sparsify(layer, nm=(1, 4))
-    by_group = result.masks["weight"].unflatten(0, (groups, -1))  # [groups, in, out, kernel]
+    by_group = result.masks["weight"].reshape(groups, -1, 6 // groups, 9)  # [groups, in, out, kernel]
     rows = by_group.transpose(1, 2).reshape(6, -1, 4)
     assert (rows.sum(-1) == 1).all()
     odd = sparsify(nn.ConvTranspose2d(3, 4, 1, bias=False), nm=(2, 4))

@@ -9,6 +9,7 @@ from torch import nn
 
 from penjing.events import Listener
 from penjing.prune import Budget, Plan, PruneResult, prune
+from penjing.prune.api import names_one
 from penjing.recipe.schema import PruneConfig
 from penjing.recipe.stages.base import Output, plain
 from penjing.recipe.workspace import Workspace
@@ -87,7 +88,7 @@ def _prune(
         scope=config.scope,
         ignore=config.ignore,
         data=space.feed.calibration(),
-        ratios=config.ratios or None,
+        ratios=_own_ratios(config.ratios, model, is_first=original is None),
         round_to=config.round_to,
         min_slots=config.min_slots,
         branches=config.branches if original is None else 0,  # later rounds find them gone
@@ -95,6 +96,14 @@ def _prune(
         listen=listen,
         **options,
     )
+
+
+def _own_ratios(ratios: Mapping[str, float], model: nn.Module, *, is_first: bool) -> dict[str, float]:
+    """Ratios of their own, which the first round takes whole: later ones leave alone what is left of them."""
+    if is_first:
+        return dict(ratios)
+    names = [name for name, _ in model.named_parameters()]
+    return {pattern: 0.0 for pattern in ratios if names_one(pattern, names)}
 
 
 def _budget(
