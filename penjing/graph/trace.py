@@ -218,11 +218,11 @@ def eval_view(model: nn.Module) -> Iterator[set[str]]:
         for module, training in flags:
             module.training = training
         for (path, module, name, buffer, value), version in zip(buffers, versions, strict=True):
-            held: object = getattr(module, name, None)
-            if held is buffer and _version(buffer) == version:
+            is_held = getattr(module, name, None) is buffer
+            if is_held and _version(buffer) == version:
                 continue
             written.add(path)
-            if held is not buffer:
+            if not is_held:
                 setattr(module, name, buffer)
             with torch.no_grad():
                 buffer.copy_(value)
