@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from penjing.batches import check_reiterable
 from penjing.errors import PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, couple, trace
 from penjing.graph.solve import matches
 from penjing.prune.allocate import Scope, allocate, matching
 from penjing.prune.apply import carry_out
-from penjing.prune.budget import Budget
+from penjing.prune.budget import Budget, as_budget
 from penjing.prune.criteria import Criterion, Material, make_criterion
 from penjing.prune.follow import follow
 from penjing.prune.plan import Plan, tensor_shapes
@@ -38,10 +39,10 @@ def prune(
     scope: Scope = "local",
     ignore: str | Sequence[str] = (),
     data: Iterable[Any] | None = None,
-    reconstruct: bool | ReconstructConfig = False,
+    reconstruct: bool | ReconstructConfig | Mapping[str, Any] = False,
     *,
     ratios: Mapping[str, float] | None = None,
-    budget: Budget | None = None,
+    budget: Budget | Mapping[str, Any] | None = None,
     round_to: int = 1,
     min_slots: int = 1,
     branches: int | Literal["auto"] | Sequence[str] = 0,
@@ -88,8 +89,21 @@ def prune(
     Raises:
         TraceError: if the model cannot be traced.
         PruneError: for bad options, a budget out of reach, or scores that are not finite.
+        RecipeError: for a budget or reconstruction options with an unknown or wrong entry.
+        DataError: for data that is needed again and can be iterated only once.
     """
+    check_model(model)
     chosen = make_criterion(criterion)
+    budget, refit_config = as_budget(budget), _refit_config(reconstruct)
+    for name, number in {"round_to": round_to, "min_slots": min_slots}.items():
+        if not isinstance(number, int) or number < 1:
+            raise PruneError(f"{name} is {number!r}", remedy="Give a whole number of slots, 1 or more")
+    if not isinstance(branches, (int, Sequence)):
+        raise PruneError(f"branches {branches!r}", remedy="Give a number, 'auto', or a list of names")
+    counted = isinstance(branches, int) and branches > 0
+    passes = (chosen.needs_data, reconstruct, counted, scope == "sensitivity" and sensed is None)
+    if data is not None and (branches == "auto" or sum(map(bool, passes)) > 1):
+        check_reiterable(data)
     ignore = checked_patterns(ignore, model)
     checked_patterns(list(ratios or ()), model, "ratios")
     if reconstruct and data is None:
@@ -120,8 +134,7 @@ def prune(
     def refit(result: PruneResult) -> PruneResult:
         from penjing.prune.reconstruct import reconstruct as refit_layers
 
-        config = None if isinstance(reconstruct, bool) else reconstruct
-        refitted = refit_layers(result.model, model, result.plan, data or (), config, listen=listen)
+        refitted = refit_layers(result.model, model, result.plan, data or (), refit_config, listen=listen)
         return replace(result, model=refitted.model, reconstruction=refitted)
 
     if branches == "auto":
@@ -210,6 +223,28 @@ def _narrow(
     }
     result = prune_slots(material.model, example_inputs, graph, coupling, kept, made=made)
     return replace(result, sensitivity=sensed, latency=meter)
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        PruneError: naming its type.
+    """
+    if not isinstance(model, nn.Module):
+        raise PruneError(f"the model is a {type(model).__name__}", remedy="Give a torch.nn.Module")
+
+
+def _refit_config(given: bool | ReconstructConfig | Mapping[str, Any]) -> ReconstructConfig | None:
+    from penjing.prune.reconstruct import ReconstructConfig
+
+    if isinstance(given, bool):
+        return None
+    if isinstance(given, Mapping):
+        return ReconstructConfig.parse(dict(given))
+    if not isinstance(given, ReconstructConfig):
+        raise PruneError(f"reconstruct is {given!r}", remedy="Give True, False, or a ReconstructConfig")
+    return given
 
 
 def names_one(pattern: str, params: Sequence[str]) -> bool:

@@ -45,8 +45,10 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any) -> PruneResult:
         example_inputs: Inputs of the model: a tensor, a tuple or a dict.
 
     Raises:
-        PruneError: if the plan is for another model.
+        PruneError: if this is no plan, or one for another model.
     """
+    if not isinstance(plan, Plan):
+        raise PruneError(f"the plan is {plan!r}", remedy="Give a Plan; Plan.load reads one from a file")
     plan.check(model)
     graph = trace(model, example_inputs)
     whole = graph

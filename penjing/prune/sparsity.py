@@ -8,7 +8,7 @@ sparse formats, compressed downloads, and 2:4 kernels of recent GPUs. For a smal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from penjing.errors import PruneError
+from penjing.prune.api import check_model
 from penjing.prune.apply import copied
 from penjing.prune.sparse_layers import sparsegpt, wanda
 
@@ -144,8 +145,11 @@ def sparsify(
         DataError: no data, or NaN in it.
         PruneError: a bad ratio or N:M, an unknown method, or no data where it is needed.
     """
+    check_model(model)
     _check_ratio(ratio)
     if nm is not None:
+        if not isinstance(nm, Sequence) or isinstance(nm, str) or len(nm) != 2:
+            raise PruneError(f"nm is {nm!r}", remedy="Give two numbers: (2, 4) keeps 2 of every 4")
         _check_nm(*nm)
     if method not in ("magnitude", *_BY_INPUT):
         raise PruneError(
@@ -228,10 +232,10 @@ def _walk_through(
 
 
 def _check_ratio(ratio: float) -> None:
-    if not 0 <= ratio < 1:
-        raise PruneError(f"ratio {ratio} is not in [0, 1)", remedy="A ratio is the fraction removed")
+    if not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+        raise PruneError(f"ratio {ratio!r} is not in [0, 1)", remedy="A ratio is the fraction removed")
 
 
 def _check_nm(n: int, m: int) -> None:
-    if not 0 < n <= m:
-        raise PruneError(f"{n}:{m} sparsity", remedy="Give 0 < n <= m, such as 2:4")
+    if not (isinstance(n, int) and isinstance(m, int) and 0 < n <= m):
+        raise PruneError(f"{n}:{m} sparsity", remedy="Give whole numbers 0 < n <= m, such as 2:4")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.errors import DataError, PruneError, TraceError
+from penjing.errors import DataError, PenjingError, PruneError, TraceError
 from penjing.events import Event
 from penjing.graph import couple, trace
 from penjing.prune import Budget, Plan, apply, apply_, masked_equivalence, prune
@@ -265,6 +265,38 @@ def test_wrong_options() -> None:
         next(broken.parameters())[0, 0] = float("nan")
     with pytest.raises(TraceError, match="NaN"):
         prune(broken, X)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"budget": 0.5}, r"budget is 0\.5\. Say of what"),
+        ({"budget": {"parms": 0.5}}, r"did you mean 'params'"),
+        ({"reconstruct": {"max_sample": 16}, "data": [X]}, r"did you mean 'max_samples'"),
+        ({"reconstruct": "yes", "data": [X]}, r"reconstruct is 'yes'"),
+        ({"branches": 1.5}, r"branches 1\.5\. Give a number"),
+        ({"round_to": 2.5}, r"round_to is 2\.5"),
+        ({"min_slots": 1.5}, r"min_slots is 1\.5"),
+        ({"model": None}, r"model is a NoneType"),
+        ({"criterion": "taylor", "reconstruct": True, "data": iter([X])}, "data can be iterated only once"),
+    ],
+)
+def test_bad_options_are_named_before_any_work(options: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"model": mlp(), "example_inputs": "never looked at", **options}
+    with pytest.raises(PenjingError, match=words):
+        prune(**given)
+
+
+def test_options_may_be_mappings() -> None:
+    result = prune(mlp(), X, budget={"params": 0.5})
+    assert result.after == prune(mlp(), X, budget=Budget(params=0.5)).after
+    fitted = prune(mlp(), X, data=[torch.randn(64, 6)], reconstruct={"max_samples": 16}).reconstruction
+    assert fitted.num_samples == 16
+
+
+def test_a_path_is_no_plan() -> None:
+    with pytest.raises(PruneError, match=r"plan is 'plan\.json'\. Give a Plan; Plan\.load"):
+        apply(mlp(), "plan.json", X)  # type: ignore[arg-type]
 
 
 def test_a_width_of_one() -> None:

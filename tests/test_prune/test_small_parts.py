@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -81,3 +83,19 @@ def test_the_old_weight_norm_is_copied_and_masked() -> None:
     model = nn.utils.weight_norm(nn.Linear(8, 4))
     model(torch.randn(2, 8))
     assert sparsify(model, 0.25).zeros["weight_v"] == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nm": "2:4"}, r"nm is '2:4'"),
+        ({"nm": (2,)}, r"nm is \(2,\)"),
+        ({"nm": 4}, r"nm is 4"),
+        ({"nm": (2.0, 4)}, r"whole numbers"),
+        ({"ratio": "0.5"}, r"ratio '0\.5'"),
+        ({"model": None}, r"model is a NoneType"),
+    ],
+)
+def test_bad_options_of_sparsify_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(PruneError, match=words):
+        sparsify(**{"model": nn.Linear(4, 4), **options})
