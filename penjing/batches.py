@@ -365,6 +365,21 @@ def _scores(output: Any, error: type[PenjingError]) -> Tensor:
     return output
 
 
+def check_reiterable(data: Any, name: str = "data") -> None:
+    """Refuse what cannot be iterated again and again.
+
+    Raises:
+        DataError: naming the data.
+    """
+    if not isinstance(data, Iterable) or iter(data) is data:
+        often = "only once" if isinstance(data, Iterable) else "not at all"
+        raise DataError(
+            f"{name} can be iterated {often}",
+            layer=name,
+            remedy="Give a DataLoader or a list of batches instead of a generator",
+        )
+
+
 def count_batches(data: Iterable[Any]) -> int:
     """Number of batches in one pass, by ``len`` or, where there is none, by going through the data once.
 

@@ -45,6 +45,10 @@ class PruneError(PenjingError):
     stage = "prune"
 
 
+class BudgetError(PruneError):
+    """Raised when a budget is out of reach with everything removed that may go."""
+
+
 class RecoverError(PenjingError):
     """Raised by training and recovery: non-finite loss, labels out of range, a teacher of another shape."""
 
@@ -101,3 +105,7 @@ class RunError(PenjingError):
     """Raised when a run cannot start or go on: locked by another process, recipe changed, unwritable."""
 
     stage = "run"
+
+
+class LockedError(RunError):
+    """Raised when another process holds the run's folder."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from penjing.graph.axes import Axis, Index, Leaf, slot_index
+from penjing.graph.axes import Axis, Index, Leaf, leaves, slot_index
 from penjing.graph.trace import Graph
 
 
@@ -104,6 +104,28 @@ class Coupling:
     frozen: tuple[Frozen, ...]
     tensors: Mapping[str, tuple[Axis, ...]]
     values: Mapping[str, tuple[tuple[Axis, ...], ...]] = field(repr=False)
+
+
+def names_on(tensor: str, dim: int, axis: Axis, slots: Callable[[Leaf], int]) -> dict[int, str]:
+    """What groups first met on this dimension are called, by leaf id: numbered where it has several leaves.
+
+    What the caller alone keeps whole counts, too: the names do not depend on what is asked for.
+
+    Args:
+        tensor: Name of the parameter.
+        dim: The dimension.
+        axis: Its resolved axis.
+        slots: How many slots a leaf has; one with a single slot is none.
+    """
+    found = {
+        leaf.id: None
+        for leaf in leaves(axis)
+        if slots(leaf) > 1 and (leaf.reason is None or leaf.reason.kind in ("ignored", "output"))
+    }
+    return {
+        leaf: f"{tensor}:{dim}" + (f"#{number}" if len(found) > 1 else "")
+        for number, leaf in enumerate(found)
+    }
 
 
 def couple(graph: Graph, *, ignore: Sequence[str] = (), prune_outputs: bool = False) -> Coupling:

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from penjing.graph.axes import Axis, Leaf, Product, Reason, Sum, is_fixed, leaves
 from penjing.graph.constants import Constants
-from penjing.graph.groups import Coupling, Frozen, Group, Member
+from penjing.graph.groups import Coupling, Frozen, Group, Member, names_on
 from penjing.graph.rules import Axes, Notebook, Op, find_rule
 from penjing.graph.trace import BATCH_STANDIN, Graph
 from penjing.graph.unify import freeze, resolve
@@ -185,11 +185,12 @@ def _groups(graph: Graph, tensors: dict[str, Axes], marks: dict[int, set[str]]) 
             free = list(
                 {leaf.id: leaf for leaf in leaves(axis) if leaf.reason is None and leaf.size > 1}.values()
             )
-            for number, leaf in enumerate(free):
+            names = names_on(name, dim, axis, lambda leaf: leaf.size)
+            for leaf in free:
                 members.setdefault(leaf.id, []).append((name, dim))
                 if name in graph.params and leaf.id not in found:
                     found[leaf.id] = leaf
-                    named[leaf.id] = f"{name}:{dim}" + (f"#{number}" if len(free) > 1 else "")
+                    named[leaf.id] = names[leaf.id]
                     kinds[leaf.id] = _kind(axis, leaf)
             _note_cofactors(axis, cofactors)
     groups: list[Group] = []

@@ -106,6 +106,7 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
             layer=type(model).__name__,
             remedy="Give penjing.models.keras_door.from_keras(model).model, or load_model of its file",
         )
+    _check_not_scripted(model)
     _check_weights(model)
     args, kwargs = bind_inputs(model, example_inputs)
     if any(
@@ -169,6 +170,16 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...],
     return (example_inputs,), {}
 
 
+def _check_not_scripted(model: nn.Module) -> None:
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise TraceError(
+                "torch.jit has compiled it, so its forward cannot be followed",
+                layer=name or getattr(part, "original_name", None),
+                remedy="Give the Python module that was compiled",
+            )
+
+
 def _check_weights(model: nn.Module) -> None:
     for name, param in model.named_parameters():
         if param.is_meta or not param.is_floating_point():
@@ -207,10 +218,12 @@ def eval_view(model: nn.Module) -> Iterator[set[str]]:
         for module, training in flags:
             module.training = training
         for (path, module, name, buffer, value), version in zip(buffers, versions, strict=True):
-            if module._buffers.get(name) is buffer and _version(buffer) == version:
+            is_held = getattr(module, name, None) is buffer
+            if is_held and _version(buffer) == version:
                 continue
             written.add(path)
-            module._buffers[name] = buffer
+            if not is_held:
+                setattr(module, name, buffer)
             with torch.no_grad():
                 buffer.copy_(value)
 

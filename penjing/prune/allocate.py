@@ -9,7 +9,6 @@ fraction of every class, a budget advances all classes at the same pace until th
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.errors import PruneError
+from penjing.errors import BudgetError, PruneError
 from penjing.graph import Group
+from penjing.graph.solve import matches
 from penjing.prune.budget import Budget
 from penjing.prune.ranges import Positions
 
@@ -82,7 +82,8 @@ def allocate(
         For each group id the kept slots, strictly increasing.
 
     Raises:
-        PruneError: for a ratio outside [0, 1), a pattern without a match, or a budget out of reach.
+        PruneError: for a ratio outside [0, 1), or a pattern without a match.
+        BudgetError: for a budget out of reach.
     """
     _check(ratio, ratios, round_to, min_slots, scope)
     own = _own_ratios(groups, ratios or {})
@@ -140,18 +141,22 @@ def _check(
 def _own_ratios(groups: Sequence[Group], ratios: Mapping[str, float]) -> dict[int, float]:
     own: dict[int, float] = {}
     for pattern, value in ratios.items():
-        hits = [
-            i
-            for i, group in enumerate(groups)
-            if any(fnmatch.fnmatchcase(m.tensor, pattern) for m in group.members)
-            or fnmatch.fnmatchcase(group.id, pattern)
-        ]
+        hits = matching(groups, pattern)
         if not hits:
             raise PruneError(
                 f"pattern {pattern!r} matches no group", remedy="Run inspect to see the names of the groups"
             )
         own.update(dict.fromkeys(hits, value))
     return own
+
+
+def matching(groups: Sequence[Group], pattern: str) -> list[int]:
+    """Places of the groups with an id or a parameter that a glob matches."""
+
+    def is_meant(group: Group) -> bool:
+        return any(matches(name, pattern) for name in (group.id, *(m.tensor for m in group.members)))
+
+    return [at for at, group in enumerate(groups) if is_meant(group)]
 
 
 def queue(group: Group, scores: NDArray[np.float64], round_to: int = 1, min_slots: int = 1) -> Queue:
@@ -236,7 +241,7 @@ def _meet(
     over = excess(len(line))
     if over:
         what = ", ".join(f"{name} {_amount(count)} > {_amount(limits[name])}" for name, count in over.items())
-        raise PruneError(
+        raise BudgetError(
             f"the budget is out of reach: with everything removed that may go, {what}",
             remedy="Allow more, lower min_slots, or ignore fewer layers (inspect shows what is frozen)",
         )

@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from penjing.batches import check_reiterable
 from penjing.errors import PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, couple, trace
 from penjing.graph.solve import matches
-from penjing.prune.allocate import Scope, allocate
+from penjing.prune.allocate import Scope, allocate, matching
 from penjing.prune.apply import carry_out
-from penjing.prune.budget import Budget
+from penjing.prune.budget import Budget, as_budget
 from penjing.prune.criteria import Criterion, Material, make_criterion
 from penjing.prune.follow import follow
 from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
 from penjing.prune.shorten import best_depth, shorten
-from penjing.prune.slots import by_leaf, group_edits, index_values, tensor_edits
+from penjing.prune.slots import by_leaf, group_edits, index_values, renamed, tensor_edits
 from penjing.prune.worth import per_cost
 
 if TYPE_CHECKING:
@@ -38,10 +39,10 @@ def prune(
     scope: Scope = "local",
     ignore: str | Sequence[str] = (),
     data: Iterable[Any] | None = None,
-    reconstruct: bool | ReconstructConfig = False,
+    reconstruct: bool | ReconstructConfig | Mapping[str, Any] = False,
     *,
     ratios: Mapping[str, float] | None = None,
-    budget: Budget | None = None,
+    budget: Budget | Mapping[str, Any] | None = None,
     round_to: int = 1,
     min_slots: int = 1,
     branches: int | Literal["auto"] | Sequence[str] = 0,
@@ -88,20 +89,36 @@ def prune(
     Raises:
         TraceError: if the model cannot be traced.
         PruneError: for bad options, a budget out of reach, or scores that are not finite.
+        RecipeError: for a budget or reconstruction options with an unknown or wrong entry.
+        DataError: for data that is needed again and can be iterated only once.
     """
+    check_model(model)
     chosen = make_criterion(criterion)
-    ignore = [ignore] if isinstance(ignore, str) else ignore
+    budget, refit_config = as_budget(budget), _refit_config(reconstruct)
+    for name, number in {"round_to": round_to, "min_slots": min_slots}.items():
+        if not isinstance(number, int) or number < 1:
+            raise PruneError(f"{name} is {number!r}", remedy="Give a whole number of slots, 1 or more")
+    if not isinstance(branches, (int, Sequence)):
+        raise PruneError(f"branches {branches!r}", remedy="Give a number, 'auto', or a list of names")
+    counted = isinstance(branches, int) and branches > 0
+    passes = (chosen.needs_data, reconstruct, counted, scope == "sensitivity" and sensed is None)
+    if data is not None and (branches == "auto" or sum(map(bool, passes)) > 1):
+        check_reiterable(data)
+    ignore = checked_patterns(ignore, model)
+    checked_patterns(list(ratios or ()), model, "ratios")
     if reconstruct and data is None:
         raise PruneError("reconstruction needs data", remedy="Pass data=… (batches of the training set)")
-    _check_patterns(ignore, [name for name, _ in model.named_parameters(remove_duplicate=False)])
     listen(Event("prune", "start", message="trace and solve the axes"))
-    options: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "min_slots": min_slots}
+    options: dict[str, Any] = {"round_to": round_to, "min_slots": min_slots}
 
     def narrow(model: nn.Module, budget: Budget | None, sensed: Sensitivity | None) -> PruneResult:
         graph = trace(model, example_inputs)
         coupling = couple(graph, ignore=ignore, prune_outputs=prune_outputs)
         material = Material(model, graph, coupling, data, loss, seed, listen)
-        return _narrow(material, example_inputs, chosen, ratio, budget, scope, sensed, options)
+        own = _present(ratios or {}, coupling, listen)
+        return _narrow(
+            material, example_inputs, chosen, ratio, budget, scope, sensed, {"ratios": own, **options}
+        )
 
     def shorten_first(branches: int | Sequence[str]) -> PruneResult:
         from penjing.search.fit import budget_after  # only searches measure
@@ -117,8 +134,7 @@ def prune(
     def refit(result: PruneResult) -> PruneResult:
         from penjing.prune.reconstruct import reconstruct as refit_layers
 
-        config = None if isinstance(reconstruct, bool) else reconstruct
-        refitted = refit_layers(result.model, model, result.plan, data or (), config, listen=listen)
+        refitted = refit_layers(result.model, model, result.plan, data or (), refit_config, listen=listen)
         return replace(result, model=refitted.model, reconstruction=refitted)
 
     if branches == "auto":
@@ -166,6 +182,14 @@ def _nothing_went(result: PruneResult, round_to: int, min_slots: int) -> str:
     )
 
 
+def _present(ratios: Mapping[str, float], coupling: Coupling, listen: Listener) -> dict[str, float]:
+    """The ratios of groups that there are: some went with a branch, are frozen, or one slot wide."""
+    found = {pattern: value for pattern, value in ratios.items() if matching(coupling.groups, pattern)}
+    for pattern in (name for name in ratios if name not in found):
+        listen(Event("prune", "warning", message=f"ratios pattern {pattern!r} matches no group that may go"))
+    return found
+
+
 def _narrow(
     material: Material,
     example_inputs: Any,
@@ -201,15 +225,49 @@ def _narrow(
     return replace(result, sensitivity=sensed, latency=meter)
 
 
-def _check_patterns(ignore: Sequence[str], names: Sequence[str]) -> None:
-    """A pattern without a match is a misspelling, and would prune what was to be kept."""
-    for pattern in ignore:
-        if not any(matches(name, pattern) for name in names):
+def check_model(model: Any) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        PruneError: naming its type.
+    """
+    if not isinstance(model, nn.Module):
+        raise PruneError(f"the model is a {type(model).__name__}", remedy="Give a torch.nn.Module")
+
+
+def _refit_config(given: bool | ReconstructConfig | Mapping[str, Any]) -> ReconstructConfig | None:
+    from penjing.prune.reconstruct import ReconstructConfig
+
+    if isinstance(given, bool):
+        return None
+    if isinstance(given, Mapping):
+        return ReconstructConfig.parse(dict(given))
+    if not isinstance(given, ReconstructConfig):
+        raise PruneError(f"reconstruct is {given!r}", remedy="Give True, False, or a ReconstructConfig")
+    return given
+
+
+def names_one(pattern: str, params: Sequence[str]) -> bool:
+    """Whether a glob matches a parameter, a module that holds one, or a group's id that begins with one."""
+    return any(matches(name, pattern.partition(":")[0]) for name in params)
+
+
+def checked_patterns(patterns: str | Sequence[str], model: nn.Module, what: str = "ignore") -> Sequence[str]:
+    """The patterns, each of which matches a parameter: any other is a misspelling.
+
+    Raises:
+        PruneError: naming the pattern, and the parameter that may be meant.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for pattern in patterns:
+        if not names_one(pattern, names):
             near = difflib.get_close_matches(pattern, names, n=1)
             raise PruneError(
-                f"ignore pattern {pattern!r} matches no parameter",
+                f"{what} pattern {pattern!r} matches no parameter",
                 remedy=f"Did you mean {near[0]!r}?" if near else f"Names look like {names[0]!r}",
             )
+    return patterns
 
 
 def prune_slots(
@@ -240,6 +298,7 @@ def prune_slots(
         tensors=tensor_edits(graph, coupling, leaves),
         attributes=done.attributes,
         values=index_values(graph, done.values),
+        renamed=renamed(coupling, leaves),
         in_place=done.in_place,
         reason=done.reason,
         created_by=dict(made or {}),

@@ -45,8 +45,10 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any) -> PruneResult:
         example_inputs: Inputs of the model: a tensor, a tuple or a dict.
 
     Raises:
-        PruneError: if the plan is for another model.
+        PruneError: if this is no plan, or one for another model.
     """
+    if not isinstance(plan, Plan):
+        raise PruneError(f"the plan is {plan!r}", remedy="Give a Plan; Plan.load reads one from a file")
     plan.check(model)
     graph = trace(model, example_inputs)
     whole = graph
@@ -181,6 +183,22 @@ def slice_module(
     for name, tensor in named:
         first = graph.aliases.get(name, name)
         memo[id(tensor)] = tensors[first] if first in tensors else slice_tensor(tensor, {})
+    module = copied(model, memo)
+    set_attributes(module, attributes)
+    return module
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy, also of modules that hold tensors with a history.
+
+    Args:
+        model: Stays as it is.
+        memo: What stands for some objects, by id.
+
+    Raises:
+        PruneError: if something in it cannot be copied.
+    """
+    memo = {} if memo is None else memo
     for part in model.modules():
         for value in vars(part).values():
             if type(value) is OrderedDict and not value:  # most of a module: hooks, which copy slowly
@@ -188,14 +206,12 @@ def slice_module(
             elif isinstance(value, Tensor) and not value.is_leaf:  # the old weight norm's last weight
                 memo[id(value)] = value.detach().clone()
     try:
-        module = copy.deepcopy(model, memo)
+        return copy.deepcopy(model, memo)
     except Exception as error:
         raise PruneError(
             f"the model cannot be copied: {type(error).__name__}: {error}",
             remedy="Let its modules hold only parameters, buffers and plain values",
         ) from error
-    set_attributes(module, attributes)
-    return module
 
 
 def set_attributes(model: nn.Module, attributes: tuple[AttributeEdit, ...]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from penjing.config import Config
+from penjing.errors import PruneError
 
 BOUNDS = ("params", "macs", "bytes", "latency")
 """What can be bounded; the rest of a budget says how latency is measured."""
@@ -111,6 +112,20 @@ class Budget(Config):
             part = min(1.0, limit / original[name]) ** power if original[name] else 1.0
             eased[name] = f"{part:.6g}x" if name == "latency" else max(2, int(original[name] * part))
         return self.model_copy(update=eased)
+
+
+def as_budget(given: Budget | Mapping[str, Any] | None) -> Budget | None:
+    """A budget that may come as a mapping.
+
+    Raises:
+        RecipeError: for an entry that is unknown or wrong.
+        PruneError: for anything else, such as a number: of what it is a share is not said.
+    """
+    if given is None or isinstance(given, Budget):
+        return given
+    if not isinstance(given, Mapping):
+        raise PruneError(f"the budget is {given!r}", remedy="Say of what, as in Budget(params=0.5)")
+    return Budget.parse(dict(given))
 
 
 def _parse_latency(value: float | str) -> tuple[float, bool]:

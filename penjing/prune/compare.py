@@ -55,7 +55,8 @@ def forward(model: nn.Module, inputs: Any) -> Any:
 def relative_error(found: Any, expected: Any) -> float:
     """Largest |found − expected| over largest |expected|, the worst of all output tensors.
 
-    Infinite if numbers or shapes of the outputs differ, NaN if one is not finite.
+    The same infinity in both (a masked score) is no difference. Infinite if numbers or shapes of the outputs
+    differ, or a value is infinite in one alone; NaN if one is NaN.
     """
     a, b = ([t for t in pytree.tree_leaves(x) if isinstance(t, Tensor)] for x in (found, expected))
     if len(a) != len(b) or any(x.shape != y.shape for x, y in zip(a, b, strict=True)):
@@ -65,8 +66,19 @@ def relative_error(found: Any, expected: Any) -> float:
         if x.numel() == 0:
             continue
         x64, y64 = x.detach().to(torch.float64), y.detach().to(torch.float64)
-        scale = float(y64.abs().max())
-        difference = float((x64 - y64).abs().max())
-        error = difference / scale if scale > 0 else difference
+        scale = float(torch.where(y64.isfinite(), y64, 0.0).abs().max())
+        most = float(difference(x64, y64).abs().max())
+        error = most / scale if scale > 0 else most
         worst = error if not error <= worst else worst  # NaN counts as the worst
     return worst
+
+
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """``a − b``; 0 where both are the same infinity, as scores that are masked out are."""
+    return torch.where(a == b, 0.0, a - b)
+
+
+def spread(y: Tensor) -> float:
+    """Sum of squared distances of the finite values from their mean over the samples."""
+    finite = torch.where(y.isfinite(), y, torch.nan).double()
+    return float((finite - finite.nanmean(0)).square().nansum())

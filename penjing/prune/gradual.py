@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from penjing.errors import PruneError
 from penjing.events import Event, Listener, silent
-from penjing.prune.allocate import Scope
-from penjing.prune.api import prune
-from penjing.prune.criteria import Criterion
+from penjing.graph import Group, couple, trace
+from penjing.prune.allocate import Kept, Scope, allocate
+from penjing.prune.api import checked_patterns, prune_slots
+from penjing.prune.criteria import Criterion, Material, make_criterion
 from penjing.prune.plan import Plan
 from penjing.prune.reconstruct import reconstruct as refit
 from penjing.prune.schedule import Kind, schedule
@@ -93,7 +96,7 @@ def prune_gradually(
     max_drop: float | None = None,
     criterion: str | Mapping[str, Any] | Criterion = "magnitude",
     scope: Scope = "local",
-    ignore: Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
     reconstruct: bool = False,
     config: RecoverConfig | None = None,
     last: RecoverConfig | Literal["same"] = "same",
@@ -124,23 +127,20 @@ def prune_gradually(
     """
     if max_drop is not None and not 0 <= max_drop <= 1:
         raise PruneError(f"max_drop {max_drop} is not in [0, 1]", remedy="Give a fraction: 0.01 is one point")
+    chosen, ignore = make_criterion(criterion), checked_patterns(ignore, model)
     dense = share_right(model, val)
     current, plan, done, removed = model, None, list[Round](), 0.0
+    original: Sequence[Group] = ()
     steps = schedule(ratio, rounds, kind)
     for index, step in enumerate(steps):
         removed = 1 - (1 - removed) * (1 - step)
-        pruned = prune(
-            current,
-            example_inputs,
-            step,
-            criterion,
-            scope,
-            ignore,
-            data=data,
-            ratios=_exact(plan, removed) if scope == "local" else None,
-            seed=seed,
-            listen=listen,
-        )
+        graph = trace(current, example_inputs)
+        coupling = couple(graph, ignore=ignore)
+        original = original or coupling.groups
+        scores = chosen.scores(Material(current, graph, coupling, data, None, seed, listen))
+        kept = _choose(original, plan, coupling.groups, scores, removed, scope)
+        made = {"criterion": chosen.name, "scope": scope, "ratio": step, "seed": seed}
+        pruned = prune_slots(current, example_inputs, graph, coupling, kept, made=made)
         whole = pruned.plan if plan is None else plan.then(pruned.plan)
         small = pruned.model
         if reconstruct:
@@ -161,9 +161,29 @@ def prune_gradually(
     return GradualResult(current, plan, tuple(done), dense, stopped)
 
 
-def _exact(plan: Plan | None, removed: float) -> dict[str, float] | None:
-    """What each group has to lose now to have lost ``removed`` of its original slots, rounded down once."""
-    if plan is None:
-        return None
-    left = {key: edit.size - int(removed * edit.size + 1e-9) for key, edit in plan.groups.items()}
-    return {key: 1 - left[key] / len(edit.kept) for key, edit in plan.groups.items()}
+def _choose(
+    original: Sequence[Group],
+    plan: Plan | None,
+    groups: Sequence[Group],
+    scores: Mapping[str, NDArray[np.float64]],
+    removed: float,
+    scope: Scope,
+) -> Kept:
+    """Kept slots of what a plan has left, so that ``removed`` of the original's is gone: rounded once.
+
+    The choice is made among the original's slots, where those that are gone already go first. Groups that the
+    original does not have stay whole.
+    """
+    edits = {} if plan is None else plan.groups
+    kept = {g.id: edits[g.id].kept if g.id in edits else np.arange(g.size) for g in original}
+    names = {} if plan is None else plan.renamed
+    known = {names.get(g.id, g.id): g for g in groups}
+    known = {key: g for key, g in known.items() if key in kept and len(kept[key]) == g.size}
+    of_original = {group.id: np.full(group.size, -np.inf) for group in original}
+    for key, slots in kept.items():
+        of_original[key][slots] = scores[known[key].id] if key in known else np.finfo(np.float64).max
+    chosen = allocate(original, of_original, ratio=removed, scope=scope)
+    return {
+        group.id: np.flatnonzero(np.isin(kept[key], chosen[key])).astype(np.int64)
+        for key, group in known.items()
+    }

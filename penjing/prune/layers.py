@@ -44,6 +44,16 @@ def _per_block(module: nn.Module, own: Own) -> int | None:
     return groups * size if isinstance(groups, int) and isinstance(size, int) else None
 
 
+def _hidden(module: nn.Module, own: Own) -> int | Shape | None:
+    """Units of a recurrent layer: what a projection reads, where there is one."""
+    return _size("weight_hr_l0" if "weight_hr_l0" in own else "weight_hh_l0", 1)(module, own)
+
+
+def _projected(module: nn.Module, own: Own) -> int | Shape | None:
+    """Size of the projection; 0 where there is none."""
+    return _size("weight_hr_l0", 0)(module, own) if "weight_hr_l0" in own else 0
+
+
 _CONV = {"in_channels": _per_block, "out_channels": _size("weight", 0), "groups": _blocks("groups")}
 _TRANSPOSED = {"in_channels": _size("weight", 0), "out_channels": _per_block, "groups": _blocks("groups")}
 _CHANNELS = {"num_features": _size("weight", 0)}
@@ -72,7 +82,7 @@ TABLE: tuple[tuple[type[nn.Module], dict[str, Value]], ...] = (
             "out_features": _size("weight", 0),
         },
     ),
-    (nn.RNNBase, {"input_size": _size("weight_ih_l0", 1), "hidden_size": _size("weight_hh_l0", 1)}),
+    (nn.RNNBase, {"input_size": _size("weight_ih_l0", 1), "hidden_size": _hidden, "proj_size": _projected}),
 )
 
 

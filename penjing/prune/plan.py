@@ -69,6 +69,8 @@ class Plan(InShort):
         values: New contents, as nested lists, of buffers that hold positions of a pruned axis (constant
             indices).
         branches: Residual branches that go whole: by name, what of the state dict goes with each.
+        renamed: Ids in the result of groups that have another one here: what they shared a dimension with has
+            come down to a single slot.
         in_place: Whether the user's own class serves the result; otherwise the traced graph does.
         reason: Why not in place, or "".
     """
@@ -79,6 +81,7 @@ class Plan(InShort):
     attributes: tuple[AttributeEdit, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
     in_place: bool = True
     reason: str = ""
     created_by: Mapping[str, Any] = field(default_factory=dict)
@@ -217,11 +220,14 @@ class Plan(InShort):
             for dim, kept in dims.items():
                 mine[dim] = mine[dim][kept] if dim in mine else kept
         groups = dict(self.groups)
-        for key, edit in later.groups.items():
+        for now, edit in later.groups.items():
+            key = self.renamed.get(now, now)
             if key not in groups:
                 groups[key] = edit
             elif len(groups[key].kept) == edit.size:
                 groups[key] = GroupEdit(groups[key].size, groups[key].kept[edit.kept])
+        renamed = {now: key for now, key in self.renamed.items() if now not in later.renamed.values()}
+        renamed |= {now: self.renamed.get(key, key) for now, key in later.renamed.items()}
         gone = later.gone
         values = {**self.values, **later.values}
         return replace(
@@ -230,6 +236,7 @@ class Plan(InShort):
             tensors={name: dims for name, dims in tensors.items() if name not in gone},
             values={name: value for name, value in values.items() if name not in gone},
             branches={**self.branches, **later.branches},
+            renamed=renamed,
             attributes=_then_attributes(self.attributes, later.attributes),
             in_place=self.in_place and later.in_place,
             reason=self.reason or later.reason,
@@ -260,6 +267,7 @@ class Plan(InShort):
             ],
             "values": dict(self.values),
             "branches": {name: list(tensors) for name, tensors in self.branches.items()},
+            "renamed": dict(self.renamed),
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
         }
 
@@ -294,6 +302,7 @@ class Plan(InShort):
                 ),
                 values={str(n): v for n, v in data["values"].items()},
                 branches={str(b): tuple(map(str, names)) for b, names in data.get("branches", {}).items()},
+                renamed={str(now): str(key) for now, key in data.get("renamed", {}).items()},
                 in_place=bool(data["in_place"]),
                 reason=str(data["reason"]),
                 created_by=dict(data.get("created_by", {})),

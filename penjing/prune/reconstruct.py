@@ -198,8 +198,8 @@ def calibration_batches(data: Iterable[Any], max_samples: int) -> list[Inputs]:
     taken = first_samples(data, max_samples)
     if sum(len(tensors(inputs)[0]) for inputs in taken) < 2:
         raise DataError(
-            "reconstruction got fewer than two samples",
-            remedy="Give it some hundreds of samples of the training set",
+            "the data has fewer than two samples",
+            remedy="Give some hundreds of samples of the training set",
         )
     return taken
 

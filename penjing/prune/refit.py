@@ -16,6 +16,7 @@ from penjing.graph import Graph, trace
 from penjing.graph.sections import Section
 from penjing.prune.behind import Norm, find_norms
 from penjing.prune.block_fit import Blocks, Counterpart
+from penjing.prune.compare import difference, spread
 from penjing.prune.least_squares import Fit, fit_moments, fit_samples
 from penjing.prune.moments import EXACT_FEATURES, Moments, thin_out
 from penjing.prune.places import Place, find_places
@@ -170,8 +171,8 @@ class Refit:
             outputs = zip(*(pytree.tree_leaves(answer) for answer in answers), strict=True)
             for a, b in outputs:
                 if isinstance(a, Tensor) and a.shape == b.shape and a.is_floating_point():
-                    error += float((a - b).double().square().sum())
-                    size += float((b - b.mean(0)).double().square().sum()) or float(b.double().square().sum())
+                    error += float(difference(a, b).double().square().sum())
+                    size += spread(b) or float(torch.where(b.isfinite(), b, 0.0).double().square().sum())
         return error / max(size, 1e-30)
 
     def _refit(self, place: Place) -> None:
@@ -226,12 +227,14 @@ class Refit:
             size += float(target[start:].double().square().mean()) / len(inputs)
             positions = rows.positions(current, self.num_samples)
             for part, moments in ((slice(None, start), learn), (slice(start, None), held)):
-                x_GRF = patches.inputs(x[part], positions)
-                y_GRO, target_GRO = (patches.outputs(each[part], positions) for each in (current, target))
+                x_GRF = _at_least_single(patches.inputs(x[part], positions))
+                y_GRO, target_GRO = (
+                    _at_least_single(patches.outputs(each[part], positions)) for each in (current, target)
+                )
                 moments.add(x_GRF, target_GRO - y_GRO)
                 if seen.wanted:
                     offset = targets.offset(index, current.dim()).expand_as(current)
-                    offset_GRO = patches.outputs(offset[part], positions)
+                    offset_GRO = _at_least_single(patches.outputs(offset[part], positions))
                     seen.add(moments is held, Rows(x_GRF, y_GRO, target_GRO, offset_GRO))
         weights_GO = targets.weights_O().reshape(patches.groups, -1)
         fit = fit_moments(learn, held, self.config.ridges, weights_GO, shiftable)
@@ -290,6 +293,11 @@ class Refit:
                 remedy="Pass the plan that made this student",
             )
         return kept
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    """The values in float32 or better: networks in half precision are fitted, too."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Targets:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from penjing.batches import tensors
-from penjing.errors import PruneError
+from penjing.errors import BudgetError, PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Graph, GraphModel, couple, trace
 from penjing.graph.branches import Branch, WithoutBranches, chosen, cut, find_branches
 from penjing.graph.solve import matches
 from penjing.graph.trace import bind_inputs
-from penjing.prune.compare import relative_error, run
+from penjing.prune.compare import difference, relative_error, run, spread
 from penjing.prune.cost import count_all
 from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.reconstruct import calibration_batches
@@ -108,12 +108,12 @@ def least_felt(
         )
     batches = [tensors(batch) for batch in calibration_batches(data, samples)]
     whole = _outputs(graph, (), batches)
-    spread = sum(float((y - y.mean(0)).square().sum()) for y in whole) or 1.0
+    size = sum(spread(y) for y in whole) or 1.0
     out: list[Branch] = []
 
     def damage(branch: Branch) -> float:
         outputs = _outputs(graph, [*out, branch], batches)
-        return sum(float((a - b).square().sum()) for a, b in zip(outputs, whole, strict=True)) / spread
+        return sum(float(difference(a, b).square().sum()) for a, b in zip(outputs, whole, strict=True)) / size
 
     waiting = [(0.0, at) for at in range(len(branches))]  # damages last measured, never too high by much
     heapq.heapify(waiting)
@@ -168,7 +168,7 @@ def best_depth(
         The best of them, with `PruneResult.depths`.
 
     Raises:
-        PruneError: where no depth meets the budget.
+        BudgetError: where no depth meets the budget.
     """
     graph = trace(model, example_inputs)
     found = _free(graph, find_branches(graph), ignore)
@@ -178,13 +178,11 @@ def best_depth(
     order = least_felt(graph, found, len(found) - len(found) // 3, data, listen=listen)
     errors: dict[int, float] = {}
     best: PruneResult | None = None
-    problem: PruneError | None = None
+    problem: BudgetError | None = None
     for count in range(0, len(order) + 1, step):
         try:
             made = prune([branch.name for branch in order[:count]])
-        except PruneError as error:
-            if "out of reach" not in error.cause:
-                raise
+        except BudgetError as error:
             problem = error  # widths alone may not reach what widths and depth do
             continue
         fitted = refit(made)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from penjing.errors import PruneError
 from penjing.graph import Coupling, Graph
+from penjing.graph.axes import Leaf
+from penjing.graph.groups import names_on
 from penjing.prune.plan import GroupEdit, Plan
 from penjing.prune.ranges import Positions
 from penjing.prune.slicing.graph import kept_dims
@@ -27,6 +29,21 @@ def group_edits(coupling: Coupling, kept: Mapping[str, Positions]) -> dict[str, 
         for g in coupling.groups
         if g.id in kept and len(kept[g.id]) < g.size
     }
+
+
+def renamed(coupling: Coupling, kept: Mapping[int, Positions]) -> dict[str, str]:
+    """Id in the pruned network → id here, of the groups for which it changes."""
+
+    def left(leaf: Leaf) -> int:
+        return len(kept[leaf.id]) if leaf.id in kept else leaf.size
+
+    found = {}
+    for group in coupling.groups:
+        first = group.members[0]
+        name = names_on(first.tensor, first.dim, first.axis, left).get(group.leaf, group.id)
+        if name != group.id:
+            found[name] = group.id
+    return found
 
 
 def tensor_edits(

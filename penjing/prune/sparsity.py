@@ -8,8 +8,7 @@ sparse formats, compressed downloads, and 2:4 kernels of recent GPUs. For a smal
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from penjing.errors import PruneError
+from penjing.prune.api import check_model
+from penjing.prune.apply import copied
 from penjing.prune.sparse_layers import sparsegpt, wanda
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
@@ -71,13 +72,22 @@ def unstructured_mask(weight: Tensor, ratio: float) -> Tensor:
     return mask.flip(0).reshape(weight.shape)
 
 
-def nm_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
-    """True for the n largest of every m consecutive inputs (dim 1, then the kernel) of each output.
+def nm_mask(weight: Tensor, n: int = 2, m: int = 4, *, transposed: int = 0) -> Tensor:
+    """True for the n largest of every m consecutive inputs (channels, then the kernel) of each output.
+
+    Args:
+        weight: ``[out, in, …]``, or ``[in, out, …]`` of a transposed convolution.
+        n: How many stay of each block.
+        m: Inputs in a block.
+        transposed: Groups of a transposed convolution; 0 for all other layers.
 
     Raises:
         PruneError: if the fan-in is not a multiple of m, or not 0 < n <= m.
     """
     _check_nm(n, m)
+    if transposed:
+        turned = _turned(weight, transposed)
+        return _turned(nm_mask(turned, n, m), transposed).reshape(weight.shape)
     w_OI = weight.detach().flatten(1)
     if w_OI.shape[1] % m:
         raise PruneError(f"{w_OI.shape[1]} inputs are not a multiple of {m}", remedy="Leave this layer out")
@@ -85,6 +95,24 @@ def nm_mask(weight: Tensor, n: int = 2, m: int = 4) -> Tensor:
     kept = blocks.argsort(dim=-1, descending=True, stable=True)[..., :n]
     mask = torch.zeros_like(blocks, dtype=torch.bool).scatter_(-1, kept, True)
     return mask.reshape(weight.shape)
+
+
+def _turned(weight: Tensor, groups: int) -> Tensor:
+    """From ``[in, out / groups, …]`` to ``[out, in / groups, …]``, and back."""
+    return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
+
+
+def _fan_in(weight: Tensor, transposed: int) -> int:
+    return (_turned(weight, transposed) if transposed else weight)[0].numel()
+
+
+def _transposed(model: nn.Module) -> dict[str, int]:
+    """Groups of the transposed convolutions, by the name of their weight."""
+    return {
+        f"{name}.weight".lstrip("."): part.groups
+        for name, part in model.named_modules()
+        if isinstance(part, nn.modules.conv._ConvTransposeNd)
+    }
 
 
 def sparsify(
@@ -117,8 +145,11 @@ def sparsify(
         DataError: no data, or NaN in it.
         PruneError: a bad ratio or N:M, an unknown method, or no data where it is needed.
     """
+    check_model(model)
     _check_ratio(ratio)
     if nm is not None:
+        if not isinstance(nm, Sequence) or isinstance(nm, str) or len(nm) != 2:
+            raise PruneError(f"nm is {nm!r}", remedy="Give two numbers: (2, 4) keeps 2 of every 4")
         _check_nm(*nm)
     if method not in ("magnitude", *_BY_INPUT):
         raise PruneError(
@@ -126,11 +157,11 @@ def sparsify(
         )
     if method in _BY_INPUT and data is None:
         raise PruneError(f"method {method!r} needs data", remedy="Pass data=… (batches of the training set)")
-    model = copy.deepcopy(model)
+    model = copied(model)
     params = {name: weight for name, weight in model.named_parameters() if weight.ndim >= 2}
-    notes = []
+    notes, transposed = [], _transposed(model)
     if nm is not None:
-        odd = [name for name, weight in params.items() if weight[0].numel() % nm[1]]
+        odd = [name for name in params if _fan_in(params[name], transposed.get(name, 0)) % nm[1]]
         notes += [f"{name} is left out: its fan-in is not a multiple of {nm[1]}" for name in odd]
         params = {name: weight for name, weight in params.items() if name not in odd}
     masks: dict[str, Tensor] = {}
@@ -139,8 +170,9 @@ def sparsify(
         notes += [f"{name} is masked by magnitude" for name in params if name not in masks]
     with torch.no_grad():
         for name in params.keys() - masks.keys():
-            masks[name] = nm_mask(params[name], *nm) if nm else unstructured_mask(params[name], ratio)
-            params[name].mul_(masks[name])
+            weight, groups = params[name], transposed.get(name, 0)
+            masks[name] = nm_mask(weight, *nm, transposed=groups) if nm else unstructured_mask(weight, ratio)
+            weight.mul_(masks[name])
     masks = {name: masks[name] for name in params}
     zeros = {name: int((params[name] == 0).sum()) for name in masks}
     return SparsityResult(model, masks, zeros, method, tuple(notes))
@@ -200,10 +232,10 @@ def _walk_through(
 
 
 def _check_ratio(ratio: float) -> None:
-    if not 0 <= ratio < 1:
-        raise PruneError(f"ratio {ratio} is not in [0, 1)", remedy="A ratio is the fraction removed")
+    if not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+        raise PruneError(f"ratio {ratio!r} is not in [0, 1)", remedy="A ratio is the fraction removed")
 
 
 def _check_nm(n: int, m: int) -> None:
-    if not 0 < n <= m:
-        raise PruneError(f"{n}:{m} sparsity", remedy="Give 0 < n <= m, such as 2:4")
+    if not (isinstance(n, int) and isinstance(m, int) and 0 < n <= m):
+        raise PruneError(f"{n}:{m} sparsity", remedy="Give whole numbers 0 < n <= m, such as 2:4")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from penjing.batches import check_reiterable
 from penjing.data import DataBundle
 from penjing.errors import DataError, RecipeError
 from penjing.events import Listener, silent
@@ -197,14 +198,7 @@ def as_bundle(data: DataBundle | Sequence[Any] | Mapping[str, Any]) -> DataBundl
             remedy="Give (train, val) or (train, val, test), or a mapping with these names",
         )
     for key, part in parts.items():
-        if not isinstance(part, Iterable) or iter(part) is part:
-            raise DataError(
-                f"{key} can be iterated only once"
-                if isinstance(part, Iterable)
-                else f"{key} cannot be iterated",
-                layer=key,
-                remedy="Give a DataLoader or a list of batches instead of a generator",
-            )
+        check_reiterable(part, key)
     return DataBundle(
         train=parts["train"],
         val=parts["val"],

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from penjing.errors import RunError
+from penjing.errors import LockedError, RunError
 from penjing.files import unwritable
 
 
@@ -29,7 +29,8 @@ def run_lock(folder: Path) -> Iterator[str]:
         A sentence about the owner that ended without finishing, or "".
 
     Raises:
-        RunError: naming the owner, if another process holds the folder, or if the folder cannot be written.
+        LockedError: naming the owner, if another process holds the folder.
+        RunError: if the folder cannot be written.
     """
     path = folder / "work" / "lock.json"
     try:
@@ -41,7 +42,7 @@ def run_lock(folder: Path) -> Iterator[str]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunError(
+            raise LockedError(
                 f"{folder} is in use by {_owner(handle) or 'another process'}",
                 remedy="Wait for it, end that process, or choose another folder",
             ) from error

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from penjing.errors import PruneError
+from penjing.errors import BudgetError, PruneError
 from penjing.events import Event
 from penjing.graph import couple, trace
 from penjing.prune.allocate import Kept, Scope, allocate
@@ -55,7 +55,8 @@ def fit_to_budget(
         The slots; the sensitivity, where one was used; where latency is bounded, what was measured.
 
     Raises:
-        PruneError: for a budget out of reach, or no data where sensitivity has to be measured.
+        BudgetError: for a budget out of reach.
+        PruneError: where sensitivity has to be measured and there is no data.
     """
     coupling = material.coupling
     meter = Meter(
@@ -80,9 +81,7 @@ def fit_to_budget(
                 min_slots=min_slots,
                 sensed=sensed,
             )
-        except PruneError as error:
-            if "out of reach" not in error.cause:
-                raise
+        except BudgetError as error:
             message = f"{error.cause}; widths need not be multiples of {_BLOCK}"
             material.listen(Event("prune", "note", message=message))
     options: dict[str, Any] = {"round_to": round_to, "min_slots": min_slots}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.errors import PruneError
+from penjing.errors import BudgetError
 
 Floats = NDArray[np.float64]
 Levels = tuple[int, ...]
@@ -100,13 +100,13 @@ def spend(damage: Sequence[Floats], costs: Costs, limits: Mapping[str, float]) -
         A choice within the limits in which no group can go back one level.
 
     Raises:
-        PruneError: if not even the highest levels fit.
+        BudgetError: if not even the highest levels fit.
     """
     lowest: Levels = tuple(len(one) - 1 for one in damage)
     (floor,) = costs([lowest])
     if any(floor[name] > limit for name, limit in limits.items()):
         over = ", ".join(f"{n} {floor[n]:.6g} > {m:.6g}" for n, m in limits.items() if floor[n] > m)
-        raise PruneError(
+        raise BudgetError(
             f"the budget is out of reach: with everything removed that may go, {over}",
             remedy="Allow more, lower min_slots, or ignore fewer layers (inspect shows what is frozen)",
         )

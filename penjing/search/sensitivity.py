@@ -7,6 +7,7 @@ labels the change is the divergence of the outputs; with a metric it is what the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from penjing.errors import DataError, PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, Group
 from penjing.prune.allocate import queue
+from penjing.prune.compare import difference
 from penjing.prune.masked.reference import masked_output
 from penjing.search.suffixes import Answer, visit_groups
 
@@ -117,7 +119,7 @@ def sensitivity(
         listen: Hears progress.
 
     Raises:
-        PruneError: for ratios outside (0, 1).
+        PruneError: for ratios outside (0, 1), or a change that is not finite.
         DataError: if the data is empty, or a metric is given and it has no targets.
     """
     chosen = tuple(sorted({float(r) for r in ratios}))
@@ -141,6 +143,12 @@ def sensitivity(
             steps = line.within(ratio * group.size)
             if steps != before[0]:
                 change = compare(_as_output(answer(line.kept(group.size, steps))))
+                if not math.isfinite(change):
+                    raise PruneError(
+                        f"the outputs change by {change} when {ratio:.0%} of its slots go",
+                        layer=group.id,
+                        remedy="Give data and a metric on which the network's answers are finite",
+                    )
                 before = (steps, max(0.0, change))
             rows[group.id][r] = before[1]
 
@@ -193,8 +201,13 @@ def _comparison(
         return lambda z: best - float(metric(z.float(), targets)), "metric"
     if reference.ndim == 2 and reference.shape[1] > 1:
         log_p = F.log_softmax(reference, 1)
-        return lambda z: float(
-            F.kl_div(F.log_softmax(z, 1), log_p, reduction="batchmean", log_target=True)
-        ), "kl"
-    spread = float(reference.var(correction=0)) or 1.0
-    return lambda z: float((z - reference).square().mean()) / spread, "mse"
+        return lambda z: _divergence(log_p, F.log_softmax(z, 1)), "kl"
+    finite = reference[reference.isfinite()]
+    size = float(finite.var(correction=0)) or 1.0
+    return lambda z: float(difference(z, reference).square().mean()) / size, "mse"
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> float:
+    """Mean Kullback-Leibler divergence in nats; classes of no probability (masked scores) add nothing."""
+    p = log_p.exp()
+    return float(torch.where(p > 0, p * (log_p - log_q), 0.0).sum()) / len(p)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from penjing.errors import PenjingError, RunError
+from penjing.errors import LockedError, PenjingError
 from penjing.events import Event, Listener, silent
 from penjing.files import atomic_dir
 from penjing.recipe.schema import Recipe
@@ -79,9 +79,7 @@ def carry_out(recipe: Recipe, folder: Path, listen: Listener = silent, *, shared
         try:
             result = run(recipe, folder, resume=True, listen=listen)
             break
-        except RunError as error:
-            if "in use" not in error.cause:  # another worker drew the same recipe: wait for its result
-                raise
+        except LockedError:  # another worker drew the same recipe: wait for its result
             time.sleep(1.0)
     if not ready.exists():
         with atomic_dir(ready) as aside:

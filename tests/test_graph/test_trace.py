@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from penjing.errors import TraceError
 from penjing.graph import Graph, GraphModel, couple, trace
+from penjing.graph.trace import eval_view
 
 
 class Net(nn.Module):
@@ -330,3 +331,23 @@ def test_a_custom_function_that_writes_over_its_output_trains() -> None:
     model(x).square().sum().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(network.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_compiled_module_is_refused_by_name(inside: bool) -> None:
+    scripted: nn.Module = torch.jit.script(nn.BatchNorm1d(4))
+    with pytest.raises(TraceError, match=r"torch\.jit has compiled it.*Give the Python module"):
+        trace(nn.Sequential(nn.Linear(4, 4), scripted) if inside else scripted, torch.randn(2, 4))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
+def test_the_eval_view_of_a_compiled_module_ends_as_it_began() -> None:
+    scripted: nn.Module = torch.jit.script(nn.BatchNorm1d(4))
+    seen = dict(scripted.named_buffers())["num_batches_tracked"]
+    with eval_view(scripted) as written:
+        assert not scripted.training
+        seen.add_(1)
+    assert written == {"num_batches_tracked"}
+    assert [part.training for part in scripted.modules()] == [True]
+    assert int(seen) == 0

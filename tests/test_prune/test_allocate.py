@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from penjing.errors import PruneError
+from penjing.errors import BudgetError, PruneError
 from penjing.graph import Group, Leaf, Member
 from penjing.prune import Budget, allocate
 from penjing.prune.allocate import Kept
@@ -121,7 +121,7 @@ def test_budget_of_local_scope_is_uniform() -> None:
 
 def test_budget_out_of_reach() -> None:
     groups = [group("a", 10)]
-    with pytest.raises(PruneError, match=r"out of reach.*params 1 > 0"):
+    with pytest.raises(BudgetError, match=r"out of reach.*params 1 > 0"):
         allocate(groups, scores_of(groups), budget=Budget(params=0.05), cost=slots)
 
 

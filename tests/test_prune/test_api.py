@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.errors import DataError, PruneError, TraceError
+from penjing.errors import DataError, PenjingError, PruneError, TraceError
 from penjing.events import Event
 from penjing.graph import couple, trace
 from penjing.prune import Budget, Plan, apply, apply_, masked_equivalence, prune
@@ -267,6 +267,38 @@ def test_wrong_options() -> None:
         prune(broken, X)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"budget": 0.5}, r"budget is 0\.5\. Say of what"),
+        ({"budget": {"parms": 0.5}}, r"did you mean 'params'"),
+        ({"reconstruct": {"max_sample": 16}, "data": [X]}, r"did you mean 'max_samples'"),
+        ({"reconstruct": "yes", "data": [X]}, r"reconstruct is 'yes'"),
+        ({"branches": 1.5}, r"branches 1\.5\. Give a number"),
+        ({"round_to": 2.5}, r"round_to is 2\.5"),
+        ({"min_slots": 1.5}, r"min_slots is 1\.5"),
+        ({"model": None}, r"model is a NoneType"),
+        ({"criterion": "taylor", "reconstruct": True, "data": iter([X])}, "data can be iterated only once"),
+    ],
+)
+def test_bad_options_are_named_before_any_work(options: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"model": mlp(), "example_inputs": "never looked at", **options}
+    with pytest.raises(PenjingError, match=words):
+        prune(**given)
+
+
+def test_options_may_be_mappings() -> None:
+    result = prune(mlp(), X, budget={"params": 0.5})
+    assert result.after == prune(mlp(), X, budget=Budget(params=0.5)).after
+    fitted = prune(mlp(), X, data=[torch.randn(64, 6)], reconstruct={"max_samples": 16}).reconstruction
+    assert fitted.num_samples == 16
+
+
+def test_a_path_is_no_plan() -> None:
+    with pytest.raises(PruneError, match=r"plan is 'plan\.json'\. Give a Plan; Plan\.load"):
+        apply(mlp(), "plan.json", X)  # type: ignore[arg-type]
+
+
 def test_a_width_of_one() -> None:
     model = nn.Sequential(nn.Linear(6, 1), nn.Linear(1, 3))
     result = prune(model, X)
@@ -382,3 +414,23 @@ def test_data_that_does_not_fit_is_blamed_itself() -> None:
         prune(mlp(), X[:0])
     values = [(X, torch.randn(2, 3))]  # no classes: the mean of squares serves
     assert prune(mlp(), X, criterion="taylor", data=values).after["params"] == 74
+
+
+class Projected(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(6, 8, batch_first=True, proj_size=size)
+        self.head = nn.Linear(size or 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.head(self.rnn(x)[0])
+        return answer
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("size", [0, 4])
+def test_a_recurrent_layer_follows_with_its_projection(size: int) -> None:
+    result = prune(Projected(size), torch.randn(2, 5, 6))
+    assert result.in_place
+    assert isinstance(result.model, Projected)
+    assert (result.model.rnn.hidden_size, result.model.rnn.proj_size) == (4, size // 2)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from penjing.errors import PruneError, QuantizeError
+from penjing.errors import BudgetError, PruneError, QuantizeError
 from penjing.export import OnnxRunner, export_onnx
 from penjing.graph import trace
 from penjing.graph.branches import WithoutBranches, chosen, find_branches
@@ -147,12 +147,12 @@ def test_auto_takes_the_depth_that_loses_least() -> None:
 def test_a_budget_that_widths_alone_do_not_reach() -> None:
     budget = Budget(macs=0.3)
     options: dict[str, Any] = {"scope": "global", "data": DATA, "min_slots": 6}
-    with pytest.raises(PruneError, match="out of reach"):
+    with pytest.raises(BudgetError, match="out of reach"):
         prune(net(), X, budget=budget, **options)
     made = prune(net(), X, budget=budget, branches="auto", **options)
     assert made.plan.branches
     assert made.after["macs"] <= 0.3 * made.before["macs"]
-    with pytest.raises(PruneError, match="out of reach"):
+    with pytest.raises(BudgetError, match="out of reach"):
         prune(net(), X, budget=Budget(macs=0.01), branches="auto", **options)
 
 
@@ -238,3 +238,16 @@ def test_bad_requests() -> None:
         apply_(net(), plan, X)
     with pytest.raises(QuantizeError, match="whole branches out"):
         slice_quantized(plan, {}, {"layers": []})
+
+
+def test_ratios_of_what_goes_with_a_branch_do_not_end_the_search() -> None:
+    model, heard = net(), list[str]()
+    names = [branch.name for branch in find_branches(trace(model, X))]
+    ratios = {f"{name}.*": 0.2 for name in names}
+    result = prune(
+        model, X, branches=names[:1], ratios=ratios, listen=lambda event: heard.append(event.message)
+    )
+    assert result.plan.branches.keys() == {names[0]}
+    assert f"ratios pattern {names[0] + '.*'!r} matches no group that may go" in heard
+    with pytest.raises(PruneError, match=r"ratios pattern 'blokcs\.0' matches no parameter"):
+        prune(model, X, branches=names[:1], ratios={"blokcs.0": 0.2})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -63,3 +65,37 @@ def test_sparsify() -> None:
     assert all((p != 0).all() for p in model.parameters())
     with pytest.raises(PruneError, match="ratio"):
         sparsify(model, 1.0)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_nm_of_a_transposed_convolution_goes_along_its_inputs(groups: int) -> None:
+    layer = nn.ConvTranspose2d(8, 6, 3, groups=groups)
+    result = sparsify(layer, nm=(1, 4))
+    by_group = result.masks["weight"].reshape(groups, -1, 6 // groups, 9)  # [groups, in, out, kernel]
+    rows = by_group.transpose(1, 2).reshape(6, -1, 4)
+    assert (rows.sum(-1) == 1).all()
+    odd = sparsify(nn.ConvTranspose2d(3, 4, 1, bias=False), nm=(2, 4))
+    assert odd.notes == ("weight is left out: its fan-in is not a multiple of 4",)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_the_old_weight_norm_is_copied_and_masked() -> None:
+    model = nn.utils.weight_norm(nn.Linear(8, 4))
+    model(torch.randn(2, 8))
+    assert sparsify(model, 0.25).zeros["weight_v"] == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nm": "2:4"}, r"nm is '2:4'"),
+        ({"nm": (2,)}, r"nm is \(2,\)"),
+        ({"nm": 4}, r"nm is 4"),
+        ({"nm": (2.0, 4)}, r"whole numbers"),
+        ({"ratio": "0.5"}, r"ratio '0\.5'"),
+        ({"model": None}, r"model is a NoneType"),
+    ],
+)
+def test_bad_options_of_sparsify_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(PruneError, match=words):
+        sparsify(**{"model": nn.Linear(4, 4), **options})

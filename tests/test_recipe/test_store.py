@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penjing.errors import RunError
+from penjing.errors import LockedError
 from penjing.recipe.lock import run_lock
 from penjing.recipe.store import Marker, Store, hash_json, stage_key
 
@@ -86,7 +86,7 @@ def test_lock_names_its_owner_and_dies_with_it(tmp_path: Path) -> None:
     assert process.stdout is not None
     try:
         assert process.stdout.readline().strip() == "held"
-        with pytest.raises(RunError, match=f"process {process.pid} on"), run_lock(tmp_path):
+        with pytest.raises(LockedError, match=f"process {process.pid} on"), run_lock(tmp_path):
             pass
     finally:
         process.kill()

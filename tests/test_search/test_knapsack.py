@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from penjing.errors import PruneError
+from penjing.errors import BudgetError
 from penjing.search.knapsack import Levels, cheapest, fill, spend, thin
 
 Floats = NDArray[np.float64]
@@ -101,7 +101,7 @@ def test_spend_on_products_of_widths(widths: list[int], seed: int, share: float)
         return [{"c": chain(widths, levels)} for levels in choices]
 
     if chain(widths, tuple(w - 1 for w in widths)) > limit:
-        with pytest.raises(PruneError, match="out of reach"):
+        with pytest.raises(BudgetError, match="out of reach"):
             spend(damage, costs, {"c": limit})
         return
     found = spend(damage, costs, {"c": limit})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from penjing.events import Listener
 from penjing.prune import Budget, Plan, PruneResult, prune
+from penjing.prune.api import names_one
 from penjing.recipe.schema import PruneConfig
 from penjing.recipe.stages.base import Output, plain
 from penjing.recipe.workspace import Workspace
@@ -44,14 +46,16 @@ def prune_round(
         current = space.dense("dense" if config.sparse is None else "sparse")
     original = space.result(f"prune{_first(before)}")["before"] if before else None
     pruned = _prune(space, listen, config, current, criterion, share, original)
-    plan = space.plan(f"plan{before}").then(pruned.plan) if before else pruned.plan
+    earlier = space.plan(f"plan{before}") if before else None
+    plan = pruned.plan if earlier is None else earlier.then(pruned.plan)
     plan.save(space.work / f"plan{mark}.json")
     files = [f"work/plan{mark}.json", space.save_weights(pruned.model, f"pruned{mark}")]
     refitted: Any = None
     if config.reconstruct is not False:
         refitted = _refit(space, listen, config, pruned, current)
         files.append(space.save_weights(refitted.model, f"refitted{mark}"))
-    return Output(_facts(pruned, plan, original, refitted), _timing(pruned, refitted), tuple(files))
+    widths = _widths(pruned, plan, {} if earlier is None else earlier.renamed)
+    return Output(_facts(pruned, widths, original, refitted), _timing(pruned, refitted), tuple(files))
 
 
 def start_of_recovery(config: PruneConfig, mark: str) -> str:
@@ -84,7 +88,7 @@ def _prune(
         scope=config.scope,
         ignore=config.ignore,
         data=space.feed.calibration(),
-        ratios=config.ratios or None,
+        ratios=_own_ratios(config.ratios, model, is_first=original is None),
         round_to=config.round_to,
         min_slots=config.min_slots,
         branches=config.branches if original is None else 0,  # later rounds find them gone
@@ -92,6 +96,14 @@ def _prune(
         listen=listen,
         **options,
     )
+
+
+def _own_ratios(ratios: Mapping[str, float], model: nn.Module, *, is_first: bool) -> dict[str, float]:
+    """Ratios of their own, which the first round takes whole: later ones leave alone what is left of them."""
+    if is_first:
+        return dict(ratios)
+    names = [name for name, _ in model.named_parameters()]
+    return {pattern: 0.0 for pattern in ratios if names_one(pattern, names)}
 
 
 def _budget(
@@ -131,14 +143,27 @@ def _timing(pruned: PruneResult, refitted: Any) -> dict[str, Any]:
     return timing if pruned.latency is None else {**timing, "latency": plain(pruned.latency)}
 
 
-def _facts(pruned: PruneResult, plan: Plan, original: dict[str, int] | None, refitted: Any) -> dict[str, Any]:
+def _widths(pruned: PruneResult, plan: Plan, renamed: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Slots of every group in the original and now, by the original's ids; of branches 1 and 0.
+
+    Args:
+        pruned: The last round.
+        plan: From the original to it.
+        renamed: What that round calls groups otherwise than the original.
+    """
+    groups = {renamed.get(group.id, group.id): (group.size, group.kind) for group in pruned.groups}
     widths = []
-    for group in pruned.groups:
-        edit = plan.groups.get(group.id)
-        before = edit.size if edit else group.size
-        after = len(edit.kept) if edit else group.size
-        widths.append({"name": group.id, "before": before, "after": after, "kind": group.kind})
-    widths += [{"name": name, "before": 1, "after": 0, "kind": "branch"} for name in plan.branches]
+    for name in dict.fromkeys([*groups, *plan.groups]):  # down to one slot, a group is in the plan alone
+        size, kind = groups.get(name, (1, "channel"))
+        edit = plan.groups.get(name)
+        before, after = (size, size) if edit is None else (edit.size, len(edit.kept))
+        widths.append({"name": name, "before": before, "after": after, "kind": kind})
+    return [*widths, *({"name": name, "before": 1, "after": 0, "kind": "branch"} for name in plan.branches)]
+
+
+def _facts(
+    pruned: PruneResult, widths: list[dict[str, Any]], original: dict[str, int] | None, refitted: Any
+) -> dict[str, Any]:
     frozen = [
         {
             "reason": one.reason,
