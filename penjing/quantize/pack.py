@@ -27,6 +27,40 @@ FORMAT = 1
 _KEY = "penjing.quantize"
 
 
+def refuse_overwriting(out: Path, source: Any) -> None:
+    """See that neither ``out`` nor the weights beside it take the place of a file of the user's.
+
+    Args:
+        out: The ONNX file to be written.
+        source: The network: a path or a module.
+
+    Raises:
+        QuantizeError: if ``out`` is the source or no name for an ONNX file, or the weights would replace a
+            safetensors file that quantization did not write.
+    """
+    weights = out.with_suffix(".safetensors")
+    if out == weights:
+        raise QuantizeError("the weights beside it take this name", layer=str(out), remedy="Name it .onnx")
+    if isinstance(source, (str, Path)) and out.resolve() == Path(source).resolve():
+        raise QuantizeError(
+            "the int8 file would replace its source", layer=str(out), remedy="Choose another out"
+        )
+    if weights.exists() and not _is_quantized(weights):
+        raise QuantizeError(
+            "the int8 weights would replace a file that quantize did not write",
+            layer=str(weights),
+            remedy="Choose another out, such as model.int8.onnx",
+        )
+
+
+def _is_quantized(path: Path) -> bool:
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return _KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def save_quantized(
     path: Path,
     model: ir.Model,

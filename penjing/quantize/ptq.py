@@ -18,6 +18,7 @@ from penjing.quantize.blocks import train_blocks
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.job import Job, as_onnx
 from penjing.quantize.linear_job import write_linears
+from penjing.quantize.pack import refuse_overwriting
 from penjing.quantize.result import QuantizeResult
 from penjing.quantize.student import QuantizedStudent, taught_job
 
@@ -58,11 +59,12 @@ def quantize(
         listen: Hears progress.
 
     Raises:
-        QuantizeError: for unusable data, a graph without layers to quantize, or a file that disagrees with
-            its own simulation.
+        QuantizeError: for an ``out`` that would replace the source or other weights, unusable data, a graph
+            without layers to quantize, or a file that disagrees with its own simulation.
     """
     start = time.perf_counter()
     out = Path(out)
+    refuse_overwriting(out, model)
     listen(Event("quantize", "start", message=f"quantizing to {out.name}"))
     with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
         data = data if not isinstance(data, Iterable) or iter(data) is not data else list(data)

@@ -18,7 +18,7 @@ from penjing.prune.plan import Plan
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.graph import constant, name_of, set_initializer
 from penjing.quantize.job import Job, as_onnx
-from penjing.quantize.pack import dequantize_all, read_quantized
+from penjing.quantize.pack import dequantize_all, read_quantized, refuse_overwriting
 from penjing.quantize.place import place
 from penjing.quantize.result import QuantizeResult
 from penjing.quantize.scheme import ActivationParams
@@ -100,6 +100,7 @@ def prune_quantized(
     Raises:
         QuantizeError: if the files do not belong together.
     """
+    refuse_overwriting(Path(out), pruned)
     header, tensors = read_quantized(weights)
     sliced = slice_quantized(plan, tensors, header)
     floats = dequantize_all(header, sliced)
