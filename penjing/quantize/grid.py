@@ -43,6 +43,11 @@ class Grid:
     pitch_C: NDArray[np.float64]
     origin_C: NDArray[np.float64]
 
+    def holds_zero(self) -> bool:
+        """Whether 0.0 lies among the levels, to half a one: what is padded with zeros is stored too."""
+        zero_C = np.rint(-self.origin_C / self.pitch_C)
+        return bool(((zero_C >= 0) & (zero_C <= LEVELS)).all())
+
     def plain(self) -> ActivationParams | None:
         """The scale and zero point that hit the grid with no change to the network, if there are such."""
         zero_C = -self.origin_C / self.pitch_C
@@ -57,7 +62,7 @@ def align_inputs(graph: ir.Graph, placement: Placement, feeds: Feeds) -> dict[st
     """Store image inputs on their own grid; gives the parameters of the 8-bit tensors that this settles.
 
     An input is changed where calibration data lies on a grid of at most 256 steps in every channel and one
-    int8 convolution alone reads it. The function stays the same.
+    int8 convolution alone reads it, whose padding is on the grid too. The function stays the same.
 
     Args:
         graph: A prepared graph; changed in place.
@@ -70,7 +75,7 @@ def align_inputs(graph: ir.Graph, placement: Placement, feeds: Feeds) -> dict[st
         if not is_float(value) or len(readers) != 1 or not _takes_a_grid(readers[0], value, placement):
             continue
         grid = find_grid(feeds, name_of(value))
-        if grid is None:
+        if grid is None or (any(_pads(readers[0])) and not grid.holds_zero()):
             continue
         plain = grid.plain()
         if plain is not None:
@@ -90,6 +95,10 @@ def _takes_a_grid(node: ir.Node, value: ir.Value, placement: Placement) -> bool:
         and (auto_pad is None or auto_pad.as_string() in {"NOTSET", "VALID"})
         and placement.roots.get(name_of(value)) == value.name
     )
+
+
+def _pads(conv: ir.Node) -> list[int]:
+    return ints_attribute(conv, "pads", [0] * 2 * (weight_of(conv).ndim - 2))
 
 
 def find_grid(feeds: Feeds, name: str) -> Grid | None:
@@ -118,8 +127,13 @@ def find_grid(feeds: Feeds, name: str) -> Grid | None:
     room_C = LEVELS - np.rint(high_C - low_C)
     if room_C.min() < 0:
         return None
-    # Levels that calibration did not show may lie on either side.
-    first_C = np.rint(low_C) - room_C // 2
+    low_C = np.rint(low_C)
+    # Levels that calibration did not show may lie on either side; 0.0, with which images are padded and
+    # which bytes begin with, is kept among them where there is room.
+    first_C = low_C - room_C // 2
+    zero_C = np.rint(-origin_C / pitch_C)
+    holding_C = np.clip(first_C, zero_C - LEVELS, zero_C)
+    first_C = np.where((low_C - room_C <= holding_C) & (holding_C <= low_C), holding_C, first_C)
     return Grid(pitch_C, origin_C + pitch_C * first_C)
 
 
@@ -152,7 +166,7 @@ def _insert(graph: ir.Graph, value: ir.Value, conv: ir.Node, grid: Grid) -> str:
     set_bias(graph, conv, shift_O if given is None else given + shift_O)
     nodes: list[ir.Node] = []
     source = value
-    pads = ints_attribute(conv, "pads", [0] * 2 * spatial)
+    pads = _pads(conv)
     if any(pads):
         sides = np.array([0, 0, *pads[:spatial], 0, 0, *pads[spatial:]], np.int64)
         nodes.append(ir.node("Pad", [source, set_initializer(graph, f"{stem}.sides", sides)]))
