@@ -35,7 +35,7 @@ def fold_batch_norm(graph: ir.Graph) -> int:
             source is None
             or producer is None
             or producer.op_type not in {"Conv", "Gemm"}
-            or constant(producer.inputs[1]) is None
+            or any(value is not None and constant(value) is None for value in producer.inputs[1:])
             or only_consumer(source) is not norm
             or any(p is None for p in parameters)
         ):
