@@ -13,6 +13,11 @@ from safetensors.numpy import save_file
 
 from penjing.errors import QuantizeError
 from penjing.quantize import QuantizeConfig, quantize
+from penjing.quantize.equalize import equalize
+from penjing.quantize.feeds import Feeds, input_specs
+from penjing.quantize.place import place
+from penjing.quantize.prepare import load_onnx, prepare
+from penjing.quantize.runtime import Session
 
 IMAGES: list[int | str] = ["n", 3, 8, 8]
 NEAREST = QuantizeConfig(rounding="nearest", observer="min_max")
@@ -44,3 +49,41 @@ def test_no_file_of_the_users_is_replaced(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in held} == held
     for _ in range(2):  # its own files it may replace
         quantize(source, data(), NEAREST, out=tmp_path / "q.onnx", time_it=False)
+
+
+def prepared_error(path: Path, samples: list[NDArray[np.float32]]) -> float:
+    """Largest change of the output by preparing and equalizing, relative to the largest output."""
+    model = prepare(load_onnx(path))
+    feeds = Feeds(samples, input_specs(model.graph), 64)
+    equalize(model, place(model.graph, QuantizeConfig()), feeds, memory_mb=64)
+    found, wanted = (Session(net).run({"x": samples[0]})["y"] for net in (model, path))
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+def test_a_constant_that_is_added_stops_equalization(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], pads=[1] * 4),
+        helper.make_node("Add", ["c1", "k"], ["s"]),
+        helper.make_node("Relu", ["s"], ["r"]),
+        helper.make_node("Conv", ["r", "w2"], ["y"]),
+    ]
+    spread = np.logspace(-2, 1, 8, dtype=np.float32)[:, None, None, None]
+    constants = {"w1": weights(8, 3, 3, 3) * spread, "k": 5 * weights(1, 8, 8, 8), "w2": weights(4, 8, 3, 3)}
+    path = graph_file(tmp_path / "m.onnx", nodes, constants, {"x": [1, 3, 8, 8]})
+    assert prepared_error(path, data(1)) < 1e-5
+
+
+def test_a_norm_is_not_folded_over_a_computed_bias(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["b1", "k"], ["b"]),
+        helper.make_node("Conv", ["x", "w1", "b"], ["c1"]),
+        helper.make_node("BatchNormalization", ["c1", "g", "s", "m", "v"], ["n"]),
+        helper.make_node("Relu", ["n"], ["r"]),
+        helper.make_node("Conv", ["r", "w2"], ["y"]),
+    ]
+    constants = {
+        name: np.abs(weights(8, seed=at)) + 0.5 for at, name in enumerate(("g", "s", "m", "v", "b1"))
+    }
+    constants |= {"k": np.float32(20), "w1": weights(8, 3, 3, 3), "w2": weights(4, 8, 3, 3)}
+    path = graph_file(tmp_path / "m.onnx", nodes, constants, {"x": IMAGES})
+    assert prepared_error(path, data()) < 1e-5
