@@ -123,6 +123,22 @@ def float_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
             yield node
 
 
+class Names:
+    """Names for new values and constants of a graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._taken: set[str | None] = {value.name for value in [*graph.inputs, *graph.initializers.values()]}
+        for node in graph.all_nodes():
+            self._taken |= {value.name for value in [*node.inputs, *node.outputs] if value is not None}
+
+    def fresh(self, wish: str) -> str:
+        """The name wished for, with underscores behind it where the graph has that one."""
+        while wish in self._taken:
+            wish += "_"
+        self._taken.add(wish)
+        return wish
+
+
 def set_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
     """Make an initializer of this name hold the array; an existing one of the name is changed."""
     tensor = ir.tensor(np.asarray(array, order="C"), name=name)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from penjing.quantize.feeds import Feeds
 from penjing.quantize.fold import set_bias
 from penjing.quantize.graph import (
+    Names,
     bias_of,
     consumers,
     int_attribute,
@@ -158,7 +159,7 @@ def _insert(graph: ir.Graph, value: ir.Value, conv: ir.Node, grid: Grid) -> str:
     w = weight_of(conv).astype(np.float64)
     spatial = w.ndim - 2
     shape = (1, -1, *[1] * spatial)
-    stem = f"{name_of(value)}.grid"
+    names, stem = Names(graph), f"{name_of(value)}.grid"
     held, given = conv.inputs[1], bias_of(conv)
     assert held is not None
     set_initializer(graph, name_of(held), (w * grid.pitch_C.reshape(shape)).astype(np.float32))
@@ -169,23 +170,24 @@ def _insert(graph: ir.Graph, value: ir.Value, conv: ir.Node, grid: Grid) -> str:
     pads = _pads(conv)
     if any(pads):
         sides = np.array([0, 0, *pads[:spatial], 0, 0, *pads[spatial:]], np.int64)
-        nodes.append(ir.node("Pad", [source, set_initializer(graph, f"{stem}.sides", sides)]))
+        nodes.append(ir.node("Pad", [source, set_initializer(graph, names.fresh(f"{stem}.sides"), sides)]))
         conv.attributes["pads"] = ir.AttrInt64s("pads", [0] * 2 * spatial)
         source = nodes[-1].outputs[0]
     for op, name, array_C in (
         ("Mul", "pitch", 1.0 / grid.pitch_C),
         ("Add", "origin", -grid.origin_C / grid.pitch_C),
     ):
-        factor = set_initializer(graph, f"{stem}.{name}", array_C.reshape(shape).astype(np.float32))
+        array = array_C.reshape(shape).astype(np.float32)
+        factor = set_initializer(graph, names.fresh(f"{stem}.{name}"), array)
         nodes.append(ir.node(op, [source, factor]))
         source = nodes[-1].outputs[0]
     for node in nodes:
         out = node.outputs[0]
-        out.name, out.type = f"{stem}.{node.op_type.lower()}", value.type
+        out.name, out.type = names.fresh(f"{stem}.{node.op_type.lower()}"), value.type
         node.name = out.name
         if value.shape is not None and not any(pads):
             out.shape = value.shape
-    source.name = f"{name_of(value)}.levels"
+    source.name = names.fresh(f"{name_of(value)}.levels")
     graph.insert_before(conv, nodes)
     conv.replace_input_with(0, source)
     return name_of(source)

@@ -21,7 +21,7 @@ from penjing.quantize.calibrate import Calibration, calibrate
 from penjing.quantize.check import FileCheck, check_file, layer_errors
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.cpu import sums_pairs_in_16_bits
-from penjing.quantize.emit import emit
+from penjing.quantize.emit import RESTORES, emit
 from penjing.quantize.encode import EncodedLayer, encode_layers
 from penjing.quantize.equalize import equalize
 from penjing.quantize.feeds import Feeds, input_specs
@@ -301,9 +301,7 @@ class Job:
         placement, config = self.placement, self.config
         encoded = self.encode(placement)
         quantized = emit(self.model, placement, self._roots(placement), encoded)
-        weights_path = save_quantized(
-            out.with_suffix(".safetensors"), quantized, placement, self._roots(placement), encoded
-        )
+        weights_path = save_quantized(out.with_suffix(".safetensors"), quantized, placement, encoded)
         written = quantized.clone()
         if config.widen and (padded := widen(written)):
             self.notes.append(f"{padded} widths were padded with zeros to what int8 kernels take whole")
@@ -351,14 +349,16 @@ class Job:
 
     def _errors(self, quantized: ir.Model, placement: Placement) -> dict[str, float]:
         """Signal to error after each int8 layer (past the ReLU where one is absorbed)."""
-        inside = {name_of(v) for node in quantized.graph for v in node.outputs}
+        inside = [v for node in quantized.graph for v in node.outputs]
+        held = {name_of(v): name_of(v) for v in inside} | {
+            v.meta[RESTORES]: name_of(v) for v in inside if RESTORES in v.meta
+        }
         after = {before: name for name, before in placement.clamps.items()}
         tensors: dict[str, str] = {}
         for layer in placement.layers:
             name = after.get(layer, layer)
-            restored = f"{name}.float" if f"{name}.float" in inside else name
-            if restored in inside:
-                tensors[name] = restored
+            if name in held:
+                tensors[name] = held[name]
         found = layer_errors(
             self.model,
             quantized,

@@ -132,7 +132,7 @@ def test_the_aligned_file_is_no_farther_from_fp32(file: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("shift", [0, 20, 600])
 def test_padding_is_stored_with_the_image(file: Path, shift: int) -> None:
     """Images without dark pixels have 0 among their levels; temperatures do not, and are not padded."""
-    data = normalised(pixels() // 2 + np.uint8(100) + np.float32(shift), np.zeros(3), np.ones(3))
+    data = [((pixels() // 2 + np.float32(100 + shift)) / np.float32(255)).astype(np.float32)]
     model = prepare(load_onnx(file))
     feeds = Feeds(data, input_specs(model.graph), 64)
     grid = find_grid(feeds, feeds.specs[0].name)

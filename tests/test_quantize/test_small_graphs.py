@@ -15,6 +15,7 @@ from penjing.errors import QuantizeError
 from penjing.quantize import QuantizeConfig, quantize
 from penjing.quantize.equalize import equalize
 from penjing.quantize.feeds import Feeds, input_specs
+from penjing.quantize.pack import read_quantized
 from penjing.quantize.place import place
 from penjing.quantize.prepare import load_onnx, prepare
 from penjing.quantize.runtime import Session
@@ -81,9 +82,31 @@ def test_a_norm_is_not_folded_over_a_computed_bias(tmp_path: Path) -> None:
         helper.make_node("Relu", ["n"], ["r"]),
         helper.make_node("Conv", ["r", "w2"], ["y"]),
     ]
-    constants = {
-        name: np.abs(weights(8, seed=at)) + 0.5 for at, name in enumerate(("g", "s", "m", "v", "b1"))
-    }
-    constants |= {"k": np.float32(20), "w1": weights(8, 3, 3, 3), "w2": weights(4, 8, 3, 3)}
+    constants = {name: weights(8, seed=at) ** 2 + 1 for at, name in enumerate(("g", "s", "m", "v", "b1"))}
+    constants |= {"k": 20 * weights(1), "w1": weights(8, 3, 3, 3), "w2": weights(4, 8, 3, 3)}
     path = graph_file(tmp_path / "m.onnx", nodes, constants, {"x": IMAGES})
     assert prepared_error(path, data()) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_new_constants_take_no_name_of_the_networks_own(mode: str, tmp_path: Path) -> None:
+    """The file is the same to the byte of its answers, whatever a parameter is called."""
+    answers, kept = [], []
+    for name in ("free", "p.scale", "w1.scale", "p.u8", "w1.q", "w1.zero_point", "p.float"):
+        nodes = [
+            helper.make_node("MatMul", ["x", "w1"], ["p"]),
+            helper.make_node("Relu", ["p"], ["r"]),
+            helper.make_node("Mul", ["r", name], ["s"]),
+            helper.make_node("MatMul", ["s", "w2"], ["y"]),
+        ]
+        constants = {"w1": weights(6, 8), name: 50 * weights(8, seed=1), "w2": weights(8, 4)}
+        path = graph_file(tmp_path / "m.onnx", nodes, constants, {"x": ["n", 6]})
+        samples = [weights(16, 6, seed=7)]
+        config = QuantizeConfig(mode=mode, rounding="nearest")  # type: ignore[arg-type]
+        made = quantize(path, samples, config, out=tmp_path / "q.onnx", time_it=False)
+        answers.append(Session(made.path).run({"x": samples[0]})["y"])
+        tensors = read_quantized(made.weights_path)[1]
+        kept.append(tensors.get(f"{name}_", tensors.get(name)))
+    for found, own in zip(answers, kept, strict=True):
+        np.testing.assert_array_equal(found, answers[0])
+        np.testing.assert_array_equal(own, 50 * weights(8, seed=1))
