@@ -14,10 +14,20 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from penjing.quantize.encode import EncodedLayer
-from penjing.quantize.graph import Names, consumers, drop_unused_initializers, name_of, set_initializer
+from penjing.quantize.graph import (
+    Names,
+    consumers,
+    drop_unused_initializers,
+    name_of,
+    set_initializer,
+    upper_bound,
+)
 from penjing.quantize.place import Placement
 from penjing.quantize.rules import RULES
 from penjing.quantize.scheme import ActivationParams
+
+_ROUNDING = 1e-6
+"""Of a bound: what its float32 share of a step may differ by."""
 
 PARAMETER, STORES, RESTORES = "parameter", "stores", "restores"
 """Keys of ``meta``: what a new constant is (``NAME.scale``, ``activation:NAME.zero_point``…), and the tensor
@@ -133,10 +143,11 @@ class _Writer:
         return value
 
     def absorb_clamp(self, node: ir.Node) -> None:
-        """Drop a Relu or Clip whose bounds are those of the 8-bit output; its name moves to what it read."""
+        """Drop a Relu or Clip that the 8-bit output's bounds stand in for; its name moves to what it read."""
         out, source = node.outputs[0], node.inputs[0]
         name = name_of(out)
         assert source is not None
+        params, top = self.params[self.placement.roots[name]], upper_bound(node)
         seen_only_as_8_bit = name in self.placement.emitted or (
             not out.is_graph_output() and all(reader in self.chosen for reader in consumers(out))
         )
@@ -145,7 +156,8 @@ class _Writer:
             maker is None
             or maker not in self.chosen
             or not seen_only_as_8_bit
-            or self.params[self.placement.roots[name]].zero_point != 0
+            or params.zero_point != 0
+            or (top is not None and params.high > top * (1 + _ROUNDING))
         ):
             return
         out.replace_all_uses_with(source, replace_graph_outputs=True)

@@ -91,6 +91,12 @@ def layer_name(node: ir.Node) -> str:
     return node.metadata_props.get("layer") or node.name or (node.outputs[0].name or node.op_type)
 
 
+def upper_bound(node: ir.Node) -> float | None:
+    """The constant upper bound of a Clip; None where it has none, and for other ops."""
+    bound = constant(node.inputs[2]) if node.op_type == "Clip" and len(node.inputs) > 2 else None
+    return None if bound is None else float(bound)
+
+
 def name_of(value: ir.Value) -> str:
     """The value's name; a graph that was loaded always has one."""
     if value.name is None:
