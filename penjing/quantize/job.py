@@ -18,7 +18,7 @@ from penjing.events import Listener
 from penjing.files import atomic_write
 from penjing.quantize import mixed
 from penjing.quantize.calibrate import Calibration, calibrate
-from penjing.quantize.check import FileCheck, check_file, layer_errors
+from penjing.quantize.check import FileCheck, check_file, compare, layer_errors
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.cpu import sums_pairs_in_16_bits
 from penjing.quantize.emit import RESTORES, emit
@@ -40,6 +40,8 @@ from penjing.quantize.weights import Guard
 from penjing.quantize.widen import widen
 
 _LAYER_SAMPLES = 4
+_SAME_DB, _POOR_DB = 60.0, 10.0
+"""Above the first, float outputs differ by rounding alone; below the second, little is left of them."""
 _DEAD = "its input is constant on the calibration data"
 
 
@@ -134,10 +136,7 @@ class Job:
                 self.notes.append(f"{', '.join(aligned)}: stored on the 8-bit grid that the input came from")
                 placement = place(self.model.graph, config)
         if config.equalize:
-            regions = equalize(self.model, placement, self.feeds, memory_mb=config.memory_mb)
-            if regions:
-                self.notes.append(f"channel ranges were evened out in {regions} places")
-                placement = place(self.model.graph, config)
+            placement = self._equalize(placement)
         self.seen = Calibration({})
         self._observe(placement)
         specs = {spec.name for spec in self.feeds.specs}
@@ -160,6 +159,19 @@ class Job:
         self._observe(self.placement)
         if config.observer == "auto":
             self._settle()
+
+    def _equalize(self, placement: Placement) -> Placement:
+        """Even out channel ranges, and take it back where the function did not stay the same."""
+        before = self.model.clone()
+        regions = equalize(self.model, placement, self.feeds, memory_mb=self.config.memory_mb)
+        if not regions:
+            return placement
+        if compare(Session(before), Session(self.model), self.feeds, _LAYER_SAMPLES) < _SAME_DB:
+            self.model, self.nodes = before, _by_output(before)
+            self.notes.append("channel ranges stay uneven: evening them out changed the float outputs")
+            return placement
+        self.notes.append(f"channel ranges were evened out in {regions} places")
+        return place(self.model.graph, self.config)
 
     def _settle(self) -> None:
         """Take the kind of range that leaves the output closest, weights in float."""
@@ -329,6 +341,10 @@ class Job:
         guard: Guard,
     ) -> QuantizeResult:
         """What is told of the files that were written and checked."""
+        if measured.sqnr < _POOR_DB:
+            self.notes.append(
+                f"the outputs are {measured.sqnr:.1f} dB from fp32 only: max_drop returns layers to float"
+            )
         return QuantizeResult(
             path=out,
             weights_path=weights_path,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from nets import graph_file, weights
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from penjing.errors import QuantizeError
 from penjing.quantize import QuantizeConfig, quantize
 from penjing.quantize.equalize import equalize
 from penjing.quantize.feeds import Feeds, input_specs
+from penjing.quantize.graph import set_initializer
 from penjing.quantize.pack import read_quantized
 from penjing.quantize.place import place
 from penjing.quantize.prepare import load_onnx, prepare
@@ -110,3 +113,25 @@ def test_new_constants_take_no_name_of_the_networks_own(mode: str, tmp_path: Pat
     for found, own in zip(answers, kept, strict=True):
         np.testing.assert_array_equal(found, answers[0])
         np.testing.assert_array_equal(own, 50 * weights(8, seed=1))
+
+
+def test_equalization_that_changes_the_function_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(model: ir.Model, *_: Any, **__: Any) -> int:
+        set_initializer(model.graph, "w1", 2 * weights(8, 3, 3, 3))
+        return 1
+
+    monkeypatch.setattr("penjing.quantize.job.equalize", broken)
+    source = two_convs(tmp_path / "m.onnx")
+    made = quantize(source, data(), NEAREST, out=tmp_path / "q.onnx", time_it=False)
+    assert made.sqnr_db > 20
+    assert any("stay uneven" in note for note in made.notes)
+
+
+def test_a_poor_file_says_so(tmp_path: Path) -> None:
+    source = two_convs(tmp_path / "m.onnx")
+    for bits in (2, 8):
+        config = NEAREST.model_copy(update={"weight_bits": bits})
+        made = quantize(source, data(), config, out=tmp_path / "q.onnx", time_it=False)
+        assert any("dB from fp32 only" in note for note in made.notes) == (made.sqnr_db < 10) == (bits == 2)
