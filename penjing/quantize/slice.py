@@ -16,6 +16,7 @@ from penjing.errors import QuantizeError
 from penjing.events import Listener, silent
 from penjing.prune.plan import Plan
 from penjing.quantize.config import QuantizeConfig
+from penjing.quantize.feeds import rereadable
 from penjing.quantize.graph import constant, name_of, set_initializer
 from penjing.quantize.job import Job, as_onnx
 from penjing.quantize.pack import dequantize_all, read_quantized, refuse_overwriting
@@ -105,6 +106,7 @@ def prune_quantized(
     sliced = slice_quantized(plan, tensors, header)
     floats = dequantize_all(header, sliced)
     config = QuantizeConfig(equalize=False)
+    data = rereadable(data, config.samples)
     with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
         job = Job(as_onnx(pruned, data, example_inputs, Path(folder)), data, config, seed, listen)
         for name, value in list(job.model.graph.initializers.items()):

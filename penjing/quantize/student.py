@@ -27,6 +27,7 @@ from penjing.models.onnx_read import Step
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.encode import EncodedLayer, guard_of
 from penjing.quantize.fake import fake_activation, fake_weight
+from penjing.quantize.feeds import rereadable
 from penjing.quantize.fold import set_bias
 from penjing.quantize.graph import name_of, set_initializer, upper_bound, weight_axis
 from penjing.quantize.job import Job, as_onnx
@@ -229,6 +230,7 @@ def quantized_student(
     """
     config = config or QuantizeConfig()
     with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
+        data = rereadable(data, config.samples)
         source = as_onnx(model, data, example_inputs, Path(folder))
         job = Job(source, data, config, seed, listen)
         job.calibrate()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from nets import graph_file, weights
 from numpy.typing import NDArray
 from onnx import helper
 from safetensors.numpy import save_file
+from torch import nn
 
 from penjing.errors import QuantizeError
-from penjing.quantize import QuantizeConfig, quantize
+from penjing.quantize import QuantizeConfig, quantize, quantized_student
 from penjing.quantize.equalize import equalize
 from penjing.quantize.feeds import Feeds, input_specs
 from penjing.quantize.graph import set_initializer
@@ -135,3 +138,57 @@ def test_a_poor_file_says_so(tmp_path: Path) -> None:
         config = NEAREST.model_copy(update={"weight_bits": bits})
         made = quantize(source, data(), config, out=tmp_path / "q.onnx", time_it=False)
         assert any("dB from fp32 only" in note for note in made.notes) == (made.sqnr_db < 10) == (bits == 2)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [{"mask": torch.zeros(8), "boxes": torch.zeros(8, 3)}, (torch.zeros(8), torch.zeros(8, 3)), 3]
+    + [[torch.zeros(count, 4) for count in range(8)]],
+    ids=["dict", "tuple", "number", "ragged"],
+)
+def test_targets_may_be_anything_until_a_metric_asks(target: Any, tmp_path: Path) -> None:
+    source, x = two_convs(tmp_path / "m.onnx"), torch.from_numpy(data()[0])
+    plain, held = (tmp_path / f"{name}.onnx" for name in ("plain", "held"))
+    quantize(source, [x], NEAREST, out=plain, time_it=False)
+    quantize(source, [(x, target)], NEAREST, out=held, time_it=False)
+    assert held.read_bytes() == plain.read_bytes()
+    config = NEAREST.model_copy(update={"max_drop": 0.1})
+    with pytest.raises(QuantizeError, match="no array of 8 entries"):
+        quantize(source, [(x, target)], config, out=held, time_it=False)
+
+
+def test_inputs_in_bfloat16_are_read(tmp_path: Path) -> None:
+    x = torch.from_numpy(data()[0]).bfloat16()
+    feeds = Feeds([x], input_specs(load_onnx(two_convs(tmp_path / "m.onnx")).graph), 8)
+    np.testing.assert_array_equal(next(feeds.batches())[0]["x"], x.float().numpy())
+
+
+@pytest.mark.parametrize("make", [quantize, quantized_student])
+def test_a_generator_is_read_once_and_no_farther_than_needed(make: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    read: list[int] = []
+
+    def batches() -> Iterator[NDArray[np.float32]]:
+        for at in range(99):
+            read.append(at)
+            yield weights(4, 6, seed=at)
+
+    config = QuantizeConfig(samples=12, rounding="nearest")
+    where = {"out": tmp_path / "q.onnx", "time_it": False} if make is quantize else {}
+    made = make(model, batches(), config, **where)
+    assert read == [0, 1, 2]
+    again = make(model, [weights(4, 6, seed=at) for at in range(3)], config, **where)
+    if make is quantize:
+        assert made.layers == again.layers
+    else:
+        assert made.learned_params() == again.learned_params()
+
+
+def test_a_metric_over_batches_of_several_lengths_is_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w1"], ["y"])]
+    source = graph_file(tmp_path / "m.onnx", nodes, {"w1": weights(6, 8)}, {"x": ["n", "t", 6]})
+    lengths = [weights(4, length, 6) for length in (3, 5)]
+    config = QuantizeConfig(max_drop=0.1, rounding="nearest")
+    with pytest.raises(QuantizeError, match="batches differ in shape"):
+        quantize(source, lengths, config, out=tmp_path / "q.onnx", time_it=False)
