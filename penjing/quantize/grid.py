@@ -87,13 +87,12 @@ def align_inputs(graph: ir.Graph, placement: Placement, feeds: Feeds) -> dict[st
 
 
 def _takes_a_grid(node: ir.Node, value: ir.Value, placement: Placement) -> bool:
-    auto_pad = node.attributes.get("auto_pad")
     return (
         node.op_type == "Conv"
         and node.inputs[0] is value
         and name_of(node.outputs[0]) in placement.layers
         and int_attribute(node, "group", 1) == 1
-        and (auto_pad is None or auto_pad.as_string() in {"NOTSET", "VALID"})
+        and "auto_pad" not in node.attributes
         and placement.roots.get(name_of(value)) == value.name
     )
 

@@ -192,3 +192,22 @@ def test_a_metric_over_batches_of_several_lengths_is_refused(tmp_path: Path) -> 
     config = QuantizeConfig(max_drop=0.1, rounding="nearest")
     with pytest.raises(QuantizeError, match="batches differ in shape"):
         quantize(source, lengths, config, out=tmp_path / "q.onnx", time_it=False)
+
+
+@pytest.mark.parametrize("side", [3, 8, "side"])
+@pytest.mark.parametrize("kind", ["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])
+def test_padding_by_name_becomes_numbers_or_is_left_aside(kind: str, side: int | str, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], auto_pad=kind, strides=[2, 1]),
+        helper.make_node("Conv", ["c1", "w2"], ["y"], auto_pad=kind),
+    ]
+    constants = {"w1": weights(8, 3, 3, 2), "w2": weights(4, 8, 1, 2)}
+    x = weights(8, 3, 8 if isinstance(side, str) else side, 6)
+    path = graph_file(tmp_path / "m.onnx", nodes, constants, {"x": ["n", 3, side, 6]})
+    model = prepare(load_onnx(path))
+    found, wanted = (Session(net).run({"x": x})["y"] for net in (model, path))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    left = ["auto_pad" in node.attributes for node in model.graph]
+    assert left == [side == "side" and "SAME" in kind, False]
+    made = quantize(path, [x], QuantizeConfig(), out=tmp_path / "q.onnx", time_it=False)
+    assert made.sqnr_db > 25
