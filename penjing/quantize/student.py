@@ -226,9 +226,14 @@ def quantized_student(
         listen: Hears progress.
 
     Raises:
-        QuantizeError: As for `penjing.quantize`.
+        QuantizeError: As for `penjing.quantize`, and for modes other than static.
     """
     config = config or QuantizeConfig()
+    if config.mode != "static":
+        raise QuantizeError(
+            f"mode {config.mode!r} rounds no activations, which a student trains with",
+            remedy="Use mode 'static'",
+        )
     with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
         data = rereadable(data, config.samples)
         source = as_onnx(model, data, example_inputs, Path(folder))
