@@ -41,13 +41,16 @@ def slice_quantized(
         header: The same file's header.
 
     Raises:
-        QuantizeError: for a tensor whose channels the plan does not know, or a plan that takes out branches.
+        QuantizeError: for a tensor whose channels the plan does not know, a plan that takes out branches, or
+            weights of another mode than static.
     """
     if plan.branches:
         raise QuantizeError(
             f"the plan takes whole branches out ({', '.join(plan.branches)}), which leaves other activations",
             remedy="Apply the plan to the float network and quantize what comes of it",
         )
+    if "activations" not in header["scheme"]:
+        raise QuantizeError(f"only weights were quantized ({header['scheme']['weights']})", remedy=_REMEDY)
     out = dict(tensors)
     for row in header["layers"]:
         weight, axis = row["weight"], int(row["axis"])
@@ -89,8 +92,8 @@ def prune_quantized(
 
     Args:
         plan: The plan that made ``pruned`` out of the network that was quantized.
-        weights: ``weights_path`` of the quantized network (quantized with ``equalize=False`` where factors
-            were written out).
+        weights: ``weights_path`` of the quantized network, quantized with ``align_inputs=False`` and
+            ``equalize=False`` where inputs were aligned or factors written out.
         pruned: The pruned float network; its graph is used, its weights are not.
         data: Batches that the file is checked on.
         out: The ONNX file to write.
@@ -148,7 +151,10 @@ def prune_quantized(
     return replace(result, notes=tuple(job.notes))
 
 
-_REMEDY = "Give the plan and the weights of the same network, quantized with equalize=False"
+_REMEDY = (
+    "Give the plan and the weights of the same network, "
+    "quantized in mode 'static' with equalize=False and align_inputs=False"
+)
 
 
 def _slice_float(plan: Plan, name: str, array: NDArray[Any]) -> NDArray[Any]:
