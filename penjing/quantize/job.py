@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from penjing.quantize.emit import RESTORES, emit
 from penjing.quantize.encode import EncodedLayer, encode_layers
 from penjing.quantize.equalize import equalize
 from penjing.quantize.feeds import Feeds, input_specs
-from penjing.quantize.graph import name_of
+from penjing.quantize.graph import layer_name, name_of
 from penjing.quantize.grid import align_inputs
 from penjing.quantize.pack import save_quantized
 from penjing.quantize.place import Placement, layer_names, place
@@ -33,6 +35,7 @@ from penjing.quantize.prepare import initializer_bytes, load_onnx, prepare
 from penjing.quantize.ranges import closest, widest
 from penjing.quantize.result import LayerRow, QuantizeResult, Timing
 from penjing.quantize.rounding import Moments
+from penjing.quantize.rules import WEIGHT_OPS
 from penjing.quantize.runtime import Session
 from penjing.quantize.scheme import ActivationParams, activation_params
 from penjing.quantize.timing import time_against_fp32
@@ -114,6 +117,7 @@ class Job:
         )
         self.nodes = _by_output(self.model)
         self.names = layer_names(self.model.graph)
+        _check_patterns(self.config.ignore, self.model.graph, self.names)
         self.observer = "mse" if self.config.observer == "auto" else self.config.observer
 
     def calibrate(self) -> None:
@@ -416,6 +420,18 @@ class Job:
         """One sample, one thread, against the fp32 source."""
         feed = next(iter(self.feeds.batches(1, 1 if self.feeds.fixed is None else None)))[0]
         return time_against_fp32(self.source, out, feed, threads=1, seconds=1.0)
+
+
+def _check_patterns(patterns: Sequence[str], graph: ir.Graph, names: Mapping[str, str]) -> None:
+    """Refuse a pattern of layers to ignore that fits none."""
+    known = {*names.values(), *(layer_name(node) for node in graph if node.op_type in WEIGHT_OPS)}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            near = get_close_matches(pattern, known, n=3) or sorted(known)[:3]
+            raise QuantizeError(
+                f"no layer is called {pattern!r}, which is to be ignored",
+                remedy=f"Correct it; layers are {', '.join(near)}",
+            )
 
 
 def _by_output(model: ir.Model) -> dict[str, ir.Node]:

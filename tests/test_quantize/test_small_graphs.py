@@ -17,10 +17,12 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from penjing.errors import QuantizeError
+from penjing.events import silent
 from penjing.quantize import QuantizeConfig, quantize, quantized_student
 from penjing.quantize.equalize import equalize
 from penjing.quantize.feeds import Feeds, input_specs
 from penjing.quantize.graph import set_initializer
+from penjing.quantize.job import Job
 from penjing.quantize.pack import read_quantized
 from penjing.quantize.place import place
 from penjing.quantize.prepare import load_onnx, prepare
@@ -211,3 +213,18 @@ def test_padding_by_name_becomes_numbers_or_is_left_aside(kind: str, side: int |
     assert left == [side == "side" and "SAME" in kind, False]
     made = quantize(path, [x], QuantizeConfig(), out=tmp_path / "q.onnx", time_it=False)
     assert made.sqnr_db > 25
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
+def test_what_only_the_static_mode_has_is_refused(mode: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'blocks' is for mode 'static'"):
+        QuantizeConfig(mode=mode, rounding="blocks")
+    with pytest.raises(QuantizeError, match="Use mode 'static'"):
+        quantized_student(two_convs(tmp_path / "m.onnx"), data(), QuantizeConfig(mode=mode))
+
+
+def test_a_misspelt_layer_to_ignore_is_named(tmp_path: Path) -> None:
+    source = two_convs(tmp_path / "m.onnx")
+    assert Job(source, data(), QuantizeConfig(ignore=("node*",)), 0, silent).names.keys() == {"c1", "y"}
+    with pytest.raises(QuantizeError, match=r"'node_22\*'.*layers are node_2"):
+        Job(source, data(), QuantizeConfig(ignore=("node", "node_22*")), 0, silent)
