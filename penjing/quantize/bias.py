@@ -35,8 +35,7 @@ def mean_output(
         mean_K = mean.reshape(-1, mean.shape[-1]).mean(axis=0)
         return np.asarray((w if transposed else w.T).astype(np.float64) @ mean_K)
     rank = w.ndim - 2
-    auto_pad = node.attributes.get("auto_pad")
-    if rank not in _CONVS or (auto_pad is not None and auto_pad.as_string() not in {"NOTSET", "VALID"}):
+    if rank not in _CONVS or "auto_pad" in node.attributes:
         return None
     pads = ints_attribute(node, "pads", [0] * 2 * rank)
     # ONNX lists all starts, then all ends; torch wants (start, end) from the last axis.

@@ -81,6 +81,8 @@ class QuantizeConfig(Config):
             raise ValueError(f"mode {self.mode!r} takes weight_bits of {', '.join(map(str, allowed))}")
         if self.mode != "static" and (self.max_drop is not None or self.sensitivity):
             raise ValueError(f"max_drop and sensitivity are for mode 'static', not {self.mode!r}")
+        if self.mode != "static" and self.rounding == "blocks":
+            raise ValueError(f"rounding 'blocks' is for mode 'static', not {self.mode!r}")
         return self
 
     @field_validator("observer")

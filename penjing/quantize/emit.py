@@ -1,18 +1,37 @@
-"""Write a placement and its numbers into a graph: quantize, dequantize, 8-bit constants. Decides nothing."""
+"""Write a placement and its numbers into a graph: quantize, dequantize, 8-bit constants. Decides nothing.
+
+What is new is called after what it belongs to (``conv.weight.scale``), or as nearly so as the graph's own
+names allow; a value's ``meta`` says what it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from penjing.quantize.encode import EncodedLayer
-from penjing.quantize.graph import consumers, drop_unused_initializers, name_of, set_initializer
+from penjing.quantize.graph import (
+    Names,
+    consumers,
+    drop_unused_initializers,
+    name_of,
+    set_initializer,
+    upper_bound,
+)
 from penjing.quantize.place import Placement
 from penjing.quantize.rules import RULES
 from penjing.quantize.scheme import ActivationParams
+
+_ROUNDING = 1e-6
+"""Of a bound: what its float32 share of a step may differ by."""
+
+PARAMETER, STORES, RESTORES = "parameter", "stores", "restores"
+"""Keys of ``meta``: what a new constant is (``NAME.scale``, ``activation:NAME.zero_point``…), and the tensor
+that a value holds in 8 bits, or again in float."""
 
 
 def emit(
@@ -34,7 +53,7 @@ def emit(
     by_output = {name_of(node.outputs[0]): node for node in graph if node.outputs}
     writer = _Writer(graph, placement, params, frozenset(by_output[name] for name in placement.nodes))
     for out, layer in encoded.items():
-        _emit_layer(graph, by_output[out], layer)
+        writer.emit_layer(by_output[out], layer)
     for name in placement.clamps:
         writer.absorb_clamp(by_output[name])
     values = {v.name: v for v in graph.inputs} | {v.name: v for node in graph for v in node.outputs}
@@ -64,48 +83,7 @@ def _keep_norms_apart(graph: ir.Graph) -> None:
             node.op_type = "Sum"
 
 
-def _emit_layer(graph: ir.Graph, node: ir.Node, layer: EncodedLayer) -> None:
-    weight = node.inputs[1]
-    assert weight is not None
-    name = name_of(weight)
-    _constant_dequantize(
-        graph, node, 1, name, layer.weight.q, layer.weight.scale_O, np.dtype(np.int8), layer.weight.axis
-    )
-    if layer.bias_O is not None and node.op_type != "MatMul":
-        held = node.inputs[2] if len(node.inputs) > 2 else None
-        bias_name = name_of(held) if held is not None else f"{name.removesuffix('.weight')}.bias"
-        while held is None and bias_name in graph.initializers:
-            bias_name += "_"
-        if len(node.inputs) < 3:
-            node.resize_inputs(3)
-        _constant_dequantize(
-            graph, node, 2, bias_name, layer.bias_O, layer.bias_scale_O, np.dtype(np.int32), 0
-        )
-
-
-def _constant_dequantize(
-    graph: ir.Graph,
-    node: ir.Node,
-    position: int,
-    name: str,
-    q: np.ndarray[tuple[int, ...], np.dtype[np.integer]],
-    scale_O: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    kind: np.dtype[np.integer],
-    axis: int,
-) -> None:
-    inputs = [
-        set_initializer(graph, name, q),
-        set_initializer(graph, f"{name}.scale", scale_O),
-        set_initializer(graph, f"{name}.zero_point", np.zeros(scale_O.shape, kind)),
-    ]
-    dequantize = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}.dequantize")
-    out = dequantize.outputs[0]
-    out.name, out.shape, out.type = f"{name}.float", ir.Shape(q.shape), ir.TensorType(ir.DataType.FLOAT)
-    graph.insert_before(node, dequantize)
-    node.replace_input_with(position, out)
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Writer:
     """Edits one graph. ``chosen`` are the int8 nodes themselves: values change names on the way."""
 
@@ -113,16 +91,63 @@ class _Writer:
     placement: Placement
     params: Mapping[str, ActivationParams]
     chosen: frozenset[ir.Node]
+    names: Names = field(init=False)
+    held: dict[str, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.names = Names(self.graph)
 
     def is_direct(self, node: ir.Node | None) -> bool:
         """Whether the node is a view that acts on the 8-bit tensor itself."""
         return node is not None and node in self.chosen and RULES[node.op_type].direct
 
+    def emit_layer(self, node: ir.Node, layer: EncodedLayer) -> None:
+        """Let a layer read its weight and bias from 8-bit and 32-bit constants."""
+        weight = node.inputs[1]
+        assert weight is not None
+        name = name_of(weight)
+        self._restore(node, 1, name, layer.weight.q, layer.weight.scale_O, layer.weight.axis)
+        if layer.bias_O is not None and node.op_type != "MatMul":
+            held = node.inputs[2] if len(node.inputs) > 2 else None
+            stem = name.removesuffix(".weight")
+            bias_name = self.names.fresh(f"{stem}.bias") if held is None else name_of(held)
+            if len(node.inputs) < 3:
+                node.resize_inputs(3)
+            self._restore(node, 2, bias_name, layer.bias_O, layer.bias_scale_O, 0)
+
+    def _restore(
+        self,
+        node: ir.Node,
+        position: int,
+        name: str,
+        q: NDArray[np.integer],
+        scale_O: NDArray[np.float32],
+        axis: int,
+    ) -> None:
+        inputs = [
+            set_initializer(self.graph, name, q),
+            self._parameter(f"{name}.scale", scale_O),
+            self._parameter(f"{name}.zero_point", np.zeros(scale_O.shape, q.dtype)),
+        ]
+        dequantize = ir.node("DequantizeLinear", inputs, {"axis": axis}, name=f"{name}.dequantize")
+        out = dequantize.outputs[0]
+        out.name, out.shape = self.names.fresh(f"{name}.float"), ir.Shape(q.shape)
+        out.type = ir.TensorType(ir.DataType.FLOAT)
+        self.graph.insert_before(node, dequantize)
+        node.replace_input_with(position, out)
+
+    def _parameter(self, name: str, array: NDArray[np.generic], kind: str = "") -> ir.Value:
+        """A new constant: never one that the graph holds already."""
+        value = set_initializer(self.graph, self.names.fresh(name), array)
+        value.meta[PARAMETER] = kind + name
+        return value
+
     def absorb_clamp(self, node: ir.Node) -> None:
-        """Drop a Relu or Clip whose bounds are those of the 8-bit output; its name moves to what it read."""
+        """Drop a Relu or Clip that the 8-bit output's bounds stand in for; its name moves to what it read."""
         out, source = node.outputs[0], node.inputs[0]
         name = name_of(out)
         assert source is not None
+        params, top = self.params[self.placement.roots[name]], upper_bound(node)
         seen_only_as_8_bit = name in self.placement.emitted or (
             not out.is_graph_output() and all(reader in self.chosen for reader in consumers(out))
         )
@@ -131,7 +156,8 @@ class _Writer:
             maker is None
             or maker not in self.chosen
             or not seen_only_as_8_bit
-            or self.params[self.placement.roots[name]].zero_point != 0
+            or params.zero_point != 0
+            or (top is not None and params.high > top * (1 + _ROUNDING))
         ):
             return
         out.replace_all_uses_with(source, replace_graph_outputs=True)
@@ -150,9 +176,10 @@ class _Writer:
             "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}.dequantize"
         )
         stored, restored = quantize.outputs[0], dequantize.outputs[0]
-        stored.name, stored.shape, stored.type = f"{name}.u8", value.shape, ir.TensorType(ir.DataType.UINT8)
-        restored.name, restored.shape = f"{name}.float", value.shape
-        restored.type = ir.TensorType(ir.DataType.FLOAT)
+        stored.name, stored.shape = self.names.fresh(f"{name}.u8"), value.shape
+        restored.name, restored.shape = self.names.fresh(f"{name}.float"), value.shape
+        stored.type, restored.type = ir.TensorType(ir.DataType.UINT8), ir.TensorType(ir.DataType.FLOAT)
+        stored.meta[STORES], restored.meta[RESTORES] = name, name
         producer = value.producer()
         if producer is None:
             self.graph.insert_before(self.graph[0], [quantize, dequantize])
@@ -164,7 +191,7 @@ class _Writer:
             for index, out in enumerate(self.graph.outputs):
                 if out is value:
                     self.graph.outputs[index] = restored
-            value.name = f"{name}.raw"
+            value.name = self.names.fresh(f"{name}.raw")
             restored.name = name
 
     def emit_direct(self, node: ir.Node) -> None:
@@ -185,14 +212,18 @@ class _Writer:
             final = dequantize.outputs[0]
             out.replace_all_uses_with(final, replace_graph_outputs=True)
             dequantize.replace_input_with(0, out)
-            out.name, out.type = f"{name}.u8", ir.TensorType(ir.DataType.UINT8)
+            out.name, out.type = self.names.fresh(f"{name}.u8"), ir.TensorType(ir.DataType.UINT8)
+            out.meta[STORES] = name
             final.name, final.shape, final.type = name, shape, ir.TensorType(ir.DataType.FLOAT)
             self.graph.insert_after(node, dequantize)
 
     def _params_of(self, name: str) -> tuple[ir.Value, ir.Value]:
         root = self.placement.roots[name]
-        params = self.params[root]
-        return (
-            set_initializer(self.graph, f"{root}.scale", np.asarray(params.scale, np.float32)),
-            set_initializer(self.graph, f"{root}.zero_point", np.asarray(params.zero_point, np.uint8)),
-        )
+        if root not in self.held:
+            params = self.params[root]
+            scale, zero = np.asarray(params.scale, np.float32), np.asarray(params.zero_point, np.uint8)
+            self.held[root] = (
+                self._parameter(f"{root}.scale", scale, "activation:"),
+                self._parameter(f"{root}.zero_point", zero, "activation:"),
+            )
+        return self.held[root]

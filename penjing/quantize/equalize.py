@@ -216,7 +216,8 @@ def _commutes(node: ir.Node) -> bool:
     if node.op_type not in _COMMUTE or len(node.outputs) != 1:
         return False
     if node.op_type == "Add":
-        shapes = [v.shape for v in node.inputs if v is not None]
+        # A constant would have to take the factor too.
+        shapes = [v.shape for v in node.inputs if v is not None and not v.is_initializer()]
         return len(shapes) == 2 and None not in shapes and shapes[0] == shapes[1]
     if node.op_type == "Clip":
         # An upper bound does not move with the channel: grown channels would be cut on samples that

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from penjing.quantize.weights import Guard, as_rows, from_rows, round_rows
 
-_LEAST_STEP = 1e-12
-
 
 class _Round(torch.autograd.Function):
     """``levels · step``; the gradient reaches ``x`` where it is not clipped, and the step everywhere."""
@@ -44,11 +42,10 @@ def fake_activation(x: Tensor, step: Tensor, zero_point: int, top: int = 255) ->
 
     Args:
         x: Any shape, samples first.
-        step: The scale, a tensor of one element.
+        step: The scale, a positive tensor of one element.
         zero_point: The level that stands for 0.0.
         top: The highest level.
     """
-    step = step.clamp_min(_LEAST_STEP)
     low, high = float(-zero_point), float(top - zero_point)
     levels = torch.round(x.detach() / step.detach()).clamp_(low, high)
     out: Tensor = _Round.apply(x, step, levels, low, high, max(x.numel() // max(len(x), 1), 1))
@@ -63,12 +60,11 @@ def fake_weight(w: Tensor, step_O: Tensor, axis: int, guard: Guard, top: int) ->
 
     Args:
         w: The weight in the runtime's layout.
-        step_O: One step per output channel.
+        step_O: One positive step per output channel.
         axis: The output channel axis.
         guard: What protects 16-bit sums.
         top: The highest level.
     """
-    step_O = step_O.clamp_min(_LEAST_STEP)
     shape = [1] * w.ndim
     shape[axis] = -1
     rows_OK = as_rows(w.detach().cpu().numpy(), axis)

@@ -40,46 +40,60 @@ def input_specs(graph: ir.Graph) -> tuple[InputSpec, ...]:
     return tuple(specs)
 
 
-class Feeds:
-    """Calibration samples, read from the user's batches as often as needed; nothing is kept.
+def rereadable(data: Iterable[Any], samples: int) -> Iterable[Any]:
+    """Batches to be read more than once: of an iterator a list, cut to ``samples``; an array is one batch.
 
-    An iterator that can be read only once is kept as a list, cut to ``samples``.
+    Raises:
+        QuantizeError: if it is not iterable.
     """
+    if _is_array(data):
+        return [data]
+    if not isinstance(data, Iterable):
+        raise QuantizeError(
+            f"data is {type(data).__name__!r}, not batches", remedy="Give an iterable of batches of inputs"
+        )
+    if not isinstance(data, Iterator):
+        return data
+    kept, count = [], 0
+    for batch in data:
+        kept.append(batch)
+        count += _count(batch)
+        if count >= samples:
+            break
+    return kept
+
+
+class Feeds:
+    """Calibration samples, read from the user's batches as often as needed; see `rereadable`."""
 
     def __init__(self, data: Iterable[Any], specs: tuple[InputSpec, ...], samples: int) -> None:
-        if isinstance(data, (torch.Tensor, np.ndarray)):
-            data = [data]
-        if not isinstance(data, Iterable):
-            raise QuantizeError(
-                f"data is {type(data).__name__!r}, not batches",
-                remedy="Give an iterable of batches of inputs",
-            )
         self.specs = specs
         self.samples = samples
         self.fixed = specs[0].dims[0] if specs and specs[0].dims else None
-        self._data = self._cut(data) if isinstance(data, Iterator) else data
+        self._data = rereadable(data, samples)
 
-    def _cut(self, data: Iterable[Any]) -> list[Any]:
-        kept, count = [], 0
-        for batch in data:
-            kept.append(batch)
-            count += _count(batch)
-            if count >= self.samples:
-                break
-        return kept
-
-    def batches(self, size: int | None = None, limit: int | None = None) -> Iterator[tuple[Feed, Any]]:
+    def batches(
+        self, size: int | None = None, limit: int | None = None, *, targets: bool = False
+    ) -> Iterator[tuple[Feed, NDArray[np.generic] | None]]:
         """Feeds of at most ``size`` samples with their targets (None where the data has none).
 
+        Args:
+            size: Samples of a feed, at most.
+            limit: Samples of all of them, at most.
+            targets: Whether targets are wanted; they may be anything if not.
+
         Raises:
-            QuantizeError: if there is no sample, or one of the wrong shape, or with NaN or infinity.
+            QuantizeError: if there is no sample, or one of the wrong shape, or with NaN or infinity; for
+                targets that are not an array with one entry per sample.
         """
         # A graph with a fixed batch takes a whole one, however few samples are asked for.
         left = max(min(self.samples, limit or self.samples), self.fixed or 0)
         given = 0
         for index, batch in enumerate(self._data):
-            feed, target = self._feed(batch, index)
-            count = min(len(next(iter(feed.values()))), left - given)
+            feed, held = self._feed(batch, index)
+            whole = len(next(iter(feed.values())))
+            target = _target(held, whole, index) if targets else None
+            count = min(whole, left - given)
             step = self.fixed or size or count
             for start in range(0, count, max(step, 1)):
                 stop = min(start + step, count)
@@ -97,7 +111,7 @@ class Feeds:
                 + (f" of {self.fixed} samples, the batch size of the graph" if self.fixed else " of samples"),
             )
 
-    def _feed(self, batch: Any, index: int) -> tuple[Feed, NDArray[np.generic] | None]:
+    def _feed(self, batch: Any, index: int) -> tuple[Feed, Any]:
         inputs, target, _ = take_apart(batch, [spec.name for spec in self.specs])
         arrays = _by_name(inputs, self.specs)
         for spec in self.specs:
@@ -108,7 +122,7 @@ class Feeds:
                 f"calibration batch {index} has inputs of {sorted(counts)} samples",
                 remedy="Give every input the same batch size",
             )
-        return arrays, None if target is None else _to_numpy(target)
+        return arrays, target
 
 
 def _by_name(inputs: Any, specs: tuple[InputSpec, ...]) -> dict[str, NDArray[np.generic]]:
@@ -150,13 +164,30 @@ def _check(array: NDArray[np.generic], spec: InputSpec, index: int) -> NDArray[n
     return np.ascontiguousarray(array)
 
 
+def _target(target: Any, samples: int, index: int) -> NDArray[np.generic] | None:
+    if target is None:
+        return None
+    try:
+        array = np.atleast_1d(_to_numpy(target))
+    except (ValueError, TypeError, RuntimeError):  # ragged, or not in this memory
+        array = np.empty(0, object)
+    if array.dtype == object or len(array) != samples:
+        raise QuantizeError(
+            f"the target of batch {index} ({type(target).__name__}) is no array of {samples} entries, "
+            "which a metric is measured on",
+            remedy="Give one target per sample; without targets, agreement with fp32 is measured",
+        )
+    return array
+
+
 def _is_array(value: Any) -> bool:
     return isinstance(value, (torch.Tensor, np.ndarray))
 
 
 def _to_numpy(value: Any) -> NDArray[np.generic]:
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        value = value.float() if value.dtype == torch.bfloat16 else value  # numpy has no such numbers
     return np.asarray(value)
 
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from penjing.quantize.graph import (
+    Names,
     bias_of,
     constant,
     float_attribute,
@@ -35,7 +36,7 @@ def fold_batch_norm(graph: ir.Graph) -> int:
             source is None
             or producer is None
             or producer.op_type not in {"Conv", "Gemm"}
-            or constant(producer.inputs[1]) is None
+            or any(value is not None and constant(value) is None for value in producer.inputs[1:])
             or only_consumer(source) is not norm
             or any(p is None for p in parameters)
         ):
@@ -86,10 +87,7 @@ def set_bias(graph: ir.Graph, node: ir.Node, bias_O: NDArray[np.floating]) -> No
         return
     weight = name_of(_input(node, 1))
     stem = weight.removesuffix(".weight") if weight.endswith(".weight") else weight
-    name = f"{stem}.bias"
-    while name in graph.initializers:
-        name += "_"
-    value = set_initializer(graph, name, array)
+    value = set_initializer(graph, Names(graph).fresh(f"{stem}.bias"), array)
     if len(node.inputs) < 3:
         node.resize_inputs(3)
     node.replace_input_with(2, value)

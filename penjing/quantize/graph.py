@@ -91,6 +91,12 @@ def layer_name(node: ir.Node) -> str:
     return node.metadata_props.get("layer") or node.name or (node.outputs[0].name or node.op_type)
 
 
+def upper_bound(node: ir.Node) -> float | None:
+    """The constant upper bound of a Clip; None where it has none, and for other ops."""
+    bound = constant(node.inputs[2]) if node.op_type == "Clip" and len(node.inputs) > 2 else None
+    return None if bound is None else float(bound)
+
+
 def name_of(value: ir.Value) -> str:
     """The value's name; a graph that was loaded always has one."""
     if value.name is None:
@@ -121,6 +127,22 @@ def float_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
     for node in graph:
         if node.op_type not in _SHAPE_OPS and any(is_float(out) for out in node.outputs):
             yield node
+
+
+class Names:
+    """Names for new values and constants of a graph."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._taken: set[str | None] = {value.name for value in [*graph.inputs, *graph.initializers.values()]}
+        for node in graph.all_nodes():
+            self._taken |= {value.name for value in [*node.inputs, *node.outputs] if value is not None}
+
+    def fresh(self, wish: str) -> str:
+        """The name wished for, with underscores behind it where the graph has that one."""
+        while wish in self._taken:
+            wish += "_"
+        self._taken.add(wish)
+        return wish
 
 
 def set_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:

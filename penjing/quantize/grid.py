@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from penjing.quantize.feeds import Feeds
 from penjing.quantize.fold import set_bias
 from penjing.quantize.graph import (
+    Names,
     bias_of,
     consumers,
     int_attribute,
@@ -43,6 +44,11 @@ class Grid:
     pitch_C: NDArray[np.float64]
     origin_C: NDArray[np.float64]
 
+    def holds_zero(self) -> bool:
+        """Whether 0.0 lies among the levels, to half a one: what is padded with zeros is stored too."""
+        zero_C = np.rint(-self.origin_C / self.pitch_C)
+        return bool(((zero_C >= 0) & (zero_C <= LEVELS)).all())
+
     def plain(self) -> ActivationParams | None:
         """The scale and zero point that hit the grid with no change to the network, if there are such."""
         zero_C = -self.origin_C / self.pitch_C
@@ -57,7 +63,7 @@ def align_inputs(graph: ir.Graph, placement: Placement, feeds: Feeds) -> dict[st
     """Store image inputs on their own grid; gives the parameters of the 8-bit tensors that this settles.
 
     An input is changed where calibration data lies on a grid of at most 256 steps in every channel and one
-    int8 convolution alone reads it. The function stays the same.
+    int8 convolution alone reads it, whose padding is on the grid too. The function stays the same.
 
     Args:
         graph: A prepared graph; changed in place.
@@ -70,7 +76,7 @@ def align_inputs(graph: ir.Graph, placement: Placement, feeds: Feeds) -> dict[st
         if not is_float(value) or len(readers) != 1 or not _takes_a_grid(readers[0], value, placement):
             continue
         grid = find_grid(feeds, name_of(value))
-        if grid is None:
+        if grid is None or (any(_pads(readers[0])) and not grid.holds_zero()):
             continue
         plain = grid.plain()
         if plain is not None:
@@ -81,15 +87,18 @@ def align_inputs(graph: ir.Graph, placement: Placement, feeds: Feeds) -> dict[st
 
 
 def _takes_a_grid(node: ir.Node, value: ir.Value, placement: Placement) -> bool:
-    auto_pad = node.attributes.get("auto_pad")
     return (
         node.op_type == "Conv"
         and node.inputs[0] is value
         and name_of(node.outputs[0]) in placement.layers
         and int_attribute(node, "group", 1) == 1
-        and (auto_pad is None or auto_pad.as_string() in {"NOTSET", "VALID"})
+        and "auto_pad" not in node.attributes
         and placement.roots.get(name_of(value)) == value.name
     )
+
+
+def _pads(conv: ir.Node) -> list[int]:
+    return ints_attribute(conv, "pads", [0] * 2 * (weight_of(conv).ndim - 2))
 
 
 def find_grid(feeds: Feeds, name: str) -> Grid | None:
@@ -118,8 +127,13 @@ def find_grid(feeds: Feeds, name: str) -> Grid | None:
     room_C = LEVELS - np.rint(high_C - low_C)
     if room_C.min() < 0:
         return None
-    # Levels that calibration did not show may lie on either side.
-    first_C = np.rint(low_C) - room_C // 2
+    low_C = np.rint(low_C)
+    # Levels that calibration did not show may lie on either side; 0.0, with which images are padded and
+    # which bytes begin with, is kept among them where there is room.
+    first_C = low_C - room_C // 2
+    zero_C = np.rint(-origin_C / pitch_C)
+    holding_C = np.clip(first_C, zero_C - LEVELS, zero_C)
+    first_C = np.where((low_C - room_C <= holding_C) & (holding_C <= low_C), holding_C, first_C)
     return Grid(pitch_C, origin_C + pitch_C * first_C)
 
 
@@ -144,7 +158,7 @@ def _insert(graph: ir.Graph, value: ir.Value, conv: ir.Node, grid: Grid) -> str:
     w = weight_of(conv).astype(np.float64)
     spatial = w.ndim - 2
     shape = (1, -1, *[1] * spatial)
-    stem = f"{name_of(value)}.grid"
+    names, stem = Names(graph), f"{name_of(value)}.grid"
     held, given = conv.inputs[1], bias_of(conv)
     assert held is not None
     set_initializer(graph, name_of(held), (w * grid.pitch_C.reshape(shape)).astype(np.float32))
@@ -152,26 +166,27 @@ def _insert(graph: ir.Graph, value: ir.Value, conv: ir.Node, grid: Grid) -> str:
     set_bias(graph, conv, shift_O if given is None else given + shift_O)
     nodes: list[ir.Node] = []
     source = value
-    pads = ints_attribute(conv, "pads", [0] * 2 * spatial)
+    pads = _pads(conv)
     if any(pads):
         sides = np.array([0, 0, *pads[:spatial], 0, 0, *pads[spatial:]], np.int64)
-        nodes.append(ir.node("Pad", [source, set_initializer(graph, f"{stem}.sides", sides)]))
+        nodes.append(ir.node("Pad", [source, set_initializer(graph, names.fresh(f"{stem}.sides"), sides)]))
         conv.attributes["pads"] = ir.AttrInt64s("pads", [0] * 2 * spatial)
         source = nodes[-1].outputs[0]
     for op, name, array_C in (
         ("Mul", "pitch", 1.0 / grid.pitch_C),
         ("Add", "origin", -grid.origin_C / grid.pitch_C),
     ):
-        factor = set_initializer(graph, f"{stem}.{name}", array_C.reshape(shape).astype(np.float32))
+        array = array_C.reshape(shape).astype(np.float32)
+        factor = set_initializer(graph, names.fresh(f"{stem}.{name}"), array)
         nodes.append(ir.node(op, [source, factor]))
         source = nodes[-1].outputs[0]
     for node in nodes:
         out = node.outputs[0]
-        out.name, out.type = f"{stem}.{node.op_type.lower()}", value.type
+        out.name, out.type = names.fresh(f"{stem}.{node.op_type.lower()}"), value.type
         node.name = out.name
         if value.shape is not None and not any(pads):
             out.shape = value.shape
-    source.name = f"{name_of(value)}.levels"
+    source.name = names.fresh(f"{name_of(value)}.levels")
     graph.insert_before(conv, nodes)
     conv.replace_input_with(0, source)
     return name_of(source)

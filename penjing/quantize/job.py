@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,14 @@ from penjing.events import Listener
 from penjing.files import atomic_write
 from penjing.quantize import mixed
 from penjing.quantize.calibrate import Calibration, calibrate
-from penjing.quantize.check import FileCheck, check_file, layer_errors
+from penjing.quantize.check import FileCheck, check_file, compare, layer_errors
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.cpu import sums_pairs_in_16_bits
-from penjing.quantize.emit import emit
+from penjing.quantize.emit import RESTORES, emit
 from penjing.quantize.encode import EncodedLayer, encode_layers
 from penjing.quantize.equalize import equalize
 from penjing.quantize.feeds import Feeds, input_specs
-from penjing.quantize.graph import name_of
+from penjing.quantize.graph import layer_name, name_of
 from penjing.quantize.grid import align_inputs
 from penjing.quantize.pack import save_quantized
 from penjing.quantize.place import Placement, layer_names, place
@@ -33,6 +35,7 @@ from penjing.quantize.prepare import initializer_bytes, load_onnx, prepare
 from penjing.quantize.ranges import closest, widest
 from penjing.quantize.result import LayerRow, QuantizeResult, Timing
 from penjing.quantize.rounding import Moments
+from penjing.quantize.rules import WEIGHT_OPS
 from penjing.quantize.runtime import Session
 from penjing.quantize.scheme import ActivationParams, activation_params
 from penjing.quantize.timing import time_against_fp32
@@ -40,6 +43,8 @@ from penjing.quantize.weights import Guard
 from penjing.quantize.widen import widen
 
 _LAYER_SAMPLES = 4
+_SAME_DB, _POOR_DB = 60.0, 10.0
+"""Above the first, float outputs differ by rounding alone; below the second, little is left of them."""
 _DEAD = "its input is constant on the calibration data"
 
 
@@ -112,6 +117,7 @@ class Job:
         )
         self.nodes = _by_output(self.model)
         self.names = layer_names(self.model.graph)
+        _check_patterns(self.config.ignore, self.model.graph, self.names)
         self.observer = "mse" if self.config.observer == "auto" else self.config.observer
 
     def calibrate(self) -> None:
@@ -134,10 +140,7 @@ class Job:
                 self.notes.append(f"{', '.join(aligned)}: stored on the 8-bit grid that the input came from")
                 placement = place(self.model.graph, config)
         if config.equalize:
-            regions = equalize(self.model, placement, self.feeds, memory_mb=config.memory_mb)
-            if regions:
-                self.notes.append(f"channel ranges were evened out in {regions} places")
-                placement = place(self.model.graph, config)
+            placement = self._equalize(placement)
         self.seen = Calibration({})
         self._observe(placement)
         specs = {spec.name for spec in self.feeds.specs}
@@ -160,6 +163,19 @@ class Job:
         self._observe(self.placement)
         if config.observer == "auto":
             self._settle()
+
+    def _equalize(self, placement: Placement) -> Placement:
+        """Even out channel ranges, and take it back where the function did not stay the same."""
+        before = self.model.clone()
+        regions = equalize(self.model, placement, self.feeds, memory_mb=self.config.memory_mb)
+        if not regions:
+            return placement
+        if compare(Session(before), Session(self.model), self.feeds, _LAYER_SAMPLES) < _SAME_DB:
+            self.model, self.nodes = before, _by_output(before)
+            self.notes.append("channel ranges stay uneven: evening them out changed the float outputs")
+            return placement
+        self.notes.append(f"channel ranges were evened out in {regions} places")
+        return place(self.model.graph, self.config)
 
     def _settle(self) -> None:
         """Take the kind of range that leaves the output closest, weights in float."""
@@ -301,9 +317,7 @@ class Job:
         placement, config = self.placement, self.config
         encoded = self.encode(placement)
         quantized = emit(self.model, placement, self._roots(placement), encoded)
-        weights_path = save_quantized(
-            out.with_suffix(".safetensors"), quantized, placement, self._roots(placement), encoded
-        )
+        weights_path = save_quantized(out.with_suffix(".safetensors"), quantized, placement, encoded)
         written = quantized.clone()
         if config.widen and (padded := widen(written)):
             self.notes.append(f"{padded} widths were padded with zeros to what int8 kernels take whole")
@@ -331,6 +345,10 @@ class Job:
         guard: Guard,
     ) -> QuantizeResult:
         """What is told of the files that were written and checked."""
+        if measured.sqnr < _POOR_DB:
+            self.notes.append(
+                f"the outputs are {measured.sqnr:.1f} dB from fp32 only: max_drop returns layers to float"
+            )
         return QuantizeResult(
             path=out,
             weights_path=weights_path,
@@ -351,14 +369,16 @@ class Job:
 
     def _errors(self, quantized: ir.Model, placement: Placement) -> dict[str, float]:
         """Signal to error after each int8 layer (past the ReLU where one is absorbed)."""
-        inside = {name_of(v) for node in quantized.graph for v in node.outputs}
+        inside = [v for node in quantized.graph for v in node.outputs]
+        held = {name_of(v): name_of(v) for v in inside} | {
+            v.meta[RESTORES]: name_of(v) for v in inside if RESTORES in v.meta
+        }
         after = {before: name for name, before in placement.clamps.items()}
         tensors: dict[str, str] = {}
         for layer in placement.layers:
             name = after.get(layer, layer)
-            restored = f"{name}.float" if f"{name}.float" in inside else name
-            if restored in inside:
-                tensors[name] = restored
+            if name in held:
+                tensors[name] = held[name]
         found = layer_errors(
             self.model,
             quantized,
@@ -400,6 +420,18 @@ class Job:
         """One sample, one thread, against the fp32 source."""
         feed = next(iter(self.feeds.batches(1, 1 if self.feeds.fixed is None else None)))[0]
         return time_against_fp32(self.source, out, feed, threads=1, seconds=1.0)
+
+
+def _check_patterns(patterns: Sequence[str], graph: ir.Graph, names: Mapping[str, str]) -> None:
+    """Refuse a pattern of layers to ignore that fits none."""
+    known = {*names.values(), *(layer_name(node) for node in graph if node.op_type in WEIGHT_OPS)}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            near = get_close_matches(pattern, known, n=3) or sorted(known)[:3]
+            raise QuantizeError(
+                f"no layer is called {pattern!r}, which is to be ignored",
+                remedy=f"Correct it; layers are {', '.join(near)}",
+            )
 
 
 def _by_output(model: ir.Model) -> dict[str, ir.Node]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.graph import (
+    Names,
     bias_of,
     drop_unused_initializers,
     name_of,
@@ -97,11 +98,12 @@ def emit_linears(model: ir.Model, encoded: Mapping[str, LinearWeight], config: Q
     """A copy of the prepared model with these layers (by output name) in few bits."""
     model = model.clone()
     graph = model.graph
+    names = Names(graph)
     form = _FORMS[config.mode, config.weight_bits]
     for node in list(graph):
         out = name_of(node.outputs[0]) if node.outputs else ""
         if out in encoded:
-            _replace(graph, node, encoded[out], form)
+            _replace(graph, names, node, encoded[out], form)
     if any(node.domain == MICROSOFT for node in graph):
         model.opset_imports[MICROSOFT] = 1
     drop_unused_initializers(graph)
@@ -109,21 +111,26 @@ def emit_linears(model: ir.Model, encoded: Mapping[str, LinearWeight], config: Q
     return model
 
 
-_Form = Callable[[ir.Graph, ir.Value, str, LinearWeight], list[ir.Node]]
+_Constant = Callable[[str, NDArray[np.generic]], ir.Value]
+_Form = Callable[[_Constant, ir.Value, str, LinearWeight], list[ir.Node]]
 
 
-def _replace(graph: ir.Graph, node: ir.Node, weight: LinearWeight, form: _Form) -> None:
+def _replace(graph: ir.Graph, names: Names, node: ir.Node, weight: LinearWeight, form: _Form) -> None:
     x, held, old = node.inputs[0], node.inputs[1], node.outputs[0]
     assert x is not None
     assert held is not None
     stem, bias_O = name_of(held), bias_of(node) if node.op_type == "Gemm" else None
-    nodes = form(graph, x, stem, weight)
+
+    def constant(part: str, array: NDArray[np.generic]) -> ir.Value:
+        return set_initializer(graph, names.fresh(f"{stem}.{part}"), array)
+
+    nodes = form(constant, x, stem, weight)
     if bias_O is not None:
-        bias = set_initializer(graph, f"{stem}.added_bias", bias_O)
+        bias = constant("added_bias", bias_O)
         nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias], name=f"{stem}.add"))
     for index, new in enumerate(nodes):
         for position, value in enumerate(new.outputs):
-            value.name = value.name or f"{stem}.{index}.{position}"
+            value.name = value.name or names.fresh(f"{stem}.{index}.{position}")
     graph.insert_before(node, nodes)
     final, name = nodes[-1].outputs[0], old.name
     old.replace_all_uses_with(final, replace_graph_outputs=True)
@@ -132,9 +139,9 @@ def _replace(graph: ir.Graph, node: ir.Node, weight: LinearWeight, form: _Form) 
     final.name, final.type, final.shape = name, old.type, old.shape
 
 
-def _dynamic(graph: ir.Graph, x: ir.Value, stem: str, weight: LinearWeight) -> list[ir.Node]:
-    q_KN = set_initializer(graph, f"{stem}.q", np.ascontiguousarray(weight.q_NK.T))
-    scale_N = set_initializer(graph, f"{stem}.scale", weight.scale_NB[:, 0])
+def _dynamic(constant: _Constant, x: ir.Value, stem: str, weight: LinearWeight) -> list[ir.Node]:
+    q_KN = constant("q", np.ascontiguousarray(weight.q_NK.T))
+    scale_N = constant("scale", weight.scale_NB[:, 0])
     rounded = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, name=f"{stem}.round")
     levels, step, zero = rounded.outputs
     product = ir.node("MatMulInteger", [levels, q_KN, zero], name=f"{stem}.product")
@@ -144,14 +151,14 @@ def _dynamic(graph: ir.Graph, x: ir.Value, stem: str, weight: LinearWeight) -> l
     return [rounded, product, wide, steps, scaled]
 
 
-def _dequantized(graph: ir.Graph, x: ir.Value, stem: str, weight: LinearWeight) -> list[ir.Node]:
-    q_KN = set_initializer(graph, f"{stem}.q", np.ascontiguousarray(weight.q_NK.T))
-    scale_N = set_initializer(graph, f"{stem}.scale", weight.scale_NB[:, 0])
+def _dequantized(constant: _Constant, x: ir.Value, stem: str, weight: LinearWeight) -> list[ir.Node]:
+    q_KN = constant("q", np.ascontiguousarray(weight.q_NK.T))
+    scale_N = constant("scale", weight.scale_NB[:, 0])
     restored = ir.node("DequantizeLinear", [q_KN, scale_N], {"axis": 1}, name=f"{stem}.dequantize")
     return [restored, ir.node("MatMul", [x, restored.outputs[0]], name=f"{stem}.product")]
 
 
-def _four_bits(graph: ir.Graph, x: ir.Value, stem: str, weight: LinearWeight) -> list[ir.Node]:
+def _four_bits(constant: _Constant, x: ir.Value, stem: str, weight: LinearWeight) -> list[ir.Node]:
     outputs, size = weight.q_NK.shape
     count = weight.scale_NB.shape[1]
     # Two levels a byte, the first in the low half; 8 stands for zero.
@@ -160,8 +167,8 @@ def _four_bits(graph: ir.Graph, x: ir.Value, stem: str, weight: LinearWeight) ->
     packed = (levels[:, 0::2] | (levels[:, 1::2] << 4)).reshape(outputs, count, weight.block // 2)
     inputs = [
         x,
-        set_initializer(graph, f"{stem}.q", packed),
-        set_initializer(graph, f"{stem}.scale", weight.scale_NB.reshape(-1)),
+        constant("q", packed),
+        constant("scale", weight.scale_NB.reshape(-1)),
     ]
     attributes = {"K": size, "N": outputs, "bits": 4, "block_size": weight.block, "accuracy_level": 4}
     return [ir.node("MatMulNBits", inputs, attributes, domain=MICROSOFT, name=f"{stem}.product")]

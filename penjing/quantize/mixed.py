@@ -72,21 +72,31 @@ def measure(session: Session, feeds: Feeds, metric: Metric | None, reference: Se
             the `agreement` with it is measured.
     """
     outputs, targets, wanted = [], [], []
-    for feed, target in feeds.batches(64):
+    for feed, target in feeds.batches(64, targets=True):
         outputs.append(next(iter(session.run(feed).values())))
         if target is None:
             wanted.append(next(iter(reference.run(feed).values())))
         else:
             targets.append(target)
-    found = np.concatenate(outputs)
+    found = _joined(outputs)
     if wanted:
-        exact = np.concatenate(wanted)
+        exact = _joined(wanted)
         value = agreement(found, exact) if metric is None else metric(found, exact.argmax(axis=-1))
     else:
-        value = (metric or top1)(found, np.concatenate(targets))
+        value = (metric or top1)(found, _joined(targets))
     if not np.isfinite(value):
         raise QuantizeError("the metric is not a finite number", remedy="Correct labels_metric")
     return float(value), len(found)
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    shapes = {part.shape[1:] for part in parts}
+    if len(shapes) > 1:
+        raise QuantizeError(
+            f"a metric is measured on all samples at once, and batches differ in shape ({sorted(shapes)})",
+            remedy="Give eval_data whose batches have one length",
+        )
+    return np.concatenate(parts)
 
 
 def sensitivities(

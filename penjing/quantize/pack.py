@@ -15,11 +15,11 @@ from safetensors.numpy import save_file
 
 from penjing.errors import QuantizeError
 from penjing.files import atomic_write
+from penjing.quantize.emit import PARAMETER, STORES
 from penjing.quantize.encode import EncodedLayer
 from penjing.quantize.graph import constant, name_of
 from penjing.quantize.linears import LinearWeight
 from penjing.quantize.place import Placement
-from penjing.quantize.scheme import ActivationParams
 
 FORMAT = 1
 """Version of the header."""
@@ -27,17 +27,51 @@ FORMAT = 1
 _KEY = "penjing.quantize"
 
 
+def refuse_overwriting(out: Path, source: Any) -> None:
+    """See that neither ``out`` nor the weights beside it take the place of a file of the user's.
+
+    Args:
+        out: The ONNX file to be written.
+        source: The network: a path or a module.
+
+    Raises:
+        QuantizeError: if ``out`` is the source or no name for an ONNX file, or the weights would replace a
+            safetensors file that quantization did not write.
+    """
+    weights = out.with_suffix(".safetensors")
+    if out == weights:
+        raise QuantizeError("the weights beside it take this name", layer=str(out), remedy="Name it .onnx")
+    if isinstance(source, (str, Path)) and out.resolve() == Path(source).resolve():
+        raise QuantizeError(
+            "the int8 file would replace its source", layer=str(out), remedy="Choose another out"
+        )
+    if weights.exists() and not _is_quantized(weights):
+        raise QuantizeError(
+            "the int8 weights would replace a file that quantize did not write",
+            layer=str(weights),
+            remedy="Choose another out, such as model.int8.onnx",
+        )
+
+
+def _is_quantized(path: Path) -> bool:
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return _KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def save_quantized(
     path: Path,
     model: ir.Model,
     placement: Placement,
-    params: Mapping[str, ActivationParams],
     encoded: Mapping[str, EncodedLayer],
 ) -> Path:
     """Write every constant of the quantized graph: ``NAME``, ``NAME.scale``, ``NAME.zero_point``.
 
     Constants that stayed in float are in the file as they are. An activation tensor's scale and zero point
-    are ``activation:NAME.scale`` and ``activation:NAME.zero_point``. The header (key ``penjing.quantize``,
+    are ``activation:NAME.scale`` and ``activation:NAME.zero_point``; a constant of the network's own that has
+    one of these names gets an underscore. The header (key ``penjing.quantize``,
     JSON) lists ``scheme`` and ``layers``: op, weight, bias, axis, input tensor, the tensor whose scale that
     has.
 
@@ -45,15 +79,14 @@ def save_quantized(
         path: The file; replaced atomically.
         model: The graph that `emit` gave.
         placement: What became 8-bit.
-        params: Scale and zero point by root tensor.
         encoded: Numbers of each layer.
     """
-    activations = {f"{root}.{part}" for root in params for part in ("scale", "zero_point")}
+    own = {value.meta[PARAMETER] for value in model.graph.initializers.values() if PARAMETER in value.meta}
     tensors: dict[str, NDArray[Any]] = {}
     for name, value in model.graph.initializers.items():
         array = constant(value)
         if array is not None:
-            key = f"activation:{name}" if name in activations else name
+            key = value.meta.get(PARAMETER) or (f"{name}_" if name in own else name)
             tensors[key] = np.ascontiguousarray(array)
     header = {
         "format": FORMAT,
@@ -85,6 +118,8 @@ def save_linears(
     kept = {name: np.ascontiguousarray(array) for name, array in tensors.items() if array is not None}
     rows = []
     for weight, layer, numbers in encoded.values():
+        if f"{weight}.scale" in kept:
+            kept[f"{weight}.scale_"] = kept[f"{weight}.scale"]
         kept |= {weight: numbers.q_NK, f"{weight}.scale": numbers.scale_NB}
         rows.append({"name": layer, "weight": weight, "bias": None, "axis": 0, "block": numbers.block})
     header = {"format": FORMAT, "scheme": {"weights": scheme}, "layers": rows}
@@ -192,13 +227,6 @@ def _layer(node: ir.Node, weight: str, axis: int) -> dict[str, Any]:
         value = node.inputs[position] if len(node.inputs) > position else None
         maker = None if value is None else value.producer()
         source = None if maker is None or maker.op_type != "DequantizeLinear" else maker.inputs[0]
-        return None if source is None else name_of(source)
+        return None if source is None else source.meta.get(STORES, name_of(source))
 
-    source = stored(0)
-    return {
-        "op": node.op_type,
-        "weight": weight,
-        "bias": stored(2),
-        "axis": axis,
-        "input": None if source is None else source.removesuffix(".u8"),
-    }
+    return {"op": node.op_type, "weight": weight, "bias": stored(2), "axis": axis, "input": stored(0)}

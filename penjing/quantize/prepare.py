@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,14 @@ from onnx_ir.passes import common
 from penjing.errors import QuantizeError
 from penjing.export.onnx_pads import merge_pads
 from penjing.quantize.fold import fold_batch_norm, fold_gemm_factors
-from penjing.quantize.graph import constant, consumers, drop_unused_initializers, name_of, set_initializer
+from penjing.quantize.graph import (
+    constant,
+    consumers,
+    drop_unused_initializers,
+    ints_attribute,
+    name_of,
+    set_initializer,
+)
 from penjing.quantize.rules import WEIGHT_OPS
 
 MIN_OPSET = 13
@@ -46,7 +54,8 @@ def load_onnx(path: Path) -> ir.Model:
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """The same function with constants as initializers, no Identity or Dropout, and norms folded.
+    """The same function with constants as initializers, no Identity or Dropout, and norms folded; padding of
+    convolutions in numbers.
 
     The model is changed and returned.
     """
@@ -67,6 +76,7 @@ def prepare(model: ir.Model) -> ir.Model:
     fold_gemm_factors(graph)
     fold_batch_norm(graph)
     merge_pads(graph)
+    _write_pads(graph)
     _global_means(graph)
     drop_unused_initializers(graph)
     return model
@@ -117,6 +127,39 @@ def _own_weights(graph: ir.Graph) -> None:
             taken = sum(1 for name in graph.initializers if name.startswith(f"{value.name}@"))
             copy = set_initializer(graph, f"{value.name}@{taken + 2}", array)
             node.replace_input_with(position, copy)
+
+
+def _write_pads(graph: ir.Graph) -> None:
+    """Write ``auto_pad`` of convolutions as ``pads``; it stays where it hangs on a size that is not known."""
+    for node in graph:
+        if node.op_type != "Conv" or "auto_pad" not in node.attributes:
+            continue
+        if (kind := node.attributes.get_string("auto_pad")) == "NOTSET":
+            del node.attributes["auto_pad"]
+            continue
+        source, weight = node.inputs[0], constant(node.inputs[1])
+        if source is None or weight is None:
+            continue
+        kernel = weight.shape[2:]
+        ones = [1] * len(kernel)
+        sides = [None] * len(kernel) if source.shape is None else source.shape[2:]
+        strides, dilations = ints_attribute(node, "strides", ones), ints_attribute(node, "dilations", ones)
+        axes = zip(sides, kernel, strides, dilations, strict=True)
+        totals = [0 if kind == "VALID" else _total_pad(*axis) for axis in axes]
+        known = [total for total in totals if total is not None]
+        if len(known) == len(totals):
+            less, more = [total // 2 for total in known], [total - total // 2 for total in known]
+            del node.attributes["auto_pad"]
+            pads = [*more, *less] if kind == "SAME_LOWER" else [*less, *more]
+            node.attributes["pads"] = ir.AttrInt64s("pads", pads)
+
+
+def _total_pad(side: Any, kernel: int, stride: int, dilation: int) -> int | None:
+    """Zeros that an axis of ``ceil(side/stride)`` outputs needs; None where that hangs on an unknown side."""
+    reach = dilation * (kernel - 1)
+    if stride == 1:
+        return reach
+    return max((side - 1) // stride * stride + reach + 1 - side, 0) if isinstance(side, int) else None
 
 
 def _global_means(graph: ir.Graph) -> None:

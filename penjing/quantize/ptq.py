@@ -16,8 +16,10 @@ from penjing.events import Event, Listener, silent
 from penjing.quantize import mixed
 from penjing.quantize.blocks import train_blocks
 from penjing.quantize.config import QuantizeConfig
+from penjing.quantize.feeds import rereadable
 from penjing.quantize.job import Job, as_onnx
 from penjing.quantize.linear_job import write_linears
+from penjing.quantize.pack import refuse_overwriting
 from penjing.quantize.result import QuantizeResult
 from penjing.quantize.student import QuantizedStudent, taught_job
 
@@ -44,8 +46,8 @@ def quantize(
     Args:
         model: A module (exported first), an fp32 ONNX file, or a `QuantizedStudent` after training, whose
             steps are written as they were learned.
-        data: Re-iterable batches: ``inputs``, ``(inputs, target)`` or a mapping, preprocessed as for the
-            network.
+        data: Batches: ``inputs``, ``(inputs, target)`` or a mapping, preprocessed as for the network. Of an
+            iterator, as many as hold ``samples`` are kept.
         config: How; by default squared-error ranges, equalization and bias correction.
         out: The ONNX file to write.
         example_inputs: What exports a module; by default the first batch.
@@ -58,14 +60,14 @@ def quantize(
         listen: Hears progress.
 
     Raises:
-        QuantizeError: for unusable data, a graph without layers to quantize, or a file that disagrees with
-            its own simulation.
+        QuantizeError: for an ``out`` that would replace the source or other weights, unusable data, a graph
+            without layers to quantize, or a file that disagrees with its own simulation.
     """
     start = time.perf_counter()
     out = Path(out)
+    refuse_overwriting(out, model)
     listen(Event("quantize", "start", message=f"quantizing to {out.name}"))
     with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
-        data = data if not isinstance(data, Iterable) or iter(data) is not data else list(data)
         if isinstance(model, QuantizedStudent):
             if config is not None:
                 raise QuantizeError(
@@ -73,8 +75,10 @@ def quantize(
                 )
             job = taught_job(model, data, seed, listen, Path(folder))
         else:
+            config = config or QuantizeConfig()
+            data = rereadable(data, config.samples)
             fp32 = as_onnx(model, data, example_inputs, Path(folder))
-            job = Job(fp32, data, config or QuantizeConfig(), seed, listen)
+            job = Job(fp32, data, config, seed, listen)
             if job.config.mode == "static":
                 job.calibrate()
             if job.config.rounding == "blocks":

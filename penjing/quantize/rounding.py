@@ -41,7 +41,8 @@ class Moments:
     128: a transformer's inputs are wide, and many of its tokens are padding that says little.
 
     Args:
-        layers: The layers by output name.
+        layers: The layers by output name; those of over `MAX_INPUTS`, and convolutions whose padding is not
+            written out, are left aside.
         seed: Of the draw.
         positions: Positions of each sample, where the rule above is not wanted.
     """
@@ -56,7 +57,7 @@ class Moments:
         for out, node in layers.items():
             w = weight_of(node)
             size = int(np.prod(w.shape[1:])) if node.op_type == "Conv" else w.size // _num_outputs(node, w)
-            if size <= MAX_INPUTS and w.ndim in (2, 4):
+            if size <= MAX_INPUTS and w.ndim in (2, 4) and "auto_pad" not in node.attributes:
                 source = node.inputs[0]
                 assert source is not None
                 self._sources.setdefault(name_of(source), []).append((out, node))

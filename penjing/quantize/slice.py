@@ -16,9 +16,10 @@ from penjing.errors import QuantizeError
 from penjing.events import Listener, silent
 from penjing.prune.plan import Plan
 from penjing.quantize.config import QuantizeConfig
+from penjing.quantize.feeds import rereadable
 from penjing.quantize.graph import constant, name_of, set_initializer
 from penjing.quantize.job import Job, as_onnx
-from penjing.quantize.pack import dequantize_all, read_quantized
+from penjing.quantize.pack import dequantize_all, read_quantized, refuse_overwriting
 from penjing.quantize.place import place
 from penjing.quantize.result import QuantizeResult
 from penjing.quantize.scheme import ActivationParams
@@ -40,13 +41,16 @@ def slice_quantized(
         header: The same file's header.
 
     Raises:
-        QuantizeError: for a tensor whose channels the plan does not know, or a plan that takes out branches.
+        QuantizeError: for a tensor whose channels the plan does not know, a plan that takes out branches, or
+            weights of another mode than static.
     """
     if plan.branches:
         raise QuantizeError(
             f"the plan takes whole branches out ({', '.join(plan.branches)}), which leaves other activations",
             remedy="Apply the plan to the float network and quantize what comes of it",
         )
+    if "activations" not in header["scheme"]:
+        raise QuantizeError(f"only weights were quantized ({header['scheme']['weights']})", remedy=_REMEDY)
     out = dict(tensors)
     for row in header["layers"]:
         weight, axis = row["weight"], int(row["axis"])
@@ -88,8 +92,8 @@ def prune_quantized(
 
     Args:
         plan: The plan that made ``pruned`` out of the network that was quantized.
-        weights: ``weights_path`` of the quantized network (quantized with ``equalize=False`` where factors
-            were written out).
+        weights: ``weights_path`` of the quantized network, quantized with ``align_inputs=False`` and
+            ``equalize=False`` where inputs were aligned or factors written out.
         pruned: The pruned float network; its graph is used, its weights are not.
         data: Batches that the file is checked on.
         out: The ONNX file to write.
@@ -100,10 +104,12 @@ def prune_quantized(
     Raises:
         QuantizeError: if the files do not belong together.
     """
+    refuse_overwriting(Path(out), pruned)
     header, tensors = read_quantized(weights)
     sliced = slice_quantized(plan, tensors, header)
     floats = dequantize_all(header, sliced)
     config = QuantizeConfig(equalize=False)
+    data = rereadable(data, config.samples)
     with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
         job = Job(as_onnx(pruned, data, example_inputs, Path(folder)), data, config, seed, listen)
         for name, value in list(job.model.graph.initializers.items()):
@@ -145,7 +151,10 @@ def prune_quantized(
     return replace(result, notes=tuple(job.notes))
 
 
-_REMEDY = "Give the plan and the weights of the same network, quantized with equalize=False"
+_REMEDY = (
+    "Give the plan and the weights of the same network, "
+    "quantized in mode 'static' with equalize=False and align_inputs=False"
+)
 
 
 def _slice_float(plan: Plan, name: str, array: NDArray[Any]) -> NDArray[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from penjing.quantize.graph import name_of, set_initializer
+from penjing.quantize.graph import Names, name_of, set_initializer
 from penjing.quantize.place import Placement
 
 GAIN = 0.7
@@ -53,13 +53,12 @@ def insert(graph: ir.Graph, readers: list[ir.Node], factor_C: NDArray[np.float64
     """Divide what the readers see by ``factor``, channel by channel (the last axis)."""
     source = readers[0].inputs[0]
     assert source is not None
-    name = f"{name_of(source)}.smooth"
-    while name in graph.initializers:
-        name += "_"
+    names = Names(graph)
+    name = names.fresh(f"{name_of(source)}.smooth")
     inverse = set_initializer(graph, name, (1.0 / factor_C).astype(np.float32))
     node = ir.node("Mul", [source, inverse], name=name)
     out = node.outputs[0]
-    out.name, out.shape, out.type = f"{name}d", source.shape, source.type
+    out.name, out.shape, out.type = names.fresh(f"{name}d"), source.shape, source.type
     producer = source.producer()
     assert producer is not None
     graph.insert_after(producer, node)

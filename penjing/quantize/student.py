@@ -27,23 +27,27 @@ from penjing.models.onnx_read import Step
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.encode import EncodedLayer, guard_of
 from penjing.quantize.fake import fake_activation, fake_weight
+from penjing.quantize.feeds import rereadable
 from penjing.quantize.fold import set_bias
-from penjing.quantize.graph import name_of, set_initializer, weight_axis
+from penjing.quantize.graph import name_of, set_initializer, upper_bound, weight_axis
 from penjing.quantize.job import Job, as_onnx
 from penjing.quantize.place import Placement
-from penjing.quantize.scheme import ActivationParams, weight_top
+from penjing.quantize.scheme import LEVELS, ActivationParams, weight_top
 from penjing.quantize.weights import Guard
 
 _ROUNDED = " (8-bit)"
+_LEAST_SHARE = 1 / 16
+"""Of its start, the least that a step may become: at zero a tensor is lost, and below it turned over."""
 
 
 @dataclass(frozen=True)
 class LayerFrame:
-    """What stays fixed of an int8 layer: its weight's name, output axis and guard."""
+    """What stays fixed of an int8 layer: its weight's name, output axis and guard, and its first steps."""
 
     weight: str
     axis: int
     guard: Guard
+    steps_O: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Frame:
         model: The prepared fp32 graph that the student started from.
         placement: What is 8-bit.
         params: Scale and zero point of each 8-bit tensor at the start.
+        tops: Where 8 bits stand in for a Clip, its upper bound, which the largest level may not exceed.
         layers: The int8 layers, by output name.
         config: How it was quantized.
     """
@@ -61,6 +66,7 @@ class Frame:
     model: ir.Model
     placement: Placement
     params: Mapping[str, ActivationParams]
+    tops: Mapping[str, float]
     layers: Mapping[str, LayerFrame]
     config: QuantizeConfig
 
@@ -136,12 +142,29 @@ class QuantizedStudent(OnnxModel):
         """The steps of those tensors among ``names`` that are rounded to 8 bits."""
         return {name: self.activation_steps[i] for name, i in self._roots.items() if name in names}
 
+    def _activation_step(self, name: str) -> nn.Parameter:
+        """The step of an 8-bit tensor, brought back to where it is of use if training led it out.
+
+        It is the parameter that is moved: a clamp inside the function would leave it without a gradient.
+        """
+        step: nn.Parameter = self.activation_steps[self._roots[name]]
+        start = self.frame.params[name].scale
+        step.data.clamp_(_LEAST_SHARE * start, self.frame.tops.get(name, float("inf")) / LEVELS)
+        return step
+
+    def _weight_steps(self, out: str) -> nn.Parameter:
+        """The steps of a layer's weight, likewise."""
+        steps_O: nn.Parameter = self.weight_steps[self._layers[out]]
+        least_O = torch.from_numpy(_LEAST_SHARE * self.frame.layers[out].steps_O)
+        steps_O.data.clamp_(min=least_O.to(steps_O.device))
+        return steps_O
+
     def _about_to_run(self, step: Step, env: Env) -> None:
         """Store the weight of an int8 layer as its file does."""
         out = step.outputs[0]
         layer = self.frame.layers.get(out)
         if layer is not None:
-            w, steps_O = as_tensor(present(env, layer.weight)), self.weight_steps[self._layers[out]]
+            w, steps_O = as_tensor(present(env, layer.weight)), self._weight_steps(out)
             top = weight_top(self.frame.config.weight_bits)
             env[layer.weight + _ROUNDED] = fake_weight(w, steps_O, layer.axis, layer.guard, top)
 
@@ -150,7 +173,7 @@ class QuantizedStudent(OnnxModel):
         placement = self.frame.placement
         if placement.roots.get(name) != name:
             return
-        step = self.activation_steps[self._roots[name]]
+        step = self._activation_step(name)
         zero = self.frame.params[name].zero_point
         rounded = fake_activation(as_tensor(present(env, name)), step, zero)
         env[name if name in placement.emitted else name + _ROUNDED] = rounded
@@ -160,15 +183,13 @@ class QuantizedStudent(OnnxModel):
     def learned_params(self) -> dict[str, ActivationParams]:
         """Scale and zero point of each 8-bit tensor now."""
         return {
-            name: ActivationParams(
-                float(self.activation_steps[i].detach()), self.frame.params[name].zero_point
-            )
-            for name, i in self._roots.items()
+            name: ActivationParams(float(self._activation_step(name).detach()), start.zero_point)
+            for name, start in self.frame.params.items()
         }
 
     def learned_scales(self) -> dict[str, NDArray[np.float32]]:
         """Steps of each layer's weight now, by output name."""
-        return {out: _numpy(self.weight_steps[i]) for out, i in self._layers.items()}
+        return {out: _numpy(self._weight_steps(out)) for out in self._layers}
 
     def learned_model(self) -> ir.Model:
         """The prepared graph with the weights as they are now, in float."""
@@ -205,10 +226,16 @@ def quantized_student(
         listen: Hears progress.
 
     Raises:
-        QuantizeError: As for `penjing.quantize`.
+        QuantizeError: As for `penjing.quantize`, and for modes other than static.
     """
     config = config or QuantizeConfig()
+    if config.mode != "static":
+        raise QuantizeError(
+            f"mode {config.mode!r} rounds no activations, which a student trains with",
+            remedy="Use mode 'static'",
+        )
     with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
+        data = rereadable(data, config.samples)
         source = as_onnx(model, data, example_inputs, Path(folder))
         job = Job(source, data, config, seed, listen)
         job.calibrate()
@@ -226,9 +253,12 @@ def student_of(job: Job, prepared: Path) -> QuantizedStudent:
         if node.op_type != "MatMul" and encoded[out].bias_O is not None and len(node.inputs) < 3:
             bias = np.zeros(len(encoded[out].bias_scale_O), np.float32)
             set_bias(job.model.graph, node, bias)
-        layers[out] = LayerFrame(name_of(weight), weight_axis(node), guard_of(node, job.guard))
+        layers[out] = LayerFrame(
+            name_of(weight), weight_axis(node), guard_of(node, job.guard), encoded[out].weight.scale_O
+        )
     params = {root: job.params[root] for root in job.placement.observed}
-    frame = Frame(job.model, job.placement, params, layers, job.config)
+    tops = {name: top for name in job.placement.clamps if (top := upper_bound(job.nodes[name])) is not None}
+    frame = Frame(job.model, job.placement, params, tops, layers, job.config)
     ir.save(job.model, prepared)
     return QuantizedStudent(prepared, frame, encoded).eval()
 

@@ -125,3 +125,27 @@ def conv_chain(
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
+
+
+def graph_file(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    constants: dict[str, NDArray[np.float32]],
+    inputs: dict[str, list[int | str]],
+) -> Path:
+    """An ONNX file of these nodes, whose output is ``y``."""
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(onnx.shape_inference.infer_shapes(model), path)
+    return path
+
+
+def weights(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    """Normal numbers."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)

@@ -13,7 +13,7 @@ from torch import nn
 from penjing.export.onnx import export_onnx
 from penjing.quantize import QuantizeConfig, quantize
 from penjing.quantize.feeds import Feeds, input_specs
-from penjing.quantize.grid import align_inputs, find_grid
+from penjing.quantize.grid import _pads, align_inputs, find_grid
 from penjing.quantize.place import place
 from penjing.quantize.prepare import load_onnx, prepare
 from penjing.quantize.runtime import Session
@@ -127,3 +127,17 @@ def test_the_aligned_file_is_no_farther_from_fp32(file: Path, tmp_path: Path) ->
         assert result.num_quantized == 2
         assert any("grid" in note for note in result.notes) == align
     assert noise[True] < 1.05 * noise[False]
+
+
+@pytest.mark.parametrize("shift", [0, 20, 600])
+def test_padding_is_stored_with_the_image(file: Path, shift: int) -> None:
+    """Images without dark pixels have 0 among their levels; temperatures do not, and are not padded."""
+    data = [((pixels() // 2 + np.float32(100 + shift)) / np.float32(255)).astype(np.float32)]
+    model = prepare(load_onnx(file))
+    feeds = Feeds(data, input_specs(model.graph), 64)
+    grid = find_grid(feeds, feeds.specs[0].name)
+    assert grid is not None
+    assert grid.holds_zero() == (shift < 600)
+    padded = any(node.op_type == "Conv" and any(_pads(node)) for node in model.graph)
+    aligned = align_inputs(model.graph, place(model.graph, QuantizeConfig()), feeds)
+    assert bool(aligned) == (not padded or shift < 600)

@@ -76,3 +76,18 @@ def test_weights_of_another_network_are_refused(
     made = quantize(other, batches(1, shape=(6,)), out=tmp_path / "o.onnx", time_it=False)
     with pytest.raises(QuantizeError, match="does not know this weight"):
         prune_quantized(pruned.plan, made.weights_path, pruned.model, batches(1), out=tmp_path / "qp.onnx")
+
+
+def test_weights_of_other_options_are_refused_with_the_remedy(
+    parts: tuple[nn.Module, pj.PruneResult, Path], tmp_path: Path
+) -> None:
+    model, pruned, _ = parts
+    spread = np.array([200, 210, 220])[:, None, None]
+    images = [(np.random.default_rng(0).integers(0, 256, (16, 3, 16, 16)) / spread).astype(np.float32) - 0.5]
+    for config, text in (
+        (QuantizeConfig(equalize=False), "align_inputs=False"),
+        (QuantizeConfig(mode="dynamic"), "only weights were quantized"),
+    ):
+        made = quantize(model, images, config, out=tmp_path / "q.onnx", time_it=False)
+        with pytest.raises(QuantizeError, match=text):
+            prune_quantized(pruned.plan, made.weights_path, pruned.model, images, out=tmp_path / "qp.onnx")

@@ -12,8 +12,9 @@ from torch import nn
 
 from penjing.errors import QuantizeError
 from penjing.quantize import QuantizeConfig, load_quantized, quantize, quantized_student
+from penjing.quantize.emit import emit
 from penjing.quantize.fake import fake_activation, fake_weight
-from penjing.quantize.scheme import ActivationParams, fake_quantize
+from penjing.quantize.scheme import LEVELS, ActivationParams, fake_quantize
 from penjing.quantize.weights import as_rows, from_rows, round_rows
 from penjing.recover import RecoverConfig, recover
 
@@ -113,3 +114,39 @@ def test_a_student_refuses_new_options_and_broken_weights(tmp_path: Path) -> Non
         student.weight_steps[0][0] = float("nan")
     with pytest.raises(QuantizeError, match="not finite"):
         quantize(student, data, out=tmp_path / "a.onnx")
+
+
+def test_steps_that_training_led_astray_come_back_and_the_file_follows(tmp_path: Path) -> None:
+    """Through zero, and past the bound of a ReLU6 that 8 bits stand in for."""
+    torch.manual_seed(0)
+    model, data = Residual().eval(), batches(2)
+    student = quantized_student(model, data)
+    assert len(student.frame.tops) == 2
+    steps = student.rounded_tensors(student.frame.params.keys())
+    next(iter(steps.values())).data.neg_()
+    for name in student.frame.tops:
+        steps[name].data.mul_(1000.0)
+    for step in student.weight_steps:
+        step.data[0].neg_()
+    x = batches(1, 16, seed=9)[0]
+    found = student(torch.from_numpy(x))
+    torch.autograd.backward(found.square().sum())
+    for name, step in steps.items():
+        start, top = student.frame.params[name].scale, student.frame.tops.get(name, float("inf"))
+        assert start / 20 < float(step.detach()) <= top / LEVELS * (1 + 1e-6)
+    assert all(bool((step > 0).all()) for step in student.weight_steps)
+    assert all(step.grad is not None and bool(step.grad.any()) for step in steps.values())
+    made = quantize(student, data, out=tmp_path / "m.onnx", time_it=False)
+    assert db(found.detach().numpy(), simulated(made.path, x)) > 40
+
+
+def test_a_clip_is_kept_where_8_bits_reach_past_its_bound() -> None:
+    torch.manual_seed(0)
+    student = quantized_student(Residual().eval(), batches(2))
+    model, placement = student.frame.model, student.frame.placement
+    (name, top), *_ = student.frame.tops.items()
+    counts = []
+    for share in (1.0, 1.2):
+        params = {**student.frame.params, name: ActivationParams(share * top / LEVELS, 0)}
+        counts.append(sum(node.op_type == "Clip" for node in emit(model, placement, params, {}).graph))
+    assert counts[1] == counts[0] + 1
