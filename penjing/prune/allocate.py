@@ -135,7 +135,9 @@ def _check(
             f"round_to={round_to} and min_slots={min_slots} must be at least 1", remedy="Correct them"
         )
     if scope not in _CLASS_KEYS:  # "sensitivity" is `penjing.search.allocation`, which needs data
-        raise PruneError(f"unknown scope {scope!r}", remedy=f"Choose one of {', '.join(_CLASS_KEYS)}")
+        raise PruneError(
+            f"unknown scope {scope!r}", remedy=f"Choose one of {', '.join((*_CLASS_KEYS, 'sensitivity'))}"
+        )
 
 
 def _own_ratios(groups: Sequence[Group], ratios: Mapping[str, float]) -> dict[int, float]:

@@ -18,6 +18,7 @@ from penjing.batches import take_apart
 from penjing.errors import Int8LossError, QuantizeError
 from penjing.events import Listener
 from penjing.files import atomic_write
+from penjing.measure.sizes import size_bytes
 from penjing.quantize import mixed
 from penjing.quantize.calibrate import Calibration, calibrate
 from penjing.quantize.check import FileCheck, check_file, compare, layer_errors
@@ -108,7 +109,8 @@ class Job:
 
     def __post_init__(self) -> None:
         self.model, self.reference = prepare(load_onnx(self.source)), self.source
-        self.fp32_bytes = initializer_bytes(self.model)
+        # weights may lie beside the file under any name
+        self.fp32_bytes = max(size_bytes(self.source), initializer_bytes(self.model))
         self.feeds = Feeds(self.data, input_specs(self.model.graph), self.config.samples)
         self.guard: Guard = (
             ("pairs" if sums_pairs_in_16_bits() else "off")

@@ -88,7 +88,7 @@ class QuantizeResult(InShort):
         metric_int8: The metric of the int8 file, where one was measured.
         metric_samples: How many samples the metric is over.
         size_bytes: Size of the ONNX file.
-        fp32_bytes: Size of the fp32 weights of the network given.
+        fp32_bytes: Size of the fp32 file.
         samples: Calibration samples used.
         reduce_range: How weights were kept from overflowing: ``"off"``, ``"pairs"`` or ``"full"``.
         timing: int8 against fp32 on this machine, where measured.

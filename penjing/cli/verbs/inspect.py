@@ -26,9 +26,12 @@ def command(
     Its groups, its frozen axes and why they are, parameters and MACs; for an artifact also its history.
     """
     from penjing.measure import inspect
+    from penjing.prune.api import checked_patterns
 
     loaded = common.load(model, weights=weights, options=option, trust=trust)
-    found = inspect(loaded.model, common.examples(loaded), ignore=tuple(ignore or ()))
+    found = inspect(
+        loaded.model, common.examples(loaded), ignore=checked_patterns(ignore or (), loaded.model)
+    )
     history = _history(model, trust)
     if html is not None:
         from penjing.files import atomic_write
