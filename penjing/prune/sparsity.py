@@ -102,6 +102,11 @@ def _turned(weight: Tensor, groups: int) -> Tensor:
     return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
+def _is_length(name: str) -> bool:
+    """Weight norm's lengths of filters, old and new: without one a whole filter is gone."""
+    return name.endswith(("weight_g", "parametrizations.weight.original0"))
+
+
 def _fan_in(weight: Tensor, transposed: int) -> int:
     return (_turned(weight, transposed) if transposed else weight)[0].numel()
 
@@ -126,6 +131,8 @@ def sparsify(
     seed: int = 0,
 ) -> SparsityResult:
     """Zero the least weights of every tensor of two or more dims, in a copy.
+
+    Of a weight-normed layer the directions are masked, not the lengths of its filters.
 
     Args:
         model: The model.
@@ -158,7 +165,11 @@ def sparsify(
     if method in _BY_INPUT and data is None:
         raise PruneError(f"method {method!r} needs data", remedy="Pass data=… (batches of the training set)")
     model = copied(model)
-    params = {name: weight for name, weight in model.named_parameters() if weight.ndim >= 2}
+    params = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if weight.ndim >= 2 and not (_is_length(name) and weight.numel() == weight.shape[0])
+    }
     notes, transposed = [], _transposed(model)
     if nm is not None:
         odd = [name for name in params if _fan_in(params[name], transposed.get(name, 0)) % nm[1]]

@@ -144,3 +144,12 @@ def test_what_cannot_be_done_is_said() -> None:
     odd = sparsify(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 8)), nm=(2, 4))
     assert list(odd.masks) == ["1.weight"]
     assert odd.notes == ("0.weight is left out: its fan-in is not a multiple of 4",)
+
+
+def test_the_lengths_of_normed_filters_stay() -> None:
+    sparse = sparsify(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 8, 3)), 0.5)
+    assert list(sparse.masks) == ["parametrizations.weight.original1"]
+    weight = sparse.model.weight
+    assert isinstance(weight, Tensor)
+    assert int((weight == 0).sum()) == weight.numel() // 2
+    assert bool(weight.flatten(1).any(1).all())
