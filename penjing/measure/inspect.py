@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 from penjing.graph import Coupling, Frozen, Graph, Group, couple, trace
 from penjing.graph.branches import Branch, find_branches
 from penjing.measure.count import Count, count, layer_of
-from penjing.report.text import some
 
 if TYPE_CHECKING:
     from rich.console import Group as RichGroup
@@ -203,6 +202,8 @@ class Inspection:
         return page(self, self._headline())
 
     def _headline(self) -> str:
+        from penjing.report.text import some
+
         return (
             f"{self.num_params:,} parameters, {self.num_macs:,} MACs; {self.prunable_share:.1%} of the "
             f"parameters are in {some(len(self.groups), 'group')}; "

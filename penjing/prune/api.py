@@ -158,16 +158,8 @@ def prune(
         result = refit(result)
     if not result.plan.groups and not result.plan.branches:
         listen(Event("prune", "warning", message=_nothing_went(result, round_to, min_slots)))
-    done, total = result.after["params"], result.before["params"]
-    listen(
-        Event(
-            "prune",
-            "end",
-            metrics={name: float(n) for name, n in result.after.items()},
-            message=f"{total:,} → {done:,} parameters in {len(result.plan.groups)} groups"
-            + (f", {len(result.plan.branches)} branches gone" if result.plan.branches else ""),
-        )
-    )
+    metrics = {name: float(n) for name, n in result.after.items()}
+    listen(Event("prune", "end", metrics=metrics, message=_went(result)))
     return result
 
 
@@ -233,6 +225,15 @@ def check_model(model: Any) -> None:
     """
     if not isinstance(model, nn.Module):
         raise PruneError(f"the model is a {type(model).__name__}", remedy="Give a torch.nn.Module")
+
+
+def _went(result: PruneResult) -> str:
+    from penjing.report.text import some
+
+    done, total = result.after["params"], result.before["params"]
+    went = f"{total:,} → {done:,} parameters in {some(len(result.plan.groups), 'group')}"
+    gone = len(result.plan.branches)
+    return f"{went}, {some(gone, 'branch', 'branches')} gone" if gone else went
 
 
 def _refit_config(given: bool | ReconstructConfig | Mapping[str, Any]) -> ReconstructConfig | None:

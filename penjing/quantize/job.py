@@ -176,7 +176,7 @@ class Job:
             self.model, self.nodes = before, _by_output(before)
             self.notes.append("channel ranges stay uneven: evening them out changed the float outputs")
             return placement
-        self.notes.append(f"channel ranges were evened out in {regions} places")
+        self.notes.append(f"channel ranges were evened out, places: {regions}")
         return place(self.model.graph, self.config)
 
     def _settle(self) -> None:
@@ -322,7 +322,7 @@ class Job:
         weights_path = save_quantized(out.with_suffix(".safetensors"), quantized, placement, encoded)
         written = quantized.clone()
         if config.widen and (padded := widen(written)):
-            self.notes.append(f"{padded} widths were padded with zeros to what int8 kernels take whole")
+            self.notes.append(f"widths padded with zeros to what int8 kernels take whole: {padded}")
         save_model(written, out)
         measured = check_file(out, Session(self.reference), self.feeds, config.check_samples)
         if not measured.sound(config.min_agreement_db):
