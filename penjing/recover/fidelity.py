@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from penjing.batches import Batch, check, move, unpack
 from penjing.errors import DataError
-from penjing.recover.teachers import Teacher, Teachers
+from penjing.recover.teachers import Teacher, Teachers, check_alike
 
 
 @torch.no_grad()
@@ -36,14 +36,17 @@ def fidelity(
 
     Raises:
         DataError: no batches, NaN in the inputs.
+        RecoverError: outputs of other shapes than the original's.
     """
     sums: list[Tensor] = []  # of each output: n, Σt, Σt², Σ(s−t)²
     samples = 0
     with Teachers((teacher, model), every_output=True) as both:
+        both.to(device)
         for index, item in enumerate(data):
             batch = move(unpack(item), device, channels_last)
             check(batch, index, of="validation")
             (theirs, mine), _ = both.answer(Batch(batch.inputs))
+            check_alike(mine, theirs)
             samples += batch.size
             found = [
                 torch.stack(

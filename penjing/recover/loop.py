@@ -61,7 +61,7 @@ from penjing.recover.schedule import learning_rate
 from penjing.recover.sparse import Sparse
 from penjing.recover.start import Start
 from penjing.recover.state import EpochSums, Progress
-from penjing.recover.teachers import AnswerCache, Teacher, Teachers
+from penjing.recover.teachers import AnswerCache, Teacher, Teachers, check_alike
 
 _SECONDS_BETWEEN_EVENTS = 0.25
 
@@ -387,7 +387,7 @@ class Loop:
         outputs = outputs_of(output, batch.size) if objective.needs_outputs else (logits_NK,)
         for theirs in answers:
             scores = (logits_of(theirs[0], batch.target),)
-            _check_alike(outputs, theirs if objective.needs_outputs else scores)
+            check_alike(outputs, theirs if objective.needs_outputs else scores)
         mine = self.taps.features if self.taps is not None else {}
         learned = labels_N if target is batch.target and not _is_soft(target) else target
         loss, parts = objective(outputs, mine, answers, features, learned, done, labels=batch.target)
@@ -674,17 +674,6 @@ def _is_soft(target: Any) -> bool:
 
 def _can_mix(target: Any) -> bool:
     return target is None or (isinstance(target, Tensor) and target.dim() == 1 and not _is_soft(target))
-
-
-def _check_alike(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
-    """Refuse outputs of other shapes than the teacher's."""
-    ours, others = [list(output.shape) for output in mine], [list(output.shape) for output in theirs]
-    if ours != others:
-        raise RecoverError(
-            f"the teacher answers with shape {', '.join(map(str, others))}, "
-            f"the student with {', '.join(map(str, ours))}",
-            remedy="Use a teacher with the same classes and inputs as the student",
-        )
 
 
 def _windows(data: Iterable[Any], size: int, limit: int) -> Iterator[list[Any]]:

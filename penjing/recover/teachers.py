@@ -99,6 +99,21 @@ class Teachers:
         return tuple(output.float() for output in (found if self._every_output else found[:1]))
 
 
+def check_alike(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    """Refuse outputs of other shapes than the teacher's.
+
+    Raises:
+        RecoverError: naming the shapes.
+    """
+    ours, others = [list(output.shape) for output in mine], [list(output.shape) for output in theirs]
+    if ours != others:
+        raise RecoverError(
+            f"the teacher answers with shape {', '.join(map(str, others))}, "
+            f"the student with {', '.join(map(str, ours))}",
+            remedy="Use a teacher with the same classes and inputs as the student",
+        )
+
+
 class AnswerCache:
     """Answers by the content of the sample: right in any order, useless but harmless when samples never
     repeat.

@@ -164,3 +164,9 @@ def test_outputs_are_those_with_an_entry_for_each_sample() -> None:
     a, b = torch.randn(4, 3), torch.randn(4, 2, 2)
     answer = {"loss": torch.tensor(1.0), "other": b, "logits": a, "table": torch.randn(5, 3)}
     assert [id(t) for t in outputs_of(answer, 4)] == [id(a), id(b)]
+
+
+def test_outputs_of_other_shapes_are_named_where_they_are_judged() -> None:
+    wide, narrow = (nn.Sequential(nn.Flatten(), nn.Linear(36, width)) for width in (3, 2))
+    with pytest.raises(RecoverError, match=r"shape \[8, 3\], the student with \[8, 2\]"):
+        recover(narrow, wide, batches(2), CONFIG, val=batches(2))
