@@ -51,7 +51,7 @@ class Moments:
         self.rr_GO += r.square().sum(1, dtype=torch.float64)
 
     def centred(self, intercept: bool) -> Centred:
-        """Means, covariances, the residual's variance; without an intercept, about zero, not the mean."""
+        """Means and covariances; without an intercept, about zero, not the mean."""
         n = max(self.count, 1)
         x_GF, r_GO = self.x_GF / n, self.r_GO / n
         if not intercept:
@@ -61,7 +61,6 @@ class Moments:
             r_GO,
             self.xx_GFF / n - x_GF[:, :, None] * x_GF[:, None, :],
             self.rx_GOF / n - r_GO[:, :, None] * x_GF[:, None, :],
-            self.rr_GO / n - r_GO.square(),
         )
 
     def __add__(self, other: Moments) -> Moments:
@@ -86,7 +85,6 @@ class Centred:
     r_GO: Tensor
     cov_xx_GFF: Tensor
     cov_rx_GOF: Tensor
-    var_r_GO: Tensor
 
     def solve(self, ridge: float) -> Tensor:
         """The change of weights ``[G, O, F]`` that minimises ``E‖r - ΔW x‖² + ridge · mean(var x) ‖ΔW‖²``."""

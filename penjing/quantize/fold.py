@@ -11,7 +11,6 @@ from penjing.quantize.graph import (
     bias_of,
     constant,
     float_attribute,
-    int_attribute,
     name_of,
     only_consumer,
     set_initializer,
@@ -91,11 +90,6 @@ def set_bias(graph: ir.Graph, node: ir.Node, bias_O: NDArray[np.floating]) -> No
     if len(node.inputs) < 3:
         node.resize_inputs(3)
     node.replace_input_with(2, value)
-
-
-def is_plain_gemm(node: ir.Node) -> bool:
-    """Whether a Gemm is ``x·W + b`` with nothing transposed or scaled besides the weight."""
-    return not int_attribute(node, "transA", 0) and float_attribute(node, "alpha", 1.0) == 1.0
 
 
 def _input(node: ir.Node, position: int) -> ir.Value:

@@ -76,7 +76,11 @@ class Job:
         model: The prepared graph whose numbers are rounded.
         reference: The fp32 network that outputs are measured against, as it was given: evening out channel
             ranges changes it where a clip then cuts values that calibration did not show.
+        fp32_bytes: Size of the fp32 file.
         feeds: The data as the runtime wants it.
+        guard: What keeps sums of pairs within 16 bits, where this processor needs it.
+        nodes: Nodes of the model by the name of their output.
+        names: Names of layers by the name of their output.
         seen: What calibration heard.
         placement: What is 8-bit at present.
         ranges: Range of each 8-bit tensor that was observed.
@@ -96,7 +100,12 @@ class Job:
     listen: Listener
     model: ir.Model = field(init=False)
     reference: Path | ir.Model = field(init=False)
+    fp32_bytes: int = field(init=False)
     feeds: Feeds = field(init=False)
+    guard: Guard = field(init=False)
+    nodes: dict[str, ir.Node] = field(init=False)
+    names: dict[str, str] = field(init=False)
+    observer: str = field(init=False)
     seen: Calibration = field(default_factory=lambda: Calibration({}))
     placement: Placement = field(init=False)
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -112,7 +121,7 @@ class Job:
         # weights may lie beside the file under any name
         self.fp32_bytes = max(size_bytes(self.source), initializer_bytes(self.model))
         self.feeds = Feeds(self.data, input_specs(self.model.graph), self.config.samples)
-        self.guard: Guard = (
+        self.guard = (
             ("pairs" if sums_pairs_in_16_bits() else "off")
             if self.config.reduce_range == "auto"
             else self.config.reduce_range

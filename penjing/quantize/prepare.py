@@ -84,9 +84,7 @@ def prepare(model: ir.Model) -> ir.Model:
 
 def _remove_dropout(graph: ir.Graph) -> None:
     for node in list(graph):
-        if (node.op_type == "Dropout" and not node.outputs[1:]) or (
-            node.op_type == "Dropout" and all(not out.uses() for out in node.outputs[1:])
-        ):
+        if node.op_type == "Dropout" and not any(out.uses() for out in node.outputs[1:]):
             _bypass(graph, node)
 
 
@@ -193,6 +191,8 @@ def _global_means(graph: ir.Graph) -> None:
         }:
             continue
         old = node.outputs[0]
+        if not consumers(old) and not old.is_graph_output():
+            continue
         keep = node.attributes.get("keepdims")
         pooled = ir.node("GlobalAveragePool", [source], name=f"{node.name}_pool")
         out = pooled.outputs[0]
@@ -207,8 +207,6 @@ def _global_means(graph: ir.Graph) -> None:
         for new in nodes:
             new.metadata_props.update(node.metadata_props)
         name, kind, shape = old.name, old.type, old.shape
-        if not consumers(old) and not old.is_graph_output():
-            continue
         old.replace_all_uses_with(final, replace_graph_outputs=True)
         graph.remove(node, safe=True)
         old.name = None

@@ -8,7 +8,7 @@ quantization found, so the untrained student is the post-training file.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -293,6 +293,3 @@ def teach(job: Job, student: QuantizedStudent) -> None:
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(tensor.detach().cpu().numpy(), np.float32)
-
-
-__all__: Sequence[str] = ("QuantizedStudent", "quantized_student")
