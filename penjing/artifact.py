@@ -37,6 +37,7 @@ from penjing.graph import Graph, GraphModel, trace
 from penjing.manifest import (
     MANIFEST_FILE,
     check_file,
+    check_replaceable,
     is_inside,
     read_json,
     read_manifest,
@@ -151,11 +152,12 @@ def save_artifact(
         TraceError: when the network cannot be traced.
         ExportError: when its graph holds what a program cannot store.
         ArtifactError: when a given file is missing, pickled, or has a reserved name.
-        RunError: when the folder cannot be written.
+        RunError: when the folder cannot be written, or holds other files than an artifact's.
     """
     from penjing.models.keras_door import KerasModule, save_keras  # which reads artifacts, too
 
     folder = Path(folder)
+    check_replaceable(folder)
     program = _program(model, example_inputs)
     beside = _named_files(files)
     with atomic_dir(folder) as aside:

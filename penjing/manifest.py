@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from penjing.errors import ArtifactError
-from penjing.files import write_json
+from penjing.errors import ArtifactError, RunError
+from penjing.files import check_folder, write_json
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "penjing-artifact"
@@ -115,6 +115,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not whole:
         raise ArtifactError(f"{path} is damaged", layer=MANIFEST_FILE, remedy="Copy the folder again")
     return manifest
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder that holds more than an artifact: a new one would take its place as a whole.
+
+    Raises:
+        RunError: naming a file that no manifest lists, or what keeps the folder from being written.
+    """
+    check_folder(folder)
+    paths = folder.rglob("*") if folder.is_dir() else ()
+    names = (path.relative_to(folder).as_posix() for path in paths if not path.is_dir())
+    first = next(names, None)
+    if first is None:
+        return
+    try:
+        listed = {MANIFEST_FILE, *read_manifest(folder)["files"]}
+    except ArtifactError:
+        listed = set()
+    foreign = next((name for name in (first, *names) if name not in listed), None)
+    if foreign is not None:
+        raise RunError(
+            f"{folder} holds other files, such as {foreign}", remedy="Choose a new or empty folder"
+        )
 
 
 def _is_normal(entry: Any) -> bool:

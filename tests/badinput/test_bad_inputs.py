@@ -161,6 +161,11 @@ def under_a_file(folder: Path) -> list[str]:
     return ["prune", NET, *SMALL, "--out", str(folder / "file" / "out")]
 
 
+def among_files(folder: Path) -> list[str]:
+    write(folder / "out" / "notes.txt", "mine")
+    return pruning()(folder)
+
+
 def taken(folder: Path) -> list[str]:
     write(folder / "out" / "notes.txt", "mine")
     return compressing()(folder)
@@ -264,6 +269,7 @@ BAD = (
         ("[16, 1, 8, 8]",),
     ),
     Bad("output under a file", under_a_file, ("out",)),
+    Bad("output among other files", among_files, ("notes.txt",)),
     Bad("output that is a file", lambda f: [*pruning()(f)[:-1], str(write(f / "file", ""))], ("is a file",)),
     # data
     Bad("data not there", compressing(lambda f: f / "none.npz"), ("none.npz",)),

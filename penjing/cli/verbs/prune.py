@@ -53,7 +53,7 @@ def command(
     The artifact folder holds the smaller network, and the plan that made it.
     """
     from penjing.artifact import save_artifact
-    from penjing.files import check_folder
+    from penjing.manifest import check_replaceable
     from penjing.prune import Budget, prune
     from penjing.prune.reconstruct import ReconstructConfig
 
@@ -61,7 +61,7 @@ def command(
         raise RecipeError(
             "a ratio and a budget both say how much goes", layer="--ratio", remedy="Give one of the two"
         )
-    check_folder(out)
+    check_replaceable(out)
     loaded = common.load(model, weights=weights, options=option, trust=trust)
     limits = common.budget_of(budget)
     feed = None

@@ -35,11 +35,11 @@ def command(
     What comes out is an artifact folder, never worse on validation data than what went in.
     """
     from penjing.artifact import save_artifact
-    from penjing.files import check_folder
+    from penjing.manifest import check_replaceable
     from penjing.measure.metric import load_metric
     from penjing.recover import RecoverConfig, recover
 
-    check_folder(out)
+    check_replaceable(out)
     small = common.load(student, weights=None, options=None, trust=trust)
     large = common.load(teacher, weights=teacher_weights, options=option, trust=trust)
     config = RecoverConfig.parse({"epochs": epochs, "lr": lr, **common.pairs(set_, "--set")})
