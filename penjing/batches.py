@@ -330,16 +330,14 @@ def classifies(target: Any, logits_NK: Tensor) -> bool:
     """Whether the outputs are scores of the classes that the targets name; without targets, whether they may
     be.
     """
-    if logits_NK.shape[1] < 2 or target is None:
-        return logits_NK.shape[1] > 1
-    return labels_of(target, logits_NK) is not None
+    return logits_NK.shape[1] > 1 if target is None else labels_of(target, logits_NK) is not None
 
 
 def labels_of(target: Any, logits_NK: Tensor) -> Tensor | None:
     """The class of each sample or position (int64 ``[N]``), of probabilities the likeliest; None where the
-    targets are no classes of these outputs.
+    targets are no classes of these outputs, of which there are two or more.
     """
-    if not isinstance(target, Tensor):
+    if not isinstance(target, Tensor) or logits_NK.shape[1] < 2:
         return None
     if target.is_floating_point():
         if target.shape != logits_NK.shape or bool((target < 0).any()):
@@ -371,13 +369,10 @@ def check_reiterable(data: Any, name: str = "data") -> None:
     Raises:
         DataError: naming the data.
     """
-    if not isinstance(data, Iterable) or iter(data) is data:
-        often = "only once" if isinstance(data, Iterable) else "not at all"
-        raise DataError(
-            f"{name} can be iterated {often}",
-            layer=name,
-            remedy="Give a DataLoader or a list of batches instead of a generator",
-        )
+    if not isinstance(data, Iterable):
+        raise used_up(f"{name} cannot be iterated")
+    if iter(data) is data:
+        raise used_up(f"{name} can be iterated only once: it is used up after one pass")
 
 
 def count_batches(data: Iterable[Any]) -> int:
@@ -386,7 +381,7 @@ def count_batches(data: Iterable[Any]) -> int:
     Raises:
         DataError: when the data is empty, or is an iterator that can only be gone through once.
     """
-    refuse_one_pass(data, "data")
+    check_reiterable(data)
     try:
         count = len(data)  # type: ignore[arg-type]
     except TypeError:
@@ -400,16 +395,6 @@ def count_batches(data: Iterable[Any]) -> int:
     return count
 
 
-def refuse_one_pass(data: Iterable[Any], what: str) -> None:
-    """Refuse what is its own iterator.
-
-    Raises:
-        DataError: calling the data ``what``.
-    """
-    if iter(data) is data:
-        raise used_up(f"the {what} is an iterator that is used up after one pass")
-
-
 def used_up(cause: str) -> DataError:
-    """The error for data that can be iterated only once."""
-    return DataError(cause, remedy="Give a loader or list that can be iterated again")
+    """The error for data that cannot be iterated again and again."""
+    return DataError(cause, remedy="Give a DataLoader or a list of batches instead of a generator")

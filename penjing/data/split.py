@@ -17,9 +17,8 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Batch = tuple[Tensor, Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-_MOST_NUMBERED = (
-    1 << 20
-)  # larger labels are ids or hashes: a name for each number below would fill the memory
+_MOST_NUMBERED = 1 << 20
+"""Larger labels are ids or hashes: a name for each number below would fill the memory."""
 
 
 class Split:

@@ -16,6 +16,7 @@ import numpy as np
 
 from penjing.errors import ExportError
 from penjing.export.inputs import Feeds
+from penjing.table import adder
 
 Layout = Literal["nchw", "nhwc"]
 
@@ -139,10 +140,7 @@ _FORMATS: dict[str, type[Exporter]] = {}
 
 def register(exporter: type[Exporter]) -> type[Exporter]:
     """Class decorator: make a format known by its name; another one of that name is a ``ValueError``."""
-    if exporter.name in _FORMATS:
-        raise ValueError(f"two formats are called {exporter.name!r}")
-    _FORMATS[exporter.name] = exporter
-    return exporter
+    return adder(_FORMATS, "format ")(exporter.name)(exporter)
 
 
 def formats() -> dict[str, type[Exporter]]:

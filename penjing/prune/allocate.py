@@ -130,14 +130,22 @@ def _check(
             raise PruneError(
                 f"ratio {value!r} of {name!r} is not in [0, 1)", remedy="A ratio is the fraction removed"
             )
-    if round_to < 1 or min_slots < 1:
-        raise PruneError(
-            f"round_to={round_to} and min_slots={min_slots} must be at least 1", remedy="Correct them"
-        )
+    check_widths(round_to, min_slots)
     if scope not in _CLASS_KEYS:  # "sensitivity" is `penjing.search.allocation`, which needs data
         raise PruneError(
             f"unknown scope {scope!r}", remedy=f"Choose one of {', '.join((*_CLASS_KEYS, 'sensitivity'))}"
         )
+
+
+def check_widths(round_to: int, min_slots: int) -> None:
+    """Refuse widths that are no whole numbers.
+
+    Raises:
+        PruneError: naming the option.
+    """
+    for name, number in {"round_to": round_to, "min_slots": min_slots}.items():
+        if not isinstance(number, int) or number < 1:
+            raise PruneError(f"{name} is {number!r}", remedy="Give a whole number of slots, 1 or more")
 
 
 def _own_ratios(groups: Sequence[Group], ratios: Mapping[str, float]) -> dict[int, float]:

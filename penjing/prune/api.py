@@ -14,7 +14,7 @@ from penjing.errors import PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, couple, trace
 from penjing.graph.solve import matches
-from penjing.prune.allocate import Scope, allocate, matching
+from penjing.prune.allocate import Scope, allocate, check_widths, matching
 from penjing.prune.apply import carry_out
 from penjing.prune.budget import Budget, as_budget
 from penjing.prune.criteria import Criterion, Material, make_criterion
@@ -95,9 +95,7 @@ def prune(
     check_model(model)
     chosen = make_criterion(criterion)
     budget, refit_config = as_budget(budget), _refit_config(reconstruct)
-    for name, number in {"round_to": round_to, "min_slots": min_slots}.items():
-        if not isinstance(number, int) or number < 1:
-            raise PruneError(f"{name} is {number!r}", remedy="Give a whole number of slots, 1 or more")
+    check_widths(round_to, min_slots)
     if not isinstance(branches, (int, Sequence)):
         raise PruneError(f"branches {branches!r}", remedy="Give a number, 'auto', or a list of names")
     counted = isinstance(branches, int) and branches > 0

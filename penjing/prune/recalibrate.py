@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from penjing.batches import ask, check, unpack
 from penjing.errors import DataError
 from penjing.modes import eval_mode
 
@@ -39,8 +40,6 @@ def recalibrate_(model: nn.Module, data: Iterable[Any], *, max_samples: int = 20
     Raises:
         DataError: no data, NaN in it, or inputs that the network does not take.
     """
-    from penjing.batches import ask, check, unpack
-
     found = [norms for find in _KINDS for module in model.modules() if (norms := find(module)) is not None]
     if not found:
         return 0

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from penjing.batches import map_inputs, tensors
 from penjing.errors import PruneError
 from penjing.prune.api import check_model
 from penjing.prune.apply import copied
@@ -206,7 +207,6 @@ def _walk_through(
     seed: int,
 ) -> dict[str, Tensor]:
     """Mask layer after layer, in the order of computation; in place."""
-    from penjing.batches import map_inputs, tensors
     from penjing.graph import trace
     from penjing.prune.places import find_places
     from penjing.prune.reconstruct import calibration_batches

@@ -61,7 +61,7 @@ def run(
     _check_words(recipe, folder)
     if full:
         recipe = recipe.model_copy(update={"baselines": True})
-    _check_folder(folder, resume)
+    _check_free(folder, resume)
     with run_lock(folder) as taken_over, JsonLog(folder / "log.jsonl") as log:
         listen = tee(log, listen)
         if taken_over:
@@ -155,9 +155,7 @@ def _renamed(stage: str, listen: Listener) -> Listener:
     return heard
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file", remedy="Choose a folder")
+def _check_free(folder: Path, resume: bool) -> None:
     known = (folder / "recipe.yaml").exists() or (folder / "work").exists()
     if known and not resume:
         raise RunError(

@@ -173,7 +173,7 @@ class Workspace:
         path = self.weights_path(name)
         with atomic_write(path) as aside:
             save_file(independent(model_tensors(model)), aside)
-        return path.relative_to(self.folder).as_posix()
+        return self.relative(path)
 
     def load_weights(self, model: nn.Module, name: str) -> nn.Module:
         """Put the weights of that name into a model; gives the model."""

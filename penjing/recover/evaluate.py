@@ -69,7 +69,7 @@ def evaluate(
             check(batch, index, of="validation")
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 logits_NK = logits_of(ask(model, batch.inputs, "model"), batch.target).float()
-            if (labels_N := labels_of(batch.target, logits_NK)) is None or logits_NK.shape[1] < 2:
+            if (labels_N := labels_of(batch.target, logits_NK)) is None:
                 raise DataError(
                     f"the validation targets ({_described(batch.target)}) are not classes of the outputs",
                     remedy="Give int64 labels, or judge by a metric",

@@ -25,6 +25,7 @@ from penjing.batches import (
     ask,
     call_model,
     check,
+    check_reiterable,
     classifies,
     count_batches,
     labels_of,
@@ -32,7 +33,6 @@ from penjing.batches import (
     map_inputs,
     move,
     outputs_of,
-    refuse_one_pass,
     share,
     unpack,
     used_up,
@@ -126,7 +126,7 @@ class Loop:
     def _set_up(self) -> None:
         config = self.config
         if self.job.val is not None:
-            refuse_one_pass(self.job.val, "validation data")
+            check_reiterable(self.job.val, "validation data")
         per_epoch = math.ceil(count_batches(self.job.data) / config.grad_accumulation)
         self.epoch_steps = min(per_epoch, config.steps_per_epoch or per_epoch)
         self.total_steps = self.epoch_steps * config.epochs

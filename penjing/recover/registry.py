@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from penjing.config import Config
+from penjing.table import adder
 
 C = TypeVar("C", bound=Config)
 _K = TypeVar("_K", bound=type[Config])
@@ -25,14 +26,7 @@ class Registry(Generic[C]):
 
     def __call__(self, name: str) -> Callable[[_K], _K]:
         """Class decorator: make a class known under ``name``; a second of that name is a ``ValueError``."""
-
-        def add(cls: _K) -> _K:
-            if name in self._known:
-                raise ValueError(f"two {self._what}s are called {name!r}")
-            self._known[name] = cls  # type: ignore[assignment]  # the kind is the caller's to keep
-            return cls
-
-        return add
+        return adder(self._known, f"{self._what} ")(name)  # type: ignore[return-value]  # kept by the caller
 
     def make(self, name: str, options: Mapping[str, Any] | None = None) -> C:
         """One of that name with these options.

@@ -197,13 +197,7 @@ def _y_scale(points: Sequence[Point], most: float | None) -> Scale:
     return Scale(low - margin, top, _HEIGHT - _BOTTOM, _TOP)
 
 
-def _grid(
-    x: Scale,
-    y: Scale,
-    x_label: str,
-    y_label: str,
-    whole_x: bool,
-) -> str:
+def _grid(x: Scale, y: Scale, x_label: str, y_label: str, whole_x: bool) -> str:
     base = _HEIGHT - _BOTTOM
     parts = []
     for value in y.ticks():

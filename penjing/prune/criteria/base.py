@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from penjing.errors import PruneError
 from penjing.events import Listener, silent
 from penjing.graph import Coupling, Graph, Group, Member
+from penjing.table import adder
 
 Scores = NDArray[np.float64]
 Reduction = Literal["mean", "sum", "max", "first"]
@@ -200,10 +201,8 @@ def criterion(name: str) -> Callable[[C], C]:
     """Register a criterion class under a name; another one of that name is a ``ValueError``."""
 
     def register(cls: C) -> C:
-        if name in _REGISTRY:
-            raise ValueError(f"two criteria are called {name!r}")
         cls.name = name
-        _REGISTRY[name] = cls
+        adder(_REGISTRY, "criterion ")(name)(cls)
         return cls
 
     return register

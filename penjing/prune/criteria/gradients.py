@@ -74,7 +74,7 @@ def default_loss(output: Any, target: Any, generator: torch.Generator, *, place:
         if target is None and tensors[0].ndim == 2:
             target = torch.multinomial(scores_NK.detach().softmax(1), 1, generator=generator).squeeze(1)
         labels_N = labels_of(target, scores_NK)
-        if labels_N is not None and scores_NK.shape[1] > 1:
+        if labels_N is not None:
             check_labels(labels_N, scores_NK.shape[1], place)
             return F.cross_entropy(scores_NK, labels_N, ignore_index=IGNORED)
     return torch.stack([t.square().mean() for t in tensors]).sum()
