@@ -372,7 +372,7 @@ def check_reiterable(data: Any, name: str = "data") -> None:
     if not isinstance(data, Iterable):
         raise used_up(f"{name} cannot be iterated")
     if iter(data) is data:
-        raise used_up(f"{name} can be iterated only once: it is used up after one pass")
+        raise used_up(f"{name} is an iterator: {name} can be iterated only once and is used up after a pass")
 
 
 def count_batches(data: Iterable[Any]) -> int:
