@@ -1,7 +1,7 @@
 """Do pruning and int8 multiply? The networks of a finished `cifar10.py` run, as fp32 and as int8 files.
 
-Every file is timed in turn with the dense fp32 one (ONNX Runtime, one image, one thread) and read once over
-the whole test set; calibration images come from the training set.
+Every file is timed in turn with the dense fp32 one (ONNX Runtime, one thread) and read once over the whole
+test set; calibration images come from the training set.
 
     python bench/cifar10.py --seeds 0 --networks penjing --recoveries same --out runs/resnet56
     python bench/pareto.py --run runs/resnet56     # pareto.csv and pareto.svg beside its rows
@@ -61,8 +61,8 @@ def networks(bench: Bench) -> Iterator[tuple[str, nn.Module]]:
         yield f"{network}, {recovery}, seed {seed}", recovered(bench, network, recovery, seed)
 
 
-def files(bench: Bench, seconds: float) -> Iterator[File]:
-    """Both files of every network, measured."""
+def files(bench: Bench, batch: int, seconds: float) -> Iterator[File]:
+    """Both files of every network, measured; ``batch`` images at a time are timed."""
     test = list(bench.test())
     calibrate = torch.split(torch.cat(bench.calibration()), 32)
     example = torch.zeros(2, *test[0][0].shape[1:])
@@ -76,13 +76,13 @@ def files(bench: Bench, seconds: float) -> Iterator[File]:
             for kind, file in (("fp32", fp32), ("int8", int8)):
                 runner = OnnxRunner(file)
                 found = accuracy(runner, test)
-                feed = {runner.inputs[0].name: test[0][0][:1].numpy()}
+                feed = {runner.inputs[0].name: test[0][0][:batch].numpy()}
                 timed = time_against_fp32(dense, file, feed, threads=1, seconds=seconds)
                 size = file.stat().st_size / dense.stat().st_size
                 yield File(name, kind, found.value, found.low, found.high, size, timed.speedup, macs)
 
 
-def plot(found: list[File], path: Path) -> None:
+def plot(found: list[File], batch: int, path: Path) -> None:
     """Accuracy against speed; the area of a mark is the size of its file."""
     import matplotlib
 
@@ -107,7 +107,7 @@ def plot(found: list[File], path: Path) -> None:
                 fontsize=8,
             )
     axes.margins(0.18)
-    axes.set_xlabel("times as fast as the dense fp32 file (one image, one thread)")
+    axes.set_xlabel(f"times as fast as the dense fp32 file (batch {batch}, one thread)")
     axes.set_ylabel("test accuracy, %")
     axes.legend(frameon=False)
     with atomic_write(path) as aside:
@@ -123,6 +123,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--run", type=Path, default=Path("runs/cifar10"), help="folder of a cifar10.py run")
     parser.add_argument("--calibration", type=int, default=512, help="training images for int8")
+    parser.add_argument(
+        "--batch", type=int, default=1, help="images at a time when a file is timed, up to 250"
+    )
     parser.add_argument("--seconds", type=float, default=4.0, help="spent on timing each file")
     args = parser.parse_args()
     stamp = args.run / "setting.json"
@@ -136,7 +139,7 @@ def main() -> None:
     )
     found = []
     print(f"{'':44}{'':6}{'test':>7}{'size':>8}{'faster':>9}{'MACs':>7}")
-    for one in files(bench, args.seconds):
+    for one in files(bench, args.batch, args.seconds):
         found.append(one)
         print(
             f"{one.network:44}{one.kind:6}{100 * one.accuracy:6.2f}%{one.size:7.3f}×{one.faster:8.2f}×"
@@ -150,7 +153,7 @@ def main() -> None:
         writer = csv.DictWriter(file, list(asdict(found[0])))
         writer.writeheader()
         writer.writerows(asdict(one) for one in found)
-    plot(found, args.run / "pareto.svg")
+    plot(found, args.batch, args.run / "pareto.svg")
 
 
 if __name__ == "__main__":
