@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,57 +59,51 @@ def fit_to_budget(
         BudgetError: for a budget out of reach.
         PruneError: where sensitivity has to be measured and there is no data.
     """
-    coupling = material.coupling
+    groups = material.coupling.groups
     meter = Meter(
         material.model,
         example_inputs,
         material.graph,
-        coupling,
+        material.coupling,
         budget,
         round_to=round_to,
         listen=material.listen,
     )
+    felt = (sensed or _sense(material, scores, ratios)) if scope == "sensitivity" else None
+
+    def choose(meter: Meter, near: Kept | None) -> Kept:
+        options: dict[str, Any] = {"round_to": meter.round_to, "min_slots": min_slots}
+        if felt is not None:
+            return allocate_sensitivity(groups, scores, felt, meter, near=near, **options)
+        return allocate(
+            groups, scores, budget=meter.absolute, cost=meter, scope=scope, ratios=ratios, **options
+        )
+
     if budget.latency is not None and round_to % _BLOCK and _BLOCK % round_to == 0:
+        whole = replace(meter, round_to=_BLOCK)
         try:
-            return fit_to_budget(
-                material,
-                scores,
-                example_inputs,
-                budget,
-                scope=scope,
-                ratios=ratios,
-                round_to=_BLOCK,
-                min_slots=min_slots,
-                sensed=sensed,
-            )
+            return whole.meet(choose), felt, whole.report()
         except BudgetError as error:
             message = f"{error.cause}; widths need not be multiples of {_BLOCK}"
             material.listen(Event("prune", "note", message=message))
-    options: dict[str, Any] = {"round_to": round_to, "min_slots": min_slots}
-    if scope == "sensitivity":
-        if ratios:
-            raise PruneError(
-                "scope 'sensitivity' and ratios for single groups exclude each other",
-                remedy="Drop ratios, use ignore, or choose another scope",
-            )
-        if sensed is None:
-            if material.data is None:
-                raise PruneError(
-                    "scope 'sensitivity' needs data",
-                    remedy="Pass data=… (batches of inputs; labels are not used)",
-                )
-            sensed = sensitivity(material.graph, coupling, scores, material.data, listen=material.listen)
-        felt = sensed
-        kept = meter.meet(
-            lambda m, near: allocate_sensitivity(coupling.groups, scores, felt, m, near=near, **options)
+    return meter.meet(choose), felt, meter.report()
+
+
+def _sense(
+    material: Material, scores: Mapping[str, NDArray[np.float64]], ratios: Mapping[str, float] | None
+) -> Sensitivity:
+    """The damage of every group, measured."""
+    if ratios:
+        raise PruneError(
+            "scope 'sensitivity' and ratios for single groups exclude each other",
+            remedy="Drop ratios, use ignore, or choose another scope",
         )
-    else:
-        kept = meter.meet(
-            lambda m, near: allocate(
-                coupling.groups, scores, budget=m.absolute, cost=m, scope=scope, ratios=ratios, **options
-            )
+    if material.data is None:
+        raise PruneError(
+            "scope 'sensitivity' needs data",
+            remedy="Pass data=… (batches of inputs; labels are not used)",
         )
-    return kept, sensed if scope == "sensitivity" else None, meter.report()
+    return sensitivity(material.graph, material.coupling, scores, material.data, listen=material.listen)
 
 
 def budget_after(budget: Budget, whole: nn.Module, left: nn.Module, example_inputs: Any) -> Budget:
