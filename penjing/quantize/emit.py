@@ -20,6 +20,7 @@ from penjing.quantize.graph import (
     drop_unused_initializers,
     name_of,
     set_initializer,
+    take_place,
     upper_bound,
 )
 from penjing.quantize.place import Placement
@@ -160,10 +161,7 @@ class _Writer:
             or (top is not None and params.high > top * (1 + _ROUNDING))
         ):
             return
-        out.replace_all_uses_with(source, replace_graph_outputs=True)
-        self.graph.remove(node, safe=True)
-        out.name = None
-        source.name = name
+        take_place(self.graph, node, source)
 
     def emit_pair(self, value: ir.Value) -> None:
         """``value → Q → DQ``; readers take the restored value, or the exact one where that costs nothing."""

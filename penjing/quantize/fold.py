@@ -14,6 +14,7 @@ from penjing.quantize.graph import (
     name_of,
     only_consumer,
     set_initializer,
+    take_place,
     weight_axis,
     weight_of,
 )
@@ -43,7 +44,7 @@ def fold_batch_norm(graph: ir.Graph) -> int:
         gamma_O, beta_O, mean_O, var_O = (np.asarray(p, np.float64) for p in parameters)
         factor_O = gamma_O / np.sqrt(var_O + float_attribute(norm, "epsilon", 1e-5))
         scale_output(graph, producer, factor_O, beta_O - mean_O * factor_O)
-        _replace(graph, norm, source)
+        take_place(graph, norm, source)
         folded += 1
     return folded
 
@@ -96,13 +97,3 @@ def _input(node: ir.Node, position: int) -> ir.Value:
     value = node.inputs[position]
     assert value is not None
     return value
-
-
-def _replace(graph: ir.Graph, node: ir.Node, by: ir.Value) -> None:
-    """Remove a one-output node, letting ``by`` take its output's place and name."""
-    out = node.outputs[0]
-    name = out.name
-    out.replace_all_uses_with(by, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    out.name = None
-    by.name = name

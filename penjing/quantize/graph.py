@@ -160,6 +160,14 @@ def set_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> i
     return value
 
 
+def take_place(graph: ir.Graph, node: ir.Node, by: ir.Value) -> None:
+    """Remove a one-output node; ``by`` takes its output's readers and name."""
+    out = node.outputs[0]
+    out.replace_all_uses_with(by, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    by.name, out.name = out.name, None
+
+
 def drop_unused_initializers(graph: ir.Graph) -> None:
     """Remove initializers that nothing reads any more."""
     for name in [n for n, v in graph.initializers.items() if not v.uses() and not v.is_graph_output()]:

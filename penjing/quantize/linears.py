@@ -27,6 +27,7 @@ from penjing.quantize.graph import (
     drop_unused_initializers,
     name_of,
     set_initializer,
+    take_place,
     weight_axis,
     weight_of,
 )
@@ -116,7 +117,7 @@ _Form = Callable[[_Constant, ir.Value, str, LinearWeight], list[ir.Node]]
 
 
 def _replace(graph: ir.Graph, names: Names, node: ir.Node, weight: LinearWeight, form: _Form) -> None:
-    x, held, old = node.inputs[0], node.inputs[1], node.outputs[0]
+    x, held = node.inputs[0], node.inputs[1]
     assert x is not None
     assert held is not None
     stem, bias_O = name_of(held), bias_of(node) if node.op_type == "Gemm" else None
@@ -132,11 +133,9 @@ def _replace(graph: ir.Graph, names: Names, node: ir.Node, weight: LinearWeight,
         for position, value in enumerate(new.outputs):
             value.name = value.name or names.fresh(f"{stem}.{index}.{position}")
     graph.insert_before(node, nodes)
-    final, name = nodes[-1].outputs[0], old.name
-    old.replace_all_uses_with(final, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    old.name = None
-    final.name, final.type, final.shape = name, old.type, old.shape
+    old, final = node.outputs[0], nodes[-1].outputs[0]
+    final.type, final.shape = old.type, old.shape
+    take_place(graph, node, final)
 
 
 def _dynamic(constant: _Constant, x: ir.Value, stem: str, weight: LinearWeight) -> list[ir.Node]:

@@ -21,6 +21,7 @@ from penjing.quantize.graph import (
     ints_attribute,
     name_of,
     set_initializer,
+    take_place,
 )
 from penjing.quantize.rules import WEIGHT_OPS
 
@@ -202,15 +203,12 @@ def _global_means(graph: ir.Graph) -> None:
         if keep is not None and not keep.as_int():
             flat = ir.node("Flatten", [out], {"axis": 1}, name=f"{node.name}_flat")
             nodes.append(flat)
-        final = nodes[-1].outputs[0]
         graph.insert_before(node, nodes)
         for new in nodes:
             new.metadata_props.update(node.metadata_props)
-        name, kind, shape = old.name, old.type, old.shape
-        old.replace_all_uses_with(final, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
-        old.name = None
-        final.name, final.type, final.shape = name, kind, shape
+        final = nodes[-1].outputs[0]
+        final.type, final.shape = old.type, old.shape
+        take_place(graph, node, final)
 
 
 def initializer_bytes(model: ir.Model) -> int:
