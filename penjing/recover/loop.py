@@ -28,6 +28,7 @@ from penjing.batches import (
     check_reiterable,
     classifies,
     count_batches,
+    counts_of,
     labels_of,
     logits_of,
     map_inputs,
@@ -46,12 +47,12 @@ from penjing.recover.checkpoint import load_checkpoint, model_tensors, restore_m
 from penjing.recover.config import LossTerm, RecoverConfig
 from penjing.recover.dropout import dropout_at
 from penjing.recover.ema import WeightAverage
-from penjing.recover.evaluate import evaluate
+from penjing.recover.evaluate import check_total, evaluate
 from penjing.recover.features import Taps
 from penjing.recover.fidelity import fidelity
 from penjing.recover.guards import non_finite
 from penjing.recover.memory import kept_memory
-from penjing.recover.mix import mix
+from penjing.recover.mix import mix, mixable
 from penjing.recover.objective import Objective, default_terms
 from penjing.recover.optim import build_optimizer, optimizer_tensors, restore_optimizer, set_lr
 from penjing.recover.precision import MIN_STEPS, can_gain, choose, speedup
@@ -400,7 +401,10 @@ class Loop:
             loss = loss + 0 * logits_NK.sum()
         if not math.isfinite(value := float(loss.detach())):
             raise non_finite(self.model, batch.inputs, self.progress.steps + 1, f"the loss is {value}")
-        right = None if labels_N is None else (logits_NK.detach().argmax(1) == labels_N).sum()
+        right = None
+        if labels_N is not None:
+            right = logits_NK.detach().argmax(1) == labels_N
+            right = right[counts_of(batch.target, labels_N, self.config.ignore_index)]
         meter.add(len(logits_NK), value, {name: float(part) for name, part in parts.items()}, right)
         return loss
 
@@ -410,19 +414,8 @@ class Loop:
         Raises:
             RecoverError: inputs or targets that cannot be mixed, or answers that were given for other inputs.
         """
-        x, target = batch.inputs, batch.target
-        if not (isinstance(x, Tensor) and x.is_floating_point() and _can_mix(target)):
-            raise RecoverError(
-                "mixup and CutMix need one input tensor of real numbers, and one label per sample or none",
-                remedy="Set mixup and cutmix to 0 for this model",
-            )
-        if self.config.cutmix and x.dim() != 4:
-            raise RecoverError("CutMix needs images [N, C, H, W]", remedy="Set cutmix to 0, or use mixup")
-        if batch.teacher_logits is not None and not self.job.teachers:
-            raise RecoverError(
-                "the data's teacher_logits are for the images as they are, not for mixed ones",
-                remedy="Pass the original network as the teacher, or set mixup and cutmix to 0",
-            )
+        reads_labels = self.objective is None or self.objective.needs_target
+        x, target = mixable(batch, number, self.config, labels=reads_labels, asks=bool(self.job.teachers))
         if target is not None:
             check(batch, number, self._num_classes(batch))
         generator = chance.derived_generator(self.job.seed, self._drawn_epoch(), number, self.rank)
@@ -434,7 +427,7 @@ class Loop:
             mixup=self.config.mixup,
             cutmix=self.config.cutmix,
         )
-        return Batch(mixed, target, None), target_NK
+        return Batch(mixed, batch.target, None), target_NK
 
     def _num_classes(self, batch: Batch) -> int:
         """Classes of the model, asked once with a single sample in eval mode."""
@@ -547,6 +540,7 @@ class Loop:
         )
         sums = torch.tensor(counts, dtype=torch.float64, device=self.device)
         right, total, loss = self.accelerator.reduce(sums, "sum").tolist()
+        check_total(total, self.config.ignore_index)
         record = {"val_accuracy": right / total, "val_n": total}
         return record | {"val_loss": loss / total} if math.isfinite(loss) else record
 
@@ -670,10 +664,6 @@ class Loop:
 
 def _is_soft(target: Any) -> bool:
     return isinstance(target, Tensor) and target.is_floating_point()
-
-
-def _can_mix(target: Any) -> bool:
-    return target is None or (isinstance(target, Tensor) and target.dim() == 1 and not _is_soft(target))
 
 
 def _windows(data: Iterable[Any], size: int, limit: int) -> Iterator[list[Any]]:
