@@ -269,7 +269,7 @@ class Loop:
             self._step(window, index, meter)
             if time.perf_counter() - told > _SECONDS_BETWEEN_EVENTS:
                 told = time.perf_counter()
-                self._tell("progress", meter.means() | {"lr": self.optimizer.param_groups[0]["lr"]})
+                self._tell("progress", meter.means() | {"lr": self.lr})
             if self._limit_reached():
                 break
         if not meter.samples:
@@ -285,7 +285,7 @@ class Loop:
         record = {
             "epoch": progress.epoch,
             "steps": progress.steps,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.lr,
         }
         record |= meter.reduced(self.accelerator).means()
         if self.job.val is not None and (progress.stopped or progress.epoch % config.eval_every == 0):
@@ -321,7 +321,8 @@ class Loop:
         """One optimizer step on the batches of ``window``, the ``index``-th of this epoch."""
         config, progress = self.config, self.progress
         done = self._share_done()
-        set_lr(self.optimizer, learning_rate(config, done))
+        self.lr = learning_rate(config, done)
+        set_lr(self.optimizer, self.lr)
         batches = self._own(window, index * config.grad_accumulation)
         if not batches:
             return
@@ -339,7 +340,7 @@ class Loop:
             self.sparse.gradient_(batch.inputs, done)
         self.optimizer.step()
         if self.sparse is not None:
-            self.sparse.step_(self.optimizer.param_groups[0]["lr"])
+            self.sparse.step_(self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         progress.steps += 1
         if self.average is not None:
