@@ -63,6 +63,7 @@ from penjing.recover.sparse import Sparse
 from penjing.recover.start import Start
 from penjing.recover.state import EpochSums, Progress
 from penjing.recover.teachers import AnswerCache, Teacher, Teachers, check_alike
+from penjing.recover.unused import may_leave_out
 
 _SECONDS_BETWEEN_EVENTS = 0.25
 
@@ -91,8 +92,8 @@ class Loop:
         from accelerate import Accelerator, DistributedDataParallelKwargs  # slow, and only training needs it
 
         self.job, self.config = job, job.config
-        partly = DistributedDataParallelKwargs(find_unused_parameters=True)  # heads that no loss reaches
-        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[partly])
+        self.exchange = DistributedDataParallelKwargs()
+        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[self.exchange])
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
@@ -140,6 +141,7 @@ class Loop:
         self.model.to(memory_format=order)
         self.optimizer = build_optimizer(self.model, config)
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
+        self.exchange.find_unused_parameters = self.world > 1 and self._may_leave_out()
         self.wrapped: nn.Module = self.accelerator.prepare_model(self.model)
         self.forward: Any = torch.compile(self.wrapped) if config.compile else self.wrapped
         self.stack.enter_context(dropout_at(self.model, config.dropout))
@@ -148,6 +150,12 @@ class Loop:
         self.start = Start(guarded=self.job.stage == "recover" and not aims_elsewhere)
         if config.losses:
             self._aim(config.losses)
+
+    def _may_leave_out(self) -> bool:
+        """Whether some step, in any process, may leave parameters without a gradient."""
+        own = may_leave_out(self.model, map_inputs(next(iter(self._moved())), lambda x: x[:2]))
+        found = torch.tensor(float(own), device=self.device)
+        return float(self.accelerator.reduce(found, "sum")) > 0
 
     def _takes_channels_last(self) -> bool:
         """As asked; else where there are 2-d convolutions and no network insists on the other order."""
@@ -221,11 +229,16 @@ class Loop:
         self._tell("note", progress.start, "the weights that the run begins with")
 
     def _moved(self) -> Iterator[Any]:
-        """The inputs of the training data, where the model is."""
+        """The inputs of the training data, where the model is; generators of a loader stay as they are."""
         self._set_epoch(0)
-        for item in self.job.data:
-            batch = unpack(item)
-            yield move(Batch(batch.inputs), self.device, self.channels_last).inputs
+        held = [(one, one.get_state()) for one in chance.loader_generators(self.job.data)]
+        try:
+            for item in self.job.data:
+                batch = unpack(item)
+                yield move(Batch(batch.inputs), self.device, self.channels_last).inputs
+        finally:
+            for generator, state in held:
+                generator.set_state(state)
 
     def _drawn_epoch(self) -> int:
         """The epoch whose draws of chance this one takes."""
@@ -251,10 +264,7 @@ class Loop:
 
     def _set_epoch(self, epoch: int) -> None:
         """Tell the epoch to the data and to the samplers of a loader, each once."""
-        data = self.job.data
-        batches = getattr(data, "batch_sampler", None)
-        told = [data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None)]
-        for holder in {id(one): one for one in told}.values():
+        for holder in chance.loader_parts(self.job.data):
             if callable(set_epoch := getattr(holder, "set_epoch", None)):
                 set_epoch(epoch)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from penjing.errors import DataError, RecoverError
 from penjing.events import Event
 from penjing.prune.recalibrate import recalibrate
 from penjing.recover import RecoverConfig, StopReason, evaluate, recover, train
+from penjing.recover.unused import may_leave_out
 
 
 class Interrupted(Exception):
@@ -78,13 +80,18 @@ def test_resume_equals_uninterrupted(options: dict[str, Any], broken_in: int, tm
     assert again.timing == resumed.timing
 
 
-def test_shuffling_loader_with_its_own_generator_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("grouped", [False, True], ids=["loader", "batch sampler"])
+def test_shuffling_loader_with_its_own_generator_resumes(grouped: bool, tmp_path: Path) -> None:
     x_NCHW, y_N = torch.randn(40, 1, 8, 8), torch.randint(CLASSES, (40,))
 
     def loader() -> Any:
         dataset = torch.utils.data.TensorDataset(x_NCHW, y_N)
         generator = torch.Generator().manual_seed(7)
-        return torch.utils.data.DataLoader(dataset, 8, shuffle=True, generator=generator)
+        if not grouped:
+            return torch.utils.data.DataLoader(dataset, 8, shuffle=True, generator=generator)
+        order = torch.utils.data.RandomSampler(dataset, generator=generator)
+        batches = torch.utils.data.BatchSampler(order, 8, drop_last=False)
+        return torch.utils.data.DataLoader(dataset, batch_sampler=batches)
 
     config = RecoverConfig(epochs=3)
     whole = train(network(), loader(), config)
@@ -240,6 +247,25 @@ def test_the_samplers_of_a_loader_hear_the_epoch() -> None:
     grouped = torch.utils.data.DataLoader(dataset, batch_sampler=Groups(Order(dataset), 8, False))
     train(network(), grouped, RecoverConfig(epochs=1))
     assert list(dict.fromkeys(heard)) == [("groups", 0), ("order", 0)]
+
+
+def test_missing_gradients_are_looked_for_only_where_some_may_be_missing() -> None:
+    class Unusual(nn.Module):
+        def __init__(self, skips: bool) -> None:
+            super().__init__()
+            self.net, self.more, self.skips = network(), nn.Linear(CLASSES, CLASSES), skips
+
+        def forward(self, x: torch.Tensor) -> Any:
+            scores = self.net(x)
+            if not self.skips:
+                return scores, self.more(scores)
+            return scores if random.random() < 0.01 else self.more(scores)
+
+    x_NCHW, before = torch.randn(4, 1, 8, 8), random.getstate()
+    networks = network(), Unusual(skips=False), Unusual(skips=True)
+    assert [may_leave_out(one, x_NCHW) for one in networks] == [False, True, True]
+    assert random.getstate() == before
+    assert all(p.grad is None for one in networks for p in one.parameters())
 
 
 def test_options_that_do_nothing_without_validation_data_are_told() -> None:
