@@ -143,7 +143,10 @@ class Loop:
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.exchange.find_unused_parameters = self.world > 1 and self._may_leave_out()
         self.wrapped: nn.Module = self.accelerator.prepare_model(self.model)
-        self.forward: Any = torch.compile(self.wrapped) if config.compile else self.wrapped
+        self.forward: Any = self.wrapped
+        if config.compile:
+            torch.compiler.reset()  # code compiled for an equal network does not know the hooks of this one
+            self.forward = torch.compile(self.wrapped)
         self.stack.enter_context(dropout_at(self.model, config.dropout))
         self.sparse = Sparse(config, self.model, self.job.model) if config.regularize else None
         aims_elsewhere = self.sparse is not None and self.sparse.aims_elsewhere

@@ -4,6 +4,7 @@ import copy
 import json
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,19 @@ def test_missing_gradients_are_looked_for_only_where_some_may_be_missing() -> No
     assert [may_leave_out(one, x_NCHW) for one in networks] == [False, True, True]
     assert random.getstate() == before
     assert all(p.grad is None for one in networks for p in one.parameters())
+
+
+def test_a_compiled_network_is_looked_into_after_one_that_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+    def history(losses: Any, **options: Any) -> Any:
+        config = RecoverConfig.parse({"epochs": 1, "losses": losses, **options})
+        return recover(network(), network(seed=1), Batches(2), config).history
+
+    history({"kd": 1}, compile=True)
+    inside = {"mse": {"layers": ["1"]}}
+    found, wanted = history(inside, compile=True)[0], history(inside)[0]
+    assert found["train_loss"] == pytest.approx(wanted["train_loss"], rel=1e-4)
 
 
 def test_options_that_do_nothing_without_validation_data_are_told() -> None:
