@@ -13,7 +13,7 @@ import torch
 from recover_kit import CLASSES, Batches, equal, network
 from torch import nn
 
-from penjing.errors import DataError, RecoverError
+from penjing.errors import DataError, RecoverError, RunError
 from penjing.events import Event
 from penjing.prune.recalibrate import recalibrate
 from penjing.recover import RecoverConfig, StopReason, evaluate, recover, train
@@ -99,6 +99,14 @@ def test_shuffling_loader_with_its_own_generator_resumes(grouped: bool, tmp_path
     with pytest.raises(Interrupted):
         train(network(), loader(), config, checkpoint=tmp_path, listen=interrupt_at(3))
     assert equal(whole.model, train(network(), loader(), config, checkpoint=tmp_path).model)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_any_step(tmp_path: Path) -> None:
+    (file := tmp_path / "file").touch()
+    told: list[Event] = []
+    with pytest.raises(RunError, match="is a file"):
+        train(network(), Batches(1), checkpoint=file / "run", listen=told.append)
+    assert not told
 
 
 def test_learns_and_leaves_its_arguments_alone() -> None:
