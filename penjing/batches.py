@@ -347,6 +347,11 @@ def labels_of(target: Any, logits_NK: Tensor) -> Tensor | None:
     return target.reshape(-1).long() if target.numel() == len(logits_NK) else None
 
 
+def counts_of(target: Tensor, labels_N: Tensor, ignored: int) -> Tensor:
+    """Which of the labels that `labels_of` found count: those of probabilities all do."""
+    return (labels_N != ignored) | target.is_floating_point()
+
+
 def _scores(output: Any, error: type[PenjingError]) -> Tensor:
     if not isinstance(output, Tensor):
         if hasattr(output, "logits"):

@@ -128,7 +128,8 @@ def prune_gradually(
     if max_drop is not None and not 0 <= max_drop <= 1:
         raise PruneError(f"max_drop {max_drop} is not in [0, 1]", remedy="Give a fraction: 0.01 is one point")
     chosen, ignore = make_criterion(criterion), checked_patterns(ignore, model)
-    dense = share_right(model, val)
+    ignored = (config or RecoverConfig()).ignore_index
+    dense = share_right(model, val, ignored=ignored)
     current, plan, done, removed = model, None, list[Round](), 0.0
     original: Sequence[Group] = ()
     steps = schedule(ratio, rounds, kind)
@@ -145,10 +146,10 @@ def prune_gradually(
         small = pruned.model
         if reconstruct:
             small = refit(small, model, whole, data, seed=seed, listen=listen).model
-        before = share_right(small, val)
+        before = share_right(small, val, ignored=ignored)
         options = last if isinstance(last, RecoverConfig) and index == len(steps) - 1 else config
         small = recover(small, model, data, options, val=val, plan=whole, seed=seed, listen=listen).model
-        after = share_right(small, val)
+        after = share_right(small, val, ignored=ignored)
         held = max_drop is None or after >= dense - max_drop
         done.append(Round(step, pruned.after["params"], pruned.after["macs"], before, after, held))
         metrics = {"val_pruned": before, "val_accuracy": after, "params": float(pruned.after["params"])}

@@ -138,6 +138,11 @@ class QuantizedStudent(OnnxModel):
             self.weight_steps[self._layers[out]],
         )
 
+    @property
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """All steps: how far one may go at once is a share of its own size (`penjing.recover.optim`)."""
+        return [*self.activation_steps, *self.weight_steps]
+
     def rounded_tensors(self, names: Set[str]) -> dict[str, nn.Parameter]:
         """The steps of those tensors among ``names`` that are rounded to 8 bits."""
         return {name: self.activation_steps[i] for name, i in self._roots.items() if name in names}

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from penjing.events import Listener, silent
+from penjing.files import check_folder
 from penjing.measure.metric import Metric
 from penjing.recover.config import RecoverConfig
 from penjing.recover.loop import Job, Loop
@@ -44,6 +45,7 @@ def train(
             of unknown form.
         RecoverError: a loss or gradient that is not finite (with step and layer), a checkpoint of another
             run.
+        RunError: a checkpoint folder that cannot be written.
     """
     job = Job(
         "train", model, (), data, config or RecoverConfig(), val, None, _folder(checkpoint), seed, listen
@@ -86,6 +88,7 @@ def recover(
         DataError: As for `train`.
         RecoverError: As for `train`; also a teacher of another output shape, features that cannot be
             lined up, and a loss that depends on nothing that is trained.
+        RunError: As for `train`.
     """
     if teacher is None:
         teachers: tuple[Teacher, ...] = ()
@@ -98,4 +101,8 @@ def recover(
 
 
 def _folder(checkpoint: Path | str | None) -> Path | None:
-    return None if checkpoint is None else Path(checkpoint)
+    """The checkpoint's folder, which can be written."""
+    if checkpoint is None:
+        return None
+    check_folder(checkpoint)
+    return Path(checkpoint)

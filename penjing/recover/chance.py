@@ -48,6 +48,13 @@ def private_globals() -> Iterator[None]:
 
 def loader_generators(data: Any) -> list[torch.Generator]:
     """Generators that a loader draws its order from, which outlive an epoch and so must be saved."""
-    held = [getattr(data, "generator", None), getattr(getattr(data, "sampler", None), "generator", None)]
-    unique = {id(g): g for g in held if isinstance(g, torch.Generator)}
+    found = (getattr(holder, "generator", None) for holder in loader_parts(data))
+    unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
     return list(unique.values())
+
+
+def loader_parts(data: Any) -> list[Any]:
+    """A loader and the samplers that choose its order, each once."""
+    batches = getattr(data, "batch_sampler", None)
+    parts = [data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None)]
+    return list({id(one): one for one in parts if one is not None}.values())

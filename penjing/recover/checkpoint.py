@@ -65,7 +65,6 @@ def save_checkpoint(
     Raises:
         RunError: when the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     files = dict(_read_index(folder)["files"]) if (folder / _INDEX).exists() else {}
     for part, values in tensors.items():
         if not values:

@@ -66,7 +66,7 @@ class RecoverConfig(Config):
         steps_per_epoch: Optimizer steps taken in each epoch; None takes the whole data, 1 is "one
             optimizer step an epoch".
         optimizer: ``"sgd"`` or ``"adamw"``.
-        lr: Peak learning rate.
+        lr: Peak learning rate; under AdamW, of the steps of a network in int8 relative to their size.
         momentum, nesterov: For SGD.
         betas: For AdamW.
         weight_decay: Not applied to biases, normalisation weights and other parameters of at most one

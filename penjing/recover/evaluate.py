@@ -10,15 +10,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.batches import IGNORED, ask, check, labels_of, logits_of, move, unpack
+from penjing.batches import IGNORED, ask, check, counts_of, labels_of, logits_of, move, unpack
 from penjing.errors import DataError
 from penjing.modes import eval_mode
 
 
-def share_right(model: nn.Module, data: Iterable[Any]) -> float:
-    """Accuracy in eval mode: the share of the samples that `evaluate` counts as right."""
-    right, total, _ = evaluate(model, data)
+def share_right(model: nn.Module, data: Iterable[Any], *, ignored: int = IGNORED) -> float:
+    """Accuracy in eval mode: the share of the samples that `evaluate` counts as right.
+
+    Raises:
+        DataError: As from `evaluate`, and where no label counts.
+    """
+    right, total, _ = evaluate(model, data, ignored=ignored)
+    check_total(total, ignored)
     return right / total
+
+
+def check_total(total: float, ignored: int) -> None:
+    """Refuse validation data of which nothing counts.
+
+    Raises:
+        DataError: naming the label.
+    """
+    if not total:
+        raise DataError(
+            f"every label of the validation data is {ignored}, which is ignored",
+            remedy="Check the labels and ignore_index, or leave val out",
+        )
 
 
 @torch.no_grad()
@@ -46,8 +64,8 @@ def evaluate(
         world: Of so many.
 
     Returns:
-        Number right, number of samples, and the sum of the cross-entropies in nats, of the batches that
-        process ``rank`` of ``world`` works on (every ``world``-th batch).
+        Number right, number of samples, and the sum of the cross-entropies in nats, of what counts in the
+        batches that process ``rank`` of ``world`` works on (every ``world``-th batch).
 
     Raises:
         DataError: no batches, no labels, labels out of range, NaN.
@@ -75,9 +93,11 @@ def evaluate(
                     remedy="Give int64 labels, or judge by a metric",
                 )
             check(batch, index, logits_NK.shape[1], of="validation", ignored=ignored)
-            right += int((logits_NK.argmax(1) == labels_N).sum())  # no class is called as what is ignored
-            total += int((labels_N != ignored).sum())
-            loss += float(F.cross_entropy(logits_NK, labels_N, reduction="sum", ignore_index=ignored))
+            counts_N = counts_of(batch.target, labels_N, ignored)  # what is ignored may be a class
+            logits_NK, labels_N = logits_NK[counts_N], labels_N[counts_N]
+            right += int((logits_NK.argmax(1) == labels_N).sum())
+            total += len(labels_N)
+            loss += float(F.cross_entropy(logits_NK, labels_N, reduction="sum"))
     if batches == 0:
         raise DataError("the validation data has no batches", remedy="Check its path, or leave val out")
     return right, total, loss if math.isfinite(loss) else math.inf

@@ -28,6 +28,7 @@ from penjing.batches import (
     check_reiterable,
     classifies,
     count_batches,
+    counts_of,
     labels_of,
     logits_of,
     map_inputs,
@@ -46,12 +47,12 @@ from penjing.recover.checkpoint import load_checkpoint, model_tensors, restore_m
 from penjing.recover.config import LossTerm, RecoverConfig
 from penjing.recover.dropout import dropout_at
 from penjing.recover.ema import WeightAverage
-from penjing.recover.evaluate import evaluate
+from penjing.recover.evaluate import check_total, evaluate
 from penjing.recover.features import Taps
 from penjing.recover.fidelity import fidelity
 from penjing.recover.guards import non_finite
 from penjing.recover.memory import kept_memory
-from penjing.recover.mix import mix
+from penjing.recover.mix import mix, mixable
 from penjing.recover.objective import Objective, default_terms
 from penjing.recover.optim import build_optimizer, optimizer_tensors, restore_optimizer, set_lr
 from penjing.recover.precision import MIN_STEPS, can_gain, choose, speedup
@@ -62,6 +63,7 @@ from penjing.recover.sparse import Sparse
 from penjing.recover.start import Start
 from penjing.recover.state import EpochSums, Progress
 from penjing.recover.teachers import AnswerCache, Teacher, Teachers, check_alike
+from penjing.recover.unused import may_leave_out
 
 _SECONDS_BETWEEN_EVENTS = 0.25
 
@@ -90,8 +92,8 @@ class Loop:
         from accelerate import Accelerator, DistributedDataParallelKwargs  # slow, and only training needs it
 
         self.job, self.config = job, job.config
-        partly = DistributedDataParallelKwargs(find_unused_parameters=True)  # heads that no loss reaches
-        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[partly])
+        self.exchange = DistributedDataParallelKwargs()
+        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[self.exchange])
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
@@ -139,14 +141,24 @@ class Loop:
         self.model.to(memory_format=order)
         self.optimizer = build_optimizer(self.model, config)
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
+        self.exchange.find_unused_parameters = self.world > 1 and self._may_leave_out()
         self.wrapped: nn.Module = self.accelerator.prepare_model(self.model)
-        self.forward: Any = torch.compile(self.wrapped) if config.compile else self.wrapped
+        self.forward: Any = self.wrapped
+        if config.compile:
+            torch.compiler.reset()  # code compiled for an equal network does not know the hooks of this one
+            self.forward = torch.compile(self.wrapped)
         self.stack.enter_context(dropout_at(self.model, config.dropout))
         self.sparse = Sparse(config, self.model, self.job.model) if config.regularize else None
         aims_elsewhere = self.sparse is not None and self.sparse.aims_elsewhere
         self.start = Start(guarded=self.job.stage == "recover" and not aims_elsewhere)
         if config.losses:
             self._aim(config.losses)
+
+    def _may_leave_out(self) -> bool:
+        """Whether some step, in any process, may leave parameters without a gradient."""
+        own = may_leave_out(self.model, map_inputs(next(iter(self._moved())), lambda x: x[:2]))
+        found = torch.tensor(float(own), device=self.device)
+        return float(self.accelerator.reduce(found, "sum")) > 0
 
     def _takes_channels_last(self) -> bool:
         """As asked; else where there are 2-d convolutions and no network insists on the other order."""
@@ -220,11 +232,16 @@ class Loop:
         self._tell("note", progress.start, "the weights that the run begins with")
 
     def _moved(self) -> Iterator[Any]:
-        """The inputs of the training data, where the model is."""
+        """The inputs of the training data, where the model is; generators of a loader stay as they are."""
         self._set_epoch(0)
-        for item in self.job.data:
-            batch = unpack(item)
-            yield move(Batch(batch.inputs), self.device, self.channels_last).inputs
+        held = [(one, one.get_state()) for one in chance.loader_generators(self.job.data)]
+        try:
+            for item in self.job.data:
+                batch = unpack(item)
+                yield move(Batch(batch.inputs), self.device, self.channels_last).inputs
+        finally:
+            for generator, state in held:
+                generator.set_state(state)
 
     def _drawn_epoch(self) -> int:
         """The epoch whose draws of chance this one takes."""
@@ -250,10 +267,7 @@ class Loop:
 
     def _set_epoch(self, epoch: int) -> None:
         """Tell the epoch to the data and to the samplers of a loader, each once."""
-        data = self.job.data
-        batches = getattr(data, "batch_sampler", None)
-        told = [data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None)]
-        for holder in {id(one): one for one in told}.values():
+        for holder in chance.loader_parts(self.job.data):
             if callable(set_epoch := getattr(holder, "set_epoch", None)):
                 set_epoch(epoch)
 
@@ -268,7 +282,7 @@ class Loop:
             self._step(window, index, meter)
             if time.perf_counter() - told > _SECONDS_BETWEEN_EVENTS:
                 told = time.perf_counter()
-                self._tell("progress", meter.means() | {"lr": self.optimizer.param_groups[0]["lr"]})
+                self._tell("progress", meter.means() | {"lr": self.lr})
             if self._limit_reached():
                 break
         if not meter.samples:
@@ -284,7 +298,7 @@ class Loop:
         record = {
             "epoch": progress.epoch,
             "steps": progress.steps,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.lr,
         }
         record |= meter.reduced(self.accelerator).means()
         if self.job.val is not None and (progress.stopped or progress.epoch % config.eval_every == 0):
@@ -320,7 +334,8 @@ class Loop:
         """One optimizer step on the batches of ``window``, the ``index``-th of this epoch."""
         config, progress = self.config, self.progress
         done = self._share_done()
-        set_lr(self.optimizer, learning_rate(config, done))
+        self.lr = learning_rate(config, done)
+        set_lr(self.optimizer, self.lr)
         batches = self._own(window, index * config.grad_accumulation)
         if not batches:
             return
@@ -338,7 +353,7 @@ class Loop:
             self.sparse.gradient_(batch.inputs, done)
         self.optimizer.step()
         if self.sparse is not None:
-            self.sparse.step_(self.optimizer.param_groups[0]["lr"])
+            self.sparse.step_(self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         progress.steps += 1
         if self.average is not None:
@@ -400,7 +415,10 @@ class Loop:
             loss = loss + 0 * logits_NK.sum()
         if not math.isfinite(value := float(loss.detach())):
             raise non_finite(self.model, batch.inputs, self.progress.steps + 1, f"the loss is {value}")
-        right = None if labels_N is None else (logits_NK.detach().argmax(1) == labels_N).sum()
+        right = None
+        if labels_N is not None:
+            right = logits_NK.detach().argmax(1) == labels_N
+            right = right[counts_of(batch.target, labels_N, self.config.ignore_index)]
         meter.add(len(logits_NK), value, {name: float(part) for name, part in parts.items()}, right)
         return loss
 
@@ -410,19 +428,8 @@ class Loop:
         Raises:
             RecoverError: inputs or targets that cannot be mixed, or answers that were given for other inputs.
         """
-        x, target = batch.inputs, batch.target
-        if not (isinstance(x, Tensor) and x.is_floating_point() and _can_mix(target)):
-            raise RecoverError(
-                "mixup and CutMix need one input tensor of real numbers, and one label per sample or none",
-                remedy="Set mixup and cutmix to 0 for this model",
-            )
-        if self.config.cutmix and x.dim() != 4:
-            raise RecoverError("CutMix needs images [N, C, H, W]", remedy="Set cutmix to 0, or use mixup")
-        if batch.teacher_logits is not None and not self.job.teachers:
-            raise RecoverError(
-                "the data's teacher_logits are for the images as they are, not for mixed ones",
-                remedy="Pass the original network as the teacher, or set mixup and cutmix to 0",
-            )
+        reads_labels = self.objective is None or self.objective.needs_target
+        x, target = mixable(batch, number, self.config, labels=reads_labels, asks=bool(self.job.teachers))
         if target is not None:
             check(batch, number, self._num_classes(batch))
         generator = chance.derived_generator(self.job.seed, self._drawn_epoch(), number, self.rank)
@@ -434,7 +441,7 @@ class Loop:
             mixup=self.config.mixup,
             cutmix=self.config.cutmix,
         )
-        return Batch(mixed, target, None), target_NK
+        return Batch(mixed, batch.target, None), target_NK
 
     def _num_classes(self, batch: Batch) -> int:
         """Classes of the model, asked once with a single sample in eval mode."""
@@ -547,6 +554,7 @@ class Loop:
         )
         sums = torch.tensor(counts, dtype=torch.float64, device=self.device)
         right, total, loss = self.accelerator.reduce(sums, "sum").tolist()
+        check_total(total, self.config.ignore_index)
         record = {"val_accuracy": right / total, "val_n": total}
         return record | {"val_loss": loss / total} if math.isfinite(loss) else record
 
@@ -670,10 +678,6 @@ class Loop:
 
 def _is_soft(target: Any) -> bool:
     return isinstance(target, Tensor) and target.is_floating_point()
-
-
-def _can_mix(target: Any) -> bool:
-    return target is None or (isinstance(target, Tensor) and target.dim() == 1 and not _is_soft(target))
 
 
 def _windows(data: Iterable[Any], size: int, limit: int) -> Iterator[list[Any]]:

@@ -6,6 +6,50 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from penjing.batches import Batch
+from penjing.errors import RecoverError
+from penjing.recover.config import RecoverConfig
+
+
+def mixable(
+    batch: Batch, number: int, config: RecoverConfig, *, labels: bool, asks: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The inputs of a batch and its labels ``[N]`` as `mix` takes them.
+
+    Args:
+        batch: The batch.
+        number: Its number.
+        config: Options of the run.
+        labels: Whether any loss reads the labels; otherwise None stands for them.
+        asks: Whether there is a teacher that answers to what is mixed.
+
+    Raises:
+        RecoverError: inputs or labels that cannot be mixed, or answers that were given for other inputs.
+    """
+    x, target = batch.inputs, batch.target if labels else None
+    hard = isinstance(target, Tensor) and target.numel() == batch.size and not target.is_floating_point()
+    if not (isinstance(x, Tensor) and x.is_floating_point() and (target is None or hard)):
+        raise RecoverError(
+            "mixup and CutMix need one input tensor of real numbers, and one label per sample or none",
+            remedy="Set mixup and cutmix to 0 for this model",
+        )
+    if config.cutmix and x.dim() != 4:
+        raise RecoverError("CutMix needs images [N, C, H, W]", remedy="Set cutmix to 0, or use mixup")
+    if batch.teacher_logits is not None and not asks:
+        raise RecoverError(
+            "the data's teacher_logits are for the images as they are, not for mixed ones",
+            remedy="Pass the original network as the teacher, or set mixup and cutmix to 0",
+        )
+    if target is None:
+        return x, None
+    if bool((target == config.ignore_index).any()):
+        raise RecoverError(
+            f"batch {number} has the label {config.ignore_index}, which is ignored; mixup and CutMix need a "
+            "class for every sample",
+            remedy="Leave such samples out, use losses without labels, or set mixup and cutmix to 0",
+        )
+    return x, target.reshape(-1)
+
 
 def mix(
     x: Tensor,

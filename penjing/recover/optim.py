@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,15 @@ from torch import Tensor, nn
 from penjing.errors import RecoverError
 from penjing.recover.config import RecoverConfig
 
+_SIZE = "size"
+
 
 def build_optimizer(model: nn.Module, config: RecoverConfig) -> torch.optim.Optimizer:
     """SGD or AdamW over the parameters that require gradients.
 
-    Parameters of at most one dimension (biases, normalisation scales) get no weight decay.
+    Parameters of at most one dimension (biases, normalisation scales) get no weight decay. AdamW, whose
+    updates do not know how large a parameter is, trains those that a module names in ``scale_parameters`` at
+    rates that are shares of their mean size at the start.
 
     Raises:
         RecoverError: when no parameter requires a gradient.
@@ -25,9 +30,17 @@ def build_optimizer(model: nn.Module, config: RecoverConfig) -> torch.optim.Opti
             "no parameter of the model requires a gradient",
             remedy="Call model.requires_grad_(True), or train at least one layer",
         )
-    groups = [
-        {"params": [p for p in params if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
+    named = [p for module in model.modules() for p in getattr(module, "scale_parameters", ())]
+    scales = {id(p) for p in named if config.optimizer == "adamw"}
+    rest = [p for p in params if id(p) not in scales]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
+        *(
+            {"params": [p], "weight_decay": 0.0, _SIZE: float(p.detach().abs().mean())}
+            for p in params
+            if id(p) in scales
+        ),
     ]
     groups = [group for group in groups if group["params"]]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
@@ -39,9 +52,9 @@ def build_optimizer(model: nn.Module, config: RecoverConfig) -> torch.optim.Opti
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group, relative to its size where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get(_SIZE, 1.0)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

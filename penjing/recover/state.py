@@ -73,14 +73,16 @@ class EpochSums:
         self.parts: dict[str, float] = {}
 
     def add(self, samples: int, loss: float, parts: dict[str, float], right: Tensor | None) -> None:
-        """Add a batch: its mean loss, each term's mean, how many answers were right (None: no labels)."""
+        """Add a batch: its mean loss, each term's mean, and whether the answer to each label that counts was
+        right (None: no labels).
+        """
         self.samples += samples
         self.loss += loss * samples
         for name, value in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + value * samples
         if right is not None:
-            self.right += float(right)
-            self.labelled += samples
+            self.right += float(right.sum())
+            self.labelled += len(right)
 
     def means(self) -> dict[str, float]:
         """Means over the samples, by the names of `RecoverResult.history`."""

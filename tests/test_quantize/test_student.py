@@ -105,6 +105,17 @@ def test_training_recovers_and_the_file_is_what_was_trained(tmp_path: Path) -> N
     assert len(np.unique(levels)) <= 7
 
 
+def test_adamw_moves_steps_by_shares_of_their_size() -> None:
+    student = quantized_student(build(Vgg), batches(2))
+    data = [torch.from_numpy(x) for x in batches(8)]
+    config = RecoverConfig(epochs=1, lr=1e-3, optimizer="adamw", schedule="constant")
+    trained = recover(student, build(Vgg), data, config)
+    for before, after in zip(student.scale_parameters, trained.model.scale_parameters, strict=True):  # type: ignore[arg-type]
+        moved = (after - before).detach().abs() / before.detach().mean()
+        assert 0 < float(moved.max()) < 1.1e-3 * len(data)
+    assert trained.history[-1]["lr"] == pytest.approx(1e-3)
+
+
 def test_a_student_refuses_new_options_and_broken_weights(tmp_path: Path) -> None:
     model, data = build(Vgg), batches()
     student = quantized_student(model, data)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import torch
 from recover_kit import CLASSES, Batches, equal, network
 from torch import nn
 
-from penjing.errors import DataError, RecoverError
+from penjing.errors import DataError, RecoverError, RunError
 from penjing.events import Event
 from penjing.prune.recalibrate import recalibrate
 from penjing.recover import RecoverConfig, StopReason, evaluate, recover, train
+from penjing.recover.unused import may_leave_out
 
 
 class Interrupted(Exception):
@@ -78,19 +81,32 @@ def test_resume_equals_uninterrupted(options: dict[str, Any], broken_in: int, tm
     assert again.timing == resumed.timing
 
 
-def test_shuffling_loader_with_its_own_generator_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("grouped", [False, True], ids=["loader", "batch sampler"])
+def test_shuffling_loader_with_its_own_generator_resumes(grouped: bool, tmp_path: Path) -> None:
     x_NCHW, y_N = torch.randn(40, 1, 8, 8), torch.randint(CLASSES, (40,))
 
     def loader() -> Any:
         dataset = torch.utils.data.TensorDataset(x_NCHW, y_N)
         generator = torch.Generator().manual_seed(7)
-        return torch.utils.data.DataLoader(dataset, 8, shuffle=True, generator=generator)
+        if not grouped:
+            return torch.utils.data.DataLoader(dataset, 8, shuffle=True, generator=generator)
+        order = torch.utils.data.RandomSampler(dataset, generator=generator)
+        batches = torch.utils.data.BatchSampler(order, 8, drop_last=False)
+        return torch.utils.data.DataLoader(dataset, batch_sampler=batches)
 
     config = RecoverConfig(epochs=3)
     whole = train(network(), loader(), config)
     with pytest.raises(Interrupted):
         train(network(), loader(), config, checkpoint=tmp_path, listen=interrupt_at(3))
     assert equal(whole.model, train(network(), loader(), config, checkpoint=tmp_path).model)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_any_step(tmp_path: Path) -> None:
+    (file := tmp_path / "file").touch()
+    told: list[Event] = []
+    with pytest.raises(RunError, match="is a file"):
+        train(network(), Batches(1), checkpoint=file / "run", listen=told.append)
+    assert not told
 
 
 def test_learns_and_leaves_its_arguments_alone() -> None:
@@ -240,6 +256,38 @@ def test_the_samplers_of_a_loader_hear_the_epoch() -> None:
     grouped = torch.utils.data.DataLoader(dataset, batch_sampler=Groups(Order(dataset), 8, False))
     train(network(), grouped, RecoverConfig(epochs=1))
     assert list(dict.fromkeys(heard)) == [("groups", 0), ("order", 0)]
+
+
+def test_missing_gradients_are_looked_for_only_where_some_may_be_missing() -> None:
+    class Unusual(nn.Module):
+        def __init__(self, skips: bool) -> None:
+            super().__init__()
+            self.net, self.more, self.skips = network(), nn.Linear(CLASSES, CLASSES), skips
+
+        def forward(self, x: torch.Tensor) -> Any:
+            scores = self.net(x)
+            if not self.skips:
+                return scores, self.more(scores)
+            return scores if random.random() < 0.01 else self.more(scores)
+
+    x_NCHW, before = torch.randn(4, 1, 8, 8), random.getstate()
+    networks = network(), Unusual(skips=False), Unusual(skips=True)
+    assert [may_leave_out(one, x_NCHW) for one in networks] == [False, True, True]
+    assert random.getstate() == before
+    assert all(p.grad is None for one in networks for p in one.parameters())
+
+
+def test_a_compiled_network_is_looked_into_after_one_that_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+    def history(losses: Any, **options: Any) -> Any:
+        config = RecoverConfig.parse({"epochs": 1, "losses": losses, **options})
+        return recover(network(), network(seed=1), Batches(2), config).history
+
+    history({"kd": 1}, compile=True)
+    inside = {"mse": {"layers": ["1"]}}
+    found, wanted = history(inside, compile=True)[0], history(inside)[0]
+    assert found["train_loss"] == pytest.approx(wanted["train_loss"], rel=1e-4)
 
 
 def test_options_that_do_nothing_without_validation_data_are_told() -> None:

@@ -8,6 +8,7 @@ from recover_kit import Batches, equal, network
 from torch import Tensor, nn
 
 from penjing.errors import RecipeError, RecoverError
+from penjing.graph import GraphModel, trace
 from penjing.prune import prune, sparsify
 from penjing.recover import RecoverConfig, recover, train
 from penjing.recover.regularize import make_regularizer, regularizer_names
@@ -120,6 +121,18 @@ def test_slimming_shrinks_scales_of_norms_only() -> None:
 
 
 SLIM = {"regularize": "slimming"}
+
+
+def test_slimming_sees_the_norms_of_a_traced_graph() -> None:
+    options = {
+        "epochs": 1,
+        "dropout": 0.0,
+        "precision": "fp32",
+        "regularize": {"slimming": {"strength": 0.2}},
+    }
+    graph = GraphModel(trace(network().eval(), IMAGES))
+    mine, its = (train(one, Batches(), RecoverConfig.parse(options)).model for one in (network(), graph))
+    assert torch.allclose(mine.get_parameter("1.weight"), its.get_parameter("1.weight"), rtol=1e-4)
 
 
 def test_soft_silences_slots_whose_removal_changes_nothing() -> None:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from penjing.batches import logits_of
-from penjing.errors import RecoverError
+from penjing.errors import DataError, RecoverError
 from penjing.prune import prune
+from penjing.prune.gradual import prune_gradually
 from penjing.recover import RecoverConfig, recover, train
-from penjing.recover.evaluate import evaluate
+from penjing.recover.evaluate import evaluate, share_right
 
 K = 3
 
@@ -78,9 +79,30 @@ def test_what_is_ignored_changes_nothing() -> None:
     assert with_void.history[0]["loss_ce"] == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
-def test_labels_that_nothing_reads_are_not_looked_at() -> None:
-    done = recover(pixels(), pixels(), [(X_IMAGES, Y_IMAGES + 250)], quick(losses={"kd": 1}))
-    assert done.steps == 1
+@pytest.mark.parametrize("ignored", [255, 0], ids=["no class", "a class"])
+def test_accuracies_are_of_what_counts(ignored: int) -> None:
+    y, config = Y_IMAGES.clone(), quick(ignore_index=ignored, lr=1e-9)
+    y[:, :3] = ignored
+    record = train(pixels(), [(X_IMAGES, y)], config, val=[(X_IMAGES, y)]).history[-1]
+    found_N, y_N = logits_of(pixels()(X_IMAGES), y).argmax(1), y.reshape(-1)
+    wanted = (found_N == y_N)[y_N != ignored].float().mean().item()
+    assert record["train_accuracy"] == record["val_accuracy"] == pytest.approx(wanted)
+    rounds = prune_gradually(pixels(), X_IMAGES, [(X_IMAGES, y)], [(X_IMAGES, y)], rounds=1, config=config)
+    assert rounds.dense_accuracy == record["val_accuracy"]
+
+
+def test_validation_data_of_which_nothing_counts_is_refused() -> None:
+    val = [(X_IMAGES, torch.full_like(Y_IMAGES, 255))]
+    with pytest.raises(DataError, match="every label of the validation data is 255"):
+        train(pixels(), [(X_IMAGES, Y_IMAGES)], quick(ignore_index=255), val=val)
+    with pytest.raises(DataError, match="every label"):
+        share_right(pixels(), val, ignored=255)
+
+
+@pytest.mark.parametrize("options", [{}, {"mixup": 1.0}], ids=["plain", "mixed"])
+def test_labels_that_nothing_reads_are_not_looked_at(options: dict[str, float]) -> None:
+    data = [(x, y + 250) for x, y in Batches(1)]
+    assert recover(network(), network(), data, quick(losses={"kd": 1}, **options)).steps == 1
 
 
 def test_a_batch_of_nothing_that_counts_is_no_loss() -> None:
@@ -90,10 +112,11 @@ def test_a_batch_of_nothing_that_counts_is_no_loss() -> None:
 
 @pytest.mark.parametrize("shape", [(16,), (16, 1)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.uint8, torch.int64], ids=str)
-def test_labels_of_any_integers_are_alike(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("mixup", [0.0, 1.0])
+def test_labels_of_any_integers_are_alike(dtype: torch.dtype, shape: tuple[int, ...], mixup: float) -> None:
     data = list(Batches(2))
     changed = [(x, y.to(dtype).reshape(shape)) for x, y in data]
-    one, other = (train(network(), each, quick(dropout=0.0)) for each in (data, changed))
+    one, other = (train(network(), each, quick(dropout=0.0, mixup=mixup)) for each in (data, changed))
     assert one.history[-1]["train_loss"] == other.history[-1]["train_loss"]
     assert one.history[-1]["train_accuracy"] == other.history[-1]["train_accuracy"]
 
@@ -118,8 +141,9 @@ def test_targets_that_only_a_metric_reads_may_be_anything() -> None:
         ({"cutmix": 1.0}, (torch.randn(4, 6), torch.zeros(4).long()), "CutMix needs images"),
         ({"mixup": 1.0}, (torch.zeros(4, 6).long(), torch.zeros(4).long()), "real numbers"),
         ({"mixup": 1.0}, (torch.randn(4, 6), torch.zeros(4).long(), torch.zeros(4, K)), "teacher_logits are"),
+        ({"mixup": 1.0}, (torch.randn(4, 6), torch.tensor([0, 1, -100, 2])), "batch 0 has the label -100"),
     ],
-    ids=["cutmix", "integers", "answers"],
+    ids=["cutmix", "integers", "answers", "ignored"],
 )
 def test_what_cannot_be_mixed_is_refused(options: dict[str, float], item: Any, reason: str) -> None:
     with pytest.raises(RecoverError, match=reason):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import fx, nn
 
 from penjing.errors import RecoverError
 from penjing.recover.regularize.base import Params, Regularizer, regularizer
@@ -28,12 +28,9 @@ class Slimming(Regularizer):
         Raises:
             RecoverError: when there is no batch norm with a scale.
         """
-        norms = (
-            (name, module)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        )
-        names = [f"{name}.weight" if name else "weight" for name, module in norms if module.affine]
+        params = dict(model.named_parameters())
+        names = [f"{name}.{scale}".lstrip(".") for name, m in model.named_modules() for scale in _scales(m)]
+        names = [name for name in dict.fromkeys(names) if name in params]
         if not names:
             raise RecoverError(
                 "slimming needs batch norms with a scale and the network has none",
@@ -48,3 +45,13 @@ class Slimming(Regularizer):
             scale_C = params[name]
             if scale_C.grad is not None:
                 scale_C.grad.add_(scale_C.sign(), alpha=self.strength)
+
+
+def _scales(module: nn.Module) -> list[str]:
+    """Names of the scales of a batch norm, or of those that a traced graph computes."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return ["weight"]
+    nodes = module.graph.nodes if isinstance(module, fx.GraphModule) else ()
+    norms = [node for node in nodes if node.op == "call_function" and "batch_norm" in str(node.target)]
+    read = [node.args[1] for node in norms if len(node.args) > 1]
+    return [str(scale.target) for scale in read if isinstance(scale, fx.Node) and scale.op == "get_attr"]
