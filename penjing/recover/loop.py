@@ -63,7 +63,6 @@ from penjing.recover.sparse import Sparse
 from penjing.recover.start import Start
 from penjing.recover.state import EpochSums, Progress
 from penjing.recover.teachers import AnswerCache, Teacher, Teachers, check_alike
-from penjing.recover.unused import may_leave_out
 
 _SECONDS_BETWEEN_EVENTS = 0.25
 
@@ -92,8 +91,9 @@ class Loop:
         from accelerate import Accelerator, DistributedDataParallelKwargs  # slow, and only training needs it
 
         self.job, self.config = job, job.config
-        self.exchange = DistributedDataParallelKwargs()
-        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[self.exchange])
+        # heads that no loss reaches, layers that a batch does not take: no look beforehand can rule them out
+        partly = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[partly])
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
@@ -141,7 +141,6 @@ class Loop:
         self.model.to(memory_format=order)
         self.optimizer = build_optimizer(self.model, config)
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
-        self.exchange.find_unused_parameters = self.world > 1 and self._may_leave_out()
         self.wrapped: nn.Module = self.accelerator.prepare_model(self.model)
         self.forward: Any = self.wrapped
         if config.compile:
@@ -153,12 +152,6 @@ class Loop:
         self.start = Start(guarded=self.job.stage == "recover" and not aims_elsewhere)
         if config.losses:
             self._aim(config.losses)
-
-    def _may_leave_out(self) -> bool:
-        """Whether some step, in any process, may leave parameters without a gradient."""
-        own = may_leave_out(self.model, map_inputs(next(iter(self._moved())), lambda x: x[:2]))
-        found = torch.tensor(float(own), device=self.device)
-        return float(self.accelerator.reduce(found, "sum")) > 0
 
     def _takes_channels_last(self) -> bool:
         """As asked; else where there are 2-d convolutions and no network insists on the other order."""

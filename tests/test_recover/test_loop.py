@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ from penjing.errors import DataError, RecoverError, RunError
 from penjing.events import Event
 from penjing.prune.recalibrate import recalibrate
 from penjing.recover import RecoverConfig, StopReason, evaluate, recover, train
-from penjing.recover.unused import may_leave_out
 
 
 class Interrupted(Exception):
@@ -256,25 +254,6 @@ def test_the_samplers_of_a_loader_hear_the_epoch() -> None:
     grouped = torch.utils.data.DataLoader(dataset, batch_sampler=Groups(Order(dataset), 8, False))
     train(network(), grouped, RecoverConfig(epochs=1))
     assert list(dict.fromkeys(heard)) == [("groups", 0), ("order", 0)]
-
-
-def test_missing_gradients_are_looked_for_only_where_some_may_be_missing() -> None:
-    class Unusual(nn.Module):
-        def __init__(self, skips: bool) -> None:
-            super().__init__()
-            self.net, self.more, self.skips = network(), nn.Linear(CLASSES, CLASSES), skips
-
-        def forward(self, x: torch.Tensor) -> Any:
-            scores = self.net(x)
-            if not self.skips:
-                return scores, self.more(scores)
-            return scores if random.random() < 0.01 else self.more(scores)
-
-    x_NCHW, before = torch.randn(4, 1, 8, 8), random.getstate()
-    networks = network(), Unusual(skips=False), Unusual(skips=True)
-    assert [may_leave_out(one, x_NCHW) for one in networks] == [False, True, True]
-    assert random.getstate() == before
-    assert all(p.grad is None for one in networks for p in one.parameters())
 
 
 def test_a_compiled_network_is_looked_into_after_one_that_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
