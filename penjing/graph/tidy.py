@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from penjing.graph.shuffle import fuse_shuffles
 
@@ -59,6 +60,7 @@ def tidy(
             graph.erase_node(node)
         elif node.op == "get_attr":
             node.target = aliases.get(str(node.target), str(node.target))
+    drop_whole_selections(module)
     free_views(graph)
     explicit_scale(graph)
     write_apart(graph)
@@ -157,6 +159,54 @@ def _inline(
                     setattr(module, target, _attribute(body, str(node.target)))
                     env[node].target = target
     raise AssertionError("a traced block without output")
+
+
+def drop_whole_selections(module: fx.GraphModule) -> None:
+    """Read the source where an index counts through all of it, whatever the batch.
+
+    ONNX exporters write a flatten by strides so (``as_strided``): positions made from ranges, then gathered.
+    """
+    graph = module.graph
+    for node in graph.find_nodes(op="call_function", target=aten.index_select.default):
+        source, dim, index = node.args
+        size = source.meta["val"].shape[dim]
+        try:
+            whole = all(torch.equal(_at(b, index, module), torch.arange(_size(size, b))) for b in (2, 3))
+        except LookupError:
+            continue
+        if whole:
+            node.replace_all_uses_with(source)
+            unused = [node]
+            while unused:
+                gone = unused.pop()
+                graph.erase_node(gone)
+                unused += [n for n in gone.all_input_nodes if not n.users and n.op == "call_function"]
+
+
+def _at(batch: int, node: fx.Node, module: nn.Module) -> Any:
+    """Value of what follows from constants and sizes alone, at some batch size.
+
+    Raises:
+        LookupError: if it depends on more.
+    """
+    value = node.meta.get("val")
+    if isinstance(value, torch.SymInt) and not free_unbacked_symbols(value):
+        return _size(value, batch)
+    if node.op == "get_attr" and not isinstance(held := _attribute(module, str(node.target)), nn.Parameter):
+        return held.detach().cpu()
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or schema.is_mutable:
+        raise LookupError(node.name)
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: _at(batch, source, module))
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _size(size: int | torch.SymInt, batch: int) -> int:
+    if isinstance(size, int):
+        return size
+    if free_unbacked_symbols(size):
+        raise LookupError(str(size))
+    return int(size.node.expr.subs(dict.fromkeys(size.node.expr.free_symbols, batch)))
 
 
 def free_views(graph: fx.Graph) -> None:

@@ -97,8 +97,8 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
             does not allow it, the batch is fixed and `Graph.notes` says so.
 
     Raises:
-        TraceError: weights that are not finite, inputs the forward refuses, or a forward torch.export
-        refuses.
+        TraceError: weights that are not finite, names that a traced network needs itself (``graph``), inputs
+            the forward refuses, or a forward torch.export refuses.
     """
     if any(kind.__module__.partition(".")[0] == "keras" for kind in type(model).__mro__):
         raise TraceError(
@@ -107,6 +107,7 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
             remedy="Give penjing.models.keras_door.from_keras(model).model, or load_model of its file",
         )
     _check_not_scripted(model)
+    _check_names(model)
     _check_weights(model)
     args, kwargs = bind_inputs(model, example_inputs)
     if any(
@@ -180,6 +181,17 @@ def _check_not_scripted(model: nn.Module) -> None:
             )
 
 
+def _check_names(model: nn.Module) -> None:
+    taken = fx.GraphModule({}, fx.Graph())
+    for name in (*model._modules, *model._parameters, *model._buffers):
+        if hasattr(taken, name):
+            raise TraceError(
+                "a traced network has an attribute of this name of its own",
+                layer=name,
+                remedy="Rename it in the class, or give a module that holds the network and calls it",
+            )
+
+
 def _check_weights(model: nn.Module) -> None:
     for name, param in model.named_parameters():
         if param.is_meta or not param.is_floating_point():
@@ -194,7 +206,8 @@ def _check_weights(model: nn.Module) -> None:
 def eval_view(model: nn.Module) -> Iterator[set[str]]:
     """The model in eval mode for a while; every module's own flag, and every buffer, restored afterwards.
 
-    Attention runs op by op: the fused op would hide its matmuls.
+    Attention runs op by op: the fused op would hide its matmuls. An einsum of many operands contracts from
+    left to right, as files of it do: an order that goes by their sizes would fix the batch.
 
     Yields:
         Names of the buffers that were written, complete when the view ends.
@@ -208,13 +221,15 @@ def eval_view(model: nn.Module) -> Iterator[set[str]]:
     ]
     versions = [_version(buffer) for *_, buffer, _ in buffers]
     written: set[str] = set()
-    fastpath = torch.backends.mha.get_fastpath_enabled()
+    fastpath, by_size = torch.backends.mha.get_fastpath_enabled(), torch.backends.opt_einsum.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.opt_einsum.enabled = False
     model.eval()
     try:
         yield written
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+        torch.backends.opt_einsum.enabled = by_size
         for module, training in flags:
             module.training = training
         for (path, module, name, buffer, value), version in zip(buffers, versions, strict=True):

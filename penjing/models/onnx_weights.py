@@ -136,7 +136,7 @@ class _Names:
         """The name under which a constant is registered."""
         parts = [re.sub(r"\W", "_", part, flags=re.ASCII) or "_" for part in name.split(".")]
         parts = [part + "_" if hasattr(nn.Module, part) else part for part in parts]
-        if parts[0] in vars(self._module):
+        if hasattr(type(self._module), parts[0]) or parts[0] in vars(self._module):
             parts[0] += "_"
         path = ".".join(parts)
         if self._taken(path):

@@ -69,16 +69,29 @@ def _bilinear(call: Call) -> int:
 
 
 def _einsum(call: Call) -> int:
-    """One multiply-accumulate for every combination of labels (pairwise contraction of two operands)."""
+    """Operand by operand from the left: each step multiplies all combinations of the labels that it sums or
+    that are needed later; a step that sums nothing is elementwise.
+    """
     equation, operands = str(call.node.args[0]).replace(" ", ""), call.node.args[1]
-    terms = equation.split("->")[0].split(",")
+    left, arrow, right = equation.partition("->")
     size: dict[str, int] = {}
-    for term, operand in zip(terms, operands, strict=True):  # type: ignore[arg-type]
+    terms: list[list[str]] = []
+    for term, operand in zip(left.split(","), operands, strict=True):  # type: ignore[arg-type]
         sizes = call.sizes(operand)
         head, dots, tail = term.partition("...")
-        extra = [f"…{i}" for i in range(len(sizes) - len(head) - len(tail))] if dots else []
-        size.update(zip((*head, *extra, *tail), sizes, strict=True))
-    return prod(size.values()) if len(terms) > 1 else 0
+        extra = [f"…{i}" for i in range(len(sizes) - len(head) - len(tail), 0, -1)] if dots else []
+        terms.append([*head, *extra, *tail])
+        for label, length in zip(terms[-1], sizes, strict=True):
+            size[label] = max(size.get(label, 1), length)
+    named = right.replace("...", "") if arrow else (label for label in size if left.count(label) == 1)
+    needed = {*named, *(label for label in size if label.startswith("…"))}
+    macs, before = 0, set(terms[0])
+    for number, labels in enumerate(map(set, terms[1:]), start=2):
+        later = needed.union(*terms[number:])
+        if before & labels - later:
+            macs += prod(size[label] for label in (before & labels) | ((before | labels) & later))
+        before = (before | labels) & later
+    return macs
 
 
 def _recurrent(call: Call) -> int:
@@ -154,14 +167,23 @@ class Cost:
         return total
 
     def macs(self, kept: Kept) -> int:
-        """Multiply-accumulates of one forward pass, at batch 1 where the batch is free."""
+        """Multiply-accumulates of one sample: at batch 1 where the batch is free, else of a share of it."""
         total = 0
         for node in self.graph.module.graph.nodes:
             kind = KINDS.get(str(node.target)) if node.op == "call_function" else None
             if kind is not None and node.name in self.coupling.values:
                 number = COUNTERS[kind](Call(node, self.coupling, kept))
-                total += number if number % BATCH_STANDIN else number // BATCH_STANDIN
-        return total
+                while number and number % BATCH_STANDIN == 0:  # twice where samples meet each other
+                    number //= BATCH_STANDIN
+                total += number
+        return total // self._fixed_batch()
+
+    def _fixed_batch(self) -> int:
+        """How many samples one pass over the graph takes; 1 where that is free."""
+        inputs = self.graph.module.graph.find_nodes(op="placeholder")
+        shapes = (axes for node in inputs for axes in self.coupling.values.get(node.name, ()) if axes)
+        first = next(shapes, ())
+        return 1 if self.graph.batch_dim or not first else first[0].size
 
     def bytes(self, kept: Kept) -> int:
         """Bytes of parameters and persistent buffers; shared ones count once."""

@@ -416,6 +416,20 @@ class Modulated(nn.Module):
         return self.head(F.leaky_relu(x, 0.2))  # type: ignore[no-any-return]
 
 
+class Correlated(nn.Module):
+    """A Siamese tracker: one image's features are the other's kernels, channel by channel of every sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 3, 1)
+
+    def forward(self, template: Tensor, image: Tensor) -> Tensor:
+        kernel, x = self.features(template), self.features(image)
+        n, c, h, w = x.shape
+        x = F.conv2d(x.view(1, n * c, h, w), kernel.reshape(n * c, 1, 3, 3), padding=1, groups=n * c)
+        return self.head(x.view(n, c, h, w))  # type: ignore[no-any-return]
+
+
 class Sampled(nn.Module):
     """Deformable DETR's attention: every head samples its values at places of its own."""
 
@@ -567,6 +581,7 @@ NETWORKS: dict[str, Case] = {
     "weight_norm": (WeightNorm, image(3, 4, 9)),
     "cells": (Cells, image(3, 4, 5)),
     "modulated": (Modulated, image(3, 8)),
+    "correlated": (Correlated, image(2, 3, 3, 3) + image(2, 3, 6, 6)),
     "sampled": (Sampled, (*image(2, 3, 6, 6), *image(2, 7, 6))),
     "messages": (Messages, (*image(7, 5), *image(7, 3))),
     "graph_attention": (GraphAttention, (*image(2, 7, 5), *image(2, 7, 7))),

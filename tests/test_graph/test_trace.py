@@ -351,3 +351,12 @@ def test_the_eval_view_of_a_compiled_module_ends_as_it_began() -> None:
     assert written == {"num_batches_tracked"}
     assert [part.training for part in scripted.modules()] == [True]
     assert int(seen) == 0
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta"])
+def test_names_that_a_traced_network_needs_are_refused(name: str) -> None:
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(3, 2))
+    with pytest.raises(TraceError, match=rf"{name}.*of its own.*Rename"):
+        trace(model, torch.randn(2, 3))
+    assert trace(nn.Sequential(model), torch.randn(2, 3)).params

@@ -21,6 +21,7 @@ from penjing.export import export_onnx
 from penjing.export.onnx import OnnxRunner
 from penjing.models.onnx_door import OnnxModel
 from penjing.models.spec import load_model
+from penjing.prune import masked_equivalence
 
 Check = Callable[..., None]
 RNG = np.random.default_rng(0)
@@ -382,3 +383,37 @@ def test_standardised_weights_train_and_are_pruned(tmp_path: Path) -> None:
     torch.testing.assert_close(found, w.grad, rtol=1e-3, atol=1e-4)
     made = pj.prune(read.eval(), x, ratio=0.5)
     assert made.after["params"] < 0.7 * made.before["params"]
+
+
+def test_a_flatten_by_strides_is_pruned_through(tmp_path: Path) -> None:
+    """``as_strided`` as exporters write it: positions counted from ranges, then gathered."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["image"], kernel_shape=[1, 1]),
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "zero"], ["n"]),
+        helper.make_node("Range", ["zero", "n", "one"], ["samples"]),
+        helper.make_node("Mul", ["samples", "stride"], ["starts"]),
+        helper.make_node("Unsqueeze", ["starts", "last"], ["rows"]),
+        helper.make_node("Add", ["rows", "steps"], ["at"]),
+        helper.make_node("Reshape", ["image", "flat"], ["all"]),
+        helper.make_node("Gather", ["all", "at"], ["row"]),
+        helper.make_node("MatMul", ["row", "v"], ["y"]),
+    ]
+    weights = {
+        "w": f32(8, 3, 1, 1),
+        "v": f32(32, 4),
+        "zero": np.array(0),
+        "one": np.array(1),
+        "stride": np.array(32),
+        "last": np.array([1]),
+        "steps": np.arange(32),
+        "flat": np.array([-1]),
+    }
+    inputs = {"x": (TensorProto.FLOAT, ["n", 3, 2, 2])}
+    path = written(tmp_path / "m.onnx", nodes, weights, inputs=inputs, outputs=["y"])
+    read, x = OnnxModel(path).eval(), torch.randn(2, 3, 2, 2)
+    assert relative(read, path, x.numpy()) < 1e-5
+    made = pj.prune(read, x, ratio=0.5)
+    assert made.model.get_parameter("w").shape[0] == 4
+    assert masked_equivalence(read, made, x) <= 1e-4
+    assert made.model(torch.randn(5, 3, 2, 2)).shape == (5, 4)

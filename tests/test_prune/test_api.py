@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from penjing.errors import DataError, PenjingError, PruneError, TraceError
 from penjing.events import Event
 from penjing.graph import couple, trace
+from penjing.measure import count
 from penjing.prune import Budget, Plan, apply, apply_, masked_equivalence, prune
 from penjing.prune.compare import relative_error, run
 from penjing.prune.cost import Cost
@@ -54,6 +55,54 @@ def test_widths_and_classes() -> None:
     assert result.after == {"params": 74, "macs": 62}
     assert masked_equivalence(mlp(), result, X) <= 1e-5
     json.dumps(result.to_dict(), allow_nan=False)
+
+
+class Computed(nn.Module):
+    """An expression in ``x`` (2, 6) between two linears of width 8."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__()
+        self.a, self.code = nn.Linear(6, 8), code
+        self.w, self.v = nn.Parameter(torch.randn(8, 5)), nn.Parameter(torch.randn(5, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        names = {"torch": torch, "y": self.a(x), "w": self.w, "v": self.v}
+        return eval(self.code, names)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("code", "macs"),
+    [
+        ("torch.einsum('bi,ij,jk,k->bk', y, w, v, v[0])", 6 * 8 + 8 * 5 + 5 * 7),  # the last one is a factor
+        ("(y @ w) @ (y @ w).t()", 6 * 8 + 2 * 8 * 5 + 5),  # every sample meets every sample
+        ("y.view(2, 8) @ w", 6 * 8 + 8 * 5),  # the batch is fixed
+    ],
+)
+def test_macs_are_those_of_one_sample(code: str, macs: int) -> None:
+    result = prune(Computed(code), X)
+    assert result.before["macs"] == macs == count(Computed(code), X).num_macs
+    assert result.after["macs"] == count(result.model, X).num_macs
+
+
+def test_an_einsum_of_many_operands_leaves_the_batch_free() -> None:
+    assert trace(Computed("torch.einsum('bi,ij,jk->bk', y, w, v)"), X).batch_dim
+
+
+def test_removed_queries_still_read_what_is_kept() -> None:
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.queries, self.key = nn.Parameter(torch.randn(6, 8)), nn.Linear(3, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            key = self.key(x)
+            mixed = (self.queries @ key.transpose(1, 2)).softmax(-1) @ key
+            return mixed.mean((1, 2))  # type: ignore[no-any-return]
+
+    model, x = Queries(), torch.randn(2, 5, 3)
+    result = prune(model, x)
+    assert result.model.get_parameter("queries").shape[0] == 3
+    assert masked_equivalence(model, result, x) <= 1e-4
 
 
 def test_a_class_that_cannot_follow_comes_back_as_a_graph() -> None:

@@ -18,6 +18,8 @@ def _gather(node: Node) -> Value:
     if known is not None and known.ndim == 0:
         at = known.reshape(-1)[0]
         return x.select(axis, at if isinstance(at, torch.SymInt) else int(at))
+    if known is not None and x.ndim == 1 and _counts(known) and known.size == x.shape[0]:
+        return x.reshape(known.shape)
     index = node.x(1)
     if axis == 0 and isinstance(node.value(0), nn.Parameter) and x.ndim == 2:
         return F.embedding(index, x)
@@ -26,6 +28,11 @@ def _gather(node: Node) -> Value:
         return x.index_select(axis, index)
     picked = x.index_select(axis, index.reshape(-1))
     return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+
+
+def _counts(index: np.ndarray) -> bool:
+    """Whether the positions are 0, 1, 2, … in order."""
+    return index.dtype != object and np.array_equal(index.reshape(-1), np.arange(index.size))
 
 
 def _wrapped(node: Node, input_index: int, index: Tensor, size: int) -> Tensor:

@@ -49,7 +49,7 @@ class MaskedInterpreter(fx.Interpreter):
         self.coupling = coupling
         self.kept = kept
         self.off = {branch.total: branch.skip for branch in off}
-        self.mixed = {g.leaf for g in coupling.groups if "softmax" in g.marks}
+        self.mixed = {g.leaf for g in coupling.groups if "softmax" in g.marks} | _rows(graph, coupling)
         self.leaks = 0.0
         self.batch = 0
         self.masked = dict(_masked_tensors(graph, coupling, kept))
@@ -143,6 +143,14 @@ class MaskedInterpreter(fx.Interpreter):
 def _finite(value: Tensor) -> bool:
     """Whether every element is; a finite sum says so in one pass (another may only have overflown)."""
     return bool(value.detach().sum().isfinite()) or bool(value.isfinite().all())
+
+
+def _rows(graph: Graph, coupling: Coupling) -> set[int]:
+    """Leaves along the rows of a product: a removed query still reads what is kept, it is only not read."""
+    products = ("aten.matmul", "aten.bmm", "aten.scaled_dot_product_attention")
+    nodes = (n for n in graph.module.graph.nodes if str(n.target).rpartition(".")[0] in products)
+    outputs = [coupling.values[node.name][0] for node in nodes if node.name in coupling.values]
+    return {leaf.id for axes in outputs if len(axes) > 2 for leaf in leaves(axes[-2])}
 
 
 def _masked_tensors(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from torch import fx
 
 from penjing.graph import Axis
 from penjing.prune.slicing.site import Site, rewrites
@@ -27,7 +28,7 @@ def _blocks(site: Site, axis: Axis, groups: int) -> int:
 
 
 def _groups(site: Site, position: int) -> int:
-    """Number of groups; 1 also where every sample is one, as nothing is written out then."""
+    """Number of groups as far as it is written out; 1 where it goes by the batch."""
     groups = site.arg(position, "groups", 1)
     return groups if isinstance(groups, int) else 1
 
@@ -42,12 +43,15 @@ def _groups(site: Site, position: int) -> int:
 )
 def conv(site: Site) -> None:
     """The number of groups: those that still make output channels."""
-    groups = _groups(site, 6)
+    groups, weight = _groups(site, 6), site.axes(site.arg(1, "weight"))
+    channels = site.axes(site.arg(0, "input"))[-len(weight) + 1]
+    if isinstance(site.arg(6, "groups"), fx.Node):
+        old, new = channels.size // weight[1].size, site.size(channels) // site.size(weight[1])
+        site.put(6, "groups", site.scaled(site.arg(6, "groups"), old, new))
     if groups == 1:
         return
-    left = _blocks(site, site.axes(site.arg(1, "weight"))[0], groups)
-    channels = site.axes(site.arg(0, "input"))
-    if _blocks(site, channels[1 if len(channels) == len(site.out) else 0], groups) != left:
+    left = _blocks(site, weight[0], groups)
+    if _blocks(site, channels, groups) != left:
         raise site.error("its groups keep inputs without outputs")
     site.put(6, "groups", left)
 

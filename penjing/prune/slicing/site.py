@@ -117,7 +117,12 @@ class Site:
             return value
         if isinstance(value, int):
             return self.size(axis)
-        old, new = axis.size, self.size(axis)
+        return self.scaled(value, axis.size, self.size(axis))
+
+    def scaled(self, value: fx.Node, old: int, new: int) -> fx.Node:
+        """A symbolic number times ``new / old``."""
+        if old == new:
+            return value
         shared = int(np.gcd(old, new))
         owner = self.node.graph
         with owner.inserting_before(self.node):
