@@ -48,6 +48,7 @@ class ProgramExporter(Exporter):
 
     name: ClassVar[str] = "program"
     filename: ClassVar[str] = "program"
+    from_onnx: ClassVar[bool] = False
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
