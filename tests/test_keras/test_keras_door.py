@@ -175,6 +175,20 @@ def test_layers_within_layers_follow(build: Callable[[Any], list[Any]], tmp_path
     torch.testing.assert_close(again(loaded.example_inputs), result.model(loaded.example_inputs))
 
 
+def test_adapted_statistics_stay() -> None:
+    """A Normalization layer computes with copies of its variables."""
+    keras = door.import_keras()
+    adapted = keras.layers.Normalization()
+    adapted.adapt(5 * torch.rand(64, 6).numpy() + 3)
+    layers = [keras.layers.Input((6,)), adapted, keras.layers.Dense(8, "relu"), keras.layers.Dense(3)]
+    loaded = door.from_keras(keras.Sequential(layers))
+    small = prune(loaded.model, loaded.example_inputs, ratio=0.5)
+    assert small.in_place, small.reason
+    for model in (loaded.model, small.model):
+        found = model.to_keras()(loaded.example_inputs)  # type: ignore[operator]
+        torch.testing.assert_close(found, model(loaded.example_inputs))
+
+
 def test_sizes_that_keras_cannot_express_are_left_to_the_graph() -> None:
     """Keras scales attention by 1/√(head size): with other sizes it would compute something else."""
     keras = door.import_keras()
