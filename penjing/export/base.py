@@ -59,7 +59,7 @@ class Source:
     """What a format is made from.
 
     Attributes:
-        onnx: The fp32 ONNX file all served formats come from.
+        onnx: The fp32 ONNX file all served formats come from; none is there if no format is `from_onnx`.
         feeds: Example inputs by name.
         model: The torch module, where there is one.
         example_inputs: As the model is called.
@@ -102,6 +102,7 @@ class Exporter(ABC):
         module: The import that shows whether the extra is there.
         quantized: Whether numbers are rounded on purpose, so that only a loose agreement can be asked for.
         changes_layout: Whether ``layout="nhwc"`` turns this format's image inputs.
+        from_onnx: Whether it is made from the ONNX file, which is written only where a format needs it.
     """
 
     name: ClassVar[str]
@@ -110,6 +111,7 @@ class Exporter(ABC):
     module: ClassVar[str | None] = None
     quantized: ClassVar[bool] = False
     changes_layout: ClassVar[bool] = False
+    from_onnx: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-4
 
     @abstractmethod

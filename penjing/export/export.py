@@ -147,7 +147,8 @@ def export(
     listen(Event("export", "start", 0, len(exporters), "file"))
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
-        onnx_path, reference, feeds = _onnx_source(model, Path(scratch), example_inputs, data, opset)
+        needed = any(exporter.from_onnx for exporter in exporters)
+        onnx_path, reference, feeds = _onnx_source(model, Path(scratch), example_inputs, data, opset, needed)
         onnx_seconds = time.perf_counter() - started
         source = Source(
             onnx=onnx_path,
@@ -188,13 +189,15 @@ def _onnx_source(
     example_inputs: Any,
     data: Iterable[Any] | None,
     opset: int | None,
+    needed: bool,
 ) -> tuple[Path, Runner, Feeds]:
-    """The fp32 ONNX file, the reference to compare with, and inputs by name."""
+    """The fp32 ONNX file (of a module only if needed), the reference to compare with, and inputs by name."""
     real = next(iter(data), None) if data is not None else None
     if isinstance(model, nn.Module):
         example_inputs = take_apart(real)[0] if example_inputs is None else example_inputs
         path = scratch / "model.onnx"
-        export_onnx(model, path, example_inputs, dynamic_batch="auto", opset=opset)
+        if needed:
+            export_onnx(model, path, example_inputs, dynamic_batch="auto", opset=opset)
         names = input_names(model, example_inputs)
         feeds = as_feeds(example_inputs if real is None else take_apart(real, names)[0], names)
         return path, TorchRunner(model, example_inputs, names), feeds
@@ -240,7 +243,7 @@ def _one(
             tolerance=allowed,
             quantized=exporter.quantized,
             layout=source.layout if exporter.changes_layout else "nchw",
-            source=source.onnx,
+            source=source.onnx if exporter.from_onnx else None,
         )
     except VerifyError as error:
         error.layer = f"{exporter.name} ({path.name})"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from penjing.batches import take_apart
 from penjing.errors import ExportError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.inputs import Feeds, as_feeds
-from penjing.export.saved_model import SIGNATURE, write_saved_model
+from penjing.export.saved_model import SIGNATURE, noted_outputs, write_saved_model
 from penjing.files import atomic_write
 
 CALIBRATION_SAMPLES = 256
@@ -85,8 +85,23 @@ def write_litert(
                 remedy="Use the SavedModel instead, or change the op named",
             ) from error
     with atomic_write(path) as aside:
-        aside.write_bytes(content)
+        aside.write_bytes(_in_order(content, noted_outputs(Path(saved_model))))
     return notes
+
+
+def _in_order(content: bytes, names: Sequence[str]) -> bytes:
+    """The file with its graph's outputs in the order of ``names``; the converter sorts them by name."""
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    buffer = bytearray(content)
+    model = schema.Model.GetRootAs(buffer)
+    signature = model.SignatureDefs(0)
+    tensors = map(signature.Outputs, range(signature.OutputsLength()))
+    index = {tensor.Name().decode(): tensor.TensorIndex() for tensor in tensors}
+    outputs = model.Subgraphs(signature.SubgraphIndex()).OutputsAsNumpy()  # a view of the buffer
+    if sorted(index) == sorted(names) and sorted(index.values()) == sorted(outputs):
+        outputs[:] = [index[name] for name in names]
+    return bytes(buffer)
 
 
 def _reason(error: Exception) -> str:
@@ -141,7 +156,7 @@ class LiteRTRunner(Runner):
                     layer=str(self.path),
                     remedy="Check that the file is complete",
                 ) from error
-        details = self._runner.get_input_details()
+        details = _by_place(self._runner.get_input_details(), self._interpreter.get_input_details())
         self.inputs = tuple(
             TensorSpec(
                 name,
@@ -150,12 +165,20 @@ class LiteRTRunner(Runner):
             )
             for name, detail in details.items()
         )
-        self.outputs = tuple(self._runner.get_output_details())
+        self.outputs = tuple(
+            _by_place(self._runner.get_output_details(), self._interpreter.get_output_details())
+        )
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
         """Outputs in the order of `outputs`; the interpreter is resized to the batch."""
         results = self._runner(**feeds)
         return [np.array(results[name]) for name in self.outputs]
+
+
+def _by_place(named: Mapping[str, Any], placed: Sequence[Any]) -> dict[str, Any]:
+    """A signature's tensors, which come sorted by name, in the order of the graph's own."""
+    places = {detail["index"]: place for place, detail in enumerate(placed)}
+    return dict(sorted(named.items(), key=lambda item: places.get(item[1]["index"], len(places))))
 
 
 def _interpreter_class() -> tuple[Any, str]:

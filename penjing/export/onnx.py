@@ -23,7 +23,7 @@ from penjing.export.coexist import make_peace
 from penjing.export.inputs import Feeds, as_call, output_names
 from penjing.export.inputs import input_names as default_input_names
 from penjing.export.onnx_pads import merge_pads
-from penjing.export.translations import translations
+from penjing.export.translations import even_bounds, translations
 from penjing.files import atomic_write
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.trace import eval_view
@@ -219,6 +219,7 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
                 f"the forward returns the constant {leaf!r} beside its tensors, which a file cannot hold",
                 remedy="Return tensors only, or None for what there is not",
             )
+    even_bounds(program)
     try:
         exported = torch.onnx.export(
             program,

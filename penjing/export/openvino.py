@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,6 +48,12 @@ class OpenVinoRunner(Runner):
         return [np.array(results[i]) for i in range(len(self.outputs))]
 
 
+def _reason(text: str) -> str:
+    """Every op that it names with what is wrong, from a log of many lines."""
+    told = re.findall(r"<Node\((.+)\): .*>'.*\n(?:FrontEnd API failed.*\n)?(.+)", text)
+    return "; ".join(f"{op}: {why}" for op, why in told) or text.splitlines()[0]
+
+
 def _shape(port: Any) -> tuple[int | None, ...]:
     return tuple(None if dim.is_dynamic else int(dim.get_length()) for dim in port.get_partial_shape())
 
@@ -73,8 +80,8 @@ class OpenVinoExporter(Exporter):
             model = ov.convert_model(str(source.onnx))
         except Exception as error:  # front-end errors have no public base class
             raise ExportError(
-                f"OpenVINO cannot convert the model: {str(error).splitlines()[0]}",
-                layer=str(source.onnx),
+                f"OpenVINO cannot convert the model: {_reason(str(error))}",
+                layer=self.name,
                 remedy="Export to ONNX only, or change the op named",
             ) from error
         with atomic_dir(path) as aside:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,19 +24,21 @@ class ProgramRunner(Runner):
         self.path = Path(path)
         self.runtime = f"torch {torch.__version__}"
         self._model = load_program(self.path)
-        specs = []
+        specs: list[TensorSpec] = []
+        self._dtypes: list[torch.dtype | None] = []  # arrays have no bfloat16
         for node in self._model.graph.find_nodes(op="placeholder"):
-            value: Any = node.meta.get("val")
-            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
-            free = tuple(d if isinstance(d, int) else None for d in shape)
-            dtype = to_numpy(torch.zeros((), dtype=value.dtype)).dtype if shape else np.dtype("float32")
-            specs.append(TensorSpec(str(node.target), dtype, free))
+            stored = node.meta.get("penjing_example", {"shape": (), "dtype": "float32"})
+            dtype: torch.dtype = getattr(torch, stored["dtype"])
+            shape = tuple(size if isinstance(size, int) else None for size in stored["shape"])
+            specs.append(TensorSpec(str(node.target), to_numpy(torch.zeros((), dtype=dtype)).dtype, shape))
+            self._dtypes.append(dtype if "penjing_example" in node.meta else None)
         self.inputs = tuple(specs)
         self.outputs = ()
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
         """Outputs in the order of the model's own output structure; inputs in the order they are given."""
-        tensors = [torch.from_numpy(array) for array in feeds.values()]
+        pairs = zip(feeds.values(), self._dtypes, strict=True)
+        tensors = [torch.from_numpy(array).to(dtype=dtype) for array, dtype in pairs]
         with inference(self._model):
             out = self._model(*tensors)
         return [to_numpy(t) for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
@@ -48,6 +50,7 @@ class ProgramExporter(Exporter):
 
     name: ClassVar[str] = "program"
     filename: ClassVar[str] = "program"
+    from_onnx: ClassVar[bool] = False
 
     @classmethod
     def accepts(cls, path: Path) -> bool:

@@ -164,9 +164,14 @@ class SavedModelRunner(Runner):
 
 def _ordered(names: Iterable[str], path: Path) -> tuple[str, ...]:
     """Output names in the order that the file notes; in alphabetical order where another tool wrote it."""
-    given = sorted(names)
-    noted = json.loads((path / _ORDER).read_text(encoding="utf-8")) if (path / _ORDER).is_file() else given
-    return tuple(noted if sorted(noted) == given else given)
+    given, noted = sorted(names), noted_outputs(path)
+    return noted if sorted(noted) == given else tuple(given)
+
+
+def noted_outputs(path: Path) -> tuple[str, ...]:
+    """Output names in the model's order, as noted when it was written; none by another tool."""
+    file = path / _ORDER
+    return tuple(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else ()
 
 
 @register

@@ -1,4 +1,5 @@
-"""ATen ops that torch's ONNX exporter lacks or knows in part: one function each, found by `translations`."""
+"""ATen ops that torch's ONNX exporter lacks or knows in part: one function each, found by `translations`, or
+an edit of the program."""
 
 from __future__ import annotations
 
@@ -51,3 +52,12 @@ def translations(program: torch.export.ExportedProgram) -> dict[Any, Callable[..
         if node.op == "call_function" and node.target is sdpa and node.args[0].meta["val"].dim() != 4:
             return {sdpa: attention}
     return {}
+
+
+def even_bounds(program: torch.export.ExportedProgram) -> None:
+    """Make both bounds of ``clamp(0, 0.5)`` floats: torch's exporter finds no op that takes one of each."""
+    for node in program.graph.nodes:
+        if str(node.target) in ("aten.clamp.default", "aten.clamp_.default", "aten.clip.default"):
+            bounds = node.args[1:]
+            if any(isinstance(bound, float) for bound in bounds):
+                node.args = (node.args[0], *(None if bound is None else float(bound) for bound in bounds))

@@ -102,8 +102,17 @@ class KerasModule(nn.Module):
             for variable, name in zip(net.variables, self._names, strict=True)
         ]
         if any(tuple(v.shape) != shape for v, shape in zip(net.variables, shapes, strict=True)):
-            self._net = [resized(net, shapes)]
+            self._net = [self._filled(resized(net, shapes))]
         return self._net[0]
+
+    def _filled(self, made: Any) -> Any:
+        """``made`` with the present weights; seeds and the like come from the Keras model."""
+        for variable, source, name in zip(made.variables, self._net[0].variables, self._names, strict=True):
+            variable.assign(source.value if name is None else self._tensor(name).detach())
+        for layer in made._flatten_layers():
+            if type(layer).__name__ == "Normalization":  # it computes with copies of its variables
+                layer.finalize_state()
+        return made
 
     def _tensor(self, name: str) -> Tensor:
         path, _, last = name.rpartition(".")
@@ -136,9 +145,7 @@ class KerasModule(nn.Module):
         made = type(net).from_config(net.get_config())
         if not made.built:
             made.build(net.input_shape)
-        for variable, source, name in zip(made.variables, net.variables, self._names, strict=True):
-            variable.assign(source.value if name is None else self._tensor(name).detach())
-        return made
+        return self._filled(made)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # The Keras model is only a function of the weights: copies share it until one changes its sizes.

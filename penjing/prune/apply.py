@@ -113,13 +113,11 @@ def carry_out(
     reason = _scale_changes(graph, coupling, kept)
     if reason:
         return Applied(_as_model(sliced, model), (), values, False, reason)
+    module = slice_module(model, graph, {**tensors, **values}, attributes)
     try:
-        module = slice_module(model, graph, {**tensors, **values}, attributes)
         reason = compare(module, sliced.module, example_inputs)
         if not reason and graph.params.keys() - graph.read_names():
             reason = _training_differs(model, module, example_inputs)
-    except PruneError:
-        raise
     except Exception as error:  # the user's forward may raise anything once its sizes are wrong
         reason = f"its forward raises {_first_line(error)}"
     if reason:

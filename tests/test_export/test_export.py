@@ -299,6 +299,28 @@ def test_the_program_format_keeps_the_model_exactly(small_net: nn.Module, tmp_pa
     assert pe.open_file(tmp_path / "program").inputs[0].name == "input"
 
 
+def test_the_program_format_keeps_what_onnx_lacks(tmp_path: Path) -> None:
+    """The remedy that a refusal names: nothing else is written on the way."""
+
+    class Far(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cdist(x, 2 * x)
+
+    x = torch.randn(2, 5, 3)
+    with pytest.raises(ExportError, match="the format 'program'"):
+        pe.export(Far(), tmp_path, ["onnx"], example_inputs=x)
+    assert pe.export(Far(), tmp_path, ["program"], example_inputs=x).ok
+
+
+@pytest.mark.parametrize("clamp", [torch.clamp, torch.clamp_, torch.clip])
+def test_bounds_of_two_kinds(clamp: Callable[..., torch.Tensor], tmp_path: Path) -> None:
+    class Bounded(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return clamp(2 * x, 0, 0.5)
+
+    assert pe.export(Bounded(), tmp_path, ["onnx"], example_inputs=X).ok
+
+
 def test_large_weights_go_beside_the_file(
     small_net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from export_models import vgg_like
 from torch import nn
 
 import penjing.export as pe
+from penjing.errors import ExportError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="needs OpenVINO (pip install penjing[openvino])"
@@ -42,3 +43,9 @@ def test_openvino_gives_what_the_model_gives_at_any_batch_size(model: nn.Module,
     expected = expected if isinstance(expected, dict) else {"output": expected}
     for name, wanted in expected.items():
         np.testing.assert_allclose(outputs[name], wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_op_that_openvino_lacks_is_named(tmp_path: Path) -> None:
+    model = nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular")
+    with pytest.raises(ExportError, match=r"at openvino: .*Pad: Unsupported padding mode: \[wrap\]"):
+        pe.export(model, tmp_path, ["openvino"], example_inputs=X)

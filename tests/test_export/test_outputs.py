@@ -15,6 +15,7 @@ import penjing.export as pe
 from penjing.errors import ExportError
 from penjing.export.inputs import output_names
 from penjing.export.saved_model import trace_onnx
+from penjing.measure import accuracy
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
 
@@ -47,6 +48,31 @@ def test_outputs_keep_their_order_in_every_format(model: nn.Module, tmp_path: Pa
     found = pe.open_file(made["saved_model"].path).run({"input": X.numpy()})
     for ours, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, wanted.detach().numpy(), rtol=1e-6)
+
+
+class Two(nn.Module):
+    """Neither its inputs nor its outputs are in alphabetical order."""
+
+    def forward(self, second: torch.Tensor, first: torch.Tensor) -> dict[str, torch.Tensor]:
+        scores = second - 2 * first
+        return {"scores": scores, "hidden": -scores}
+
+
+@pytest.mark.tf
+@needs_tensorflow
+def test_inputs_and_outputs_without_names_are_taken_in_the_models_order(tmp_path: Path) -> None:
+    """A batch is a tuple and a metric takes the first output: a sorted file would be judged wrongly."""
+    pair = (torch.randn(16, 3), torch.randn(16, 3))
+    labels = Two()(*pair)["scores"].argmax(1)
+    made = pe.export(Two(), tmp_path, ["onnx", "saved_model", "litert"], example_inputs=pair)
+    for file in made.files:
+        runner = pe.open_file(file.path)
+        assert ([spec.name for spec in runner.inputs], runner.outputs) == (
+            ["second", "first"],
+            ("scores", "hidden"),
+        )
+        assert accuracy(runner, [(pair, labels)]).value == 1
+        assert pe.verify(runner, Two(), pair).ok
 
 
 def test_names_of_outputs_follow_the_structure() -> None:

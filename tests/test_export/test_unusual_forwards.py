@@ -133,6 +133,27 @@ def test_a_model_of_two_inputs_is_verified_on_batches_of_two(tmp_path: Path) -> 
     assert pj.verify(made["onnx"].path, model, (pair, torch.zeros(2))).ok
 
 
+def test_states_of_a_number_of_samples_fix_the_batch(tmp_path: Path) -> None:
+    """Their samples are dimension 1, which is not free: the program must not promise other sizes."""
+
+    class Stateful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(5, 6, batch_first=True)
+
+        def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+            return self.lstm(x, (h, c))[0]
+
+    given = (torch.randn(2, 7, 5), torch.randn(1, 2, 6), torch.randn(1, 2, 6))
+    made = pj.export(Stateful().eval(), tmp_path, ("onnx", "program"), example_inputs=given)
+    assert [[row.batch for row in file.verification.rows] for file in made.files] == [[2], [2]]
+
+
+def test_a_program_keeps_bfloat16(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3)).bfloat16().eval()
+    assert pj.export(model, tmp_path, ("program",), example_inputs=X.bfloat16()).ok
+
+
 @pytest.mark.skipif(find_spec("tensorflow") is None, reason="needs TensorFlow (extra `tf`)")
 def test_an_op_that_litert_refuses_is_named_in_one_line(tmp_path: Path) -> None:
     """Without the converter's call sites, and nothing is left."""

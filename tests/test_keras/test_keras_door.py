@@ -140,6 +140,67 @@ def test_the_artifact_of_a_keras_model_needs_no_keras(keras_file: Path, tmp_path
     )
 
 
+def nested(layers: Any) -> list[Any]:
+    keras = door.import_keras()
+    inner = layers.Input((8, 8, 8))
+    block = keras.Model(inner, inner + layers.SeparableConv2D(8, 3, padding="same")(inner))
+    part = keras.Sequential([layers.Input((8, 8, 8)), layers.Conv2D(8, 3), block2(keras)])
+    return [layers.Input((8, 8, 3)), layers.Conv2D(8, 3, padding="same"), block, part, layers.Flatten()]
+
+
+def block2(keras: Any) -> Any:
+    return keras.Sequential([keras.layers.Input((6, 6, 8)), keras.layers.Conv2D(6, 1, activation="relu")])
+
+
+def wrapped(layers: Any) -> list[Any]:
+    return [
+        layers.Input((4, 6, 6, 3)),
+        layers.TimeDistributed(layers.Conv2D(8, 3, activation="relu")),
+        layers.TimeDistributed(layers.Flatten()),
+        layers.Bidirectional(layers.GRU(6, return_sequences=True)),
+        layers.EinsumDense("abc,cd->abd", output_shape=(4, 8)),
+        layers.RNN([layers.LSTMCell(8), layers.GRUCell(6)]),
+    ]
+
+
+@pytest.mark.parametrize("build", [nested, wrapped])
+def test_layers_within_layers_follow(build: Callable[[Any], list[Any]], tmp_path: Path) -> None:
+    keras = door.import_keras()
+    loaded = door.from_keras(keras.Sequential([*build(keras.layers), keras.layers.Dense(3)]))
+    result = prune(loaded.model, loaded.example_inputs, ratio=0.5)
+    assert result.in_place, result.reason
+    assert result.after["params"] < 0.6 * result.before["params"]
+    door.save_keras(result.model, tmp_path / "small.keras")  # type: ignore[arg-type]
+    again = load_model(tmp_path / "small.keras").model
+    torch.testing.assert_close(again(loaded.example_inputs), result.model(loaded.example_inputs))
+
+
+def test_adapted_statistics_stay() -> None:
+    """A Normalization layer computes with copies of its variables."""
+    keras = door.import_keras()
+    adapted = keras.layers.Normalization()
+    adapted.adapt(5 * torch.rand(64, 6).numpy() + 3)
+    layers = [keras.layers.Input((6,)), adapted, keras.layers.Dense(8, "relu"), keras.layers.Dense(3)]
+    loaded = door.from_keras(keras.Sequential(layers))
+    small = prune(loaded.model, loaded.example_inputs, ratio=0.5)
+    assert small.in_place, small.reason
+    for model in (loaded.model, small.model):
+        found = model.to_keras()(loaded.example_inputs)  # type: ignore[operator]
+        torch.testing.assert_close(found, model(loaded.example_inputs))
+
+
+def test_sizes_that_keras_cannot_express_are_left_to_the_graph() -> None:
+    """Keras scales attention by 1/√(head size): with other sizes it would compute something else."""
+    keras = door.import_keras()
+    x = keras.Input((5, 8))
+    attended = keras.layers.GroupQueryAttention(4, 4, 2)(x, x)
+    loaded = door.from_keras(keras.Model(x, keras.layers.Dense(3)(attended)))
+    result = prune(loaded.model, loaded.example_inputs, ratio=0.5)
+    assert not result.in_place
+    assert "grouped_query_attention" in result.reason
+    assert result.after["params"] < result.before["params"]
+
+
 ON_TENSORFLOW = """
 import sys, keras, numpy
 from safetensors.numpy import load_file, save_file
