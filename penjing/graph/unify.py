@@ -422,7 +422,9 @@ def through(axis: Axis, index: Index, why: Reason) -> Axis:
             return inside
         merged = _merge_parts(axis)
         if merged is not None:
-            return through(merged, index, why)
+            base, inner = merged
+            base.views.append(inner[index])
+            return view_of(base, inner[index])
     freeze(axis, why)
     return Leaf(len(index), "", reason_of(resolve(axis), why))
 
@@ -442,8 +444,8 @@ def _within_part(axis: Sum, index: Index, why: Reason) -> Axis | None:
     return total(resolve(piece) for piece in pieces)
 
 
-def _merge_parts(axis: Sum) -> Axis | None:
-    """The sum as a view of one leaf that has all its parts' slots; None when a part is no leaf."""
+def _merge_parts(axis: Sum) -> tuple[Leaf, Index] | None:
+    """One leaf that has the slots of all parts, and where the sum shows each; None when a part is no leaf."""
     bases: dict[int, Leaf] = {}
     for part in axis.parts:
         if not isinstance(part, Leaf | View):
@@ -454,11 +456,14 @@ def _merge_parts(axis: Sum) -> Axis | None:
         return None
     reason = next((base.reason for base in bases.values() if base.reason is not None), None)
     merged = Leaf(sum(base.size for base in bases.values()), next(iter(bases.values())).label, reason)
+    starts: dict[int, int] = {}
     start = 0
     for base in bases.values():
         own = np.arange(start, start + base.size, dtype=np.int64)
         base.bound = view_of(merged, own)
         merged.views.append(own)
         merged.views.extend(own[index] for index in base.views)
+        starts[base.id] = start
         start += base.size
-    return resolve(axis)
+    shown = [(starts[base.id] + index) for base, index in map(as_view, axis.parts)]  # type: ignore[arg-type]
+    return merged, np.concatenate(shown)

@@ -91,6 +91,7 @@ CASES = {
     "y.repeat(1, 1, 2)": [8, 2],
     "y.repeat_interleave(2, -1)": [8, 2],
     "y.unflatten(-1, (4, 2)).transpose(-1, -2).flatten(-2)": [8],
+    "torch.cat([y, y], -1).unflatten(-1, (4, 4)).transpose(-1, -2).flatten(-2)": [8],
     "y.unflatten(-1, (4, 2)).flatten(-2)": [4, 2],
     "y.unflatten(-1, (4, 2))[..., 0]": [4],
     "y.unflatten(-1, (2, 4)).sum(-2)": [2, 4],
