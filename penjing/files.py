@@ -11,7 +11,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from penjing.errors import RunError
+
+_REFUSED = (OSError, SafetensorError)  # safetensors reports a full disk as an error of its own
 
 
 @contextmanager
@@ -32,15 +36,15 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except OSError as error:
+    except _REFUSED as error:
         raise unwritable(path, error) from error
     finally:
         aside.unlink(missing_ok=True)
 
 
-def unwritable(path: Path, error: OSError) -> RunError:
+def unwritable(path: Path, error: Exception) -> RunError:
     """What is raised where a file or folder cannot be written."""
-    cause = f"cannot write {path} ({error.strerror or error})"
+    cause = f"cannot write {path} ({getattr(error, 'strerror', None) or error})"
     return RunError(cause, remedy="Choose a writable folder with free space")
 
 
@@ -85,7 +89,7 @@ def _beside(path: Path, settle: Callable[[Path, Path], None]) -> Iterator[Path]:
         aside.mkdir(parents=True)
         yield aside
         settle(aside, path)
-    except OSError as error:
+    except _REFUSED as error:
         raise unwritable(path, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -12,12 +12,15 @@ from typing import Any
 from penjing.errors import PenjingError, RecipeError, RunError
 from penjing.events import Event, Listener, silent
 from penjing.export.base import get_format
-from penjing.files import check_folder
+from penjing.files import check_folder, write_json
 from penjing.log import JsonLog, tee
+from penjing.manifest import read_json
+from penjing.prune.api import checked_patterns
 from penjing.recipe.lock import run_lock
 from penjing.recipe.result import RunResult
 from penjing.recipe.schema import Recipe, first_difference
 from penjing.recipe.store import Marker, Store, stage_key
+from penjing.recipe.workspace import Workspace
 from penjing.recover.augment import make_augment
 from penjing.report.metrics import Metrics
 
@@ -53,7 +56,7 @@ def run(
         ExportError: before anything is done, for a format that is unknown or whose package is missing.
         RecipeError: likewise, for an unknown augmentation.
         RunError: if the folder cannot be written, is in use, holds a run and ``resume`` was not asked for, or
-            was begun with another recipe (naming the entry).
+            was begun with another recipe (naming the entry), other data or other weights.
         PenjingError: from a stage; ``completed`` lists the stages done before.
     """
     folder = Path(folder)
@@ -82,6 +85,30 @@ def _check_words(recipe: Recipe, folder: Path) -> None:
         make_augment(recipe.data.augment, recipe.data.augment_options)
 
 
+def _check_patterns(space: Workspace) -> None:
+    """Names that fit nothing in the network are said before it is trained."""
+    prune = space.recipe.prune
+    if space.store.read("train") is None and (prune.ignore or prune.ratios):
+        network = space.original()
+        checked_patterns(prune.ignore, network)
+        checked_patterns(list(prune.ratios), network, "ratios")
+
+
+def _check_inputs(space: Workspace) -> None:
+    """A run that goes on with other data or weights would be made of two halves."""
+    path = space.work / "inputs.json"
+    now, then = space.inputs(), read_json(path)
+    if not isinstance(then, dict):
+        write_json(path, now)
+        return
+    changed = next((name for name in now if then.get(name) != now[name]), None)
+    if changed is not None:
+        raise RunError(
+            f"{changed} is not what it was when {space.folder} was begun",
+            remedy="Put it back, or choose another folder",
+        )
+
+
 def _warn_of_points(recipe: Recipe, given: Any, listen: Listener) -> None:
     """A loss that was meant in points allows everything."""
     accuracy = recipe.metric is None and getattr(given, "metric", None) is None
@@ -92,9 +119,10 @@ def _warn_of_points(recipe: Recipe, given: Any, listen: Listener) -> None:
 
 def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str, ...]:
     from penjing.recipe.stages import stages_of
-    from penjing.recipe.workspace import Workspace
 
     space = Workspace(recipe, folder, given)
+    _check_inputs(space)
+    _check_patterns(space)
     stages = stages_of(recipe)
     total = len(stages)
     listen(Event("run", "start", 0, total, "stage", message=f"{recipe.name} in {folder}"))

@@ -112,6 +112,15 @@ class PruneConfig(Config):
             ReconstructConfig.model_validate(value)  # its errors get this entry's place
         return value
 
+    @field_validator("criterion", mode="after")
+    @classmethod
+    def _criterion_known(cls, value: str) -> str:
+        from penjing.prune.criteria import all_criteria
+
+        if value not in all_criteria():
+            raise ValueError(f"unknown criterion {value!r}; known: {', '.join(all_criteria())}")
+        return value
+
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
         if self.budget is not None and self.ratio is not None:

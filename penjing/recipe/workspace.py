@@ -14,12 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from penjing.data import DataBundle
+from penjing.data import DataBundle, Split
 from penjing.errors import DataError, RunError
 from penjing.files import atomic_write
 from penjing.measure.metric import load_metric, name_of
@@ -222,6 +223,25 @@ class Workspace:
             found["given data"] = hash_json([facts, _hash_tensors(tensors)])
         if self.metric is not None:
             found["given metric"] = hash_json(name_of(self.metric))
+        return found
+
+    def inputs(self) -> dict[str, str]:
+        """Hashes of what the recipe names but does not hold: data (labels, statistics, first images) and
+        files of weights or networks. Code is left out: it may be mended between sessions.
+        """
+        data, model = self.recipe.data, self.recipe.model
+        found = {}
+        if data.spec != GIVEN:
+            facts = {key: value for key, value in self.bundle.to_dict().items() if key != "source"}
+            parts = [part for part in (self.bundle.train, self.bundle.val) if isinstance(part, Split)]
+            held = {f"labels {i}": torch.as_tensor(part.labels) for i, part in enumerate(parts)}
+            for i, part in enumerate(parts):
+                first = part.fetch(np.arange(min(8, len(part))))
+                held[f"images {i}"] = torch.as_tensor(first)
+            found[f"the data {data.spec}"] = hash_json([facts, _hash_tensors(held)])
+        for spec in (model.spec, model.weights):
+            if spec is not None and Path(spec).exists():
+                found[spec] = self.store.hash(Path(spec))
         return found
 
     def _layout(self) -> str:

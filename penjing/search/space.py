@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, Literal, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from penjing.config import Config
 from penjing.recipe.schema import Recipe
@@ -28,8 +30,8 @@ class Space(Config):
         left: Smallest and largest share of it that may be left.
         criterion: Importance criteria.
         scope: How groups share the budget.
-        branches: How many residual branches go whole before any width.
-        reconstruct: Whether layers are refitted before training.
+        branches: How many residual branches go whole before any width; empty keeps the recipe's.
+        reconstruct: Whether layers are refitted before training, with the recipe's options if it has any.
         lr: Smallest and largest peak learning rate of the recovery.
         epochs: Epochs of the recovery; empty keeps the recipe's.
         quantize: Whether the result is brought to int8.
@@ -41,11 +43,20 @@ class Space(Config):
     scope: tuple[Literal["local", "global", "isomorphic", "sensitivity"], ...] = Field(
         default=("local", "global", "isomorphic"), min_length=1
     )
-    branches: tuple[int, ...] = Field(default=(0,), min_length=1)
+    branches: tuple[int, ...] = ()
     reconstruct: tuple[bool, ...] = Field(default=(False, True), min_length=1)
     lr: tuple[float, float] = (0.003, 0.05)
     epochs: tuple[int, ...] = ()
     quantize: tuple[bool, ...] = Field(default=(False, True), min_length=1)
+
+    @model_validator(mode="after")
+    def _ends_in_order(self) -> Self:
+        for name, (low, high) in (("left", self.left), ("lr", self.lr)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} goes from {low:g} to {high:g}; give [low, high], both above 0")
+        if self.left[1] > 1:
+            raise ValueError(f"left goes to {self.left[1]:g}; it is a share, up to 1")
+        return self
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
         """The values of one trial."""
@@ -53,14 +64,28 @@ class Space(Config):
             "left": _between(trial, "left", self.left),
             "criterion": trial.suggest_categorical("criterion", self.criterion),
             "scope": trial.suggest_categorical("scope", self.scope),
-            "branches": trial.suggest_categorical("branches", self.branches),
             "reconstruct": trial.suggest_categorical("reconstruct", self.reconstruct),
             "lr": _between(trial, "lr", self.lr),
             "quantize": trial.suggest_categorical("quantize", self.quantize),
         }
-        if self.epochs:
-            values["epochs"] = trial.suggest_categorical("epochs", self.epochs)
+        for name, choices in (("branches", self.branches), ("epochs", self.epochs)):
+            if choices:
+                values[name] = trial.suggest_categorical(name, choices)
         return values
+
+    def corners(self) -> Iterator[dict[str, Any]]:
+        """The values of every combination of choices, with ranges at their lower ends."""
+        choices = {
+            "left": self.left[:1],
+            "criterion": self.criterion,
+            "scope": self.scope,
+            "reconstruct": self.reconstruct,
+            "lr": self.lr[:1],
+            "quantize": self.quantize,
+            **({"branches": self.branches} if self.branches else {}),
+            **({"epochs": self.epochs} if self.epochs else {}),
+        }
+        return (dict(zip(choices, values, strict=True)) for values in product(*choices.values()))
 
     def recipe(self, base: Recipe, values: dict[str, Any]) -> Recipe:
         """The base recipe with these values in their places."""
@@ -70,8 +95,8 @@ class Space(Config):
             "ratio": None,
             "criterion": values["criterion"],
             "scope": values["scope"],
-            "branches": values["branches"],
-            "reconstruct": values["reconstruct"],
+            "branches": values.get("branches", plain["prune"]["branches"]),
+            "reconstruct": values["reconstruct"] and (plain["prune"]["reconstruct"] or True),
         }
         plain["recover"]["lr"] = values["lr"]
         if "epochs" in values:

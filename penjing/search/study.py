@@ -14,11 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
+
+from pydantic import model_validator
 
 from penjing.config import Config
 from penjing.errors import RecipeError, RunError
-from penjing.files import write_json
+from penjing.files import unwritable, write_json
 from penjing.log import drop_unfinished_line
 from penjing.recipe.schema import Recipe
 from penjing.recipe.store import hash_json
@@ -43,13 +45,20 @@ class StudyConfig(Config):
     trials: int = 20
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _every_trial_is_a_recipe(self) -> Self:
+        """What no trial could carry out is said before workers meet it."""
+        for values in self.space.corners():
+            self.space.recipe(self.recipe, values)
+        return self
+
 
 @dataclass(frozen=True)
 class Outcome:
     """What a trial is judged by; all of the delivered file.
 
     Attributes:
-        accuracy: On the validation split.
+        accuracy: On the validation split; with a metric of the recipe's own, its value.
         latency: Median milliseconds at the first batch size of the recipe.
         size: Bytes on disk.
     """
@@ -159,6 +168,21 @@ class Study:
                 "wanted": self.config.trials,
             }
 
+    def failures(self) -> list[dict[str, Any]]:
+        """Every trial that could not be carried out: number, values, folder and error."""
+        with self._alone():
+            trials = self._study.get_trials(deepcopy=False)
+        return [
+            {
+                "number": t.number,
+                "values": dict(t.params),
+                "folder": t.user_attrs.get("folder", ""),
+                "error": t.user_attrs["error"],
+            }
+            for t in trials
+            if t.state.name == "FAIL" and t.user_attrs.get("error")
+        ]
+
     def trials(self) -> list[dict[str, Any]]:
         """Every finished trial: number, values, folder, accuracy, latency, size, and whether it is on the
         front (no other one is at least as good in all three and better in one).
@@ -186,8 +210,7 @@ class Study:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """No other process touches the journal meanwhile; a line that a killed one left unfinished goes."""
-        with open(self.folder / "study.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with exclusive(self.folder / "study.lock"):
             drop_unfinished_line(self._journal)
             yield
 
@@ -213,7 +236,9 @@ class Study:
                 alive += 1
                 continue
             if trial.number not in again:  # first back into the queue, then off the list: a kill between
-                self._study.enqueue_trial(dict(trial.params), user_attrs={"retry_of": trial.number})
+                queued = trial.system_attrs.get("fixed_params", {})  # of one that was lost before, too
+                values = {**queued, **trial.params}
+                self._study.enqueue_trial(values, user_attrs={"retry_of": trial.number})
             self._study.tell(trial.number, state=states.FAIL)
         return alive
 
@@ -234,6 +259,22 @@ class Study:
             t.state == states.COMPLETE or (t.state == states.FAIL and bool(t.user_attrs.get("error")))
             for t in self._study.get_trials(deepcopy=False)
         )
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Wait for a lock on a file, made if missing; it ends with its process, however that ends.
+
+    Raises:
+        RunError: if the file cannot be written or locked.
+    """
+    try:
+        lock = open(path, "w")  # noqa: SIM115 (closed below)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with lock:
+        yield
 
 
 def pareto(costs: Sequence[tuple[float, ...]]) -> list[bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from penjing.events import Event, Listener, silent
 from penjing.files import atomic_dir
 from penjing.recipe.schema import Recipe
 from penjing.recipe.store import hash_json
-from penjing.search.study import Outcome, Study
+from penjing.search.study import Outcome, Study, exclusive
 
 Evaluate = Callable[[Recipe, Path, Listener], Outcome]
 
@@ -38,10 +39,14 @@ def work(
 
     Returns:
         How many trials this worker finished.
+
+    Raises:
+        PenjingError: before any trial is taken, where the data or the network cannot be opened here.
     """
     study = Study(folder)
     if evaluate is None:
         evaluate = partial(carry_out, shared=study.folder / "shared")
+        _check_opens(study.config.recipe, study.folder)
     finished = 0
     while True:
         claim = study.claim()
@@ -54,37 +59,63 @@ def work(
         listen(Event("run", "note", message=f"trial {claim.number}: {claim.values}"))
         try:
             study.finish(claim, evaluate(claim.recipe, claim.folder, listen))
-        except PenjingError as error:
-            study.finish(claim, None, str(error))
-            listen(Event("run", "warning", message=f"trial {claim.number}: {error}"))
+        except Exception as error:  # whatever it is, the next worker would meet it in the same trial
+            said = str(error) if isinstance(error, PenjingError) else f"{type(error).__name__}: {error}"
+            study.finish(claim, None, said)
+            listen(Event("run", "warning", message=f"trial {claim.number}: {said}"))
             continue
         finished += 1
+
+
+def _check_opens(recipe: Recipe, folder: Path) -> None:
+    """A machine without the data, or in another working directory, would fail every trial it takes."""
+    from penjing.recipe.workspace import Workspace
+
+    space = Workspace(recipe, folder)
+    space.original()
+    space.feed.examples(1)
 
 
 def carry_out(recipe: Recipe, folder: Path, listen: Listener = silent, *, shared: Path) -> Outcome:
     """Run a recipe in its folder, or go on where a worker that died left it.
 
-    The dense network, which all trials of a study have in common, is taken from ``shared`` where one of them
-    has left it.
+    The dense network, which all trials of a study have in common, is taken from ``shared``: the first trial
+    leaves it there, and others wait for it.
     """
     from penjing.recipe.run import run
 
     key = hash_json({name: recipe.to_dict()[name] for name in ("data", "model", "train", "seed")})[:16]
-    ready = shared / key
-    if ready.is_dir() and not (folder / "work").exists():
-        (folder / "work" / "stages").mkdir(parents=True)
-        shutil.copyfile(ready / "dense.safetensors", folder / "work" / "dense.safetensors")
-        shutil.copyfile(ready / "train.json", folder / "work" / "stages" / "train.json")
-    while True:
-        try:
-            result = run(recipe, folder, resume=True, listen=listen)
-            break
-        except LockedError:  # another worker drew the same recipe: wait for its result
-            time.sleep(1.0)
-    if not ready.exists():
-        with atomic_dir(ready) as aside:
-            shutil.copyfile(folder / "work" / "dense.safetensors", aside / "dense.safetensors")
-            shutil.copyfile(folder / "work" / "stages" / "train.json", aside / "train.json")
+    ready, work = shared / key, folder / "work"
+    shared.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as turn:
+        turn.enter_context(exclusive(shared / f"{key}.lock"))
+
+        def leave(event: Event) -> None:
+            if event.stage == "run" and (work / "stages" / "train.json").exists():
+                if not ready.exists():
+                    _copy_dense(work, ready)
+                turn.close()
+            listen(event)
+
+        if ready.exists():
+            if not work.exists():
+                _copy_dense(ready, work)
+            turn.close()
+        while True:
+            try:
+                result = run(recipe, folder, resume=True, listen=leave)
+                break
+            except LockedError:  # another worker drew the same recipe: wait for its result
+                time.sleep(1.0)
     row = result.metrics.row(result.metrics.after)
     assert row is not None  # the run has measured it
-    return Outcome(row.accuracy["val"].value, row.latency[0].median_ms, float(row.size_bytes))
+    quality = row.accuracy["val"].value if row.metric is None else row.metric
+    return Outcome(quality, row.latency[0].median_ms, float(row.size_bytes))
+
+
+def _copy_dense(source: Path, target: Path) -> None:
+    """Copy what the stage of the dense network leaves from one ``work`` folder to a new one."""
+    with atomic_dir(target) as aside:
+        (aside / "stages").mkdir()
+        for name in ("dense.safetensors", "inputs.json", "stages/train.json"):
+            shutil.copyfile(source / name, aside / name)

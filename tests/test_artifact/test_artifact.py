@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from penjing.artifact import load, read_artifact, save_artifact, seal
-from penjing.errors import ArtifactError
+from penjing.errors import ArtifactError, RunError
 from penjing.prune import apply, prune
 
 
@@ -50,6 +51,17 @@ def test_it_loads_and_tells_its_history(folder: Path) -> None:
     assert {"model.onnx", "saved_model/x.pb", "program.json"} <= {file.path for file in artifact.files}
     json.dumps(artifact.to_dict(), allow_nan=False)
     assert not list(folder.parent.glob(".*"))
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(RunError, match=r"cannot write .*too large"):
+            save_artifact(tmp_path / "art", nn.Linear(64, 64), example_inputs=torch.randn(2, 64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_trains_again(folder: Path) -> None:

@@ -57,10 +57,13 @@ def test_compress_and_its_steps(net: Path, capsys: pytest.CaptureFixture[str]) -
     folder, metric = net.parent, ["--metric", f"{net}:explained"]
     model, data = f"{net}:build", ["--data", f"{net}:data"]
     rest = ["--budget", "macs=0.6", "--max-drop", "40", "--epochs", "1", "--formats", "onnx", "--trials", "1"]
-    assert code_of("compress", model, *data, *metric, *rest, "--out", str(folder / "all"), "--json") == 0
+    assert (
+        code_of("compress", model, *data, *metric, *rest, "--out", str(folder / "all (v 2)"), "--json") == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["metrics"]["metric"] == "explained"
-    assert "metric: " in (folder / "all" / "recipe.yaml").read_text(encoding="utf-8")
+    assert found["metrics"]["name"] == "all-v-2"
+    assert "metric: " in (folder / "all (v 2)" / "recipe.yaml").read_text(encoding="utf-8")
     small, again, file = (str(folder / name) for name in ("small", "again", "a.onnx"))
     assert code_of("prune", model, "--ratio", "0.5", "--out", small) == 0
     refit = ["--ratio", "0.5", "--block-steps", "20", "--out", str(folder / "blocks"), "--json"]

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import penjing
 from penjing.data import DataBundle
-from penjing.errors import ArtifactError, ExportError, RecoverError, RunError
+from penjing.errors import ArtifactError, ExportError, PruneError, RecoverError, RunError
 from penjing.events import Event
 from penjing.export.saved_model import SavedModelExporter
 from penjing.measure import accuracy, onnx_session
@@ -318,6 +319,36 @@ class TestRefusals:
         changed = Recipe.parse({**tiny_values, "train": {"epochs": 4, "lr": 0.05}})
         with pytest.raises(RunError, match=r"train\.epochs was 3 and is now 4"):
             run(changed, finished[0].folder, resume=True)
+
+    def test_changed_data_and_weights_are_named(
+        self, tiny_values: dict[str, Any], shapes_npz: Path, tmp_path: Path
+    ) -> None:
+        data, weights = tmp_path / "data.npz", tmp_path / "net.safetensors"
+        shutil.copyfile(shapes_npz, data)
+        values = {**tiny_values, "data": {"spec": str(data)}, "train": None}
+        recipe = Recipe.parse(values)
+        save_file(Workspace(recipe, tmp_path).original().state_dict(), weights)
+        recipe = Recipe.parse({**values, "model": {**values["model"], "weights": str(weights)}})
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "run", listen=stop_at(lambda e: e.stage == "prune"))
+        with np.load(shapes_npz) as arrays:
+            relabelled = {**arrays, "y_train": arrays["y_train"][::-1]}
+        np.savez(data, allow_pickle=False, **relabelled)
+        with pytest.raises(RunError, match=r"the data .*data\.npz is not what it was"):
+            run(recipe, tmp_path / "run", resume=True)
+        shutil.copyfile(shapes_npz, data)
+        save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
+        with pytest.raises(RunError, match=r"net\.safetensors is not what it was"):
+            run(recipe, tmp_path / "run", resume=True)
+
+    def test_misspelt_pattern_is_said_before_training(
+        self, tiny_values: dict[str, Any], tmp_path: Path
+    ) -> None:
+        values = {**tiny_values, "prune": {"ratios": {"feature.*": 0.5}}}
+        with pytest.raises(PruneError) as caught:
+            run(Recipe.parse(values), tmp_path / "run")
+        assert "matches no parameter" in str(caught.value)
+        assert not (tmp_path / "run" / "work" / "dense.safetensors").exists()
 
     def test_missing_package_is_said_before_anything_is_done(
         self, tiny_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

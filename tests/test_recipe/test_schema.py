@@ -43,6 +43,7 @@ def test_yaml_is_the_object(tmp_path: Path) -> None:
         ({"prune": {"ratio": 0.5, "budget": {"params": 0.1}}}, "prune", "either"),
         ({"prune": {"ratio": 0.5, "steps": 3}}, "prune", "budget"),
         ({"prune": {"ratio": 0.5, "reconstruct": {"rigde": 1}}}, "prune.reconstruct", "ridge"),
+        ({"prune": {"ratio": 0.5, "criterion": "magnitud"}}, "prune.criterion", "unknown criterion"),
         ({"recover": {"epochs": "many"}}, "recover.epochs", "integer"),
         ({"article": {"epochs": 1}}, "Recipe", "train"),
         ({"name": "../up"}, "name", "letters"),

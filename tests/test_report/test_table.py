@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from report_samples import least, sample
 from rich.console import Console
 
+from penjing.cli.runs import finish
 from penjing.errors import ArtifactError
 from penjing.files import write_json
+from penjing.recipe import RunResult
 from penjing.report import Metrics, build_table, terminal_table, text, write_table
 
 
@@ -97,3 +99,23 @@ def test_durations_have_units(seconds: float) -> None:
 @given(st.floats(1e-4, 1e5))
 def test_milliseconds_keep_three_digits(value: Any) -> None:
     assert float(text.milliseconds(value)) == pytest.approx(value, rel=0.01, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"max_drop": 0.005}, "0.5 points of validation accuracy did not hold"),
+        ({"max_drop": 0.01, "drop": "relative"}, "1% of the validation accuracy did not hold"),
+        ({"max_drop": 0.02, "metric": "iou"}, "0.02 of the validation iou did not hold"),
+        (
+            {"held": True, "search": None, "latency": {"precision": "int8"}, "after": "recovered"},
+            "no int8 file",
+        ),
+    ],
+)
+def test_what_did_not_hold_is_said_in_its_own_unit(
+    change: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = sample().model_copy(update={"held": False, **change})
+    assert finish(RunResult(Path("run"), metrics), as_json=False) == 3
+    assert words in capsys.readouterr().err

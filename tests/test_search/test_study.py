@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penjing.errors import PruneError, RecipeError, RunError
-from penjing.events import Listener, silent
+from penjing.cli import main
+from penjing.errors import DataError, PruneError, RecipeError, RunError
+from penjing.events import Event, Listener, silent
 from penjing.recipe import Recipe
 from penjing.search.space import Space
 from penjing.search.study import Outcome, Study, StudyConfig, pareto
@@ -105,11 +110,115 @@ def test_a_trial_that_cannot_be_done_keeps_its_error(tmp_path: Path) -> None:
     assert study.counts()["failed"] == 2
 
 
+def test_whatever_ends_a_trial_is_kept_as_its_error(tmp_path: Path) -> None:
+    def broken(recipe: Recipe, folder: Path, listen: Listener) -> Outcome:
+        raise RuntimeError("out of memory")
+
+    study = Study.create(tmp_path / "s", config(2))
+    assert work(tmp_path / "s", evaluate=broken) == 0
+    assert [one["error"] for one in study.failures()] == ["RuntimeError: out of memory"] * 2
+
+
+def test_a_worker_that_cannot_open_the_data_takes_no_trial(tmp_path: Path) -> None:
+    recipe = Recipe.parse({**BASE, "data": {"spec": "not/mounted/here.npz"}})
+    study = Study.create(tmp_path / "s", StudyConfig(recipe=recipe, trials=2))
+    with pytest.raises(DataError, match="no such file"):
+        work(tmp_path / "s")
+    assert study.counts()["failed"] == 0
+
+
+def test_values_outlive_a_worker_killed_before_it_took_them_over(tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "s", config(1))
+    lost = study.claim()
+    assert lost is not None
+    lost.lease.close()
+    study._reap()  # the values are in the queue…
+    study._study.ask()  # …and the process that asks for them dies before it reads any
+    again = study.claim()
+    assert again is not None
+    again.lease.close()
+    assert again.values == lost.values
+
+
+def test_the_study_says_why_trials_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb = importlib.import_module("penjing.cli.verbs.study")
+
+    def impossible(recipe: Recipe, folder: Path, listen: Listener) -> Outcome:
+        raise PruneError("the budget is out of reach", remedy="Allow more")
+
+    def local(folder: Path, workers: int) -> bool:
+        return work(folder, evaluate=impossible) == 0
+
+    monkeypatch.setattr(verb, "_work", local)
+    Recipe.parse(BASE).to_yaml(tmp_path / "recipe.yaml")
+    arguments = ["study", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "s"), "--trials", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "trial 0 failed: prune: the budget is out of reach" in capsys.readouterr().out
+
+
+def test_the_dense_network_is_trained_once_by_workers_that_begin_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    row = SimpleNamespace(
+        metric=0.7,
+        accuracy={"val": SimpleNamespace(value=0.9)},
+        latency=[SimpleNamespace(median_ms=1.0)],
+        size_bytes=10,
+    )
+
+    def pretend(recipe: Recipe, folder: Path, *, resume: bool, listen: Listener) -> Any:
+        stages = folder / "work" / "stages"
+        if not (stages / "train.json").exists():
+            time.sleep(0.2)
+            trained.append(folder.name)
+            stages.mkdir(parents=True)
+            for path in ("work/dense.safetensors", "work/inputs.json", "work/stages/train.json"):
+                (folder / path).write_text("{}")
+        listen(Event("run", "progress", 1, 2, "stage"))
+        return SimpleNamespace(metrics=SimpleNamespace(after="int8", row=lambda key: row))
+
+    monkeypatch.setattr(importlib.import_module("penjing.recipe.run"), "run", pretend)
+
+    def one(name: str) -> Outcome:
+        return carry_out(Recipe.parse(BASE), tmp_path / name, shared=tmp_path / "shared")
+
+    with ThreadPoolExecutor(4) as workers:
+        found = set(workers.map(one, "abcd"))
+    assert found == {Outcome(0.7, 1.0, 10.0)}  # by the recipe's own metric, where it has one
+    assert len(trained) == 1
+
+
+@pytest.mark.parametrize(
+    ("space", "cause"),
+    [
+        ({"left": [0.5, 0.2]}, "left goes from 0.5 to 0.2"),
+        ({"left": [0.2, 1.5]}, "it is a share"),
+        ({"lr": [0, 0.1]}, "lr goes from 0 to 0.1"),
+        ({"criterion": ["magnitud"]}, "unknown criterion 'magnitud'"),
+        ({"scop": ["global"]}, "scope"),
+    ],
+)
+def test_spaces_that_no_trial_could_carry_out(space: dict[str, Any], cause: str) -> None:
+    with pytest.raises(RecipeError, match=cause):
+        StudyConfig(recipe=Recipe.parse(BASE), space=Space.parse(space))
+
+
+def test_a_trial_keeps_what_the_space_leaves_open() -> None:
+    prune = {"budget": {"macs": 0.5}, "branches": 2, "reconstruct": {"block_steps": 30}}
+    space = Space(reconstruct=(True,))
+    trial = space.recipe(Recipe.parse({**BASE, "prune": prune}), next(space.corners()))
+    assert trial.prune.branches == 2
+    assert trial.prune.reconstruct == {"block_steps": 30}
+
+
 def test_wrong_studies(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no study"):
         Study(tmp_path)
-    with pytest.raises(RecipeError, match="scope"):
-        Space.parse({"scop": ["global"]})
 
 
 WORKER = """
@@ -168,7 +277,7 @@ def test_real_trials_share_the_dense_network(tmp_path: Path) -> None:
     recipe = Recipe.parse(json.loads(json.dumps(base)))
     shared = tmp_path / "shared"
     first = carry_out(recipe, tmp_path / "a", silent, shared=shared)
-    assert len(list(shared.iterdir())) == 1
+    assert len([path for path in shared.iterdir() if path.is_dir()]) == 1
     smaller = Space().recipe(
         recipe,
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -86,7 +87,7 @@ def command(
                 "measure": {"threads": threads, "batches": sorted({1, 32, batch})},
             },
             out=out,
-            name=out.resolve().name,
+            name=re.sub(r"[^\w.-]+", "-", out.resolve().name).strip("-") or "compressed",
             seed=seed,
             resume=resume,
             listen=listen,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from penjing.cli import common
+from penjing.cli.codes import Code
 
 
 def command(
@@ -22,27 +23,32 @@ def command(
     ] = None,
     seed: common.Seed = 0,
     json: common.Json = False,
-) -> None:
+) -> int:
     """Try many recipes, here or on many machines.
 
     Finds the Pareto front of accuracy, latency and size over criteria, budgets, recovery and precision.
+    Exit code 2 where a worker ended with an error, or all trials that were carried out failed.
     """
     from penjing.recipe import Recipe
     from penjing.search.space import Space
     from penjing.search.study import Study, StudyConfig
 
+    sound = True
     if recipe is None:
         study = Study(out)
     else:
         ranges = Space.parse(common.pairs(space, "--space"))
         config = StudyConfig(recipe=Recipe.from_file(recipe), space=ranges, trials=trials, seed=seed)
         study = Study.create(out, config)
-        _work(out, workers)
-    rows = study.trials()
-    common.emit({"folder": str(out), **study.counts(), "trials": rows}, _table(rows, study.counts()), json)
+        sound = _work(out, workers)
+    rows, failures, counts = study.trials(), study.failures(), study.counts()
+    found = {"folder": str(out), **counts, "trials": rows, "failures": failures}
+    common.emit(found, _table(rows, failures, counts, study.config.recipe.metric), json)
+    return Code.OK if sound and (rows or not failures) else Code.WRONG
 
 
-def _work(folder: Path, workers: int) -> None:
+def _work(folder: Path, workers: int) -> bool:
+    """Start workers and wait for them; whether none ended with an error."""
     command = [sys.executable, "-m", "penjing", "worker", "--study", str(folder), "--json"]
     running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(workers)]
     try:
@@ -52,9 +58,12 @@ def _work(folder: Path, workers: int) -> None:
         for process in running:
             if process.poll() is None:
                 process.terminate()
+    return all(process.returncode == Code.OK for process in running)
 
 
-def _table(rows: list[dict[str, Any]], counts: dict[str, int]) -> Any:
+def _table(
+    rows: list[dict[str, Any]], failures: list[dict[str, Any]], counts: dict[str, int], metric: str | None
+) -> Any:
     from rich.console import Group
     from rich.table import Table
 
@@ -67,7 +76,7 @@ def _table(rows: list[dict[str, Any]], counts: dict[str, int]) -> Any:
         values = row["values"]
         table.add_row(
             str(row["number"]),
-            percent(row["accuracy"]),
+            percent(row["accuracy"]) if metric is None else f"{row['accuracy']:.4g}",
             milliseconds(row["latency_ms"]),
             size(row["size_bytes"]),
             f"{values['left']:.2f}",
@@ -76,4 +85,5 @@ def _table(rows: list[dict[str, Any]], counts: dict[str, int]) -> Any:
             row["folder"],
         )
     said = ", ".join(f"{number} {name}" for name, number in counts.items())
-    return Group("The front (no other trial is as good in all three):", table, said)
+    lost = [f"trial {one['number']} failed: {one['error']}" for one in failures]
+    return Group("The front (no other trial is as good in all three):", table, *lost, said)
