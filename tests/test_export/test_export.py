@@ -109,6 +109,23 @@ def test_recurrent_layers_can_be_trained_after_export(tmp_path: Path) -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.tf
+@needs_tensorflow
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_of_any_batch_run_in_litert(kind: type[nn.LSTM | nn.GRU], tmp_path: Path) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.over = kind(4, 3, batch_first=True, bidirectional=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.over(x)[0]
+            return y[:, -1]
+
+    made = pe.export(Last(), tmp_path, ["litert"], example_inputs=torch.randn(2, 5, 4), batch_sizes=(1, 3))
+    assert made["litert"].verification.relative < 1e-5
+
+
 def test_a_model_that_fixes_its_batch_is_refused_or_fixed(tmp_path: Path) -> None:
     class Fixed(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -39,19 +39,22 @@ def _over_time(
     x_TBG: Tensor, state: tuple[Tensor, ...], step: Step, backwards: bool
 ) -> tuple[Tensor, tuple[Any, ...]]:
     """Run ``step`` over the first axis; outputs (time, batch, hidden) and the last state."""
-    x_TBG = tf.reverse(x_TBG, [0]) if backwards else x_TBG
     length = x_TBG.shape[0]
     steps = tf.shape(x_TBG)[0] if length is None else length
-    outputs = tf.TensorArray(tf.float32, size=steps, element_shape=state[0].shape)
+    hidden = state[0].shape[-1]
+    # not a TensorArray: LiteRT asks for one whose batch is known
+    outputs = tf.zeros(tf.stack([steps, tf.shape(x_TBG)[1], hidden]))
+    outputs.set_shape([length, x_TBG.shape[1], hidden])
+    place_T11 = tf.reshape(tf.range(steps), [-1, 1, 1])
 
-    def body(t: Tensor, out: Any, *now: Tensor) -> tuple[Any, ...]:
+    def body(number: Tensor, out_TBH: Tensor, *now: Tensor) -> tuple[Tensor, ...]:
+        t = steps - 1 - number if backwards else number
         after = step(x_TBG[t], now)
-        return (t + 1, out.write(t, after[0]), *after)
+        return (number + 1, tf.where(place_T11 == t, after[0], out_TBH), *after)
 
     first = (tf.constant(0), outputs, *state)
-    _, outputs, *final = tf.while_loop(lambda t, *_: t < steps, body, first, maximum_iterations=length)
-    out = outputs.stack()
-    return (tf.reverse(out, [0]) if backwards else out), tuple(final)
+    _, outputs, *final = tf.while_loop(lambda n, *_: n < steps, body, first, maximum_iterations=length)
+    return outputs, tuple(final)
 
 
 @op("LSTM")
