@@ -457,8 +457,12 @@ def test_data_that_does_not_fit_is_blamed_itself() -> None:
     """Not the example inputs, which are right; labels by their number; an empty example by its emptiness."""
     with pytest.raises(DataError, match="what the data gives"):
         prune(mlp(), X, reconstruct=True, data=[torch.randn(4, 5)])
+    labelled = [(X, torch.tensor([0, 7]))]
     with pytest.raises(DataError, match="batch 0: label 7 is outside"):
-        prune(mlp(), X, criterion="taylor", data=[(X, torch.tensor([0, 7]))])
+        prune(mlp(), X, criterion="taylor", data=labelled)
+    assert (
+        prune(mlp(), X, criterion={"name": "taylor", "ignore_index": 7}, data=labelled).after["params"] == 74
+    )
     with pytest.raises(TraceError, match="no sample"):
         prune(mlp(), X[:0])
     values = [(X, torch.randn(2, 3))]  # no classes: the mean of squares serves

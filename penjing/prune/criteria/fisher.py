@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from penjing.prune.criteria.base import Criterion, Material, Scores, criterion, reduce_members, slot_sums
-from penjing.prune.criteria.gradients import gradients
+from penjing.prune.criteria.base import Material, Scores, criterion, reduce_members, slot_sums
+from penjing.prune.criteria.gradients import GradientCriterion, gradients
 from penjing.prune.criteria.taylor import per_position
 
 
 @criterion("fisher")
 @dataclass(frozen=True)
-class Fisher(Criterion):
+class Fisher(GradientCriterion):
     """½ Σ E[g²] w² over a slot's weights (LeCun et al. 1990, "Optimal brain damage", eq. 5, h ≈ E[g²]).
 
     Each batch gives one gradient; the smaller the batches, the closer to the per-sample Fisher.
     """
 
-    needs_data: ClassVar[bool] = True
-    adds_up: ClassVar[bool] = True
-
     def raw_scores(self, material: Material) -> Iterable[Scores]:
         """Accumulate squared gradients, then weigh."""
         squares: dict[str, Tensor] = {}
         batches = 0
-        for grads in gradients(material):
+        for grads in gradients(material, self.ignore_index):
             batches += 1
             for name, gradient in grads.items():
                 held = squares.setdefault(name, torch.zeros_like(gradient))

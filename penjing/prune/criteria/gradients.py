@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,12 +17,31 @@ from penjing.errors import DataError, PruneError
 from penjing.events import Event
 from penjing.graph.trace import bind_inputs
 from penjing.modes import eval_mode
-from penjing.prune.criteria.base import Material
+from penjing.prune.criteria.base import Criterion, Material
 
 
-def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
+@dataclass(frozen=True)
+class GradientCriterion(Criterion):
+    """A criterion made of the gradients of a loss.
+
+    Attributes:
+        ignore_index: The label of samples and positions that do not count in the default loss (255 in many
+            segmentation sets).
+    """
+
+    needs_data: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = True
+
+    ignore_index: int = IGNORED
+
+
+def gradients(material: Material, ignored: int = IGNORED) -> Iterator[dict[str, Tensor]]:
     """One dict of gradients (first parameter names) for every batch; parameters the loss does not reach are
     missing.
+
+    Args:
+        material: The network and its data.
+        ignored: The label of what does not count in the default loss.
 
     Raises:
         DataError: without a batch.
@@ -44,7 +64,7 @@ def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
                 value = (
                     material.loss(output, batch)
                     if material.loss is not None
-                    else default_loss(output, target, generator, place=f"batch {count - 1}")
+                    else default_loss(output, target, generator, place=f"batch {count - 1}", ignored=ignored)
                 )
                 if not bool(torch.isfinite(value)):
                     raise PruneError(
@@ -58,7 +78,9 @@ def gradients(material: Material) -> Iterator[dict[str, Tensor]]:
         raise DataError("no batches", remedy="Give at least one batch of training data")
 
 
-def default_loss(output: Any, target: Any, generator: torch.Generator, *, place: str) -> Tensor:
+def default_loss(
+    output: Any, target: Any, generator: torch.Generator, *, place: str, ignored: int = IGNORED
+) -> Tensor:
     """Cross-entropy for scores of classes — with labels drawn from the model's own prediction where there are
     none, which makes squared gradients the true Fisher information — and the mean of squares for anything
     else.
@@ -75,6 +97,6 @@ def default_loss(output: Any, target: Any, generator: torch.Generator, *, place:
             target = torch.multinomial(scores_NK.detach().softmax(1), 1, generator=generator).squeeze(1)
         labels_N = labels_of(target, scores_NK)
         if labels_N is not None:
-            check_labels(labels_N, scores_NK.shape[1], place)
-            return F.cross_entropy(scores_NK, labels_N, ignore_index=IGNORED)
+            check_labels(labels_N, scores_NK.shape[1], place, ignored)
+            return F.cross_entropy(scores_NK, labels_N, ignore_index=ignored)
     return torch.stack([t.square().mean() for t in tensors]).sum()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from penjing.graph import Group, Member
-from penjing.prune.criteria.base import Criterion, Material, Scores, criterion, reduce_members, slot_sums
-from penjing.prune.criteria.gradients import gradients
+from penjing.prune.criteria.base import Material, Scores, criterion, reduce_members, slot_sums
+from penjing.prune.criteria.gradients import GradientCriterion, gradients
 
 
 def per_position(value: Tensor, dim: int) -> Tensor:
@@ -23,15 +22,12 @@ def per_position(value: Tensor, dim: int) -> Tensor:
 
 @criterion("taylor")
 @dataclass(frozen=True)
-class Taylor(Criterion):
+class Taylor(GradientCriterion):
     """Mean over batches of (Σ g·w)² over a slot's weights (Molchanov et al. 2019, "Importance estimation",
     eq. 8).
 
     All parameters of the group count, each member by itself.
     """
-
-    needs_data: ClassVar[bool] = True
-    adds_up: ClassVar[bool] = True
 
     def raw_scores(self, material: Material) -> Iterable[Scores]:
         """Accumulate the squared sums of every member over the batches."""
@@ -39,7 +35,7 @@ class Taylor(Criterion):
         members = [[m for m in g.members if material.is_param(m.tensor)] for g in groups]
         sums = [[np.zeros(g.size) for _ in row] for g, row in zip(groups, members, strict=True)]
         batches = 0
-        for grads in gradients(material):
+        for grads in gradients(material, self.ignore_index):
             batches += 1
             for row, totals in zip(members, sums, strict=True):
                 for i, member in enumerate(row):
