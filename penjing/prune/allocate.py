@@ -1,10 +1,8 @@
 """From scores to kept slots: how many of each group go, and which.
 
 All scopes are one procedure. Groups fall into classes ("local": each group is its own class, "global": one
-class,
-"isomorphic": one class per topology). The slots of a class go in the order of their scores; a ratio takes
-that
-fraction of every class, a budget advances all classes at the same pace until the bounds hold.
+class, "isomorphic": one class per topology). The slots of a class go in the order of their scores; a ratio
+takes that fraction of every class, a budget advances all classes at the same pace until the bounds hold.
 """
 
 from __future__ import annotations
@@ -26,6 +24,9 @@ from penjing.prune.ranges import Positions
 Scope = Literal["local", "global", "isomorphic", "sensitivity"]
 Kept = dict[str, Positions]
 Cost = Callable[[Kept], Mapping[str, float]]
+
+_NEAR = 0.99
+"""Share of a bound from which it counts as met by what is left."""
 
 
 @dataclass(frozen=True)
@@ -238,17 +239,23 @@ def _meet(
     budget: Budget,
     cost: Cost,
 ) -> Kept:
-    """The shortest prefix of the line that meets the budget, by bisection on the exact cost."""
+    """The shortest prefix of the line that meets the budget, by bisection on the exact cost.
+
+    Where its last step was a coarse one (a head among channels), finer ones before it are given back.
+    """
     limits = budget.limits(cost(_kept(groups, queues, np.zeros_like(fixed))))
 
-    def kept(count: int) -> Kept:
-        return _kept(groups, queues, fixed + np.bincount(line[:count], minlength=len(groups)))
+    def steps(count: int) -> Positions:
+        taken: Positions = fixed + np.bincount(line[:count], minlength=len(groups))
+        return taken
 
-    def excess(count: int) -> dict[str, float]:
-        spent = cost(kept(count))
-        return {name: spent[name] for name, limit in limits.items() if spent[name] > limit}
+    def spent(taken: Positions) -> dict[str, float]:
+        return {name: amount for name, amount in cost(_kept(groups, queues, taken)).items() if name in limits}
 
-    over = excess(len(line))
+    def excess(taken: Positions) -> dict[str, float]:
+        return {name: amount for name, amount in spent(taken).items() if amount > limits[name]}
+
+    over = excess(steps(len(line)))
     if over:
         what = ", ".join(f"{name} {_amount(count)} > {_amount(limits[name])}" for name, count in over.items())
         raise BudgetError(
@@ -258,11 +265,26 @@ def _meet(
     low, high = 0, len(line)
     while low < high:
         middle = (low + high) // 2
-        if excess(middle):
+        if excess(steps(middle)):
             low = middle + 1
         else:
             high = middle
-    return kept(high)
+    taken = steps(high)
+    if high and "latency" not in limits:  # which is measured for every width tried
+        now, full = spent(taken), {int(line[high - 1])}
+        for owner in line[: high - 1][::-1].tolist():
+            if any(amount > _NEAR * limits[name] for name, amount in now.items()):
+                break
+            if owner in full:
+                continue
+            taken[owner] -= 1
+            more = spent(taken)
+            if any(amount > limits[name] for name, amount in more.items()):
+                taken[owner] += 1
+                full.add(owner)
+            else:
+                now = more
+    return _kept(groups, queues, taken)
 
 
 def _amount(value: float) -> str:

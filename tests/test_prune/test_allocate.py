@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from penjing.errors import BudgetError, PruneError
 from penjing.graph import Group, Leaf, Member
 from penjing.prune import Budget, allocate
-from penjing.prune.allocate import Kept
+from penjing.prune.allocate import Kept, Scope
 
 Array = NDArray[np.float64]
 
@@ -102,16 +102,40 @@ def test_tied_segments_stay_equal(seed: int, ratio: float, round_to: int) -> Non
     fraction=st.floats(0.15, 1.0),
     scope=st.sampled_from(["local", "global", "isomorphic"]),
 )
-def test_budget_is_met_to_one_slot(seed: int, fraction: float, scope: str) -> None:
+def test_budget_is_met_to_one_slot(seed: int, fraction: float, scope: Scope) -> None:
     groups = [group("a", 10), group("bb", 33), group("ccc", 7)]
     kept = allocate(
         groups,
         scores_of(groups, seed),
         budget=Budget(params=fraction),
         cost=slots,
-        scope=scope,  # type: ignore[arg-type]
+        scope=scope,
     )
     assert sum(count(kept)) == int(fraction * 50)
+
+
+@settings(max_examples=50)
+@given(
+    seed=st.integers(0, 99),
+    fraction=st.floats(0.3, 1.0),
+    scope=st.sampled_from(["local", "global", "isomorphic"]),
+)
+def test_a_coarse_last_step_gives_finer_ones_back(seed: int, fraction: float, scope: Scope) -> None:
+    groups = [group("channels", 40), group("heads", 4), group("few", 7)]
+    prices = {"channels.weight:0": 1, "heads.weight:0": 20, "few.weight:0": 3}
+
+    def cost(kept: Mapping[str, NDArray[np.int64]]) -> dict[str, int]:
+        return {"params": sum(prices[name] * len(slots) for name, slots in kept.items())}
+
+    limit = int(fraction * cost({g.id: np.arange(g.size) for g in groups})["params"])
+    scores = scores_of(groups, seed)
+    kept = allocate(groups, scores, budget=Budget(params=limit), cost=cost, scope=scope)
+    spent = cost(kept)["params"]
+    assert spent <= limit
+    for g in groups:
+        assert len(kept[g.id]) == g.size or spent + prices[g.id] > limit or spent > 0.99 * limit
+        removed = np.setdiff1d(np.arange(g.size), kept[g.id])
+        assert not len(removed) or scores[g.id][removed].max() <= scores[g.id][kept[g.id]].min()
 
 
 def test_budget_of_local_scope_is_uniform() -> None:
