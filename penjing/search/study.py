@@ -28,6 +28,8 @@ from penjing.search.space import Space
 
 _NAME = "penjing"
 _DIRECTIONS = ("maximize", "minimize", "minimize")
+_MOST_LOSSES = 10
+"""Workers that may end during one trial before it is given up: it may be what ends them."""
 
 
 class StudyConfig(Config):
@@ -224,7 +226,9 @@ class Study:
         return lease
 
     def _reap(self) -> int:
-        """Put the trials of dead workers back into the queue; give how many are under way."""
+        """Put the trials of dead workers back into the queue, give up those that outlive none; give how many
+        are under way.
+        """
         states = self._optuna.trial.TrialState
         trials = self._study.get_trials(deepcopy=False)
         again = {t.user_attrs.get("retry_of") for t in trials}
@@ -235,10 +239,17 @@ class Study:
             if not self._is_free(trial.number):
                 alive += 1
                 continue
-            if trial.number not in again:  # first back into the queue, then off the list: a kill between
+            losses = trial.user_attrs.get("losses", 0) + 1
+            if losses == _MOST_LOSSES:
+                error = (
+                    f"{losses} workers ended while they carried it out; it may need more memory than there is"
+                )
+                self._storage.set_trial_user_attr(trial._trial_id, "error", error)
+            elif trial.number not in again:  # first back into the queue, then off the list: a kill between
                 queued = trial.system_attrs.get("fixed_params", {})  # of one that was lost before, too
                 values = {**queued, **trial.params}
-                self._study.enqueue_trial(values, user_attrs={"retry_of": trial.number})
+                marks = {"retry_of": trial.number, "losses": losses}
+                self._study.enqueue_trial(values, user_attrs=marks)
             self._study.tell(trial.number, state=states.FAIL)
         return alive
 

@@ -140,6 +140,18 @@ def test_values_outlive_a_worker_killed_before_it_took_them_over(tmp_path: Path)
     assert again.values == lost.values
 
 
+def test_a_trial_that_no_worker_outlives_is_given_up(tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "s", config(1))
+    claims = []
+    while (claim := study.claim()) is not None:
+        claims.append(claim.values)
+        claim.lease.close()
+    assert len(claims) == 10
+    assert all(values == claims[0] for values in claims)
+    assert study.counts() == {"finished": 0, "failed": 1, "running": 0, "lost": 9, "wanted": 1}
+    assert "10 workers ended" in study.failures()[0]["error"]
+
+
 def test_the_study_says_why_trials_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
