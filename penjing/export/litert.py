@@ -16,7 +16,7 @@ from penjing.batches import take_apart
 from penjing.errors import ExportError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.inputs import Feeds, as_feeds
-from penjing.export.saved_model import SIGNATURE, noted_outputs, write_saved_model
+from penjing.export.saved_model import SIGNATURE, noted_names, write_saved_model
 from penjing.files import atomic_write
 
 CALIBRATION_SAMPLES = 256
@@ -85,7 +85,7 @@ def write_litert(
                 remedy="Use the SavedModel instead, or change the op named",
             ) from error
     with atomic_write(path) as aside:
-        aside.write_bytes(_in_order(content, noted_outputs(Path(saved_model))))
+        aside.write_bytes(_in_order(content, noted_names(Path(saved_model), "outputs")))
     return notes
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -24,9 +24,9 @@ from penjing.files import atomic_dir
 
 SIGNATURE = "serving_default"
 
-_ORDER = Path("assets.extra") / "outputs.json"
-"""Output names in the model's order, which a signature (a map) does not keep; ``assets.extra`` is the
-format's own place for such files."""
+_NOTES = Path("assets.extra")
+"""Holds the names of inputs and outputs in the model's order, which a signature (a map) does not keep;
+``assets.extra`` is the format's own place for such files."""
 
 
 def write_saved_model(onnx_path: Path | str, folder: Path | str, *, layout: Layout = "nchw") -> Path:
@@ -51,8 +51,10 @@ def write_saved_model(onnx_path: Path | str, folder: Path | str, *, layout: Layo
         module, function = trace_onnx(onnx_path, layout=layout)
         with atomic_dir(folder) as aside:
             tf.saved_model.save(module, str(aside), signatures={SIGNATURE: function})
-            (aside / _ORDER).parent.mkdir(exist_ok=True)
-            (aside / _ORDER).write_text(json.dumps(list(module.output_names)), encoding="utf-8")
+            (aside / _NOTES).mkdir(exist_ok=True)
+            for what, names in (("inputs", module.input_names), ("outputs", module.output_names)):
+                note = aside / _NOTES / f"{what}.json"
+                note.write_text(json.dumps(list(names)), encoding="utf-8")
     return folder
 
 
@@ -103,6 +105,7 @@ def trace_onnx(
     function = tf.function(lambda *tensors: traced(*tensors), input_signature=specs, autograph=False)
     module = tf.Module(name="penjing")
     module.weights = list(tracer.weights.variables.values())
+    module.input_names = tuple(map(identifier, input_names))
     module.output_names = tuple(map(identifier, output_names))
     return module, function.get_concrete_function()
 
@@ -149,9 +152,10 @@ class SavedModelRunner(Runner):
         arguments = self._function.structured_input_signature[1]
         self.inputs = tuple(
             TensorSpec(name, np.dtype(spec.dtype.as_numpy_dtype), tuple(spec.shape.as_list()))
-            for name, spec in arguments.items()
+            for name in _ordered(arguments, self.path, "inputs")
+            for spec in (arguments[name],)
         )
-        self.outputs = _ordered(self._function.structured_outputs, self.path)
+        self.outputs = _ordered(self._function.structured_outputs, self.path, "outputs")
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
         """Outputs in the order of `outputs`."""
@@ -162,15 +166,15 @@ class SavedModelRunner(Runner):
         return [np.asarray(results[name].numpy()) for name in self.outputs]
 
 
-def _ordered(names: Iterable[str], path: Path) -> tuple[str, ...]:
-    """Output names in the order that the file notes; in alphabetical order where another tool wrote it."""
-    given, noted = sorted(names), noted_outputs(path)
+def _ordered(names: Iterable[str], path: Path, what: Literal["inputs", "outputs"]) -> tuple[str, ...]:
+    """Names in the order that the file notes; in alphabetical order where another tool wrote it."""
+    given, noted = sorted(names), noted_names(path, what)
     return noted if sorted(noted) == given else tuple(given)
 
 
-def noted_outputs(path: Path) -> tuple[str, ...]:
-    """Output names in the model's order, as noted when it was written; none by another tool."""
-    file = path / _ORDER
+def noted_names(path: Path, what: Literal["inputs", "outputs"]) -> tuple[str, ...]:
+    """Names in the model's order, as noted when it was written; none by another tool."""
+    file = path / _NOTES / f"{what}.json"
     return tuple(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else ()
 
 
