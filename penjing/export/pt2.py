@@ -27,11 +27,11 @@ class ProgramRunner(Runner):
         specs: list[TensorSpec] = []
         self._dtypes: list[torch.dtype | None] = []  # arrays have no bfloat16
         for node in self._model.graph.find_nodes(op="placeholder"):
-            stored = node.meta.get("penjing_example", {"shape": (), "dtype": "float32"})
-            dtype: torch.dtype = getattr(torch, stored["dtype"])
-            shape = tuple(size if isinstance(size, int) else None for size in stored["shape"])
+            stored = node.meta.get("penjing_example")
+            dtype: torch.dtype | None = getattr(torch, stored["dtype"]) if stored else None
+            shape = tuple(d if isinstance(d, int) else None for d in stored["shape"]) if stored else ()
             specs.append(TensorSpec(str(node.target), to_numpy(torch.zeros((), dtype=dtype)).dtype, shape))
-            self._dtypes.append(dtype if "penjing_example" in node.meta else None)
+            self._dtypes.append(dtype)
         self.inputs = tuple(specs)
         self.outputs = ()
 

@@ -152,8 +152,7 @@ class SavedModelRunner(Runner):
         arguments = self._function.structured_input_signature[1]
         self.inputs = tuple(
             TensorSpec(name, np.dtype(spec.dtype.as_numpy_dtype), tuple(spec.shape.as_list()))
-            for name in _ordered(arguments, self.path, "inputs")
-            for spec in (arguments[name],)
+            for name, spec in ((name, arguments[name]) for name in _ordered(arguments, self.path, "inputs"))
         )
         self.outputs = _ordered(self._function.structured_outputs, self.path, "outputs")
 

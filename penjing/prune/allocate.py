@@ -252,10 +252,10 @@ def _meet(
     def spent(taken: Positions) -> dict[str, float]:
         return {name: amount for name, amount in cost(_kept(groups, queues, taken)).items() if name in limits}
 
-    def excess(taken: Positions) -> dict[str, float]:
-        return {name: amount for name, amount in spent(taken).items() if amount > limits[name]}
+    def excess(amounts: Mapping[str, float]) -> dict[str, float]:
+        return {name: amount for name, amount in amounts.items() if amount > limits[name]}
 
-    over = excess(steps(len(line)))
+    over = excess(spent(steps(len(line))))
     if over:
         what = ", ".join(f"{name} {_amount(count)} > {_amount(limits[name])}" for name, count in over.items())
         raise BudgetError(
@@ -265,7 +265,7 @@ def _meet(
     low, high = 0, len(line)
     while low < high:
         middle = (low + high) // 2
-        if excess(steps(middle)):
+        if excess(spent(steps(middle))):
             low = middle + 1
         else:
             high = middle
@@ -279,7 +279,7 @@ def _meet(
                 continue
             taken[owner] -= 1
             more = spent(taken)
-            if any(amount > limits[name] for name, amount in more.items()):
+            if excess(more):
                 taken[owner] += 1
                 full.add(owner)
             else:

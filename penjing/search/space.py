@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 from penjing.config import Config
 from penjing.recipe.schema import Recipe
 
+_RANGES = ("left", "lr")
+"""Entries that hold two ends; the others hold choices."""
+
 
 class Suggests(Protocol):
     """The part of an Optuna trial that a space uses."""
@@ -51,7 +54,8 @@ class Space(Config):
 
     @model_validator(mode="after")
     def _ends_in_order(self) -> Self:
-        for name, (low, high) in (("left", self.left), ("lr", self.lr)):
+        for name in _RANGES:
+            low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} goes from {low:g} to {high:g}; give [low, high], both above 0")
         if self.left[1] > 1:
@@ -60,32 +64,22 @@ class Space(Config):
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
         """The values of one trial."""
-        values: dict[str, Any] = {
-            "left": _between(trial, "left", self.left),
-            "criterion": trial.suggest_categorical("criterion", self.criterion),
-            "scope": trial.suggest_categorical("scope", self.scope),
-            "reconstruct": trial.suggest_categorical("reconstruct", self.reconstruct),
-            "lr": _between(trial, "lr", self.lr),
-            "quantize": trial.suggest_categorical("quantize", self.quantize),
+        return {
+            name: trial.suggest_float(name, *given, log=True)
+            if name in _RANGES
+            else trial.suggest_categorical(name, given)
+            for name, given in self._varied().items()
         }
-        for name, choices in (("branches", self.branches), ("epochs", self.epochs)):
-            if choices:
-                values[name] = trial.suggest_categorical(name, choices)
-        return values
 
     def corners(self) -> Iterator[dict[str, Any]]:
         """The values of every combination of choices, with ranges at their lower ends."""
-        choices = {
-            "left": self.left[:1],
-            "criterion": self.criterion,
-            "scope": self.scope,
-            "reconstruct": self.reconstruct,
-            "lr": self.lr[:1],
-            "quantize": self.quantize,
-            **({"branches": self.branches} if self.branches else {}),
-            **({"epochs": self.epochs} if self.epochs else {}),
-        }
+        choices = {name: given[:1] if name in _RANGES else given for name, given in self._varied().items()}
         return (dict(zip(choices, values, strict=True)) for values in product(*choices.values()))
+
+    def _varied(self) -> dict[str, Any]:
+        """Ranges and choices of what a trial sets, in the order in which it asks for them."""
+        names = ("left", "criterion", "scope", "reconstruct", "lr", "quantize", "branches", "epochs")
+        return {name: given for name in names if (given := getattr(self, name))}
 
     def recipe(self, base: Recipe, values: dict[str, Any]) -> Recipe:
         """The base recipe with these values in their places."""
@@ -107,7 +101,3 @@ class Space(Config):
             plain["quantize"] = {}
         plain |= {"search": None, "baselines": False, "article": None}
         return Recipe.parse(plain)
-
-
-def _between(trial: Suggests, name: str, ends: tuple[float, float]) -> float:
-    return trial.suggest_float(name, *ends, log=True)

@@ -164,7 +164,7 @@ class Study:
             trials = self._study.get_trials(deepcopy=False)
             return {
                 "finished": sum(t.state == states.COMPLETE for t in trials),
-                "failed": sum(t.state == states.FAIL and bool(t.user_attrs.get("error")) for t in trials),
+                "failed": sum(_failed(t) for t in trials),
                 "running": sum(t.state == states.RUNNING for t in trials),
                 "lost": sum(t.state == states.FAIL and not t.user_attrs.get("error") for t in trials),
                 "wanted": self.config.trials,
@@ -182,7 +182,7 @@ class Study:
                 "error": t.user_attrs["error"],
             }
             for t in trials
-            if t.state.name == "FAIL" and t.user_attrs.get("error")
+            if _failed(t)
         ]
 
     def trials(self) -> list[dict[str, Any]]:
@@ -266,10 +266,12 @@ class Study:
 
     def _done(self) -> int:
         states = self._optuna.trial.TrialState
-        return sum(
-            t.state == states.COMPLETE or (t.state == states.FAIL and bool(t.user_attrs.get("error")))
-            for t in self._study.get_trials(deepcopy=False)
-        )
+        return sum(t.state == states.COMPLETE or _failed(t) for t in self._study.get_trials(deepcopy=False))
+
+
+def _failed(trial: Any) -> bool:
+    """Whether a trial ended with an error of its own; one lost with its worker has none."""
+    return trial.state.name == "FAIL" and bool(trial.user_attrs.get("error"))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from penjing.prune import Budget, allocate
 from penjing.prune.allocate import Kept, Scope
 
 Array = NDArray[np.float64]
+SCOPES: st.SearchStrategy[Scope] = st.sampled_from(["local", "global", "isomorphic"])
 
 
 def group(name: str, size: int, constraint: tuple[tuple[int, ...], ...] | None = None) -> Group:
@@ -100,7 +101,7 @@ def test_tied_segments_stay_equal(seed: int, ratio: float, round_to: int) -> Non
 @given(
     seed=st.integers(0, 99),
     fraction=st.floats(0.15, 1.0),
-    scope=st.sampled_from(["local", "global", "isomorphic"]),
+    scope=SCOPES,
 )
 def test_budget_is_met_to_one_slot(seed: int, fraction: float, scope: Scope) -> None:
     groups = [group("a", 10), group("bb", 33), group("ccc", 7)]
@@ -118,7 +119,7 @@ def test_budget_is_met_to_one_slot(seed: int, fraction: float, scope: Scope) -> 
 @given(
     seed=st.integers(0, 99),
     fraction=st.floats(0.3, 1.0),
-    scope=st.sampled_from(["local", "global", "isomorphic"]),
+    scope=SCOPES,
 )
 def test_a_coarse_last_step_gives_finer_ones_back(seed: int, fraction: float, scope: Scope) -> None:
     groups = [group("channels", 40), group("heads", 4), group("few", 7)]
