@@ -90,11 +90,9 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
     Args:
         model: Any module torch.export can follow.
         example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments (a dict whose keys
-        are not
-            the forward's parameter names is passed as the one positional argument).
+            are not the forward's parameter names is passed as the one positional argument).
         dynamic_batch: Leave dimension 0 free on every input tensor that shares the first one's. Where the
-        model
-            does not allow it, the batch is fixed and `Graph.notes` says so.
+            model does not allow it, the batch is fixed and `Graph.notes` says so.
 
     Raises:
         TraceError: weights that are not finite, names that a traced network needs itself (``graph``), inputs

@@ -5,14 +5,13 @@
 * a leaf becomes whatever it meets;
 * products match factor by factor from the left, and a factor that is too large splits (8 = 2·4);
 * sums match segment by segment, and a segment that is too long splits (8 = 5 + 3);
-* a product meeting a sum is cut along its outer factor, ``(A+B)·C = A·C + B·C``; when the cut falls inside
-the
-  inner factor the outer one is frozen and the product written out, ``2·C = C + C``;
+* a product meeting a sum is cut along its outer factor, ``(A+B)·C = A·C + B·C``; when the cut falls
+  inside the inner factor the outer one is frozen and the product written out, ``2·C = C + C``;
 * index maps are carried along; two maps of the same positions merge slots into connected components.
 
 What has no common refinement is frozen on both sides, with the reason given. Nothing here raises for a
-network's
-sake, and the work depends on the number of factors and segments, not on their sizes (index maps excepted).
+network's sake, and the work depends on the number of factors and segments, not on their sizes (index maps
+excepted).
 
 >>> from penjing.graph.axes import Leaf, Product, Sum, product, total
 >>> why = Reason("unsolved", "example")

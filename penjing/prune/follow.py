@@ -2,10 +2,9 @@
 list alone.
 
 An attribute follows when its value is the old size of a pruned axis that the module works with: a dim of a
-    tensor it
-owns, or of a value that a shape-making op in its own forward produced. Where several axes have that size,
-the ones
-closest to the module and most often met come first. The result is always verified by running the module.
+tensor it owns, or of a value that a shape-making op in its own forward produced. Where several axes have
+that size, the ones closest to the module and most often met come first. The result is always
+verified by running the module.
 """
 
 from __future__ import annotations

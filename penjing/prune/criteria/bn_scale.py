@@ -14,8 +14,7 @@ class BnScale(MemberCriterion):
     """|γ| of the normalisation layers (Liu et al. 2017, "Learning efficient convolutional networks").
 
     Groups that no normalisation scales are scored by all of their one-dimensional parameters, and those
-    without
-    any by nothing: all their slots weigh the same.
+    without any by nothing: all their slots weigh the same.
     """
 
     def members(self, group: Group, material: Material) -> list[Member]:

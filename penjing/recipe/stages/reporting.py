@@ -40,8 +40,7 @@ def write_all(space: Workspace, listen: Listener) -> Output:
     """Assemble the artifact in the run folder.
 
     Requires: all other stages. Ensures: the artifact's files in the run folder, ``report.html`` and the
-        tables among
-    them; the artifact loads without the original code and answers as the recovered network does.
+    tables among them; the artifact loads without the original code and answers as the recovered network does.
 
     Raises:
         VerifyError: if the loaded artifact answers otherwise.
