@@ -303,21 +303,24 @@ NETWORKS: dict[str, Maker] = {
     "random": plain("random"),
 }
 
+_GUIDED: dict[str, Any] = {
+    "lr": 0.02,
+    "schedule": "cosine",
+    "warmup": 0.05,
+    "losses": {"kd": 1.0, "mse": {"weight": 40.0, "layers": "blocks"}},
+    "mixup": 1.0,
+}
+
 # the same for every network; at a rate that keeps what a refit earned; on images mixed in pairs, where the
 # original is not sure of itself and says more; this with what every block gives held to the original's, too;
-# that on the images as they are; on mixed images for long, the original asked in a few epochs only; and what
-# Torch-Pruning's own benchmark does: plain fine-tuning
+# and with the last epochs' weights averaged; held on the images as they are; on mixed images for long, the
+# original asked in a few epochs only; and what Torch-Pruning's own benchmark does: plain fine-tuning
 RECOVERIES: dict[str, dict[str, Any]] = {
     "same": {"lr": 0.02, "schedule": "cosine", "warmup": 0.05, "losses": {"ce": 0.1, "kd": 0.9}},
     "gentle": {"lr": 0.008, "schedule": "cosine", "warmup": 0.05, "losses": {"ce": 0.1, "kd": 0.9}},
     "mixed": {"lr": 0.01, "schedule": "cosine", "warmup": 0.05, "losses": {"kd": 1.0}, "mixup": 1.0},
-    "guided": {
-        "lr": 0.02,
-        "schedule": "cosine",
-        "warmup": 0.05,
-        "losses": {"kd": 1.0, "mse": {"weight": 40.0, "layers": "blocks"}},
-        "mixup": 1.0,
-    },
+    "guided": _GUIDED,
+    "averaged": {**_GUIDED, "lr_end": 0.2, "ema": 0.9995},
     "held": {
         "lr": 0.02,
         "schedule": "cosine",
@@ -350,6 +353,7 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("penjing, by blocks", "same"),
     ("penjing, by blocks", "mixed"),
     ("penjing, by blocks", "guided"),
+    ("penjing, by blocks", "averaged"),
     ("penjing, by blocks", "patient"),
     ("penjing", "mixed"),
     ("penjing", "patient"),

@@ -12,7 +12,8 @@ from penjing.events import Listener, silent
 from penjing.files import check_folder
 from penjing.measure.metric import Metric
 from penjing.recover.config import RecoverConfig
-from penjing.recover.loop import Job, Loop
+from penjing.recover.job import Job
+from penjing.recover.loop import Loop
 from penjing.recover.result import RecoverResult
 from penjing.recover.teachers import Teacher
 

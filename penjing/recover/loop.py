@@ -12,9 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,70 +37,47 @@ from penjing.batches import (
     used_up,
 )
 from penjing.errors import RecoverError
-from penjing.events import Event, Listener
+from penjing.events import Event
 from penjing.graph.trace import eval_view
-from penjing.measure.metric import Metric, scored
 from penjing.recover import chance
 from penjing.recover.checkpoint import load_checkpoint, model_tensors, restore_model, save_checkpoint
-from penjing.recover.config import LossTerm, RecoverConfig
+from penjing.recover.config import LossTerm
 from penjing.recover.dropout import dropout_at
 from penjing.recover.ema import WeightAverage
-from penjing.recover.evaluate import check_total, evaluate
 from penjing.recover.features import Taps
-from penjing.recover.fidelity import fidelity
 from penjing.recover.guards import non_finite
+from penjing.recover.job import Job
+from penjing.recover.judge import Judge
 from penjing.recover.memory import kept_memory
 from penjing.recover.mix import mix, mixable
 from penjing.recover.objective import Objective, default_terms
 from penjing.recover.optim import build_optimizer, optimizer_tensors, restore_optimizer, set_lr
 from penjing.recover.precision import MIN_STEPS, can_gain, choose, speedup
+from penjing.recover.processes import Processes
 from penjing.recover.quality import quality
 from penjing.recover.result import RecoverResult, StopReason
 from penjing.recover.schedule import learning_rate
 from penjing.recover.sparse import Sparse
 from penjing.recover.start import Start
 from penjing.recover.state import EpochSums, Progress
-from penjing.recover.teachers import AnswerCache, Teacher, Teachers, check_alike
+from penjing.recover.teachers import AnswerCache, Teachers, check_alike
 
 _SECONDS_BETWEEN_EVENTS = 0.25
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run is asked to do; the arguments of `train` and `recover`."""
-
-    stage: str
-    model: nn.Module
-    teachers: tuple[Teacher, ...]
-    data: Iterable[Any]
-    config: RecoverConfig
-    val: Iterable[Any] | None
-    plan: Any
-    checkpoint: Path | None
-    seed: int
-    listen: Listener
-    metric: Metric | None = None
 
 
 class Loop:
     """One run: what is fixed is in the job; what moves is in `Progress`, model, optimizer and average."""
 
     def __init__(self, job: Job) -> None:
-        from accelerate import Accelerator, DistributedDataParallelKwargs  # slow, and only training needs it
-
         self.job, self.config = job, job.config
-        # heads that no loss reaches, layers that a batch does not take: no look beforehand can rule them out
-        partly = DistributedDataParallelKwargs(find_unused_parameters=True)
-        self.accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[partly])
-        self.device: torch.device = self.accelerator.device
-        self.rank: int = self.accelerator.process_index
-        self.world: int = self.accelerator.num_processes
+        self.processes = Processes()
+        self.accelerator = self.processes.accelerator
+        self.device, self.rank, self.world = self.processes.device, self.processes.rank, self.processes.world
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.best_is_new = False
         self.saved_cache: dict[str, Tensor] = {}
         self.objective: Objective | None = None
-        self._val_classes: bool | None = None
         self.taps: Taps | None = None
 
     def run(self) -> RecoverResult:
@@ -139,6 +114,8 @@ class Loop:
         self.channels_last = self._takes_channels_last()
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         self.model.to(memory_format=order)
+        if self.job.val is not None:
+            self.judge = Judge(self.job, self.processes, channels_last=self.channels_last)
         self.optimizer = build_optimizer(self.model, config)
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.wrapped: nn.Module = self.accelerator.prepare_model(self.model)
@@ -210,7 +187,7 @@ class Loop:
             model.to(memory_format=torch.channels_last)
         inputs = next(iter(self._moved()))
         found = speedup(model, lambda asked: logits_of(ask(asked, inputs, "model")), self.device)
-        found = self._of_the_first(found)
+        found = self.processes.of_the_first(found)
         self._tell("note", {"bf16_speedup": found}, "a training step in bf16 against one in fp32")
         return choose(found)
 
@@ -219,7 +196,7 @@ class Loop:
         if self.job.val is None or self.job.stage != "recover":
             return
         progress, samples = self.progress, self.config.recalibrate
-        progress.start = self.start.look(self.model, self._measure, self._moved(), samples)
+        progress.start = self.start.look(self.model, self._judged, self._moved(), samples)
         if self.average is not None:
             restore_model(self.average.model, model_tensors(self.model))
         self._tell("note", progress.start, "the weights that the run begins with")
@@ -456,24 +433,7 @@ class Loop:
 
     def _elapsed(self) -> float:
         """Seconds used."""
-        return self._of_the_first(self.progress.elapsed())
-
-    def _of_the_first(self, measured: float) -> float:
-        """What the first process measured, so that all decide alike."""
-        if self.world == 1:
-            return measured
-        own = measured if self.rank == 0 else 0.0
-        heard = torch.tensor([own], dtype=torch.float64, device=self.device)
-        return float(self.accelerator.reduce(heard, "sum"))
-
-    @torch.no_grad()
-    def _share_buffers(self, model: nn.Module) -> None:
-        """Give all processes the first one's buffers: each has its own samples' batch-norm statistics."""
-        from accelerate.utils import broadcast
-
-        if self.world > 1:
-            for buffer in model.buffers():
-                buffer.copy_(broadcast(buffer.contiguous()))
+        return self.processes.of_the_first(self.progress.elapsed())
 
     def _share_done(self) -> float:
         """How much of the run is done, 0 to 1."""
@@ -495,11 +455,15 @@ class Loop:
             return StopReason.MAX_SECONDS
         return None
 
+    def _judged(self, model: nn.Module) -> dict[str, float]:
+        """What validation finds of a model."""
+        return self.judge(model, bf16=self.progress.precision == "bf16")
+
     def _validate(self) -> dict[str, float]:
-        """What `_measure` finds; remembers the best weights."""
+        """What validation finds; remembers the best weights."""
         progress = self.progress
         source = self.model if self.average is None else self.average.model
-        record = self._measure(source)
+        record = self._judged(source)
         found = quality(record)
         assert found is not None
         if progress.best_epoch is None or found > progress.best_quality:
@@ -511,63 +475,6 @@ class Loop:
             progress.waiting += 1
             progress.stopped = progress.stopped or self._limit_reached()
         return record
-
-    def _measure(self, model: nn.Module) -> dict[str, float]:
-        """How good a model is on the validation data: by the user's metric; accuracy and loss where it names
-        classes; else how well it answers as the original does.
-        """
-        job = self.job
-        assert job.val is not None
-        self._share_buffers(model)
-        if job.metric is not None:
-            value, samples = scored(job.metric, model, job.val)
-            return {"val_metric": self._of_the_first(value), "val_n": samples}
-        if not self._names_classes(model):
-            if not job.teachers:
-                judge = (
-                    "metric=, a function of outputs and targets" if job.stage == "recover" else "int64 labels"
-                )
-                raise RecoverError(
-                    "the validation targets are not classes of the outputs, so there is no accuracy",
-                    remedy=f"Give {judge}, or leave val out",
-                )
-            value, samples = fidelity(
-                model, job.teachers[0], job.val, device=self.device, channels_last=self.channels_last
-            )
-            return {"val_fidelity": self._of_the_first(value), "val_n": samples}
-        counts = evaluate(
-            model,
-            job.val,
-            device=self.device,
-            channels_last=self.channels_last,
-            bf16=self.progress.precision == "bf16",
-            ignored=self.config.ignore_index,
-            rank=self.rank,
-            world=self.world,
-        )
-        sums = torch.tensor(counts, dtype=torch.float64, device=self.device)
-        right, total, loss = self.accelerator.reduce(sums, "sum").tolist()
-        check_total(total, self.config.ignore_index)
-        record = {"val_accuracy": right / total, "val_n": total}
-        return record | {"val_loss": loss / total} if math.isfinite(loss) else record
-
-    def _names_classes(self, model: nn.Module) -> bool:
-        """Whether the validation targets are classes of the model's outputs, by the first batch; without
-        targets, whether there is no original to be compared with.
-        """
-        if self._val_classes is None:
-            assert self.job.val is not None
-            item = next(iter(self.job.val), None)
-            if item is None:
-                return True  # what is wrong is said where it is measured
-            batch = move(unpack(item), self.device, self.channels_last)
-            with torch.no_grad(), eval_view(model):
-                logits_NK = logits_of(ask(model, batch.inputs, "model"), batch.target)
-            if batch.target is None:
-                self._val_classes = not self.job.teachers
-            else:
-                self._val_classes = classifies(batch.target, logits_NK)
-        return self._val_classes
 
     # ---------------------------------------------------------------------------------------------- keeping
 
@@ -624,7 +531,7 @@ class Loop:
             restore_model(model, {"best": self.best, "start": self.start.tensors}[kept])
         elif self.average is not None:
             restore_model(model, model_tensors(self.average.model))
-        self._share_buffers(model)
+        self.processes.share_buffers(model)
         model.zero_grad(set_to_none=True)
         if self.channels_last:
             model.to(memory_format=torch.contiguous_format)
