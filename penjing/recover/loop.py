@@ -350,8 +350,8 @@ class Loop:
         return batches
 
     def _loss(self, batch: Batch, number: int, done: float, meter: EpochSums, weight: float) -> Tensor:
-        """The loss of one batch, checked; adds to the meter. The weight is that of losses with labels: how much
-        more the batch has of the step's labels than of its samples.
+        """The loss of one batch, checked; adds to the meter. The weight is that of losses with labels: how
+        much more the batch has of the step's labels than of its samples.
         """
         target = batch.target
         if self.config.mixup or self.config.cutmix:
