@@ -17,6 +17,7 @@ from penjing.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _MEMORY_LIMIT = 1 << 30  # decoded bytes up to which a split is kept in memory once decoded
+_CHECKED = 64  # images decoded at a time to see that they can be
 _GRAY = frozenset({"1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _ORIENTATION = 0x0112  # EXIF tag: how the stored picture is turned to stand upright
 _UPRIGHT = {
@@ -105,6 +106,15 @@ class EncodedSplit(Split):
             self._cache[index] = self._decode(int(index))
             self._cached[index] = True
         return self._cache[indices]
+
+    def check(self) -> None:
+        """Decode every image once.
+
+        Raises:
+            DataError: naming the first one that cannot be.
+        """
+        for start in range(0, len(self), _CHECKED):
+            self.fetch(np.arange(start, min(start + _CHECKED, len(self))))
 
     def _decode(self, index: int) -> Images:
         height, width, channels = self.image_shape

@@ -39,6 +39,37 @@ def attention(
     return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
+def antialiased(cubic: bool) -> Callable[..., Any]:
+    """Resizing with antialiasing by the factors that were given, which torch's translation replaces by the
+    ratios of the rounded sizes.
+    """
+    from onnxscript.function_libs.torch_lib.ops import nn
+
+    by_size = nn.aten__upsample_bicubic2d_aa if cubic else nn.aten__upsample_bilinear2d_aa
+
+    def resize(
+        x: Any,
+        output_size: Any,
+        align_corners: bool,
+        scales_h: float | None = None,
+        scales_w: float | None = None,
+    ) -> Any:
+        if align_corners or scales_h is None or scales_w is None:
+            return by_size(x, output_size, align_corners)
+        return op.Resize(
+            x,
+            None,
+            op.Constant(value_floats=[1.0, 1.0, scales_h, scales_w]),
+            mode="cubic" if cubic else "linear",
+            coordinate_transformation_mode="half_pixel",
+            antialias=1,
+            cubic_coeff_a=-0.5,
+            exclude_outside=1,
+        )
+
+    return resize
+
+
 def _tensor(tensor: torch.Tensor) -> Any:
     import onnx
 
@@ -47,11 +78,16 @@ def _tensor(tensor: torch.Tensor) -> Any:
 
 def translations(program: torch.export.ExportedProgram) -> dict[Any, Callable[..., Any]]:
     """The functions that this program needs in place of torch's own."""
-    sdpa = torch.ops.aten.scaled_dot_product_attention.default
-    for node in program.graph.nodes:
-        if node.op == "call_function" and node.target is sdpa and node.args[0].meta["val"].dim() != 4:
-            return {sdpa: attention}
-    return {}
+    aten = torch.ops.aten
+    sdpa = aten.scaled_dot_product_attention.default
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    found: dict[Any, Callable[..., Any]] = {}
+    if any(node.target is sdpa and node.args[0].meta["val"].dim() != 4 for node in calls):
+        found[sdpa] = attention
+    if any("2d_aa." in str(node.target) for node in calls):
+        found[aten._upsample_bilinear2d_aa.default] = antialiased(cubic=False)
+        found[aten._upsample_bicubic2d_aa.default] = antialiased(cubic=True)
+    return found
 
 
 def even_bounds(program: torch.export.ExportedProgram) -> None:

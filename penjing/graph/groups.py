@@ -48,6 +48,8 @@ class Group:
             ``"softmax"``, ``"mean"``, ``"reduced"`` (max, norm…), ``"index"`` (seen through an index map).
         cofactors: Ids of the groups it shares a dimension with as a product: pruning both multiplies.
         constraint: Sets of slots that must keep equal numbers, or None.
+        parts: Sets of slots that make up a dimension somewhere by themselves (behind a channel shuffle, each
+            half of a block): none may go altogether.
     """
 
     id: str
@@ -58,6 +60,7 @@ class Group:
     marks: frozenset[str] = frozenset()
     cofactors: tuple[str, ...] = ()
     constraint: tuple[tuple[int, ...], ...] | None = None
+    parts: tuple[Index, ...] = ()
 
 
 @dataclass(frozen=True)

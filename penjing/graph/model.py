@@ -7,11 +7,12 @@ from collections.abc import Iterator, Set
 from typing import Any, Self
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from penjing.graph.trace import Graph
+from penjing.graph.trace import CUMULATIVE, Graph
 from penjing.graph.tree import Held, build_tree, held_tensors
 
+_COUNTING, _BEFORE = "norms that count", "statistics before"  # keys of ``meta``, as `CUMULATIVE`
 BATCH_NORM = "aten.batch_norm.default"
 _MEAN, _TRAINING, _MOMENTUM = 3, 5, 6  # positions of its arguments
 # op → position of its training flag. Batch and instance norm follow only when they have running statistics.
@@ -41,11 +42,11 @@ class GraphModel(fx.GraphModule):
     ``eval()`` switch dropout and batch-norm statistics inside the graph), can be deep-copied and traced
     again.
 
+    What it knows of its batch norms is in ``meta``, where no module or parameter of the original can be:
+    under `CUMULATIVE` the names of the running means of those that average over all batches so far.
+
     Args:
         source: The traced network; its tensors are copied.
-
-    Attributes:
-        cumulative_norms: Names of the running means of batch norms that average over all batches so far.
     """
 
     def __init__(self, source: Graph) -> None:
@@ -61,16 +62,16 @@ class GraphModel(fx.GraphModule):
             self.register_parameter(name, param)
         for name, buffer in root._buffers.items():
             self.register_buffer(name, buffer, persistent=name not in root._non_persistent_buffers_set)
-        self.cumulative_norms = cumulative
-        self._norms = tuple(_norms(graph, {item.name for item in tensors}))
-        self._before: list[tuple[Tensor, Tensor]] = []
+        self.meta[CUMULATIVE] = cumulative
+        self.meta[_COUNTING] = tuple(_norms(graph, {item.name for item in tensors}))
+        self.meta[_BEFORE] = []
         self.register_forward_pre_hook(_count_batch)
         self.register_forward_hook(_average_statistics)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin._assemble(tuple(held_tensors(self)), copy.deepcopy(self.graph), self.cumulative_norms)
+        twin._assemble(tuple(held_tensors(self)), copy.deepcopy(self.graph), self.meta[CUMULATIVE])
         twin.train(self.training)
         return twin
 
@@ -87,7 +88,7 @@ class GraphModel(fx.GraphModule):
             if index is None or _keeps_flag(node, index) or bool(node.args[index]) == mode:
                 continue
             node.update_arg(index, mode)
-            if str(node.target) == BATCH_NORM and node.args[_MEAN].target in self.cumulative_norms:
+            if str(node.target) == BATCH_NORM and node.args[_MEAN].target in self.meta[CUMULATIVE]:
                 node.update_arg(_MOMENTUM, 1.0)  # leaves the batch's statistics, averaged afterwards
             changed = True
         if changed:
@@ -108,24 +109,24 @@ def _count_batch(model: GraphModel, args: Any) -> None:
     """Advance the counters of batches, and remember the statistics that will be averaged."""
     if not model.training:
         return
-    for prefix in model._norms:
+    for prefix in model.meta[_COUNTING]:
         model.get_buffer(prefix + "num_batches_tracked").add_(1)
-    for mean in sorted(model.cumulative_norms):
+    for mean in sorted(model.meta[CUMULATIVE]):
         for name in (mean, mean.removesuffix("running_mean") + "running_var"):
             buffer = model.get_buffer(name)
-            model._before.append((buffer, buffer.clone()))
+            model.meta[_BEFORE].append((buffer, buffer.clone()))
 
 
 def _average_statistics(model: GraphModel, args: Any, output: Any) -> None:
     """Momentum None: every batch so far weighs the same."""
     counts = [
         model.get_buffer(mean.removesuffix("running_mean") + "num_batches_tracked")
-        for mean in sorted(model.cumulative_norms)
+        for mean in sorted(model.meta[CUMULATIVE])
         for _ in range(2)
     ]
-    for (buffer, old), count in zip(model._before, counts, strict=False):
+    for (buffer, old), count in zip(model.meta[_BEFORE], counts, strict=False):
         buffer.copy_(torch.lerp(old, buffer, 1.0 / float(count)))
-    model._before.clear()
+    model.meta[_BEFORE].clear()
 
 
 def _keeps_flag(node: fx.Node, index: int) -> bool:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
-from penjing.graph.axes import Axis, Leaf, Product, Reason, Sum, is_fixed, leaves
+from penjing.graph.axes import Axis, Index, Leaf, Product, Reason, Sum, is_fixed, leaves
 from penjing.graph.constants import Constants
 from penjing.graph.groups import Coupling, Frozen, Group, Member, names_on
 from penjing.graph.rules import Axes, Notebook, Op, find_rule
@@ -206,9 +207,15 @@ def _groups(graph: Graph, tensors: dict[str, Axes], marks: dict[int, set[str]]) 
                 members=tuple(Member(name, dim, tensors[name][dim], leaf) for name, dim in members[number]),
                 marks=own - {"head", "head_dim"},
                 cofactors=tuple(named[other] for other in cofactors.get(number, {}) if other in named),
+                parts=_parts(leaf),
             )
         )
     return tuple(groups)
+
+
+def _parts(leaf: Leaf) -> tuple[Index, ...]:
+    shown = {part.tobytes(): part for part in map(np.unique, leaf.views) if 0 < len(part) < leaf.size}
+    return tuple(shown.values())
 
 
 def _kind(axis: Axis, leaf: Leaf) -> str:

@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from penjing.errors import TraceError
+from penjing.errors import PenjingError, TraceError
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.source import short_place, source_of
 from penjing.graph.tidy import tidy
@@ -27,6 +27,9 @@ from penjing.log import silenced
 
 BATCH_STANDIN = 1009
 """Stands for a symbolic dimension in the axis equations: a prime that no network dimension holds."""
+
+CUMULATIVE = "cumulative norms"
+"""Key of a traced network's ``meta``: see `Graph.cumulative_norms`."""
 
 _PLACE = re.compile(r"Caused by: \(?([^\s()]+\.py):(\d+)")  # as torch.export names the line
 
@@ -253,6 +256,8 @@ def _export(
     first: list[str] = []
     try:
         found = _tried(model, args, kwargs, dynamic, first, ())
+    except PenjingError:
+        raise  # a forward that says itself why it cannot be followed
     except Exception as error:
         _check_forward(model, args, kwargs)
         decisions = decide(model, args, kwargs)
@@ -430,7 +435,8 @@ def _graph(
 
 def _cumulative_norms(model: nn.Module) -> Iterator[str]:
     """Batch norms that average over all batches so far; a traced model remembers its original's."""
-    yield from getattr(model, "cumulative_norms", ())
+    if isinstance(model, fx.GraphModule):
+        yield from model.meta.get(CUMULATIVE, ())
     for name, module in model.named_modules():
         is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
         if is_norm and module.momentum is None and module.running_mean is not None:

@@ -146,6 +146,7 @@ class _Seen:
     macs: dict[str, int] = field(default_factory=dict)
     ops: dict[str, str] = field(default_factory=dict)
     uncounted: dict[str, None] = field(default_factory=dict)
+    batches: set[int] = field(default_factory=set)  # of convolutions; without one, they are given one of 1
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -168,6 +169,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             layer = self._layer(args)
             self.seen.macs[layer] = self.seen.macs.get(layer, 0) + rule(args, out)
             self.seen.ops.setdefault(layer, name)
+            if rule is _convolution:
+                self.seen.batches.add(args[0].shape[0])
         elif func.namespace not in ("aten", "prim", "prims", "profiler"):
             self.seen.uncounted[name] = None
         return out
@@ -188,26 +191,29 @@ def count(model: nn.Module, example_inputs: Any) -> Count:
     Args:
         model: Any module; it is run once in eval mode without gradients and left as it was.
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments. Only the first sample
-            is run where every tensor's dimension 0 can be cut to it, else MACs are divided by the batch.
+            is run where every tensor's dimension 0 can be cut to it, else MACs are divided by the batch,
+            which the outputs then have in front, too.
 
     Raises:
         MeasureError: if the forward refuses the inputs.
     """
-    args, kwargs, batch = first_sample(model, example_inputs)
+    args, kwargs, size = first_sample(model, example_inputs)
+    batch = 1
     try:
-        seen = _run(model, args, kwargs)
-        batch = 1
+        seen, _ = _run(model, args, kwargs)
     except Exception as first:
         # Some networks bake their batch size: run them as they were given.
         args, kwargs = bind_inputs(model, example_inputs)
         try:
-            seen = _run(model, args, kwargs)
+            seen, outputs = _run(model, args, kwargs)
         except Exception as error:
             raise MeasureError(
                 f"the forward refuses the example inputs ({type(error).__name__}: {error})",
                 layer=type(model).__name__,
                 remedy="Give example inputs that the model accepts",
             ) from first
+        if size in outputs and (not seen.batches or any(found % size == 0 for found in seen.batches)):
+            batch = size  # and no dimension of a sample, such as the channels of one image
     params = _params_by_layer(model)
     order = [*seen.macs, *(name for name in params if name not in seen.macs)]
     layers = tuple(
@@ -222,21 +228,26 @@ def count(model: nn.Module, example_inputs: Any) -> Count:
     )
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Seen:
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Seen, set[int]]:
+    """What ran, and the lengths of the outputs."""
     owners = {_storage(param): layer_of(name) for name, param in model.named_parameters() if param.numel()}
     stack: list[str] = []
     counter = _Counter(owners, stack)
     with eval_view(model), _module_names(model, stack), torch.no_grad(), counter:
-        model(*args, **kwargs)
-    return counter.seen
+        output = model(*args, **kwargs)
+    leaves = pytree.tree_leaves(output)
+    return counter.seen, {len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
 
 
 @contextmanager
 def _module_names(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    def leave(*_: Any) -> None:
+        stack.pop()
+
     handles = []
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
-        handles.append(module.register_forward_hook(lambda *_: stack.pop() and None, always_call=True))
+        handles.append(module.register_forward_hook(leave, always_call=True))
     try:
         yield
     finally:

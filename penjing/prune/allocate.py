@@ -173,9 +173,11 @@ def matching(groups: Sequence[Group], pattern: str) -> list[int]:
 def queue(group: Group, scores: NDArray[np.float64], round_to: int = 1, min_slots: int = 1) -> Queue:
     """Order the slots and cut them so that the kept count is a multiple after every step."""
     units = _units(group, scores)  # (units, slots per unit), first to go first
+    stay = _stay(group, units)
+    units = np.concatenate([units[~stay], units[stay]])
     count, width = units.shape
     block = math.lcm(width, round_to) // width
-    least = max(block, math.ceil(min_slots / width))
+    least = max(block, math.ceil(min_slots / width), int(stay.sum()))
     ends = np.arange(count % block or block, count - least + 1, block, dtype=np.int64)
     sizes = np.diff(ends, prepend=0) * width
     slots = units.reshape(-1)[: int(sizes.sum())]
@@ -193,6 +195,23 @@ def _units(group: Group, scores: NDArray[np.float64]) -> Positions:
         order = np.lexsort((-members, scores[members]))
         columns.append(members[order])
     return np.stack(columns, axis=1)
+
+
+def _stay(group: Group, units: Positions) -> NDArray[np.bool_]:
+    """Which units stay whatever goes before them: those that hold the last slot of a part."""
+    stay = np.zeros(len(units), dtype=bool)
+    if not group.parts:
+        return stay
+    shown = np.zeros((group.size, len(group.parts)), dtype=np.int64)
+    for number, part in enumerate(group.parts):
+        shown[part, number] = 1
+    left = shown.sum(0)
+    for number, slots in enumerate(units):
+        lost = shown[slots].sum(0)
+        stay[number] = bool(((lost > 0) & (lost == left)).any())
+        if not stay[number]:
+            left -= lost
+    return stay
 
 
 def _segments(group: Group) -> list[Positions]:

@@ -50,10 +50,8 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any) -> PruneResult:
     if not isinstance(plan, Plan):
         raise PruneError(f"the plan is {plan!r}", remedy="Give a Plan; Plan.load reads one from a file")
     plan.check(model)
-    graph = trace(model, example_inputs)
-    whole = graph
-    if plan.branches:
-        graph = cut(graph, chosen(find_branches(graph), tuple(plan.branches)))
+    whole = trace(model, example_inputs)
+    graph = without_branches(whole, plan)
     coupling = couple(graph, prune_outputs=True)
     kept = slots_of(plan, coupling)
     done = carry_out(
@@ -66,6 +64,11 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any) -> PruneResult:
         )
     result = summarise(done.model, plan, graph, coupling, kept, in_place=done.in_place)
     return replace(result, before=count_all(whole)) if plan.branches else result
+
+
+def without_branches(graph: Graph, plan: Plan) -> Graph:
+    """The graph without the branches that go whole in a plan; itself where there are none."""
+    return cut(graph, chosen(find_branches(graph), tuple(plan.branches))) if plan.branches else graph
 
 
 def apply_(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import fx
 
 from penjing.graph import Axis, Coupling, Graph, count, couple
+from penjing.graph.axes import leaves
 from penjing.graph.trace import BATCH_STANDIN
 from penjing.prune.ranges import Positions
 
@@ -179,11 +180,19 @@ class Cost:
         return total // self._fixed_batch()
 
     def _fixed_batch(self) -> int:
-        """How many samples one pass over the graph takes; 1 where that is free."""
-        inputs = self.graph.module.graph.find_nodes(op="placeholder")
-        shapes = (axes for node in inputs for axes in self.coupling.values.get(node.name, ()) if axes)
-        first = next(shapes, ())
-        return 1 if self.graph.batch_dim or not first else first[0].size
+        """How many samples one pass over the graph takes; 1 where that is free, or where no dimension is a
+        batch: outputs have it in front, and no parameter has it.
+        """
+        nodes, values = self.graph.module.graph, self.coupling.values
+        inputs = (axes for node in nodes.find_nodes(op="placeholder") for axes in values.get(node.name, ()))
+        first = next((axes[0] for axes in inputs if axes), None)
+        if self.graph.batch_dim or first is None:
+            return 1
+        outputs = (axes for node in nodes.output_node().all_input_nodes for axes in values.get(node.name, ()))
+        given = any(axes and axes[0].size == first.size for axes in outputs)
+        own = (axis for name in self.graph.params for axis in self.coupling.tensors.get(name, ()))
+        met = {leaf.reason for axis in own for leaf in leaves(axis)}
+        return first.size if given and met.isdisjoint(leaf.reason for leaf in leaves(first)) else 1
 
     def bytes(self, kept: Kept) -> int:
         """Bytes of parameters and persistent buffers; shared ones count once."""

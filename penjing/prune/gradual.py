@@ -17,7 +17,7 @@ from torch import nn
 
 from penjing.errors import PruneError
 from penjing.events import Event, Listener, silent
-from penjing.graph import Group, couple, trace
+from penjing.graph import Coupling, Group, couple, trace
 from penjing.prune.allocate import Kept, Scope, allocate
 from penjing.prune.api import checked_patterns, prune_slots
 from penjing.prune.criteria import Criterion, Material, make_criterion
@@ -131,18 +131,18 @@ def prune_gradually(
     ignored = (config or RecoverConfig()).ignore_index
     dense = share_right(model, val, ignored=ignored)
     current, plan, done, removed = model, None, list[Round](), 0.0
-    original: Sequence[Group] = ()
+    original: Coupling | None = None
     steps = schedule(ratio, rounds, kind)
     for index, step in enumerate(steps):
         removed = 1 - (1 - removed) * (1 - step)
         graph = trace(current, example_inputs)
         coupling = couple(graph, ignore=ignore)
-        original = original or coupling.groups
+        original = original or coupling
         scores = chosen.scores(Material(current, graph, coupling, data, None, seed, listen))
-        kept = _choose(original, plan, coupling.groups, scores, removed, scope)
+        kept = _choose(original.groups, plan, coupling.groups, scores, removed, scope)
         made = {"criterion": chosen.name, "scope": scope, "ratio": step, "seed": seed}
         pruned = prune_slots(current, example_inputs, graph, coupling, kept, made=made)
-        whole = pruned.plan if plan is None else plan.then(pruned.plan)
+        whole = pruned.plan if plan is None else plan.then(pruned.plan, original)
         small = pruned.model
         if reconstruct:
             small = refit(small, model, whole, data, seed=seed, listen=listen).model

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from penjing.errors import PruneError
 from penjing.files import write_json
 from penjing.graph.tree import held_tensors
 from penjing.prune.ranges import Positions, from_ranges, to_ranges
+
+if TYPE_CHECKING:
+    from penjing.graph import Coupling
 
 FORMAT = "penjing.plan"
 VERSION = 2
@@ -207,8 +210,14 @@ class Plan(InShort):
 
     # -- composition ----------------------------------------------------------------------------------------
 
-    def then(self, later: Plan) -> Plan:
+    def then(self, later: Plan, coupling: Coupling | None = None) -> Plan:
         """The plan that does this one and then ``later``, in the original's positions.
+
+        Args:
+            later: A plan for the model that this one produces.
+            coupling: The original's axes (without the branches that go). With them its groups are counted by
+                what stays of the tensors; without, by their names, and a group that this plan ties anew
+                (where it writes a channel shuffle as an index) keeps the count of this plan.
 
         Raises:
             PruneError: if ``later`` was not made for the model this plan produces.
@@ -230,7 +239,7 @@ class Plan(InShort):
         renamed |= {now: self.renamed.get(key, key) for now, key in later.renamed.items()}
         gone = later.gone
         values = {**self.values, **later.values}
-        return replace(
+        both = replace(
             self,
             groups=groups,
             tensors={name: dims for name, dims in tensors.items() if name not in gone},
@@ -242,6 +251,11 @@ class Plan(InShort):
             reason=self.reason or later.reason,
             created_by={"then": [dict(self.created_by), dict(later.created_by)]},
         )
+        if coupling is None:
+            return both
+        from penjing.prune.slots import by_group, group_edits, slots_of  # which imports this module
+
+        return replace(both, groups=group_edits(coupling, by_group(coupling, slots_of(both, coupling))))
 
     # -- plain data -----------------------------------------------------------------------------------------
 

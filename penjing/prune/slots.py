@@ -22,6 +22,11 @@ def by_leaf(coupling: Coupling, kept: Mapping[str, Positions]) -> dict[int, Posi
     return {g.leaf: kept[g.id] for g in coupling.groups if g.id in kept and len(kept[g.id]) < g.size}
 
 
+def by_group(coupling: Coupling, kept: Mapping[int, Positions]) -> dict[str, Positions]:
+    """Kept slots by group id, for the groups that lose some: the inverse of `by_leaf`."""
+    return {g.id: kept[g.leaf] for g in coupling.groups if g.leaf in kept}
+
+
 def group_edits(coupling: Coupling, kept: Mapping[str, Positions]) -> dict[str, GroupEdit]:
     """The plan's entry of every group that loses slots."""
     return {

@@ -104,6 +104,20 @@ class QuantizedStudent(OnnxModel):
             for step in self._body.steps
         ]
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As for `OnnxModel`.
+
+        Raises:
+            QuantizeError: where it is traced: what rounds has no axes that could be solved.
+        """
+        if torch.compiler.is_exporting():
+            raise QuantizeError(
+                "a network that trains in int8 cannot be traced, as pruning and regularizers of slots do",
+                layer=type(self).__name__,
+                remedy="Prune or regularize before quantizing; 'keep_zeros' alone works afterwards",
+            )
+        return super().forward(*args, **kwargs)
+
     @torch.no_grad()
     def _start_from(self, encoded: Mapping[str, EncodedLayer]) -> None:
         """Weights begin at the levels that calibration rounded them to, biases at their corrected values."""

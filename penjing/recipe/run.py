@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from penjing.data.images import EncodedSplit
 from penjing.errors import PenjingError, RecipeError, RunError
 from penjing.events import Event, Listener, silent
 from penjing.export.base import get_format
@@ -19,6 +20,7 @@ from penjing.prune.api import checked_patterns
 from penjing.recipe.lock import run_lock
 from penjing.recipe.result import RunResult
 from penjing.recipe.schema import Recipe, first_difference
+from penjing.recipe.stages.base import Stage
 from penjing.recipe.store import Marker, Store, stage_key
 from penjing.recipe.workspace import Workspace
 from penjing.recover.augment import make_augment
@@ -94,10 +96,26 @@ def _check_patterns(space: Workspace) -> None:
         checked_patterns(list(prune.ratios), network, "ratios")
 
 
-def _check_inputs(space: Workspace) -> None:
-    """A run that goes on with other data or weights would be made of two halves."""
+def _check_images(space: Workspace) -> None:
+    """Images that are looked at after hours of training are decoded once before it."""
+    if space.store.read("train") is None:
+        for part in (space.bundle.val, space.bundle.test):
+            if isinstance(part, EncodedSplit):
+                part.check()
+
+
+def _check_inputs(space: Workspace, listen: Listener, *, finished: bool) -> None:
+    """A run that goes on with other data or weights would be made of two halves; one that is finished needs
+    neither.
+    """
     path = space.work / "inputs.json"
-    now, then = space.inputs(), read_json(path)
+    try:
+        now, then = space.inputs(), read_json(path)
+    except PenjingError as error:
+        if not finished:
+            raise
+        listen(Event("run", "note", message=f"finished, so not asked for any more: {error.cause}"))
+        return
     if not isinstance(then, dict):
         write_json(path, now)
         return
@@ -121,18 +139,17 @@ def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str
     from penjing.recipe.stages import stages_of
 
     space = Workspace(recipe, folder, given)
-    _check_inputs(space)
+    stages, given_digests = stages_of(recipe), space.fingerprints()
+    _check_inputs(space, listen, finished=_is_finished(space, stages, given_digests))
     _check_patterns(space)
-    stages = stages_of(recipe)
+    _check_images(space)
     total = len(stages)
     listen(Event("run", "start", 0, total, "stage", message=f"{recipe.name} in {folder}"))
     skipped: list[str] = []
     completed: list[str] = []
-    given_digests = space.fingerprints()
     digests = dict(given_digests)
     for index, stage in enumerate(stages):
-        inputs = {name: digests[name] for name in (*given_digests, *stage.requires)}
-        key = stage_key(stage.name, stage.config, recipe.seed, inputs)
+        key = _key(stage, recipe.seed, given_digests, digests)
         marker = space.store.finished(stage.name, key)
         if marker is not None:
             skipped.append(stage.name)
@@ -163,6 +180,22 @@ def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str
         digests[stage.name] = marker.digest
     listen(Event("run", "end", total, total, "stage"))
     return tuple(skipped)
+
+
+def _key(stage: Stage, seed: int, given: Mapping[str, str], digests: Mapping[str, str]) -> str:
+    inputs = {name: digests[name] for name in (*given, *stage.requires)}
+    return stage_key(stage.name, stage.config, seed, inputs)
+
+
+def _is_finished(space: Workspace, stages: Sequence[Stage], given: Mapping[str, str]) -> bool:
+    """Whether no stage remains to be done."""
+    digests = dict(given)
+    for stage in stages:
+        marker = space.store.finished(stage.name, _key(stage, space.recipe.seed, given, digests))
+        if marker is None:
+            return False
+        digests[stage.name] = marker.digest
+    return True
 
 
 def _spent(timing: Mapping[str, Any], seconds: float) -> float:

@@ -310,12 +310,16 @@ class Loop:
         if not batches:
             return
         samples = sum(batch.size for _, batch in batches)
-        for number, batch in batches:
+        labels = [_num_labels(batch, config.ignore_index) for _, batch in batches]
+        all_labels = self.processes.mean(sum(labels))
+        for (number, batch), own in zip(batches, labels, strict=True):
             batch = move(batch, self.device, self.channels_last)
             last = number == batches[-1][0]
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss = self._loss(batch, number, done, meter)
-                self.accelerator.backward(loss * (batch.size / samples))
+                part = batch.size / samples
+                weight = own / all_labels / part if all_labels else 1.0
+                loss = self._loss(batch, number, done, meter, weight)
+                self.accelerator.backward(loss * part)
         norm = self._gradient_norm()
         if not math.isfinite(norm):
             raise non_finite(self.model, batch.inputs, progress.steps + 1, f"the gradient norm is {norm}")
@@ -345,8 +349,10 @@ class Loop:
             batches.append((number, own))
         return batches
 
-    def _loss(self, batch: Batch, number: int, done: float, meter: EpochSums) -> Tensor:
-        """The loss of one batch, checked; adds to the meter."""
+    def _loss(self, batch: Batch, number: int, done: float, meter: EpochSums, weight: float) -> Tensor:
+        """The loss of one batch, checked; adds to the meter. The weight is that of losses with labels: how
+        much more the batch has of the step's labels than of its samples.
+        """
         target = batch.target
         if self.config.mixup or self.config.cutmix:
             batch, target = self._mixed(batch, number)
@@ -375,7 +381,9 @@ class Loop:
             check_alike(outputs, theirs if objective.needs_outputs else scores)
         mine = self.taps.features if self.taps is not None else {}
         learned = labels_N if target is batch.target and not _is_soft(target) else target
-        loss, parts = objective(outputs, mine, answers, features, learned, done, labels=batch.target)
+        loss, parts = objective(
+            outputs, mine, answers, features, learned, done, labels=batch.target, label_weight=weight
+        )
         if not loss.requires_grad:
             raise RecoverError(
                 "the loss depends on no parameter that is trained",
@@ -574,6 +582,14 @@ class Loop:
                     message,
                 )
             )
+
+
+def _num_labels(batch: Batch, ignored: int) -> int:
+    """How many labels count; with probabilities, or without labels, each sample does."""
+    target = batch.target
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        return batch.size
+    return int((target != ignored).sum())
 
 
 def _is_soft(target: Any) -> bool:

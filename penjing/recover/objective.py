@@ -153,6 +153,7 @@ class Objective:
         progress: float,
         *,
         labels: Any = None,
+        label_weight: float = 1.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss and each term's value without its weight.
 
@@ -166,6 +167,8 @@ class Objective:
             target: Class indices ``[N]`` or probabilities ``[N, K]``.
             progress: How much of the run is done, 0 to 1.
             labels: The targets as the data gave them: they show which dimension the classes are.
+            label_weight: Of the losses with labels: they are means over the labels that count, and a step's
+                batches, or processes, may have more or fewer of them.
         """
         student_NK = logits_of(student[0], labels)
         total = student_NK.new_zeros((), dtype=student_NK.float().dtype)
@@ -193,6 +196,8 @@ class Objective:
                 empty = len(answers.student_NK) == 0
                 losses.append(answers.student_NK.float().sum() if empty else part.loss(answers))
             value = sum(losses[1:], start=losses[0]) / len(losses)
+            if "target" in part.loss.needs:
+                value = label_weight * value
             values[part.label] = value.detach()
             total = total + part.term.weight_at(progress) * value
         return total, values

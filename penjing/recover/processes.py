@@ -31,6 +31,10 @@ class Processes:
             return measured
         return self.sums(measured if self.rank == 0 else 0.0)[0]
 
+    def mean(self, own: float) -> float:
+        """The mean over all processes."""
+        return own if self.world == 1 else self.sums(own)[0] / self.world
+
     def sums(self, *own: float) -> list[float]:
         """Sums over all processes, in float64."""
         mine = torch.tensor(own, dtype=torch.float64, device=self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -151,7 +151,7 @@ class TrialCell(Config):
 class SearchCell(Config):
     """Sizes tried: the original's score, the loss allowed before quantization, and which size was chosen.
 
-    ``reached`` says whether the goal itself (the budget) held.
+    ``reached`` says whether the chosen size is within the budget.
     """
 
     original: float
@@ -224,15 +224,20 @@ class Metrics(Config):
 
     @property
     def met(self) -> bool | None:
-        """Whether the loss held, and at the budget that was asked for; None where nothing was asked.
+        """Whether the loss held, and at the budget that was asked for; None where nothing was asked."""
+        return None if self.held is None else self.missed is None
 
-        A latency that was bounded in int8 is not kept by a file in float.
+    @property
+    def missed(self) -> Literal["loss", "budget", "int8"] | None:
+        """What was asked for and is not there: the allowed loss at any size, the budget with it, or a file in
+        int8 whose latency the budget bounds.
         """
-        if self.held is None:
-            return None
-        if self.latency is not None and self.latency.get("precision") == "int8" and self.after != "int8":
-            return False
-        return self.held and (self.search is None or self.search.reached)
+        if self.held is False:
+            return "loss"
+        if self.search is not None and not self.search.reached:
+            return "budget"
+        bounded = self.latency is not None and self.latency.get("precision") == "int8"
+        return "int8" if self.held and bounded and self.after != "int8" else None
 
     @property
     def classifies(self) -> bool:

@@ -84,6 +84,8 @@ def render(metrics: Metrics) -> str:
         metrics=metrics,
         what="accuracy" if metrics.classifies else metrics.metric,
         headline=text.headline(metrics),
+        verdict=text.verdict(metrics),
+        allowed=text.allowed,
         headers=table.headers(metrics),
         rows=[(row, table.cells(row, metrics)) for row in metrics.rows],
         conditions=table.conditions(metrics),

@@ -93,6 +93,28 @@ def headline(metrics: Metrics) -> str:
     return ", ".join(parts) + _quality_part(metrics, before, after) + "."
 
 
+def verdict(metrics: Metrics) -> str:
+    """One sentence: whether the allowed loss held, and for what; "" where nothing was asked."""
+    if metrics.max_drop is None or metrics.held is None:
+        return ""
+    outcome = {
+        None: "held",
+        "loss": "did not hold",
+        "budget": "held, but not at the budget: a larger size had to be taken",
+        "int8": "held, but in float alone: the latency was bounded in int8, where no file held",
+    }[metrics.missed]
+    loss = allowed(metrics.max_drop, metrics.drop, metrics.metric)
+    return f"The allowed loss of {loss} {outcome}."
+
+
+def allowed(loss: float, drop: str, metric: str) -> str:
+    """``0.5 points of validation accuracy``, ``1% of the validation iou``, ``0.02 of the validation iou``."""
+    of = f"the validation {metric or 'accuracy'}"
+    if drop == "relative":
+        return f"{100 * loss:g}% of {of}"
+    return f"{loss:g} of {of}" if metric else f"{100 * loss:g} points of validation accuracy"
+
+
 def _latency_part(before: Row, after: Row) -> list[str]:
     for cell in before.latency:
         other = after.latency_at(cell.batch)

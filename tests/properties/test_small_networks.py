@@ -121,19 +121,20 @@ def test_plan_reproduces_the_model_bit_for_bit(name: str) -> None:
 def test_plans_compose(name: str) -> None:
     model, inputs, first = pruned(name)
     second = prune(first.model, inputs, ratio=0.34, criterion="random", seed=5)
-    both = first.plan.then(second.plan)
+    case = pruned(name)
+    both = first.plan.then(second.plan, case.coupling)
     once = apply(model, both, inputs)
     ours, theirs = once.model.state_dict(), second.model.state_dict()
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     for a, b in zip(tensors(run(once.model, inputs)), tensors(run(second.model, inputs)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    case = pruned(name)
     slots = slots_of(both, case.coupling)
     expected, _ = masked_output(case.graph, case.coupling, slots, inputs)
     assert relative_error(run(once.model, inputs), expected) <= 1e-4
+    by_id = {g.id: slots[g.leaf] for g in case.coupling.groups if g.leaf in slots}
+    assert both.groups == group_edits(case.coupling, by_id)
     if name != "shuffle":  # whose order is written anew, so that other groups go in the second plan
-        by_id = {g.id: slots[g.leaf] for g in case.coupling.groups if g.leaf in slots}
-        assert both.groups == group_edits(case.coupling, by_id)
+        assert first.plan.then(second.plan).groups == both.groups
 
 
 @pytest.mark.parametrize("make", ["sgd", "adam"])

@@ -164,3 +164,14 @@ def test_an_op_that_litert_refuses_is_named_in_one_line(tmp_path: Path) -> None:
     assert "'tf.AvgPool3D' op is neither" in str(refusal.value)
     assert "callsite" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_antialiased_resizing_keeps_the_factors_it_was_given(mode: str, tmp_path: Path) -> None:
+    class Smaller(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.interpolate(x, scale_factor=(0.4, 0.7), mode=mode, antialias=True)
+
+    x = torch.randn(2, 3, 12, 16, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Smaller()).eval()
+    pj.export(model, tmp_path, ("onnx",), example_inputs=x)  # which is verified

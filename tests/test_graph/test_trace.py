@@ -360,3 +360,14 @@ def test_names_that_a_traced_network_needs_are_refused(name: str) -> None:
     with pytest.raises(TraceError, match=rf"{name}.*of its own.*Rename"):
         trace(model, torch.randn(2, 3))
     assert trace(nn.Sequential(model), torch.randn(2, 3)).params
+
+
+@pytest.mark.parametrize("name", ["cumulative_norms", "_norms", "_before"])
+def test_names_that_a_traced_network_leaves_free(name: str) -> None:
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(3, 2))
+    x = torch.randn(2, 3)
+    again = GraphModel(trace(GraphModel(trace(model, x)), x))
+    assert torch.equal(again(x), model(x))
+    setattr(plain := nn.Linear(3, 2), name, 7)
+    assert trace(plain, x).params

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from penjing.errors import MeasureError
+from penjing.graph import trace
 from penjing.measure import count
 from penjing.models import build
+from penjing.prune.cost import count_all
 
 
 @given(
@@ -176,3 +178,24 @@ def test_a_model_on_the_meta_device_is_counted_without_memory() -> None:
     real = count(build("vgg_small", 10, 1, 32), torch.zeros(1, 1, 32, 32))
     model = build("vgg_small", 10, 1, 32).to("meta")
     assert count(model, torch.zeros(1, 1, 32, 32, device="meta")) == real
+
+
+class OneImage(nn.Module):
+    """Takes one image without a batch; its size is fixed."""
+
+    def __init__(self, out: int) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.outer(self.inner(x).reshape(6, 8, 8).relu())
+        return y
+
+
+@pytest.mark.parametrize("out", [3, 5])
+def test_channels_of_a_single_image_are_no_batch(out: int) -> None:
+    model, x = OneImage(out), torch.randn(3, 8, 8)
+    macs = 64 * (6 * 3 * 9 + out * 6)
+    assert count(model, x).num_macs == macs
+    assert count_all(trace(model, x))["macs"] == macs
+    assert count_all(trace(FixedBatch(), torch.randn(3, 4)))["macs"] == 16

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -179,3 +180,12 @@ def test_budget_needs_a_bound() -> None:
     with pytest.raises(ValueError, match="at least one"):
         Budget()
     assert Budget(params=0.5, macs=1000).limits({"params": 10, "macs": 5000}) == {"params": 5, "macs": 1000}
+
+
+def test_no_part_goes_altogether() -> None:
+    """Halves behind a channel shuffle: each is a dimension by itself."""
+    g = replace(group("a", 8), parts=(np.arange(4), np.array([6, 7])))
+    scores = {g.id: np.arange(8.0)[::-1].copy()}
+    kept = allocate([g], scores, ratio=0.9)[g.id]
+    assert kept.tolist() == [0, 6]
+    assert allocate([g], scores, ratio=0.25)[g.id].tolist() == [0, 1, 2, 3, 4, 6]

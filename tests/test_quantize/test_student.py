@@ -161,3 +161,10 @@ def test_a_clip_is_kept_where_8_bits_reach_past_its_bound() -> None:
         params = {**student.frame.params, name: ActivationParams(share * top / LEVELS, 0)}
         counts.append(sum(node.op_type == "Clip" for node in emit(model, placement, params, {}).graph))
     assert counts[1] == counts[0] + 1
+
+
+def test_what_needs_a_trace_says_that_it_comes_before() -> None:
+    data = [(torch.randn(4, 6), torch.randint(0, 3, (4,)))]
+    student = quantized_student(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), data)
+    with pytest.raises(QuantizeError, match="Prune or regularize before"):
+        recover(student, None, data, RecoverConfig(epochs=1, losses=["ce"], regularize=["group_lasso"]))

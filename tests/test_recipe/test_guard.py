@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from vector_data import halves
 
 import penjing as pj
 from penjing.errors import DataError, MeasureError, RecipeError
-from penjing.events import Event
+from penjing.events import Event, silent
 from penjing.measure.metric import score
 from penjing.recipe.compress import allowed_drop
 from penjing.recipe.guard import Trial, choose, drop_of, next_power
+from penjing.recipe.stages import searching
+from penjing.recipe.store import Marker
 
 
 def search(holds: Callable[[float], bool], most: int, smallest: bool) -> list[Trial]:
@@ -49,6 +52,17 @@ def test_bisection_brackets_where_it_stops_holding(edge: float, most: int, small
 def test_nothing_held_gives_what_lost_least() -> None:
     trials = [Trial(1, 1.0, 0.5, 0.4, False, {}), Trial(2, 0.5, 0.6, 0.3, False, {})]
     assert choose(trials).number == 2
+
+
+def test_the_budget_is_reached_by_a_size_that_only_the_file_lets_hold(monkeypatch: Any) -> None:
+    # 0.9 points of 1 lost: more than is left beside quantization, so no trial holds; the file still may
+    monkeypatch.setattr(searching, "judge", lambda *_: 0.9)
+    monkeypatch.setattr(searching, "_trial", lambda *_: Marker("", "", {"score": 0.891, "spent": {}}))
+    search = SimpleNamespace(trials=1, smallest=False)
+    recipe = SimpleNamespace(search=search, max_drop=0.01, quantize=True, drop="absolute")
+    nothing = SimpleNamespace(read=lambda _: None)
+    space: Any = SimpleNamespace(recipe=recipe, dense=lambda: None, store=nothing)
+    assert searching.search_size(space, silent).result["reached"] is True
 
 
 @pytest.mark.parametrize(

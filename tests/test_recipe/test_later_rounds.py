@@ -35,5 +35,5 @@ def test_widths_are_of_the_original_by_its_names() -> None:
     first = prune(Heads(), x, 0.5)
     second = prune(first.model, x, 0.5)
     plan = first.plan.then(second.plan)
-    widths = {w["name"]: (w["before"], w["after"]) for w in _widths(second, plan, first.plan.renamed)}
+    widths = {w["name"]: (w["before"], w["after"]) for w in _widths(first.groups, plan)}
     assert widths == {"q.weight:0#0": (2, 1), "q.weight:0#1": (4, 1), "v.weight:0#1": (4, 1)}

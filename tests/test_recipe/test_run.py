@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import penjing
 from penjing.data import DataBundle
-from penjing.errors import ArtifactError, ExportError, PruneError, RecoverError, RunError
+from penjing.errors import ArtifactError, DataError, ExportError, PruneError, RecoverError, RunError
 from penjing.events import Event
 from penjing.export.saved_model import SavedModelExporter
 from penjing.measure import accuracy, onnx_session
@@ -220,6 +221,20 @@ class TestResume:
         assert changed <= {"log.jsonl", "work/lock.json", "work/recipe.yaml"}
         assert again.skipped == tuple(stage.name for stage in stages_of(tiny_recipe))
 
+    def test_finished_run_needs_no_data(
+        self, finished: Finished, tiny_recipe: Recipe, shapes_npz: Path, tmp_path: Path
+    ) -> None:
+        folder, aside = tmp_path / "copy", shapes_npz.with_suffix(".aside")
+        shutil.copytree(finished[0].folder, folder)
+        shapes_npz.rename(aside)
+        try:
+            assert run(tiny_recipe, folder, resume=True).metrics == finished[0].metrics
+            (folder / "report.html").unlink()  # now something remains to be done
+            with pytest.raises(DataError):
+                run(tiny_recipe, folder, resume=True)
+        finally:
+            aside.rename(shapes_npz)
+
     def test_interrupted_anywhere_ends_the_same(
         self, finished: Finished, tiny_recipe: Recipe, tmp_path: Path
     ) -> None:
@@ -340,6 +355,20 @@ class TestRefusals:
         save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
         with pytest.raises(RunError, match=r"net\.safetensors is not what it was"):
             run(recipe, tmp_path / "run", resume=True)
+
+    def test_broken_test_image_is_said_before_training(
+        self, tiny_values: dict[str, Any], tmp_path: Path
+    ) -> None:
+        for split in ("train", "val", "test"):
+            for index in range(4):
+                file = tmp_path / "images" / split / f"class{index % 2}" / f"{index}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (16, 16), 50 * index).save(file)
+        file.write_bytes(file.read_bytes()[:45])
+        values = {**tiny_values, "data": {"spec": str(tmp_path / "images")}}
+        with pytest.raises(DataError, match="cannot be decoded") as caught:
+            run(Recipe.parse(values), tmp_path / "run")
+        assert caught.value.layer == str(file)
 
     def test_misspelt_pattern_is_said_before_training(
         self, tiny_values: dict[str, Any], tmp_path: Path

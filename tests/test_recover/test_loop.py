@@ -223,13 +223,16 @@ def test_accumulation_equals_the_large_batch_without_batch_norm() -> None:
         assert torch.allclose(p, q, atol=1e-6)
 
 
-def test_accumulation_weighs_a_short_batch_by_its_samples() -> None:
+@pytest.mark.parametrize("ignored", [0, 9])
+def test_accumulation_weighs_a_batch_by_the_labels_that_count(ignored: int) -> None:
     x_NCHW, y_N = next(iter(Batches(1)))
+    y_N = torch.cat([torch.full((ignored,), -100), y_N[ignored:]])
     short = [(x_NCHW[:12], y_N[:12]), (x_NCHW[12:], y_N[12:])]
     options: dict[str, Any] = {"epochs": 1, "grad_clip": None}
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
     a = train(model, short, RecoverConfig(grad_accumulation=2, **options))
     b = train(model, [(x_NCHW, y_N)], RecoverConfig(**options))
+    assert a.history[0]["train_loss"] == pytest.approx(b.history[0]["train_loss"])
     for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True):
         assert torch.allclose(p, q, atol=1e-6)
 

@@ -138,7 +138,7 @@ def test_drawn_in_a_browser(metrics: Metrics, tmp_path: Path, dark: bool) -> Non
 
 def test_what_the_search_did_is_shown(metrics: Metrics) -> None:
     text = " ".join(" ".join(read(render(metrics)).text).split())
-    assert "smallest of the sizes tried that held" in text
+    assert "a larger size had to be taken" in text
     assert "divergence of the outputs, nats" in text
     assert "features.0.weight:0, 50% removed: 0.3" in text
     assert "choice 1" in text

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from penjing.errors import ArtifactError
 from penjing.files import write_json
 from penjing.recipe import RunResult
 from penjing.report import Metrics, build_table, terminal_table, text, write_table
+from penjing.report.page import render
 
 
 @pytest.fixture
@@ -101,6 +103,9 @@ def test_milliseconds_keep_three_digits(value: Any) -> None:
     assert float(text.milliseconds(value)) == pytest.approx(value, rel=0.01, abs=0.001)
 
 
+INT8 = {**(sample().latency or {}), "precision": "int8"}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -108,14 +113,18 @@ def test_milliseconds_keep_three_digits(value: Any) -> None:
         ({"max_drop": 0.01, "drop": "relative"}, "1% of the validation accuracy did not hold"),
         ({"max_drop": 0.02, "metric": "iou"}, "0.02 of the validation iou did not hold"),
         (
-            {"held": True, "search": None, "latency": {"precision": "int8"}, "after": "recovered"},
-            "no int8 file",
+            {"held": True, "search": None, "latency": INT8, "after": "recovered"},
+            "held, but in float alone",
         ),
+        ({"held": True}, "held, but not at the budget"),
     ],
 )
 def test_what_did_not_hold_is_said_in_its_own_unit(
     change: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metrics = sample().model_copy(update={"held": False, **change})
+    metrics = sample().model_copy(update={"held": False, "latency": None, **change})
     assert finish(RunResult(Path("run"), metrics), as_json=False) == 3
     assert words in capsys.readouterr().err
+    said = re.search(r'class="verdict.*?">(.*?)</p>', render(metrics))
+    assert said is not None
+    assert words in said[1]  # the page says the same

@@ -51,6 +51,7 @@ def command(
         normalize=normalize,
         seed=seed,
     )
+    inputs = common.examples(small, feed)
     with progress(quiet=json) as listen:
         made = recover(
             small.model,
@@ -67,7 +68,7 @@ def command(
     save_artifact(
         out,
         made.model,
-        example_inputs=small.example_inputs,
+        example_inputs=inputs,
         plan=_plan(student),
         stages=[*(["prune"] if plan.is_file() else []), "recover"],
         normalize=feed.normalize,

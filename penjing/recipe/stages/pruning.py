@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from penjing.events import Listener
+from penjing.graph import Group, couple, trace
 from penjing.prune import Budget, Plan, PruneResult, prune
 from penjing.prune.api import names_one
+from penjing.prune.apply import without_branches
 from penjing.recipe.schema import PruneConfig
 from penjing.recipe.stages.base import Output, plain
 from penjing.recipe.workspace import Workspace
@@ -47,15 +49,20 @@ def prune_round(
     original = space.result(f"prune{_first(before)}")["before"] if before else None
     pruned = _prune(space, listen, config, current, criterion, share, original)
     earlier = space.plan(f"plan{before}") if before else None
-    plan = pruned.plan if earlier is None else earlier.then(pruned.plan)
+    plan, groups = pruned.plan, pruned.groups
+    if earlier is not None:
+        original_graph = without_branches(trace(space.dense(), space.examples), earlier)
+        coupling = couple(original_graph, ignore=config.ignore)
+        plan, groups = earlier.then(pruned.plan, coupling), coupling.groups
     plan.save(space.work / f"plan{mark}.json")
     files = [f"work/plan{mark}.json", space.save_weights(pruned.model, f"pruned{mark}")]
     refitted: Any = None
     if config.reconstruct is not False:
         refitted = _refit(space, listen, config, pruned, current)
         files.append(space.save_weights(refitted.model, f"refitted{mark}"))
-    widths = _widths(pruned, plan, {} if earlier is None else earlier.renamed)
-    return Output(_facts(pruned, widths, original, refitted), _timing(pruned, refitted), tuple(files))
+    return Output(
+        _facts(pruned, _widths(groups, plan), original, refitted), _timing(pruned, refitted), tuple(files)
+    )
 
 
 def start_of_recovery(config: PruneConfig, mark: str) -> str:
@@ -113,7 +120,6 @@ def _budget(
     if share == 1.0 and original is None:
         return budget
     if original is None:
-        from penjing.graph import trace
         from penjing.prune.cost import count_all
 
         original = count_all(trace(model, space.examples))
@@ -143,21 +149,13 @@ def _timing(pruned: PruneResult, refitted: Any) -> dict[str, Any]:
     return timing if pruned.latency is None else {**timing, "latency": plain(pruned.latency)}
 
 
-def _widths(pruned: PruneResult, plan: Plan, renamed: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Slots of every group in the original and now, by the original's ids; of branches 1 and 0.
-
-    Args:
-        pruned: The last round.
-        plan: From the original to it.
-        renamed: What that round calls groups otherwise than the original.
-    """
-    groups = {renamed.get(group.id, group.id): (group.size, group.kind) for group in pruned.groups}
+def _widths(groups: Sequence[Group], plan: Plan) -> list[dict[str, Any]]:
+    """Slots of every group of the original before and after, and the branches that went."""
     widths = []
-    for name in dict.fromkeys([*groups, *plan.groups]):  # down to one slot, a group is in the plan alone
-        size, kind = groups.get(name, (1, "channel"))
-        edit = plan.groups.get(name)
-        before, after = (size, size) if edit is None else (edit.size, len(edit.kept))
-        widths.append({"name": name, "before": before, "after": after, "kind": kind})
+    for group in groups:
+        edit = plan.groups.get(group.id)
+        after = group.size if edit is None else len(edit.kept)
+        widths.append({"name": group.id, "before": group.size, "after": after, "kind": group.kind})
     return [*widths, *({"name": name, "before": 1, "after": 0, "kind": "branch"} for name in plan.branches)]
 
 

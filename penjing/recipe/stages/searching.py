@@ -48,7 +48,7 @@ def search_size(space: Workspace, listen: Listener) -> Output:
         checks.append(marker.timing)
         listen(Event("search", "note", message=_sentence(trial, allowed)))
     chosen = choose(trials)
-    reached = chosen.held and (recipe.search.smallest or chosen.power == 1.0)
+    reached = recipe.search.smallest or chosen.power == 1.0  # whether the loss held, the file will tell
     result = {
         "original": dense,
         "allowed": allowed,
