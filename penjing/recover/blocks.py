@@ -41,6 +41,8 @@ def block_specs(
     if plan is not None and not isinstance(plan, Plan):
         raise RecoverError("blocks are aligned by a plan of penjing", remedy="Pass it, or name layers")
     try:
+        if plan is not None:
+            plan.check(teacher)
         graph = trace(teacher, example_inputs)
     except PenjingError as error:
         raise RecoverError(

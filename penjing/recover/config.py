@@ -96,6 +96,8 @@ class RecoverConfig(Config):
         losses: Terms of the loss; empty is cross-entropy for `train`, and for `recover` 0.1 ·
             cross-entropy + 0.9 · KD (labels present), KD alone (no labels) or, where the targets are no
             classes of the outputs or there is one score, the original's outputs as they are (``"outputs"``).
+            To KD a plan adds what every block gives (20 · ``mse`` with ``layers: blocks``), unless the
+            original's answers are remembered or there are no blocks, which the run then says.
         temperature: Default temperature of the logit losses.
         distinct_epochs: After this many epochs the draws of chance begin again: epoch e sees the order, the
             augmentation, the mixing and the dropout of epoch e mod ``distinct_epochs``, and the teacher's

@@ -10,7 +10,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from itertools import islice
 from typing import Any
@@ -50,7 +50,7 @@ from penjing.recover.job import Job
 from penjing.recover.judge import Judge
 from penjing.recover.memory import kept_memory
 from penjing.recover.mix import mix, mixable
-from penjing.recover.objective import Objective, default_terms
+from penjing.recover.objective import Objective, default_terms, with_blocks
 from penjing.recover.optim import build_optimizer, optimizer_tensors, restore_optimizer, set_lr
 from penjing.recover.precision import MIN_STEPS, can_gain, choose, speedup
 from penjing.recover.processes import Processes
@@ -128,7 +128,7 @@ class Loop:
         aims_elsewhere = self.sparse is not None and self.sparse.aims_elsewhere
         self.start = Start(guarded=self.job.stage == "recover" and not aims_elsewhere)
         if config.losses:
-            self._aim(config.losses)
+            self._aim(config.losses, lambda: next(iter(self._moved())))
 
     def _takes_channels_last(self) -> bool:
         """As asked; else where there are 2-d convolutions and no network insists on the other order."""
@@ -150,8 +150,26 @@ class Loop:
                     return False
         return True
 
-    def _aim(self, terms: Sequence[LossTerm]) -> None:
-        """Settle what is minimised, and tap the features it looks at."""
+    def _settle(self, batch: Batch) -> None:
+        """Settle what is minimised where the options do not say: by what the first batch has to learn from,
+        and, where a plan lines them up, by the blocks of both networks.
+        """
+        job = self.job
+        with torch.no_grad(), eval_view(self.model):
+            logits_NK = logits_of(ask(self.model, batch.inputs, "model"), batch.target)
+        brought = batch.teacher_logits is not None
+        classes = classifies(batch.target, logits_NK)
+        terms = default_terms(batch.target is not None, bool(job.teachers) or brought, classes=classes)
+        # features are not remembered: where answers are, the original would have to run again for them
+        if job.plan is not None and len(job.teachers) == 1 and not (brought or self._remembered()):
+            try:
+                return self._aim(with_blocks(terms), lambda: batch.inputs)
+            except RecoverError as error:
+                self._tell("note", message=f"blocks are not held to the original's: {error.cause}")
+        return self._aim(terms, lambda: batch.inputs)
+
+    def _aim(self, terms: Sequence[LossTerm], inputs: Callable[[], Any]) -> None:
+        """Settle what is minimised, and tap the features it looks at; ``inputs`` gives a batch's."""
         job = self.job
         self.objective = Objective(
             job.config,
@@ -159,7 +177,7 @@ class Loop:
             self.model,
             job.teachers[0] if job.teachers else None,
             job.plan,
-            example=lambda: map_inputs(next(iter(self._moved())), lambda x: x[:2]),
+            example=lambda: map_inputs(inputs(), lambda x: x[:2]),
         )
         specs, every = self.objective.specs, self.objective.needs_outputs
         asked = job.teachers if self.objective.needs_teacher else ()
@@ -309,6 +327,9 @@ class Loop:
         batches = self._own(window, index * config.grad_accumulation)
         if not batches:
             return
+        if self.objective is None:
+            with chance.private_globals():
+                self._settle(move(batches[0][1], self.device, self.channels_last))
         samples = sum(batch.size for _, batch in batches)
         labels = [_num_labels(batch, config.ignore_index) for _, batch in batches]
         all_labels = self.processes.mean(sum(labels))
@@ -363,9 +384,6 @@ class Loop:
         logits_NK = logits_of(output, batch.target)
         labels_N = labels_of(batch.target, logits_NK)
         classes = classifies(batch.target, logits_NK)
-        if self.objective is None:
-            has_teacher = bool(self.job.teachers) or batch.teacher_logits is not None
-            self._aim(default_terms(batch.target is not None, has_teacher, classes=classes))
         objective = self.objective
         assert objective is not None
         objective.check(batch, bool(self.job.teachers), logits_NK)
@@ -406,8 +424,9 @@ class Loop:
         Raises:
             RecoverError: inputs or targets that cannot be mixed, or answers that were given for other inputs.
         """
-        reads_labels = self.objective is None or self.objective.needs_target
-        x, target = mixable(batch, number, self.config, labels=reads_labels, asks=bool(self.job.teachers))
+        assert self.objective is not None
+        reads_labels, asks = self.objective.needs_target, bool(self.job.teachers)
+        x, target = mixable(batch, number, self.config, labels=reads_labels, asks=asks)
         if target is not None:
             check(batch, number, self._num_classes(batch))
         generator = chance.derived_generator(self.job.seed, self._drawn_epoch(), number, self.rank)

@@ -15,6 +15,9 @@ from penjing.recover.config import LossTerm, RecoverConfig
 from penjing.recover.features import FeatureSpec, feature_specs
 from penjing.recover.losses import Answers, FeatureLoss, LogitLoss, Loss, make_loss
 
+_OF_BLOCKS = 20.0
+"""Weight of the blocks' relative error beside scores at the default temperature."""
+
 
 @dataclass(frozen=True)
 class _Term:
@@ -43,6 +46,13 @@ def default_terms(labelled: bool, has_teacher: bool, *, classes: bool = True) ->
     if not labelled:
         return (LossTerm(name="kd"),)
     return LossTerm(name="ce", weight=0.1), LossTerm(name="kd", weight=0.9)
+
+
+def with_blocks(terms: Sequence[LossTerm]) -> tuple[LossTerm, ...]:
+    """Distillation of scores with what every block gives held to the original's block as well."""
+    if not any(term.name == "kd" for term in terms):
+        return tuple(terms)
+    return *terms, LossTerm(name="mse", weight=_OF_BLOCKS, options={"layers": "blocks"})
 
 
 class Objective:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from penjing.errors import RecoverError
 from penjing.graph import GraphModel
-from penjing.prune import Plan, apply, prune
+from penjing.prune import Plan, PruneResult, apply, prune
 from penjing.recover import RecoverConfig, recover
 from penjing.recover.blocks import block_specs
 from penjing.recover.features import Taps, align
@@ -139,9 +139,10 @@ def test_a_traced_graph_has_blocks_too() -> None:
     assert done.model(X).shape == (4, CLASSES)
 
 
-def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("losses", [{}, {"kd": 1.0, "mse": {"weight": 3.0, "layers": "blocks"}}])
+def test_resume_equals_uninterrupted(losses: dict[str, Any], tmp_path: Path) -> None:
     pruned, teacher = prune(net("residual"), X, ratio=0.5), net("residual")
-    values: dict[str, Any] = {"losses": {"kd": 1.0, "mse": {"weight": 3.0, "layers": "blocks"}}, "lr": 0.01}
+    values: dict[str, Any] = {"losses": losses, "lr": 0.01}
     whole = recover(
         pruned.model, teacher, Batches(), RecoverConfig.parse({**values, "epochs": 2}), plan=pruned.plan
     )
@@ -158,6 +159,33 @@ def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
         recover(pruned.model, teacher, Batches(), config, plan=pruned.plan, checkpoint=tmp_path, listen=stop)
     resumed = recover(pruned.model, teacher, Batches(), config, plan=pruned.plan, checkpoint=tmp_path)
     assert equal(whole.model, resumed.model)
+
+
+def test_where_the_losses_are_not_named_blocks_are_held() -> None:
+    """Where there are blocks, and the original is asked in every step anyway."""
+    pruned, teacher = prune(net("residual"), X, ratio=0.5), net("residual")
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    small = prune(flat, X, ratio=0.5)
+    notes: list[str] = []
+
+    def terms(student: PruneResult, original: nn.Module, plan: Plan | None, **options: Any) -> set[str]:
+        done = recover(
+            student.model,
+            original,
+            Batches(),
+            RecoverConfig(epochs=1, **options),
+            plan=plan,
+            listen=lambda event: notes.append(event.message),
+        )
+        return {name for name in done.history[0] if name.startswith("loss_")}
+
+    assert terms(pruned, teacher, pruned.plan) == {"loss_ce", "loss_kd", "loss_mse"}
+    assert terms(pruned, teacher, None) == {"loss_ce", "loss_kd"}
+    assert terms(pruned, teacher, pruned.plan, distinct_epochs=1) == {"loss_ce", "loss_kd"}
+    assert not [note for note in notes if "blocks" in note]
+    assert terms(small, flat, small.plan) == {"loss_ce", "loss_kd"}
+    assert terms(pruned, Net(Residual, width=16), pruned.plan) == {"loss_ce", "loss_kd"}
+    assert len([note for note in notes if "blocks are not held" in note]) == 2
 
 
 def test_what_cannot_be_lined_up_is_said() -> None:

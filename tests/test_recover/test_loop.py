@@ -405,7 +405,7 @@ class Explodes(nn.Module):
         self.calls = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
+        self.calls += self.training
         return x / 0 if self.calls > 3 else x
 
 

@@ -147,7 +147,7 @@ def test_targets_that_only_a_metric_reads_may_be_anything() -> None:
 )
 def test_what_cannot_be_mixed_is_refused(options: dict[str, float], item: Any, reason: str) -> None:
     with pytest.raises(RecoverError, match=reason):
-        train(nn.Linear(6, K), [item], quick(**options))
+        train(nn.Linear(6, K), [item], quick(losses={"ce": 1.0}, **options))
 
 
 def test_unlabelled_images_are_mixed_too() -> None:
