@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import penjing
 from penjing.data import DataBundle
-from penjing.errors import ArtifactError, ExportError, PruneError, RecoverError, RunError
+from penjing.errors import ArtifactError, DataError, ExportError, PruneError, RecoverError, RunError
 from penjing.events import Event
 from penjing.export.saved_model import SavedModelExporter
 from penjing.measure import accuracy, onnx_session
@@ -314,6 +314,11 @@ class TestRefusals:
         with pytest.raises(RunError, match="holds other files"):
             run(tiny_recipe, tmp_path)
         assert sorted(os.listdir(tmp_path)) == ["mine.txt"]
+
+    def test_a_run_that_never_began_binds_nobody(self, tiny_values: dict[str, Any], tmp_path: Path) -> None:
+        for spec in ("nowhere.npz", "nowhere.parquet"):
+            with pytest.raises(DataError, match="no such file"):
+                run(Recipe.parse({**tiny_values, "data": {"spec": spec}}), tmp_path / "run")
 
     def test_changed_recipe_names_the_entry(self, finished: Finished, tiny_values: dict[str, Any]) -> None:
         changed = Recipe.parse({**tiny_values, "train": {"epochs": 4, "lr": 0.05}})
