@@ -191,7 +191,8 @@ def emit(result: Any, text: Any, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty()).print(text)
+    narrow = sys.stdout.isatty()  # nobody could widen a file in which a table was cut off
+    Console(highlight=False, markup=False, soft_wrap=not narrow, width=None if narrow else 10_000).print(text)
 
 
 def jsonable(value: Any) -> Any:
