@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
 from torch import fx, nn
 
 from penjing.errors import ArtifactError
@@ -45,6 +44,7 @@ from penjing.manifest import (
     refuse_pickle,
     write_manifest,
 )
+from penjing.plain_yaml import to_yaml
 
 PLAN_FILE = "plan.json"
 RECIPE_FILE = "recipe.yaml"
@@ -169,9 +169,7 @@ def save_artifact(
         if plan is not None:
             write_json(aside / PLAN_FILE, _plain(plan))
         if recipe is not None:
-            (aside / RECIPE_FILE).write_text(
-                yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8"
-            )
+            (aside / RECIPE_FILE).write_text(to_yaml(_plain(recipe)), encoding="utf-8")
         if metrics is not None:
             write_json(aside / METRICS_FILE, _plain(metrics))
         refuse_pickle(aside, trust=False)

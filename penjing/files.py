@@ -82,20 +82,36 @@ def staged(folder: Path | str) -> AbstractContextManager[Path]:
 
 @contextmanager
 def _beside(path: Path, settle: Callable[[Path, Path], None]) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that ``settle`` brings to its place at the end."""
-    aside = path.with_name(f".{path.name}.part")
+    """A temporary folder beside ``path`` (in it, where it cannot be renamed: see `_is_fixed`) that ``settle``
+    brings to its place at the end.
+    """
+    place = path.resolve()  # a link goes on leading where it leads, and "." has a name
+    aside = (place if _is_fixed(place) else place.parent) / f".{place.name}.part"
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
-        settle(aside, path)
+        settle(aside, place)
     except _REFUSED as error:
         raise unwritable(path, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _is_fixed(path: Path) -> bool:
+    """Whether a folder cannot be renamed: mounted, the current one, or in one that is not writable."""
+    if not path.is_dir():
+        return False
+    current = Path.cwd().is_relative_to(path)
+    return current or path.is_mount() or not os.access(path.parent, os.W_OK | os.X_OK)
+
+
 def _replace(aside: Path, path: Path) -> None:
+    if aside.parent == path:
+        for old in set(path.iterdir()) - {aside}:
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        move_into(aside, path)
+        return
     if not path.is_dir():
         os.replace(aside, path)
         return

@@ -14,6 +14,7 @@ import yaml
 
 from penjing.errors import ArtifactError, RunError
 from penjing.files import check_folder, write_json
+from penjing.plain_yaml import from_yaml
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "penjing-artifact"
@@ -209,7 +210,7 @@ def read_yaml(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return from_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ArtifactError(
             f"{path} is not readable YAML ({error})", layer=path.name, remedy="Copy it again"

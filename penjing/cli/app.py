@@ -29,7 +29,7 @@ VERBS = (
     "study",
     "worker",
 )
-_RESUMABLE = ("compress", "demo", "run")
+_RESUMABLE = ("compress", "demo", "run", "study")
 
 app = typer.Typer(
     name="penjing",
@@ -109,7 +109,8 @@ def _run(arguments: list[str], debug: bool) -> int:
 def _how_to_resume(arguments: list[str]) -> str:
     if not arguments or arguments[0] not in _RESUMABLE:
         return ""
-    again = [*arguments, *(() if "--resume" in arguments else ("--resume",))]
+    by_itself = arguments[0] == "study" or "--resume" in arguments
+    again = arguments if by_itself else [*arguments, "--resume"]
     return f"Go on with: penjing {shlex.join(again)}"
 
 

@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from penjing.errors import RecipeError
+from penjing.plain_yaml import from_yaml
 
 if TYPE_CHECKING:
     from penjing.models.spec import LoadedModel
@@ -59,8 +60,7 @@ Budget = Annotated[
 
 
 def pairs(given: Sequence[str] | None, what: str) -> dict[str, Any]:
-    """``["a=1", "b=[2,3]"]`` → ``{"a": 1, "b": [2, 3]}``; several may stand in one, with commas outside
-    brackets.
+    """``["a=1", "b=[2,3]"]`` → ``{"a": 1, "b": [2, 3]}``; each value is YAML.
 
     Raises:
         RecipeError: for an entry without "=", or a value that is not YAML.
@@ -73,7 +73,7 @@ def pairs(given: Sequence[str] | None, what: str) -> dict[str, Any]:
                 f"{entry!r} is not key=value", layer=what, remedy=f"Write it as {what} key=value"
             )
         try:
-            found[key.strip()] = yaml.safe_load(value)
+            found[key.strip()] = from_yaml(value)
         except yaml.YAMLError as error:
             raise RecipeError(f"{value!r} is not a value", layer=what, remedy="Quote it") from error
     return found
@@ -191,7 +191,8 @@ def emit(result: Any, text: Any, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty()).print(text)
+    narrow = sys.stdout.isatty()  # nobody could widen a file in which a table was cut off
+    Console(highlight=False, markup=False, soft_wrap=not narrow, width=None if narrow else 10_000).print(text)
 
 
 def jsonable(value: Any) -> Any:

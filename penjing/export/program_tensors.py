@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from penjing.errors import ArtifactError
 from penjing.export.program_graph import check_tensor_name, tensors_used
+from penjing.files import atomic_write
 
 STATE_FILE = "model.safetensors"
 CONSTANTS_FILE = "constants.safetensors"
@@ -90,7 +91,8 @@ def save_tensors(module: fx.GraphModule, folder: Path) -> list[TensorEntry]:
             files[target][name] = _for_file(tensor, order, storages)
     for file, tensors in files.items():
         if tensors or file == STATE_FILE:
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+            with atomic_write(folder / file) as aside:  # readable as the umask says, not by its writer alone
+                save_file(tensors, aside, metadata={"format": "pt"})
     return list(entries.values())
 
 

@@ -71,6 +71,9 @@ def run(
         listen = tee(log, listen)
         if taken_over:
             listen(Event("run", "note", message=taken_over))
+        if not _begun(folder):
+            for name in ("recipe.yaml", "inputs.json"):
+                (folder / "work" / name).unlink(missing_ok=True)
         _warn_of_points(recipe, given, listen)
         _store_recipe(recipe, folder)
         skipped = _do(recipe, folder, given, listen)
@@ -216,14 +219,21 @@ def _renamed(stage: str, listen: Listener) -> Listener:
     return heard
 
 
+def _begun(folder: Path) -> bool:
+    """Whether there is anything to go on with; a run that did not get so far holds nobody to its recipe."""
+    work = folder / "work"
+    return (folder / "recipe.yaml").exists() or any((*work.glob("stages/*"), *work.glob("checkpoints/*/*")))
+
+
 def _check_free(folder: Path, resume: bool) -> None:
-    known = (folder / "recipe.yaml").exists() or (folder / "work").exists()
-    if known and not resume:
+    begun = _begun(folder)
+    if begun and not resume:
         raise RunError(
             f"{folder} already holds a run",
             remedy="Give --resume (resume=True) to go on with it, or choose another folder",
         )
-    if folder.is_dir() and not known and any(folder.iterdir()):
+    ours = begun or (folder / "work" / "lock.json").exists()
+    if folder.is_dir() and not ours and any(folder.iterdir()):
         raise RunError(f"{folder} holds other files", remedy="Choose a new or empty folder")
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from penjing.config import Config
 from penjing.errors import RecipeError
 from penjing.files import atomic_write
+from penjing.plain_yaml import from_yaml, to_yaml
 from penjing.prune.budget import Budget
 from penjing.quantize.config import QuantizeConfig
 from penjing.recover.config import RecoverConfig
@@ -309,7 +310,7 @@ class Recipe(Config):
         """
         path = Path(path)
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = from_yaml(path.read_text(encoding="utf-8"))
         except OSError as error:
             cause = f"cannot read the recipe {path} ({error.strerror or error})"
             raise RecipeError(cause, remedy="Give the path of a YAML recipe") from error
@@ -327,7 +328,7 @@ class Recipe(Config):
 
     def to_yaml(self, path: Path | str | None = None) -> str:
         """The recipe as YAML that `from_file` reads back as an equal object; also written to ``path``."""
-        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+        text = to_yaml(self.to_dict())
         if path is not None:
             with atomic_write(path) as aside:
                 aside.write_text(text, encoding="utf-8")

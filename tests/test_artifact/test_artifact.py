@@ -53,6 +53,11 @@ def test_it_loads_and_tells_its_history(folder: Path) -> None:
     assert not list(folder.parent.glob(".*"))
 
 
+def test_whoever_may_read_the_folder_may_read_its_files(folder: Path) -> None:
+    modes = {path.name: path.stat().st_mode for path in folder.glob("*.*") if path.is_file()}
+    assert modes["model.safetensors"] == modes["program.json"]
+
+
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))

@@ -4,13 +4,16 @@ import json
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from penjing.cli.app import main
-from penjing.cli.common import budget_of, names, pairs
+from penjing.cli.app import _how_to_resume, main
+from penjing.cli.common import budget_of, emit, names, pairs
+from penjing.cli.verbs.bench import _table
 from penjing.errors import RecipeError
 
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorflow", "pandas", "numpy", "plotly", "jinja2", "keras")
@@ -143,3 +146,31 @@ class TestParsing:
     def test_bad_pairs(self, entry: str) -> None:
         with pytest.raises(RecipeError):
             pairs([entry], "--option")
+
+
+def test_tables_are_not_cut_off_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"file": "f" * 90, "size_bytes": 28574, "batch": 1, "threads": 1, "runtime": "onnxruntime 1.32.0"}
+    ]
+    emit({}, _table([{**row, "median_ms": 1.5, "p95_ms": 2.5} for row in rows]), False)
+    assert {"f" * 90, "28.6", "kB", "1.32.0"} <= set(capsys.readouterr().out.split())
+
+
+def test_a_study_goes_on_when_given_again() -> None:
+    assert (
+        _how_to_resume(["study", "r.yaml", "--out", "a b"]) == "Go on with: penjing study r.yaml --out 'a b'"
+    )
+
+
+def test_of_several_processes_the_first_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def second(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+        monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+
+    monkeypatch.setattr(import_module("penjing.recover"), "recover", second)
+    np.savez(tmp_path / "d.npz", x=np.zeros((8, 8, 8, 1), np.uint8), y=np.arange(8) % 2)
+    files = ["--data", str(tmp_path / "d.npz"), "--out", str(tmp_path / "out")]
+    assert call(capsys, "recover", "penjing:mlp", "--teacher", "penjing:mlp", *files)[:2] == (0, "")
+    assert not (tmp_path / "out").exists()

@@ -330,6 +330,11 @@ class TestRefusals:
             run(tiny_recipe, tmp_path)
         assert sorted(os.listdir(tmp_path)) == ["mine.txt"]
 
+    def test_a_run_that_never_began_binds_nobody(self, tiny_values: dict[str, Any], tmp_path: Path) -> None:
+        for spec in ("nowhere.npz", "nowhere.parquet"):
+            with pytest.raises(DataError, match="no such file"):
+                run(Recipe.parse({**tiny_values, "data": {"spec": spec}}), tmp_path / "run")
+
     def test_changed_recipe_names_the_entry(self, finished: Finished, tiny_values: dict[str, Any]) -> None:
         changed = Recipe.parse({**tiny_values, "train": {"epochs": 4, "lr": 0.05}})
         with pytest.raises(RunError, match=r"train\.epochs was 3 and is now 4"):

@@ -33,6 +33,24 @@ def test_yaml_is_the_object(tmp_path: Path) -> None:
     assert Recipe.parse(recipe.to_dict()) == recipe
 
 
+def test_a_number_is_a_number_in_free_options_too(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "{model: {spec: a, options: {lr: 1e-3, tag: '1e-3'}}, data: {spec: b}, prune: {ratio: 5e-1}}"
+    )
+    recipe = Recipe.from_file(path)
+    assert recipe.model.options == {"lr": 0.001, "tag": "1e-3"}
+    recipe.to_yaml(path)
+    assert Recipe.from_file(path) == recipe
+
+
+def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("base: &b {lr: 1}\nrecover: {epochs: 3, <<: *b, lr: 2, epochs: 30}\n")
+    with pytest.raises(RecipeError, match=r"'epochs' stands twice.*line 2"):
+        Recipe.from_file(path)
+
+
 @pytest.mark.parametrize(
     ("change", "where", "words"),
     [

@@ -53,7 +53,8 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for head in ("file", "size", "batch", "median ms", "p95 ms", "threads", "runtime"):
-        table.add_column(head, justify="left" if head in ("file", "runtime") else "right", no_wrap=True)
+        left = head in ("file", "runtime")
+        table.add_column(head, justify="left" if left else "right", no_wrap=head != "file", overflow="fold")
     for row in rows:
         table.add_row(
             row["file"],

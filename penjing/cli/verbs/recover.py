@@ -34,6 +34,8 @@ def command(
 
     What comes out is an artifact folder, never worse on validation data than what went in.
     """
+    from torch import distributed
+
     from penjing.artifact import save_artifact
     from penjing.manifest import check_replaceable
     from penjing.measure.metric import load_metric
@@ -64,6 +66,8 @@ def command(
             seed=seed,
             listen=listen,
         )
+    if distributed.is_initialized() and distributed.get_rank() > 0:
+        return  # of torchrun's processes the first one writes and tells
     plan = Path(student) / "plan.json"
     save_artifact(
         out,

@@ -1,0 +1,42 @@
+"""Folders appear whole, wherever they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from penjing.files import atomic_dir, staged
+
+
+def write(folder: Path, name: str) -> list[str]:
+    with atomic_dir(folder) as aside:
+        (aside / name).write_text(name)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_link_goes_on_leading_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert write(tmp_path / "link", "a") == ["a"]
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["a"]
+
+
+def test_the_current_folder_stays_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert write(Path(), "a") == ["a"]
+    assert write(Path(), "b") == ["b"]
+    with staged(Path()) as aside:
+        (aside / "c").write_text("c")
+    assert sorted(os.listdir()) == ["b", "c"]
+
+
+def test_a_mounted_folder_is_not_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    inode = (tmp_path / "out").stat().st_ino
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "out")
+    assert write(tmp_path / "out", "a") == ["a"]
+    assert write(tmp_path / "out", "b") == ["b"]
+    assert (tmp_path / "out").stat().st_ino == inode
