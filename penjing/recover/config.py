@@ -95,7 +95,8 @@ class RecoverConfig(Config):
         compile: Use ``torch.compile``.
         losses: Terms of the loss; empty is cross-entropy for `train`, and for `recover` 0.1 ·
             cross-entropy + 0.9 · KD (labels present), KD alone (no labels) or, where the targets are no
-            classes of the outputs or there is one score, the original's outputs as they are (``"outputs"``).
+            classes of the outputs, there is one score, or there are several outputs and no labels, the
+            original's outputs as they are (``"outputs"``).
         temperature: Default temperature of the logit losses.
         distinct_epochs: After this many epochs the draws of chance begin again: epoch e sees the order, the
             augmentation, the mixing and the dropout of epoch e mod ``distinct_epochs``, and the teacher's

@@ -382,7 +382,8 @@ class Loop:
         classes = classifies(batch.target, logits_NK)
         if self.objective is None:
             has_teacher = bool(self.job.teachers) or batch.teacher_logits is not None
-            self._aim(default_terms(batch.target is not None, has_teacher, classes=classes))
+            only_scores = classes and not self._answers_more(output, batch)
+            self._aim(default_terms(batch.target is not None, has_teacher, classes=only_scores))
         objective = self.objective
         assert objective is not None
         objective.check(batch, bool(self.job.teachers), logits_NK)
@@ -414,6 +415,18 @@ class Loop:
             right = right[counts_of(batch.target, labels_N, self.config.ignore_index)]
         meter.add(len(logits_NK), value, {name: float(part) for name, part in parts.items()}, right)
         return loss
+
+    def _answers_more(self, output: Any, batch: Batch) -> bool:
+        """Whether there are outputs to learn beside the scores, and no labels to say that these are meant.
+
+        What only training gives (auxiliary scores) the original, in eval mode, does not answer.
+        """
+        mine = outputs_of(output, batch.size)
+        if batch.target is not None or batch.teacher_logits is not None or len(mine) == 1:
+            return False
+        with Teachers(self.job.teachers[:1], every_output=True) as original:
+            original.to(self.device)
+            return any(len(theirs) == len(mine) for theirs in original.answer(batch)[0])
 
     def _mixed(self, batch: Batch, number: int) -> tuple[Batch, Tensor | None]:
         """The batch with mixed inputs, and its mixed targets: a function of seed, epoch and number.
