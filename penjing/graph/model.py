@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Set
+import warnings
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, Self
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from penjing.graph.trace import Graph
 from penjing.graph.tree import Held, build_tree, held_tensors
@@ -64,6 +66,8 @@ class GraphModel(fx.GraphModule):
         self.cumulative_norms = cumulative
         self._norms = tuple(_norms(graph, {item.name for item in tensors}))
         self._before: list[tuple[Tensor, Tensor]] = []
+        self._sizes = {str(node.target): _sizes(node) for node in graph.find_nodes(op="placeholder")}
+        self.register_forward_pre_hook(_see_sizes, with_kwargs=True)
         self.register_forward_pre_hook(_count_batch)
         self.register_forward_hook(_average_statistics)
 
@@ -102,6 +106,27 @@ def _norms(graph: fx.Graph, names: Set[str]) -> Iterator[str]:
             prefix = mean.removesuffix("running_mean")
             if mean != prefix and prefix + "num_batches_tracked" in names:
                 yield prefix
+
+
+def _sizes(node: fx.Node) -> tuple[int | None, ...]:
+    """An input's sizes after the batch; None for one that may vary."""
+    example = node.meta.get("penjing_example", {}).get("shape", ())  # as a stored program tells it
+    shape = value.shape if isinstance(value := node.meta.get("val"), Tensor) else example
+    return tuple(size if isinstance(size, int) else None for size in shape[1:])
+
+
+def _see_sizes(model: GraphModel, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Warn of other sizes than the traced ones: what the forward made of those is in the graph."""
+    given = {**dict(zip(model._sizes, pytree.tree_leaves(args), strict=False)), **kwargs}
+    for name, traced in model._sizes.items():
+        sizes = given[name].shape[1:] if isinstance(given.get(name), Tensor) else traced
+        if any(was is not None and now != was for now, was in zip(sizes, traced, strict=False)):
+            warnings.warn(
+                f"the input {name} has sizes {list(sizes)}, and the network was traced with {list(traced)}: "
+                "where its forward computes with sizes (to resize, to make positions) it fails or is wrong; "
+                "trace, prune or save it with inputs of these sizes",
+                stacklevel=2,
+            )
 
 
 def _count_batch(model: GraphModel, args: Any) -> None:
