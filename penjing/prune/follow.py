@@ -100,10 +100,12 @@ def settled(
     for same in alike.values():
         set_attributes(model, tuple(replace(edit, new=edit.old) for edit in same))
         if is_same():
-            values = [vars(holders[edit.module]).pop(edit.name) for edit in same]
+            values = [getattr(holders[edit.module], edit.name) for edit in same]
+            for edit in same:
+                delattr(holders[edit.module], edit.name)
             is_read = not is_same()
             for edit, value in zip(same, values, strict=True):
-                vars(holders[edit.module])[edit.name] = value
+                setattr(holders[edit.module], edit.name, value)
             by_chance.update(same if is_read else ())
         set_attributes(model, tuple(edit for edit in same if edit not in by_chance))
     return tuple(edit for edit in edits if edit not in by_chance)

@@ -79,11 +79,12 @@ class Resizing(nn.Module):
 def test_other_sizes_than_the_traced_ones_are_warned_of(tmp_path: Path) -> None:
     traced = GraphModel(trace(Resizing(), torch.randn(2, 3, 8, 8)))
     save_program(traced, tmp_path)
+    other = torch.randn(2, 3, 12, 8)
     for model in (traced, copy.deepcopy(traced), load_program(tmp_path)):
         assert model(torch.randn(5, 3, 8, 8)).shape == (5, 4, 8, 8)
-        for call in (lambda x, model=model: model(x), lambda x, model=model: model(x=x)):
+        for args, kwargs in (((other,), {}), ((), {"x": other})):
             with pytest.warns(UserWarning, match=r"x has sizes \[3, 12, 8\].*traced with \[3, 8, 8\]"):
-                call(torch.randn(2, 3, 12, 8))
+                model(*args, **kwargs)
 
 
 CASES: dict[str, tuple[Any, Any]] = {
