@@ -26,7 +26,7 @@ from penjing.export.onnx_pads import merge_pads
 from penjing.export.translations import even_bounds, translations
 from penjing.files import atomic_write
 from penjing.graph.decisions import Decision, decide, replayed
-from penjing.graph.trace import eval_view
+from penjing.graph.trace import eval_view, plain_outputs
 from penjing.log import silenced
 
 DEFAULT_OPSET = 20
@@ -93,7 +93,7 @@ def inference(model: nn.Module) -> Iterator[set[str]]:
     """The model in eval mode without gradients, as it was afterwards; gives the buffers it wrote."""
     recurrent = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
     try:
-        with eval_view(model) as written, torch.no_grad():
+        with eval_view(model) as written, plain_outputs(model), torch.no_grad():
             yield written
     finally:
         for rnn in recurrent:  # torch.export leaves its stand-ins in this cache of the weights

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Set
+import warnings
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, Self
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from penjing.graph.trace import CUMULATIVE, Graph
 from penjing.graph.tree import Held, build_tree, held_tensors
 
-_COUNTING, _BEFORE = "norms that count", "statistics before"  # keys of ``meta``, as `CUMULATIVE`
+_COUNTING, _BEFORE, _SIZES = "norms that count", "statistics before", "traced sizes"  # keys of ``meta``
 BATCH_NORM = "aten.batch_norm.default"
 _MEAN, _TRAINING, _MOMENTUM = 3, 5, 6  # positions of its arguments
 # op → position of its training flag. Batch and instance norm follow only when they have running statistics.
@@ -65,6 +67,8 @@ class GraphModel(fx.GraphModule):
         self.meta[CUMULATIVE] = cumulative
         self.meta[_COUNTING] = tuple(_norms(graph, {item.name for item in tensors}))
         self.meta[_BEFORE] = []
+        self.meta[_SIZES] = {str(node.target): _sizes(node) for node in graph.find_nodes(op="placeholder")}
+        self.register_forward_pre_hook(_see_sizes, with_kwargs=True)
         self.register_forward_pre_hook(_count_batch)
         self.register_forward_hook(_average_statistics)
 
@@ -103,6 +107,27 @@ def _norms(graph: fx.Graph, names: Set[str]) -> Iterator[str]:
             prefix = mean.removesuffix("running_mean")
             if mean != prefix and prefix + "num_batches_tracked" in names:
                 yield prefix
+
+
+def _sizes(node: fx.Node) -> tuple[int | None, ...]:
+    """An input's sizes after the batch; None for one that may vary."""
+    example = node.meta.get("penjing_example", {}).get("shape", ())  # as a stored program tells it
+    shape = value.shape if isinstance(value := node.meta.get("val"), Tensor) else example
+    return tuple(size if isinstance(size, int) else None for size in shape[1:])
+
+
+def _see_sizes(model: GraphModel, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Warn of other sizes than the traced ones: what the forward made of those is in the graph."""
+    given = {**dict(zip(model.meta[_SIZES], pytree.tree_leaves(args), strict=False)), **kwargs}
+    for name, traced in model.meta[_SIZES].items():
+        sizes = given[name].shape[1:] if isinstance(given.get(name), Tensor) else traced
+        if any(was is not None and now != was for now, was in zip(sizes, traced, strict=False)):
+            warnings.warn(
+                f"the input {name} has sizes {list(sizes)}, and the network was traced with {list(traced)}: "
+                "where its forward computes with sizes (to resize, to make positions) it fails or is wrong; "
+                "trace, prune or save it with inputs of these sizes",
+                stacklevel=2,
+            )
 
 
 def _count_batch(model: GraphModel, args: Any) -> None:

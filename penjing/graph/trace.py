@@ -31,6 +31,8 @@ BATCH_STANDIN = 1009
 CUMULATIVE = "cumulative norms"
 """Key of a traced network's ``meta``: see `Graph.cumulative_norms`."""
 
+_GIVEN = (Tensor, int, float, str, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
+
 _PLACE = re.compile(r"Caused by: \(?([^\s()]+\.py):(\d+)")  # as torch.export names the line
 
 
@@ -116,8 +118,9 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
     ):
         raise TraceError("the example inputs hold no sample", remedy="Give at least one; two are better")
     notes: list[str] = []
-    with eval_view(model):
+    with eval_view(model), plain_outputs(model) as left_out:
         program, is_dynamic = _export(model, args, kwargs, dynamic_batch, notes)
+        notes.extend(f"left out of the outputs, as no graph can give it: {kind}" for kind in sorted(left_out))
         graph = _graph(model, program.module(check_guards=False), is_dynamic, notes)
         unread = graph.params.keys() - graph.read_names()
         if unread:
@@ -157,6 +160,31 @@ def _constant_momentum(model: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.momentum = None
+
+
+@contextmanager
+def plain_outputs(model: nn.Module) -> Iterator[set[str]]:
+    """Outputs that no graph can give, beside those it can, are None for a while.
+
+    Language models give out their keys and values in an object of their own, which only they read again.
+
+    Yields:
+        The kinds of what was left out, complete when the model has run.
+    """
+    left_out: set[str] = set()
+
+    def strip(module: nn.Module, args: Any, output: Any) -> Any:
+        leaves, spec = pytree.tree_flatten(output)
+        if not any(isinstance(leaf, Tensor) for leaf in leaves):
+            return output  # torch.export says what it is
+        left_out.update(type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _GIVEN))
+        return pytree.tree_unflatten([leaf if isinstance(leaf, _GIVEN) else None for leaf in leaves], spec)
+
+    handle = model.register_forward_hook(strip)
+    try:
+        yield left_out
+    finally:
+        handle.remove()
 
 
 def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

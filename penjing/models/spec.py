@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from penjing.errors import ArtifactError
+from penjing.errors import ArtifactError, PenjingError
 from penjing.models.weights import load_weights
 from penjing.user_file import folder_importable, named_function, run_users
 
@@ -146,7 +147,10 @@ def _torchvision(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel
     name = _name(spec)
     if name not in models.list_models():
         raise _unknown(spec, name, models.list_models())
+    taken = inspect.signature(models.get_model_builder(name)).parameters
     extra: dict[str, Any] = {"init_weights": True} if name in ("inception_v3", "googlenet") else {}
+    if "weights_backbone" in taken:  # else they are downloaded: by default for detection and segmentation
+        extra["weights_backbone"] = None
     model = _built(spec, lambda: models.get_model(name, **{"weights": None, **extra, **options}))
     shape = next(
         (shape for start, shape in _TORCHVISION_SHAPES.items() if name.startswith(start)), (3, 224, 224)
@@ -154,7 +158,9 @@ def _torchvision(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel
     if "image_size" in options:
         shape = (3, options["image_size"], options["image_size"])
     info = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    return LoadedModel(model.eval(), _noise(shape), spec, "torchvision", info)
+    noise = _noise(shape)
+    inputs = (noise, noise.flip(0)) if name.startswith("raft") else noise  # flow is between two images
+    return LoadedModel(model.eval(), inputs, spec, "torchvision", info)
 
 
 def _penjing(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
@@ -314,11 +320,14 @@ def _package(name: str, spec: str) -> Any:
 def _built(spec: str, build: Callable[[], Any]) -> Any:
     try:
         return build()
-    except (TypeError, ValueError, AssertionError) as error:
+    except PenjingError:
+        raise
+    except Exception as error:  # the library's own code, with a user's options
+        remedy = "Give the options that this model takes"
+        if isinstance(error, OSError):  # weights are asked for that cannot be fetched
+            remedy = "Give its weights as a file (--weights), or an option that asks for none"
         raise ArtifactError(
-            f"building it fails ({type(error).__name__}: {error})",
-            layer=spec,
-            remedy="Give the options that this model takes",
+            f"building it fails ({type(error).__name__}: {error})", layer=spec, remedy=remedy
         ) from error
 
 

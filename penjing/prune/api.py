@@ -18,7 +18,7 @@ from penjing.prune.allocate import Scope, allocate, check_widths, matching
 from penjing.prune.apply import carry_out
 from penjing.prune.budget import Budget, as_budget
 from penjing.prune.criteria import Criterion, Material, make_criterion
-from penjing.prune.follow import follow
+from penjing.prune.follow import follow, settled
 from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
@@ -295,7 +295,7 @@ def prune_slots(
         shapes=tensor_shapes(model),
         groups=group_edits(coupling, kept),
         tensors=tensor_edits(graph, coupling, leaves),
-        attributes=done.attributes,
+        attributes=settled(done.model, done.attributes, example_inputs),
         values=index_values(graph, done.values),
         renamed=renamed(coupling, leaves),
         in_place=done.in_place,

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
 
 from penjing.graph import Coupling, Graph, count, positions
+from penjing.prune.apply import set_attributes
+from penjing.prune.compare import relative_error, run
 from penjing.prune.layers import Own, standard
 from penjing.prune.plan import AttributeEdit, Shape
 from penjing.prune.ranges import Positions
@@ -64,6 +67,47 @@ def follow(
             if new != value:
                 edits.append(AttributeEdit(path, name, value, new))
     return tuple(edits)
+
+
+def settled(
+    model: nn.Module, edits: tuple[AttributeEdit, ...], example_inputs: Any
+) -> tuple[AttributeEdit, ...]:
+    """The edits without those of numbers that had a pruned size by chance (a window, a limit, a count).
+
+    Such a number is read by the forward and either value gives the same output here; on other inputs the old
+    one is right. A width that is only noted, which the forward does not read, follows.
+
+    Args:
+        model: A pruned model that works with these edits; it is left with those that are given back.
+        edits: What was edited.
+        example_inputs: What it is run on.
+    """
+    holders, alike = dict(model.named_modules()), defaultdict[Any, list[AttributeEdit]](list)
+    for edit in edits:
+        holder = holders[edit.module]
+        if standard(holder, edit.name, edit.old, {}) is None:
+            alike[type(holder), edit.name, edit.old].append(edit)
+    expected = run(model, example_inputs) if alike else None
+
+    def is_same() -> bool:
+        try:
+            return relative_error(run(model, example_inputs), expected) == 0
+        except Exception:  # the user's forward may raise anything
+            return False
+
+    by_chance: set[AttributeEdit] = set()
+    for same in alike.values():
+        set_attributes(model, tuple(replace(edit, new=edit.old) for edit in same))
+        if is_same():
+            values = [getattr(holders[edit.module], edit.name) for edit in same]
+            for edit in same:
+                delattr(holders[edit.module], edit.name)
+            is_read = not is_same()
+            for edit, value in zip(same, values, strict=True):
+                setattr(holders[edit.module], edit.name, value)
+            by_chance.update(same if is_read else ())
+        set_attributes(model, tuple(edit for edit in same if edit not in by_chance))
+    return tuple(edit for edit in edits if edit not in by_chance)
 
 
 def _integers(module: nn.Module) -> Iterator[tuple[str, int | Shape]]:

@@ -95,7 +95,8 @@ class RecoverConfig(Config):
         compile: Use ``torch.compile``.
         losses: Terms of the loss; empty is cross-entropy for `train`, and for `recover` 0.1 ·
             cross-entropy + 0.9 · KD (labels present), KD alone (no labels) or, where the targets are no
-            classes of the outputs or there is one score, the original's outputs as they are (``"outputs"``).
+            classes of the outputs, there is one score, or there are several outputs and no labels, the
+            original's outputs as they are (``"outputs"``).
             To KD a plan adds what every block gives (20 · ``mse`` with ``layers: blocks``), unless the
             original's answers are remembered or there are no blocks, which the run then says.
         temperature: Default temperature of the logit losses.

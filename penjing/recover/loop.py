@@ -156,10 +156,12 @@ class Loop:
         """
         job = self.job
         with torch.no_grad(), eval_view(self.model):
-            logits_NK = logits_of(ask(self.model, batch.inputs, "model"), batch.target)
-        brought = batch.teacher_logits is not None
-        classes = classifies(batch.target, logits_NK)
-        terms = default_terms(batch.target is not None, bool(job.teachers) or brought, classes=classes)
+            output = ask(self.model, batch.inputs, "model")
+        brought, labelled = batch.teacher_logits is not None, batch.target is not None
+        classes = classifies(batch.target, logits_of(output, batch.target))
+        if not (labelled or brought) and len(outputs_of(output, batch.size)) > 1:
+            classes = False  # nobody says that the first output is the one that is meant
+        terms = default_terms(labelled, bool(job.teachers) or brought, classes=classes)
         # features are not remembered: where answers are, the original would have to run again for them
         if job.plan is not None and len(job.teachers) == 1 and not (brought or self._remembered()):
             try:

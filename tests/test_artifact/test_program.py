@@ -65,6 +65,28 @@ class Attention(nn.Module):
         return {"out": out @ self.head.weight, "mean": out.float().mean(dim=(1, 2)).to(torch.float64)}
 
 
+class Resizing(nn.Module):
+    """Its output is as large as its input was when it was traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.conv(x), size=x.shape[-2:])
+
+
+def test_other_sizes_than_the_traced_ones_are_warned_of(tmp_path: Path) -> None:
+    traced = GraphModel(trace(Resizing(), torch.randn(2, 3, 8, 8)))
+    save_program(traced, tmp_path)
+    other = torch.randn(2, 3, 12, 8)
+    for model in (traced, copy.deepcopy(traced), load_program(tmp_path)):
+        assert model(torch.randn(5, 3, 8, 8)).shape == (5, 4, 8, 8)
+        for args, kwargs in (((other,), {}), ((), {"x": other})):
+            with pytest.warns(UserWarning, match=r"x has sizes \[3, 12, 8\].*traced with \[3, 8, 8\]"):
+                model(*args, **kwargs)
+
+
 CASES: dict[str, tuple[Any, Any]] = {
     "cnn": (cnn, lambda b: (torch.randn(b, 3, 8, 8),)),
     "attention": (Attention, lambda b: (torch.randn(b, 5, 6), torch.randn(b, 8))),

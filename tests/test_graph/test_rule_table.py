@@ -80,6 +80,8 @@ CASES = {
     "y.sin() * 2 + y": [8],
     "y.clamp(0, 1).masked_fill(y > 1, 0.0)": [8],
     "torch.where(y > 0, y, torch.zeros_like(y))": [8],
+    "y.masked_fill((y > 0) & (y < 1) | (y > 2), 0.0)": [8],
+    "y.masked_fill((y > 0).__iand__(y < 1), 0.0)": [8],
     "y.softmax(-1)": [8],
     "y.softmax(1)": [8],
     "y.mean(1, keepdim=True).expand_as(y) - y": [8],

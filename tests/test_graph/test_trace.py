@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from penjing.errors import TraceError
 from penjing.graph import Graph, GraphModel, couple, trace
 from penjing.graph.trace import eval_view
+from penjing.graph.tree import Held
 
 
 class Net(nn.Module):
@@ -245,6 +246,26 @@ def test_a_batch_that_cannot_be_free_is_fixed_with_a_note() -> None:
     assert "batch size is fixed" in graph.notes[0]
     torch.testing.assert_close(graph(x), net(x))
     assert not trace(nn.Linear(4, 4), x, dynamic_batch=False).batch_dim
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x)
+        return {"logits": y.relu(), "past": Held("a", y, False)}
+
+
+def test_an_output_that_no_graph_gives_is_left_out_with_a_note() -> None:
+    net, x = Remembers().eval(), torch.randn(2, 4)
+    graph = trace(net, x)
+    assert "Held" in graph.notes[0]
+    assert graph.batch_dim
+    assert graph(x)["past"] is None
+    torch.testing.assert_close(graph(x)["logits"], net(x)["logits"])
+    assert isinstance(net(x)["past"], Held)
 
 
 class Contexts(nn.Module):

@@ -53,6 +53,21 @@ def test_by_name(spec: str, package: str, options: dict[str, Any]) -> None:
         assert loaded.model(loaded.example_inputs).shape == (2, 7)
 
 
+def test_no_weights_are_downloaded_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Segmentation networks of torchvision fetch their backbone's by default."""
+    pytest.importorskip("torchvision")
+
+    def offline(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    loaded = load_model("torchvision:lraspp_mobilenet_v3_large", num_classes=3)
+    assert loaded.kind == "torchvision"
+    with pytest.raises(ArtifactError, match=r"no network.*--weights"):
+        load_model("torchvision:lraspp_mobilenet_v3_large", weights_backbone="DEFAULT")
+
+
 def test_by_file(factory: Path) -> None:
     loaded = load_model(f"{factory}:build", width=6)
     assert loaded.model(loaded.example_inputs).shape == (2, 2)

@@ -362,6 +362,33 @@ def test_hooks_and_extra_attributes_survive() -> None:
     assert result.model.label == "mine"
 
 
+class Windowed(nn.Module):
+    """Looks at no more tokens than it is wide, by chance; notes its width; and views by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Embedding(9, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+        self.window = self.noted = self.width = 16
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.mix(self.embed(tokens)).relu()[:, -self.window :]
+        return self.head(x.view(-1, x.shape[1], self.width).mean(1))  # type: ignore[no-any-return]
+
+
+def test_a_number_of_a_pruned_size_by_chance_stays() -> None:
+    torch.manual_seed(0)
+    model, tokens = Windowed(), torch.arange(10).view(2, 5) % 9
+    result = prune(model, tokens)
+    small = result.model
+    assert isinstance(small, Windowed)
+    assert (small.window, small.noted, small.width) == (16, 8, 8)
+    assert "window" not in {edit.name for edit in result.plan.attributes}
+    again = apply(model, result.plan, tokens).model
+    longer = torch.arange(28).view(2, 14) % 9
+    assert torch.equal(run(again, longer), run(small, longer))
+    assert masked_equivalence(model, result, longer) <= 1e-5
+
+
 class Branches(nn.Module):
     """Two hidden layers that count alike in the output, one behind a dear input."""
 

@@ -62,6 +62,28 @@ def test_every_output_comes_back() -> None:
         ).square().mean()
 
 
+class Detector(nn.Module):
+    """Scores of three classes and a box; where asked for, other scores while it trains."""
+
+    def __init__(self, aux: bool) -> None:
+        super().__init__()
+        self.body, self.score, self.box, self.aux = nn.Linear(36, 8), nn.Linear(8, 3), nn.Linear(8, 4), aux
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.body(x.flatten(1)).relu()
+        more = (self.box(x),) if self.training or not self.aux else ()
+        return self.score(x), *more
+
+
+@pytest.mark.parametrize("aux", [False, True])
+def test_without_labels_all_that_the_original_answers_is_learned(aux: bool) -> None:
+    torch.manual_seed(0)
+    original, student = Detector(aux), Detector(aux)
+    done = recover(student, original, [x for x, _ in batches()], config(epochs=1))
+    moved = not torch.equal(done.model.get_parameter("box.weight"), student.box.weight)
+    assert moved is not aux
+
+
 def test_the_same_network_is_wholly_faithful() -> None:
     original = boxes()
     done = recover(original, original, batches(), RecoverConfig(epochs=1, lr=1e-9), val=batches(2))

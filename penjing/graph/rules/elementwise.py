@@ -20,6 +20,7 @@ lgamma sgn cpu cuda"""
 BINARY = """add sub mul div rsub floor_divide remainder fmod pow maximum minimum fmax fmin atan2 eq ne lt le
 gt ge
 logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
+__and__ __or__ __xor__ __iand__ __ior__ __ixor__
 where masked_fill addcmul addcdiv lerp copysign hypot true_divide multiply subtract divide greater less
 greater_equal
 less_equal not_equal xlogy squared_difference prelu_elementwise logaddexp isclose nextafter float_power"""
