@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import nn
 
 from penjing.batches import take_apart
@@ -21,6 +22,9 @@ from penjing.export.onnx import OnnxRunner, export_onnx
 from penjing.export.onnx_examples import example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
 from penjing.files import staged
+
+_STEPS = 8
+"""Roundings of a network's own number format that a right file may differ by."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,8 @@ def export(
         layout: ``"nhwc"`` gives TensorFlow formats a channels-last image signature.
         batch_sizes: What verification feeds.
         metric: Task metric of each file, computed from its runner.
-        tolerance: Largest relative difference of float files (default 1e-4).
+        tolerance: Largest relative difference of float files (default 1e-4; 8e-3 for float16 networks and
+            6e-2 for bfloat16, whose kernels round differently in every runtime).
         listen: Hears ``start``, ``progress`` and ``end``, one step a file.
 
     Returns:
@@ -232,7 +237,9 @@ def _one(
         error.layer = exporter.name if error.layer == str(path) else error.layer  # that path is gone by now
         raise
     seconds = time.perf_counter() - started + (onnx_seconds if exporter.name == "onnx" else 0.0)
-    allowed = None if exporter.quantized else (tolerance if tolerance is not None else exporter.tolerance)
+    allowed = None if exporter.quantized else tolerance
+    if allowed is None and not exporter.quantized:
+        allowed = max(exporter.tolerance, _STEPS * _step(reference))
     try:
         found = verify(
             _opened(exporter, path),
@@ -249,6 +256,12 @@ def _one(
         error.layer = f"{exporter.name} ({path.name})"
         raise
     return ExportedFile(exporter.name, path, _bytes(path), seconds, found, (*notes, *_state(reference)))
+
+
+def _step(reference: Runner) -> float:
+    """Relative step between numbers of the coarsest format that the model computes in."""
+    params = reference.model.parameters() if isinstance(reference, TorchRunner) else ()
+    return max((torch.finfo(p.dtype).eps for p in params if p.is_floating_point()), default=0.0)
 
 
 def _state(reference: Runner) -> tuple[str, ...]:

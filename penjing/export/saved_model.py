@@ -160,7 +160,11 @@ class SavedModelRunner(Runner):
         """Outputs in the order of `outputs`."""
         from penjing.export.tf_ops.backend import tf
 
+        asked = self._function.structured_input_signature[1]
         given = {identifier(name): tf.constant(array) for name, array in feeds.items()}
+        for name, tensor in given.items():
+            if tensor.dtype.is_floating and name in asked:  # NumPy has no bfloat16
+                given[name] = tf.cast(tensor, asked[name].dtype)
         results = self._function(**given)
         return [np.asarray(results[name].numpy()) for name in self.outputs]
 

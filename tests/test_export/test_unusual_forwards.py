@@ -184,3 +184,16 @@ def test_antialiased_resizing_keeps_the_factors_it_was_given(mode: str, tmp_path
     x = torch.randn(2, 3, 12, 16, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Conv2d(3, 4, 1), Smaller()).eval()
     pj.export(model, tmp_path, ("onnx",), example_inputs=x)  # which is verified
+
+
+HALVES = [(torch.float16, "onnx"), (torch.float16, "saved_model"), (torch.bfloat16, "saved_model")]
+
+
+@pytest.mark.parametrize(("kind", "name"), HALVES)
+def test_half_precision_agrees_as_far_as_it_can(kind: torch.dtype, name: str, tmp_path: Path) -> None:
+    if name == "saved_model":
+        pytest.importorskip("tensorflow")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.GELU(), nn.LayerNorm(32), nn.Linear(32, 4)).to(kind).eval()
+    made = pj.export(model, tmp_path, (name,), example_inputs=X.to(kind))
+    assert made.ok

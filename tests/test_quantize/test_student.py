@@ -166,5 +166,6 @@ def test_a_clip_is_kept_where_8_bits_reach_past_its_bound() -> None:
 def test_what_needs_a_trace_says_that_it_comes_before() -> None:
     data = [(torch.randn(4, 6), torch.randint(0, 3, (4,)))]
     student = quantized_student(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), data)
+    config = RecoverConfig.parse({"epochs": 1, "losses": ["ce"], "regularize": ["group_lasso"]})
     with pytest.raises(QuantizeError, match="Prune or regularize before"):
-        recover(student, None, data, RecoverConfig(epochs=1, losses=["ce"], regularize=["group_lasso"]))
+        recover(student, None, data, config)

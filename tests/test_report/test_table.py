@@ -125,6 +125,6 @@ def test_what_did_not_hold_is_said_in_its_own_unit(
     metrics = sample().model_copy(update={"held": False, "latency": None, **change})
     assert finish(RunResult(Path("run"), metrics), as_json=False) == 3
     assert words in capsys.readouterr().err
-    said = re.search(r'class="verdict.*?">(.*?)</p>', render(metrics))
+    said = re.search(r'class="verdict bad">(.*?)</p>', render(metrics))
     assert said is not None
     assert words in said[1]  # the page says the same
