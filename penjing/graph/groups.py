@@ -47,7 +47,6 @@ class Group:
         marks: What pruning it changes besides slicing: ``"normalised"`` (a norm's statistics run over it),
             ``"softmax"``, ``"mean"``, ``"reduced"`` (max, norm…), ``"index"`` (seen through an index map).
         cofactors: Ids of the groups it shares a dimension with as a product: pruning both multiplies.
-        constraint: Sets of slots that must keep equal numbers, or None.
         parts: Sets of slots that make up a dimension somewhere by themselves (behind a channel shuffle, each
             half of a block): none may go altogether.
     """
@@ -59,7 +58,6 @@ class Group:
     members: tuple[Member, ...]
     marks: frozenset[str] = frozenset()
     cofactors: tuple[str, ...] = ()
-    constraint: tuple[tuple[int, ...], ...] | None = None
     parts: tuple[Index, ...] = ()
 
 

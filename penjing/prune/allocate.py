@@ -7,7 +7,6 @@ takes that fraction of every class, a budget advances all classes at the same pa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -172,55 +171,34 @@ def matching(groups: Sequence[Group], pattern: str) -> list[int]:
 
 def queue(group: Group, scores: NDArray[np.float64], round_to: int = 1, min_slots: int = 1) -> Queue:
     """Order the slots and cut them so that the kept count is a multiple after every step."""
-    units = _units(group, scores)  # (units, slots per unit), first to go first
-    stay = _stay(group, units)
-    units = np.concatenate([units[~stay], units[stay]])
-    count, width = units.shape
-    block = math.lcm(width, round_to) // width
-    least = max(block, math.ceil(min_slots / width), int(stay.sum()))
-    ends = np.arange(count % block or block, count - least + 1, block, dtype=np.int64)
-    sizes = np.diff(ends, prepend=0) * width
-    slots = units.reshape(-1)[: int(sizes.sum())]
+    slots = np.lexsort((-np.arange(group.size), scores))  # first to go first; of equals the later
+    stay = _stay(group, slots)
+    slots = np.concatenate([slots[~stay], slots[stay]])
+    least = max(round_to, min_slots, int(stay.sum()))
+    ends = np.arange(group.size % round_to or round_to, group.size - least + 1, round_to, dtype=np.int64)
+    sizes = np.diff(ends, prepend=0)
+    slots = slots[: int(sizes.sum())]
     if not len(ends):
         return Queue(slots, sizes, np.empty(0))
     sums = np.add.reduceat(scores[slots], np.cumsum(sizes) - sizes)
     return Queue(slots, sizes, np.maximum.accumulate(sums / sizes))
 
 
-def _units(group: Group, scores: NDArray[np.float64]) -> Positions:
-    """Slots in the order in which they go; with tied segments one of each a row."""
-    segments = _segments(group)
-    columns = []
-    for members in segments:
-        order = np.lexsort((-members, scores[members]))
-        columns.append(members[order])
-    return np.stack(columns, axis=1)
-
-
-def _stay(group: Group, units: Positions) -> NDArray[np.bool_]:
-    """Which units stay whatever goes before them: those that hold the last slot of a part."""
-    stay = np.zeros(len(units), dtype=bool)
+def _stay(group: Group, slots: Positions) -> NDArray[np.bool_]:
+    """Which slots, in the order in which they go, stay whatever goes before: the last one of each part."""
+    stay = np.zeros(len(slots), dtype=bool)
     if not group.parts:
         return stay
     shown = np.zeros((group.size, len(group.parts)), dtype=np.int64)
     for number, part in enumerate(group.parts):
         shown[part, number] = 1
     left = shown.sum(0)
-    for number, slots in enumerate(units):
-        lost = shown[slots].sum(0)
+    for number, slot in enumerate(slots):
+        lost = shown[slot]
         stay[number] = bool(((lost > 0) & (lost == left)).any())
         if not stay[number]:
             left -= lost
     return stay
-
-
-def _segments(group: Group) -> list[Positions]:
-    """Slots of each set from which equally many must go; one set when nothing ties them. Slots in no set
-    stay.
-    """
-    if group.constraint is None:
-        return [np.arange(group.size, dtype=np.int64)]
-    return [np.sort(np.asarray(slots, dtype=np.int64)) for slots in group.constraint]
 
 
 def _within(sizes: Positions, quota: float) -> int:
