@@ -97,7 +97,7 @@ class RecoverConfig(Config):
             cross-entropy + 0.9 · KD (labels present), KD alone (no labels) or, where the targets are no
             classes of the outputs, there is one score, or there are several outputs and no labels, the
             original's outputs as they are (``"outputs"``).
-            To KD a plan adds what every block gives (20 · ``mse`` with ``layers: blocks``), unless the
+            To KD a plan adds what every block gives (40 · ``mse`` with ``layers: blocks``), unless the
             original's answers are remembered or there are no blocks, which the run then says.
         temperature: Default temperature of the logit losses.
         distinct_epochs: After this many epochs the draws of chance begin again: epoch e sees the order, the

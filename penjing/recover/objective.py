@@ -15,7 +15,7 @@ from penjing.recover.config import LossTerm, RecoverConfig
 from penjing.recover.features import FeatureSpec, feature_specs
 from penjing.recover.losses import Answers, FeatureLoss, LogitLoss, Loss, make_loss
 
-_OF_BLOCKS = 20.0
+_OF_BLOCKS = 40.0
 """Weight of the blocks' relative error beside scores at the default temperature."""
 
 
