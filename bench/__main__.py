@@ -27,6 +27,7 @@ def commands(data: Path, out: Path) -> dict[str, list[str]]:
         "latency_model": ["latency_model.py", "--data", str(data)],
         "quantize": ["quantize.py", "--data", str(data), "--json", str(out / "quantize.json")],
         "planning_speed": ["planning_speed.py", "--out", str(out / "planning_speed.csv")],
+        "held_blocks": ["held_blocks.py", "--data", str(data)],
         "zoo": ["zoo.py", zoo, "--onnx", "--resume", "--out", str(out / "zoo.csv")],
         "export": [
             *("export.py", zoo, "--formats", "onnx,saved_model,litert,read", "--prune", "0.5", "--resume"),
