@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -130,5 +133,10 @@ def test_saved_models_are_timed(tmp_path: Path) -> None:
     found = latency_saved_model(tmp_path / "s", batch=4, num_runs=5)
     assert found.runtime.startswith("tensorflow ")
     assert found.threads >= 1
+    command = [sys.executable, "-m", "penjing", "bench", str(tmp_path / "s"), "--threads", "1", "--json"]
+    rows = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["rows"]
+    assert {row["threads"] for row in rows} == {1}
+    with pytest.raises(MeasureError, match="has started"):
+        latency_saved_model(tmp_path / "s", threads=found.threads + 1)
     with pytest.raises(MeasureError, match="does not open"):
         latency_saved_model(tmp_path / "missing")
