@@ -344,6 +344,9 @@ def saved_model_candidate(
     """
     import os
 
+    from penjing.export.coexist import make_peace
+
+    make_peace()
     try:
         import tensorflow as tf
     except ImportError as error:

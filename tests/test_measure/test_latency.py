@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from penjing.errors import MeasureError
+from penjing.export.coexist import make_peace
 from penjing.measure import (
     Candidate,
     latency,
@@ -119,6 +120,7 @@ def test_torch_runs_in_eval_mode_with_its_threads_and_batch_and_is_left_as_it_wa
 @pytest.mark.tf
 @pytest.mark.slow
 def test_saved_models_are_timed(tmp_path: Path) -> None:
+    make_peace()
     tf = pytest.importorskip("tensorflow")
 
     class Double(tf.Module):  # type: ignore[misc, name-defined]
