@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Self
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from penjing.errors import RecipeError
 
@@ -13,7 +13,7 @@ from penjing.errors import RecipeError
 class Config(BaseModel):
     """A frozen, validated set of options for one method. Unknown keys are errors with a suggestion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -27,6 +27,14 @@ class Config(BaseModel):
                     )
                     raise ValueError(f"unknown key {key!r} in {cls.__name__}{hint}")
         return values
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        wanted = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and _takes(wanted, int, float) and not _takes(wanted, bool):
+            raise ValueError(f"{str(value).lower()} is no number (YAML reads yes, no, on and off as truth)")
+        return value
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
@@ -48,3 +56,7 @@ class Config(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON/YAML-able data that `parse` turns back into an equal object."""
         return self.model_dump(mode="json")
+
+
+def _takes(annotation: Any, *kinds: type) -> bool:
+    return annotation in kinds or any(_takes(part, *kinds) for part in get_args(annotation))

@@ -21,6 +21,7 @@ FORMAT = "penjing-artifact"
 VERSION = 1
 
 _PACKAGES = ("penjing", "torch", "onnx", "onnxruntime", "tensorflow-cpu", "tensorflow", "keras")
+_UNLISTED = (MANIFEST_FILE, "work", "log.jsonl")  # a run goes on with the last two, or deletes them
 _PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"})
 # Opcodes that may follow the protocol header of a pickle: frames, strings, numbers, containers, globals.
 _PICKLE_OPCODES = b"\x95cK]}(XU\x8a\x8c)NGJM"
@@ -31,11 +32,7 @@ def write_manifest(
 ) -> None:
     """List every file of ``folder`` with size and SHA-256, the versions at work, the stages, and how inputs
     are normalised (``mean`` and ``std`` of each channel; None where that is not known)."""
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).as_posix() != MANIFEST_FILE
-    )
+    names = (path.name for path in folder.iterdir() if path.name not in _UNLISTED)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -43,12 +40,36 @@ def write_manifest(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "stages": [dict(stage) for stage in stages],
         "normalize": None if normalize is None else {key: list(normalize[key]) for key in ("mean", "std")},
-        "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            for path in paths
-        },
+        "files": _entries(folder, names),
     }
     write_json(folder / MANIFEST_FILE, manifest)
+
+
+def admit(folder: Path, names: Iterable[str]) -> None:
+    """List files or folders that were written into an artifact on purpose, under their names in it.
+
+    Of all others the manifest says what it said. Where there is no artifact, nothing is done.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except ArtifactError:
+        return
+    names = tuple(names)
+    others = {
+        name: entry for name, entry in manifest["files"].items() if PurePosixPath(name).parts[0] not in names
+    }
+    files = dict(sorted((others | _entries(folder, names)).items()))
+    write_json(folder / MANIFEST_FILE, {**manifest, "files": files})
+
+
+def _entries(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of the files of these names, and in the folders of these names."""
+    found = (path for name in names for path in (folder / name, *(folder / name).rglob("*")))
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(found)
+        if path.is_file()
+    }
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:

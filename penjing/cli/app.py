@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -40,7 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     epilog="Exit codes: 0 done, 2 an error (its cause and remedy are printed), 3 done but the allowed loss "
-    "of accuracy did not hold, 130 interrupted. --debug after any verb shows the traceback of an error.",
+    "of accuracy did not hold, 130 interrupted, 143 terminated. --debug after any verb shows the traceback "
+    "of an error.",
 )
 for _verb in VERBS:
     app.command(_verb)(import_module(f"penjing.cli.verbs.{_verb}").command)
@@ -75,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str], debug: bool) -> int:
+    signals: list[int] = []
     try:
-        with interrupts():
+        with interrupts() as signals:
             code = app(arguments, prog_name="penjing", standalone_mode=False)
         if code == Code.INTERRUPTED:  # how typer gives back a KeyboardInterrupt
             raise KeyboardInterrupt
@@ -90,7 +93,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         if debug:
             raise
         _say(f"penjing: interrupted. {_how_to_resume(arguments)}".rstrip())
-        return Code.INTERRUPTED
+        return Code.TERMINATED if signal.SIGTERM in signals else Code.INTERRUPTED
     except BrokenPipeError:
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()

@@ -12,4 +12,5 @@ class Code(IntEnum):
     BUG = 1
     WRONG = 2  # an error with cause and remedy
     NOT_HELD = 3  # done, but the allowed loss of accuracy did not hold
-    INTERRUPTED = 130
+    INTERRUPTED = 130  # by SIGINT
+    TERMINATED = 143  # by SIGTERM

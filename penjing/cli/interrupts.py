@@ -14,11 +14,21 @@ _waiting: list[int] = []
 
 
 @contextmanager
-def interrupts() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `KeyboardInterrupt` inside; the handlers from before come back afterwards."""
-    previous = {number: signal.signal(number, _raise) for number in _SIGNALS}
+def interrupts() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM raise `KeyboardInterrupt` inside; the handlers from before come back afterwards.
+
+    Gives the list of the signals that came.
+    """
+    came: list[int] = []
+
+    def interrupt(signum: int, frame: Any) -> None:
+        came.append(signum)
+        _waiting.append(signum)
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     try:
-        yield
+        yield came
     finally:
         _waiting.clear()
         for number, handler in previous.items():
@@ -38,8 +48,3 @@ def watched(listen: Listener) -> Listener:
         listen(event)
 
     return heard
-
-
-def _raise(signum: int, frame: Any) -> None:
-    _waiting.append(signum)
-    raise KeyboardInterrupt

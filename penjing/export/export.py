@@ -22,6 +22,7 @@ from penjing.export.onnx import OnnxRunner, export_onnx
 from penjing.export.onnx_examples import example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
 from penjing.files import staged
+from penjing.manifest import admit
 
 _STEPS = 8
 """Roundings of a network's own number format that a right file may differ by."""
@@ -124,7 +125,7 @@ def export(
 
     Args:
         model: A module, or the path of an ONNX file from any framework.
-        folder: Made if need be; each file in it is replaced atomically.
+        folder: Made if need be; each file in it is replaced atomically, and listed where it is an artifact.
         formats: Names such as ``"onnx"``, ``"onnx_int8"``, ``"saved_model"``, ``"litert"``, ``"openvino"``;
             all are in `penjing.export.formats`.
         example_inputs: As the model is called; needed for a module.
@@ -170,6 +171,8 @@ def export(
             with staged(folder) as aside:  # only what agrees with the model gets its place
                 path = aside / exporter.filename
                 file = _one(exporter, source, path, reference, batch_sizes, metric, tolerance, onnx_seconds)
+                names = [entry.name for entry in aside.iterdir()]
+            admit(folder, names)
             files.append(file.moved_to(folder))
             listen(_told(file, done, len(exporters)))
     listen(Event("export", "end", len(exporters), len(exporters), "file"))
@@ -309,5 +312,5 @@ def _told(file: ExportedFile, done: int, total: int) -> Event:
             "size_bytes": float(file.size_bytes),
             "relative_difference": file.verification.relative,
         },
-        "; ".join([f"{file.format}: {file.path}", *file.notes]),
+        "; ".join([f"{file.format}: {file.path.name}", *file.notes]),
     )

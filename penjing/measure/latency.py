@@ -327,24 +327,34 @@ def latency_torch(
 
 
 def saved_model_candidate(
-    path: Path | str, *, batch: int = 1, feeds: Mapping[str, Any] | None = None
+    path: Path | str,
+    *,
+    batch: int = 1,
+    threads: int | None = None,
+    feeds: Mapping[str, Any] | None = None,
 ) -> Candidate:
     """A TensorFlow SavedModel's default serving signature to time.
 
-    TensorFlow fixes its threads when it starts; the number it has is what is recorded (0: it chose by itself,
-    recorded as the machine's count).
+    TensorFlow fixes its threads when it starts. Without ``threads``, the number it has is what is recorded
+    (0: it chose by itself, recorded as the machine's count).
 
     Raises:
-        MeasureError: without TensorFlow, or for a folder that is not a SavedModel with a serving signature.
+        MeasureError: without TensorFlow, for a folder that is not a SavedModel with a serving signature, or
+            for another number of threads than it has started with.
     """
     import os
 
+    from penjing.export.coexist import make_peace
+
+    make_peace()
     try:
         import tensorflow as tf
     except ImportError as error:
         raise MeasureError(
             "timing a SavedModel needs TensorFlow", layer=str(path), remedy="Run: pip install 'penjing[tf]'"
         ) from error
+    if threads is not None:
+        _start_tensorflow(tf, threads, str(path))
     try:
         loaded = tf.saved_model.load(str(path))
         signature = loaded.signatures["serving_default"]
@@ -366,7 +376,7 @@ def saved_model_candidate(
                 )
             feeds[name] = rng.standard_normal(shape).astype(spec.dtype.as_numpy_dtype)
     ready = {name: tf.constant(value) for name, value in feeds.items()}
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
+    has = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
 
     def run() -> None:
         for value in signature(**ready).values():
@@ -374,19 +384,33 @@ def saved_model_candidate(
 
     # `loaded` must outlive the signature, which holds its variables weakly.
     run.keep = loaded  # type: ignore[attr-defined]
-    return Candidate(run, batch, threads, f"tensorflow {tf.__version__}")
+    return Candidate(run, batch, has, f"tensorflow {tf.__version__}")
+
+
+def _start_tensorflow(tf: Any, threads: int, path: str) -> None:
+    threading = tf.config.threading
+    try:
+        threading.set_intra_op_parallelism_threads(threads)
+        threading.set_inter_op_parallelism_threads(1)  # one operation at a time, as in ONNX Runtime
+    except RuntimeError as error:
+        raise MeasureError(
+            f"TensorFlow has started in this process, not with {threads} threads for one operation at a time",
+            layer=path,
+            remedy="Time it in a new process, or leave threads out",
+        ) from error
 
 
 def latency_saved_model(
     path: Path | str,
     *,
     batch: int = 1,
+    threads: int | None = None,
     feeds: Mapping[str, Any] | None = None,
     num_runs: int = 50,
     max_seconds: float = 20.0,
 ) -> Latency:
     """Time one SavedModel in TensorFlow."""
-    candidate = saved_model_candidate(path, batch=batch, feeds=feeds)
+    candidate = saved_model_candidate(path, batch=batch, threads=threads, feeds=feeds)
     return latency({str(path): candidate}, num_runs=num_runs, max_seconds=max_seconds)[str(path)]
 
 

@@ -25,7 +25,8 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
         trust: Also accept a pickled file (``.pt``, ``.pth``), which can run any code when it is opened.
 
     Raises:
-        ArtifactError: when the file is unreadable, pickled, or differs from the model in names or shapes.
+        ArtifactError: when the file is unreadable, pickled, or differs from the model in names or shapes, or
+            holds whole numbers where the model has fractions.
     """
     path = Path(path)
     state = _unpickle(path, trust) if path.suffix in _PICKLED else read_safetensors(path)
@@ -52,6 +53,12 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
             remedy="Give the weights of this very model, with its options (e.g. the number of classes)",
         )
     for name, tensor in expected.items():
+        if tensor.is_floating_point() and not state[name].is_floating_point():
+            raise ArtifactError(
+                f"{name!r} is {_dtype(state[name])} in {path}, {_dtype(tensor)} in the model",
+                layer=name,
+                remedy="Give the float weights: numbers on an int8 grid mean nothing without their scales",
+            )
         if tensor.shape != state[name].shape:
             raise ArtifactError(
                 f"{name!r} is {list(state[name].shape)} in {path}, {list(tensor.shape)} in the model",
@@ -59,6 +66,10 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
                 remedy="Build the model with the options it was trained with (e.g. the number of classes)",
             )
     model.load_state_dict(state)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _listed(verb: str, names: list[str], others: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 
 from penjing.errors import QuantizeError
 from penjing.events import Event, Listener, silent
+from penjing.manifest import admit
 from penjing.quantize import mixed
 from penjing.quantize.blocks import train_blocks
 from penjing.quantize.config import QuantizeConfig
@@ -49,7 +50,7 @@ def quantize(
         data: Batches: ``inputs``, ``(inputs, target)`` or a mapping, preprocessed as for the network. Of an
             iterator, as many as hold ``samples`` are kept.
         config: How; by default squared-error ranges, equalization and bias correction.
-        out: The ONNX file to write.
+        out: The ONNX file to write; an artifact that it is put into lists it.
         example_inputs: What exports a module; by default the first batch.
         labels_metric: ``f(outputs, targets)`` of all samples, higher is better; by default top-1 accuracy.
             Where the data has no targets, agreement with fp32: of the largest output, or R² where the outputs
@@ -89,6 +90,7 @@ def quantize(
             job.measure_gains(tuple(job.placement.layers.values()))
         result = job.write(out) if config.mode == "static" else write_linears(job, out)
         timing = job.time(out) if time_it else None
+    admit(out.parent, (out.name, result.weights_path.name))
     notes = list(result.notes)
     if timing is not None and not timing.pays:
         notes.append(

@@ -16,7 +16,7 @@ from penjing.export.base import get_format
 from penjing.files import check_folder, write_json
 from penjing.log import JsonLog, tee
 from penjing.manifest import read_json
-from penjing.prune.api import checked_patterns
+from penjing.prune import prune
 from penjing.recipe.lock import run_lock
 from penjing.recipe.result import RunResult
 from penjing.recipe.schema import Recipe, first_difference
@@ -57,6 +57,7 @@ def run(
     Raises:
         ExportError: before anything is done, for a format that is unknown or whose package is missing.
         RecipeError: likewise, for an unknown augmentation.
+        TraceError, PruneError: likewise, for a network that cannot be pruned so far.
         RunError: if the folder cannot be written, is in use, holds a run and ``resume`` was not asked for, or
             was begun with another recipe (naming the entry), other data or other weights.
         PenjingError: from a stage; ``completed`` lists the stages done before.
@@ -90,13 +91,26 @@ def _check_words(recipe: Recipe, folder: Path) -> None:
         make_augment(recipe.data.augment, recipe.data.augment_options)
 
 
-def _check_patterns(space: Workspace) -> None:
-    """Names that fit nothing in the network are said before it is trained."""
-    prune = space.recipe.prune
-    if space.store.read("train") is None and (prune.ignore or prune.ratios):
-        network = space.original()
-        checked_patterns(prune.ignore, network)
-        checked_patterns(list(prune.ratios), network, "ratios")
+def _check_pruning(space: Workspace) -> None:
+    """What keeps a network from being pruned is said before it is trained: unsound weights, a forward that
+    cannot be traced, names that fit nothing, a budget out of reach.
+    """
+    config = space.recipe.prune
+    if space.store.read("train") is not None:
+        return
+    counts = {name: getattr(config.budget, name, None) for name in ("params", "macs", "bytes")}
+    bounds = {name: most for name, most in counts.items() if most is not None}
+    prune(
+        space.original(),
+        space.examples,
+        ratio=config.ratio or 0.0,
+        scope="global",  # which reaches as far as any
+        budget=bounds if bounds and not config.branches else None,  # branches may reach farther
+        ignore=config.ignore,
+        ratios=config.ratios,
+        round_to=config.round_to,
+        min_slots=config.min_slots,
+    )
 
 
 def _check_images(space: Workspace) -> None:
@@ -144,7 +158,7 @@ def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str
     space = Workspace(recipe, folder, given)
     stages, given_digests = stages_of(recipe), space.fingerprints()
     _check_inputs(space, listen, finished=_is_finished(space, stages, given_digests))
-    _check_patterns(space)
+    _check_pruning(space)
     _check_images(space)
     total = len(stages)
     listen(Event("run", "start", 0, total, "stage", message=f"{recipe.name} in {folder}"))

@@ -200,11 +200,22 @@ class RandAugment:
         number: Operations for each batch.
         magnitude: Strength, 0 to 1.
         mirror: Whether mirroring is allowed.
+
+    Raises:
+        RecipeError: for a magnitude beyond 1 (other libraries count it to 10 or 30), or no whole number.
     """
 
     number: int = 2
     magnitude: float = 0.5
     mirror: bool = False
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.number, int) and self.number >= 1 and 0 <= self.magnitude <= 1):
+            raise RecipeError(
+                f"RandAugment cannot draw {self.number!r} operations of magnitude {self.magnitude!r}",
+                layer="data.augment_options",
+                remedy="Give a number of 1 or more, and a magnitude from 0 to 1",
+            )
 
     def operations(self) -> tuple[Augmentation, ...]:
         """What is drawn from."""

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from penjing.files import atomic_write
+from penjing.manifest import admit
 from penjing.report import svg, table, text
 from penjing.report.heat import MEASURES, heat_map
 from penjing.report.metrics import Metrics, Row
@@ -26,7 +27,7 @@ _MANY = 60  # bars in one chart; longer lists are cut and the page says so
 
 
 def write_report(folder: Path | str, metrics: Metrics | None = None) -> Path:
-    """Write ``report.html``, ``table.csv`` and ``table.json`` into a run folder.
+    """Write ``report.html``, ``table.csv`` and ``table.json`` into a run folder (an artifact lists them).
 
     Args:
         folder: The run folder.
@@ -40,10 +41,11 @@ def write_report(folder: Path | str, metrics: Metrics | None = None) -> Path:
         RunError: if the folder cannot be written.
     """
     metrics = metrics or Metrics.read(folder)
-    write_table(metrics, folder)
     path = Path(folder) / "report.html"
+    files = (path, *write_table(metrics, folder))
     with atomic_write(path) as aside:
         aside.write_text(render(metrics), encoding="utf-8")
+    admit(Path(folder), (file.name for file in files))
     return path
 
 

@@ -12,7 +12,9 @@ from torch import nn
 
 from penjing.artifact import load, read_artifact, save_artifact, seal
 from penjing.errors import ArtifactError, RunError
+from penjing.export import export
 from penjing.prune import apply, prune
+from penjing.quantize import quantize
 
 
 def build() -> nn.Module:
@@ -134,6 +136,22 @@ def test_sealing_admits_a_changed_file(folder: Path) -> None:
     with pytest.raises(ArtifactError):
         read_artifact(folder)
     assert seal(folder).metrics == {"accuracy": 0.75}
+
+
+def test_what_is_written_into_an_artifact_on_purpose_belongs_to_it(folder: Path) -> None:
+    (folder / "work").mkdir()
+    (folder / "work" / "part").write_bytes(b"goes on")
+    x = torch.randn(2, 4)
+    export(load(folder), folder, ["onnx"], example_inputs=x)
+    quantize(folder / "model.onnx", [x], out=folder / "int8.onnx", time_it=False)
+    files = {file.path for file in read_artifact(folder).files}
+    assert {"model.onnx", "int8.onnx", "int8.safetensors", "saved_model/x.pb"} <= files
+    assert "work/part" not in files
+    assert files == {file.path for file in seal(folder).files}
+    (folder / "saved_model" / "x.pb").write_bytes(b"damaged")
+    export(load(folder), folder, ["onnx"], example_inputs=x)
+    with pytest.raises(ArtifactError, match=r"x\.pb is not the file"):
+        read_artifact(folder)
 
 
 def test_a_failed_save_leaves_the_old_one(folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ import pytest
 from penjing.cli.app import _how_to_resume, main
 from penjing.cli.common import budget_of, emit, names, pairs
 from penjing.cli.verbs.bench import _table
+from penjing.cli.verbs.quantize import _text
 from penjing.errors import RecipeError
+from penjing.quantize import QuantizeResult
 
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorflow", "pandas", "numpy", "plotly", "jinja2", "keras")
 
@@ -111,6 +113,25 @@ def test_interrupt_says_how_to_resume(tmp_path: Path) -> None:
     last = err.strip().splitlines()[-1]
     assert last.endswith(f"penjing demo --out {tmp_path / 'run'} --resume")
     assert "Traceback" not in err
+
+
+def test_terminated_is_not_interrupted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penjing.cli.app.app", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    code, _, err = call(capsys, "run", "recipe.yaml")
+    assert code == 143
+    assert "penjing run recipe.yaml --resume" in err
+
+
+def test_quantize_shows_what_max_drop_bounds() -> None:
+    made = QuantizeResult(
+        *(Path("q.onnx"), Path("q.safetensors"), (), 40.0, 50.0, 40.0, 1, 0, (), 10, 40, 8, "off", 1.0),
+        metric_fp32=0.98,
+        metric_int8=0.97,
+        metric_samples=200,
+    )
+    assert "validation accuracy 0.9800 → 0.9700 (n=200)" in _text(made, "accuracy")
 
 
 def test_report_from_metrics_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

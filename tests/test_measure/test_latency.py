@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -11,6 +14,7 @@ import torch
 from torch import nn
 
 from penjing.errors import MeasureError
+from penjing.export.coexist import make_peace
 from penjing.measure import (
     Candidate,
     latency,
@@ -116,6 +120,7 @@ def test_torch_runs_in_eval_mode_with_its_threads_and_batch_and_is_left_as_it_wa
 @pytest.mark.tf
 @pytest.mark.slow
 def test_saved_models_are_timed(tmp_path: Path) -> None:
+    make_peace()
     tf = pytest.importorskip("tensorflow")
 
     class Double(tf.Module):  # type: ignore[misc, name-defined]
@@ -130,5 +135,10 @@ def test_saved_models_are_timed(tmp_path: Path) -> None:
     found = latency_saved_model(tmp_path / "s", batch=4, num_runs=5)
     assert found.runtime.startswith("tensorflow ")
     assert found.threads >= 1
+    command = [sys.executable, "-m", "penjing", "bench", str(tmp_path / "s"), "--threads", "1", "--json"]
+    rows = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["rows"]
+    assert {row["threads"] for row in rows} == {1}
+    with pytest.raises(MeasureError, match="has started"):
+        latency_saved_model(tmp_path / "s", threads=found.threads + 1)
     with pytest.raises(MeasureError, match="does not open"):
         latency_saved_model(tmp_path / "missing")

@@ -142,6 +142,9 @@ def test_weights_are_strict(factory: Path, tmp_path: Path) -> None:
     save_file(state | {"0.weight": torch.zeros(9, 9)}, path)
     with pytest.raises(ArtifactError, match=r"\[9, 9\]"):
         load_model(spec, weights=path)
+    save_file(state | {"0.weight": (50 * state["0.weight"]).to(torch.int8)}, path)
+    with pytest.raises(ArtifactError, match=r"'0.weight' is int8 in .*, float32 in the model"):
+        load_model(spec, weights=path)
     path.write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(ArtifactError, match="safetensors"):
         load_model(spec, weights=path)

@@ -20,7 +20,15 @@ from safetensors.torch import load_file, save_file
 
 import penjing
 from penjing.data import DataBundle
-from penjing.errors import ArtifactError, DataError, ExportError, PruneError, RecoverError, RunError
+from penjing.errors import (
+    ArtifactError,
+    BudgetError,
+    DataError,
+    ExportError,
+    PruneError,
+    RecoverError,
+    RunError,
+)
 from penjing.events import Event
 from penjing.export.saved_model import SavedModelExporter
 from penjing.measure import accuracy, onnx_session
@@ -392,6 +400,15 @@ class TestRefusals:
         with pytest.raises(ExportError, match=r"penjing\[tf\]"):
             run(Recipe.parse(values), tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+    def test_budget_out_of_reach_is_said_before_training(
+        self, tiny_values: dict[str, Any], tmp_path: Path
+    ) -> None:
+        heard: list[Event] = []
+        values = {**tiny_values, "prune": {"budget": {"params": 0.0001}}}
+        with pytest.raises(BudgetError, match="out of reach"):
+            run(Recipe.parse(values), tmp_path / "run", listen=heard.append)
+        assert not [event for event in heard if event.stage == "train"]
 
     def test_failing_stage_lists_what_was_done(self, tiny_values: dict[str, Any], tmp_path: Path) -> None:
         train = {"epochs": 1, "lr": 1e30, "grad_clip": None, "schedule": "constant"}

@@ -63,6 +63,8 @@ def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
         ({"prune": {"ratio": 0.5, "reconstruct": {"rigde": 1}}}, "prune.reconstruct", "ridge"),
         ({"prune": {"ratio": 0.5, "criterion": "magnitud"}}, "prune.criterion", "unknown criterion"),
         ({"recover": {"epochs": "many"}}, "recover.epochs", "integer"),
+        ({"recover": {"lr": True}}, "recover.lr", "true is no number"),
+        ({"recover": {"lr": float("inf")}}, "recover.lr", "finite"),
         ({"article": {"epochs": 1}}, "Recipe", "train"),
         ({"name": "../up"}, "name", "letters"),
         ({"max_drop": 2}, "max_drop", "less than or equal to 1"),

@@ -110,6 +110,9 @@ def test_names() -> None:
         make_augment("photo")
     with pytest.raises(RecipeError, match="It takes chance"):
         make_augment("flip", {"odds": 0.5})
+    for options in ({"magnitude": 9}, {"number": 0}):
+        with pytest.raises(RecipeError, match="a magnitude from 0 to 1"):
+            make_augment("randaugment", options)
 
 
 def test_a_crop_that_cannot_be_is_an_error() -> None:

@@ -40,7 +40,7 @@ def _candidate(file: Path, batch: int, threads: int) -> Any:
     if file.suffix == ".onnx":
         return onnx_candidate(file, batch=batch, threads=threads)
     if (file / "saved_model.pb").is_file():
-        return saved_model_candidate(file, batch=batch)
+        return saved_model_candidate(file, batch=batch, threads=threads)
     raise MeasureError(
         f"{file} is no ONNX file and no SavedModel", remedy="Give .onnx files or SavedModel folders"
     )

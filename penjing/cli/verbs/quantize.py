@@ -63,7 +63,7 @@ def command(
             seed=seed,
             listen=listen,
         )
-    common.emit(made, _text(made), json)
+    common.emit(made, _text(made, "accuracy" if metric is None else "metric"), json)
 
 
 def _points(max_drop: str | None) -> float | None:
@@ -81,8 +81,11 @@ def _points(max_drop: str | None) -> float | None:
     return allowed
 
 
-def _text(made: Any) -> str:
+def _text(made: Any, what: str) -> str:
     lines = [made.in_short().title]
+    if made.metric_fp32 is not None:
+        values = f"{made.metric_fp32:.4f} → {made.metric_int8:.4f}"
+        lines.append(f"validation {what} {values} (n={made.metric_samples})")
     if made.timing is not None:
         lines.append(f"{made.timing.fp32_ms:.3g} → {made.timing.int8_ms:.3g} ms ({made.timing.speedup:.3g}×)")
     lines += [f"{layer.name} stays float: {layer.why}" for layer in made.layers if not layer.quantized]

@@ -28,9 +28,5 @@ def command(
 
     metrics = Metrics.read(folder)
     page = write_report(out or folder, metrics)
-    if out is None and (folder / "manifest.json").is_file():
-        from penjing.artifact import seal
-
-        seal(folder)
     text = Group(terminal_table(metrics), "", headline(metrics), str(page))
     common.emit({**metrics.to_dict(), "headline": headline(metrics), "page": str(page)}, text, json)
