@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping, Set
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -75,7 +76,9 @@ class GraphModel(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin._assemble(tuple(held_tensors(self)), copy.deepcopy(self.graph), self.meta[CUMULATIVE])
+        # of tensors that something else is to stand for (sliced ones), that and no copy
+        held = tuple(replace(h, tensor=memo.get(id(h.tensor), h.tensor)) for h in held_tensors(self))
+        twin._assemble(held, copy.deepcopy(self.graph), self.meta[CUMULATIVE])
         twin.train(self.training)
         return twin
 

@@ -17,7 +17,7 @@ def source_of(node: fx.Node) -> str:
     """``"folder/file.py:line"`` of the innermost frame outside torch; else the module's path; else ""."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     for path, line in reversed(frames):
-        if _is_users(path):
+        if is_users(path):
             return short_place(path, line)
     modules = node.meta.get("nn_module_stack") or {}
     for name, _ in reversed(list(modules.values())):
@@ -29,13 +29,14 @@ def source_of(node: fx.Node) -> str:
 def place(frame: FrameType | None) -> str:
     """``"folder/file.py:line"`` of the innermost frame outside torch, from ``frame`` outwards; else ""."""
     while frame is not None:
-        if _is_users(frame.f_code.co_filename):
+        if is_users(frame.f_code.co_filename):
             return short_place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return ""
 
 
-def _is_users(path: str) -> bool:
+def is_users(path: str) -> bool:
+    """Whether a file is none of torch's."""
     return not path.startswith((_TORCH, "torch/", "<"))
 
 

@@ -86,7 +86,7 @@ def allocate(
         BudgetError: for a budget out of reach.
     """
     _check(ratio, ratios, round_to, min_slots, scope)
-    own = _own_ratios(groups, ratios or {})
+    own = own_ratios(groups, ratios or {})
     queues = [queue(group, scores[group.id], round_to, min_slots) for group in groups]
     fixed = np.zeros(len(groups), dtype=np.int64)  # steps taken of each group
     for i, fraction in own.items():
@@ -148,7 +148,12 @@ def check_widths(round_to: int, min_slots: int) -> None:
             raise PruneError(f"{name} is {number!r}", remedy="Give a whole number of slots, 1 or more")
 
 
-def _own_ratios(groups: Sequence[Group], ratios: Mapping[str, float]) -> dict[int, float]:
+def own_ratios(groups: Sequence[Group], ratios: Mapping[str, float]) -> dict[int, float]:
+    """Fraction to remove of the groups with a ratio of their own, by their places; the last match wins.
+
+    Raises:
+        PruneError: for a pattern without a match.
+    """
     own: dict[int, float] = {}
     for pattern, value in ratios.items():
         hits = matching(groups, pattern)

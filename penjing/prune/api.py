@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from penjing.batches import check_reiterable
-from penjing.errors import PruneError
+from penjing.errors import BudgetError, PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, couple, trace
 from penjing.graph.solve import matches
-from penjing.prune.allocate import Scope, allocate, check_widths, matching
+from penjing.prune.allocate import Scope, allocate, check_widths, matching, own_ratios
 from penjing.prune.apply import carry_out
 from penjing.prune.budget import Budget, as_budget
 from penjing.prune.criteria import Criterion, Material, make_criterion
@@ -24,11 +24,15 @@ from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
 from penjing.prune.shorten import best_depth, shorten
 from penjing.prune.slots import by_leaf, group_edits, index_values, renamed, tensor_edits
+from penjing.prune.torn import Torn, blame, even_ratios, torn
 from penjing.prune.worth import per_cost
 
 if TYPE_CHECKING:
     from penjing.prune.reconstruct import ReconstructConfig
     from penjing.search.sensitivity import Sensitivity
+
+_EVENED = 3
+"""How often groups are made to keep equally many: where all share a ratio, the others change with it."""
 
 
 def prune(
@@ -114,9 +118,7 @@ def prune(
         coupling = couple(graph, ignore=ignore, prune_outputs=prune_outputs)
         material = Material(model, graph, coupling, data, loss, seed, listen)
         own = _present(ratios or {}, coupling, listen)
-        return _narrow(
-            material, example_inputs, chosen, ratio, budget, scope, sensed, {"ratios": own, **options}
-        )
+        return _narrow(material, example_inputs, chosen, ratio, budget, scope, sensed, own, options)
 
     def shorten_first(branches: int | Sequence[str]) -> PruneResult:
         from penjing.search.fit import budget_after  # only searches measure
@@ -188,31 +190,50 @@ def _narrow(
     budget: Budget | None,
     scope: Scope,
     sensed: Sensitivity | None,
+    ratios: Mapping[str, float],
     options: Mapping[str, Any],
 ) -> PruneResult:
-    """Score, allocate and remove slots."""
+    """Score, allocate and remove slots; again where the class could serve if groups kept equally many."""
     graph, coupling = material.graph, material.coupling
-    scores, meter = criterion.scores(material), None
-    if budget is None:
-        if scope == "sensitivity":
-            raise PruneError("scope 'sensitivity' needs a budget", remedy="Pass budget=Budget(…)")
-        kept = allocate(coupling.groups, scores, ratio=ratio, scope=scope, **options)
-    else:
-        from penjing.search.fit import fit_to_budget  # only searches measure
-
-        if criterion.adds_up and criterion.normalisation == "none":
-            scores = per_cost(graph, coupling, scores, budget)
-        kept, sensed, meter = fit_to_budget(
-            material, scores, example_inputs, budget, scope=scope, sensed=sensed, **options
-        )
+    scores = criterion.scores(material)
+    if budget is None and scope == "sensitivity":
+        raise PruneError("scope 'sensitivity' needs a budget", remedy="Pass budget=Budget(…)")
+    if budget is not None and criterion.adds_up and criterion.normalisation == "none":
+        scores = per_cost(graph, coupling, scores, budget)
     made = {
         "criterion": criterion.name,
         "scope": scope,
         **({"budget": budget.to_dict()} if budget else {"ratio": ratio}),
         "seed": material.seed,
     }
-    result = prune_slots(material.model, example_inputs, graph, coupling, kept, made=made)
-    return replace(result, sensitivity=sensed, latency=meter)
+
+    def made_with(ratios: Mapping[str, float], sensed: Sensitivity | None) -> PruneResult:
+        meter = None
+        if budget is None:
+            kept = allocate(coupling.groups, scores, ratio=ratio, scope=scope, ratios=ratios, **options)
+        else:
+            from penjing.search.fit import fit_to_budget  # only searches measure
+
+            kept, sensed, meter = fit_to_budget(
+                material, scores, example_inputs, budget, scope=scope, ratios=ratios, sensed=sensed, **options
+            )
+        result = prune_slots(material.model, example_inputs, graph, coupling, kept, made=made)
+        return replace(result, sensitivity=sensed, latency=meter)
+
+    result = again = made_with(ratios, sensed)
+    asked = {coupling.groups[at].id for at in own_ratios(coupling.groups, ratios)}
+    found: tuple[Torn, ...] = ()
+    for _ in range(_EVENED):
+        kept = by_leaf(coupling, {key: edit.kept for key, edit in again.plan.groups.items()})
+        more = () if again.in_place else torn(material.model, graph, coupling, kept)
+        even = even_ratios(found := found + more, coupling.groups, kept, **options)
+        if not more or even.keys() & asked:
+            break
+        try:
+            again = made_with({**ratios, **even}, result.sensitivity)
+        except BudgetError:  # out of reach for so few choices
+            break
+    return again if again.in_place else result
 
 
 def check_model(model: Any) -> None:
@@ -291,6 +312,7 @@ def prune_slots(
     leaves = by_leaf(coupling, kept)
     attributes = follow(model, graph, coupling, leaves)
     done = carry_out(model, graph, coupling, leaves, attributes, example_inputs)
+    reason = done.reason and done.reason + blame(torn(model, graph, coupling, leaves))
     plan = Plan(
         shapes=tensor_shapes(model),
         groups=group_edits(coupling, kept),
@@ -299,7 +321,7 @@ def prune_slots(
         values=index_values(graph, done.values),
         renamed=renamed(coupling, leaves),
         in_place=done.in_place,
-        reason=done.reason,
+        reason=reason,
         created_by=dict(made or {}),
     )
     return summarise(done.model, plan, graph, coupling, leaves, in_place=done.in_place)

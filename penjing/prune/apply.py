@@ -5,8 +5,9 @@ compared.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Mapping
+import traceback
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from penjing.errors import PruneError
 from penjing.graph import Coupling, Graph, GraphModel, couple, is_kept_whole, trace
 from penjing.graph.branches import chosen, cut, find_branches
+from penjing.graph.source import is_users, short_place
 from penjing.prune.compare import compare, forward
 from penjing.prune.cost import count_all
+from penjing.prune.layers import standard
 from penjing.prune.plan import AttributeEdit, Plan
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
@@ -117,15 +120,39 @@ def carry_out(
     if reason:
         return Applied(_as_model(sliced, model), (), values, False, reason)
     module = slice_module(model, graph, {**tensors, **values}, attributes)
-    try:
-        reason = compare(module, sliced.module, example_inputs)
-        if not reason and graph.params.keys() - graph.read_names():
-            reason = _training_differs(model, module, example_inputs)
-    except Exception as error:  # the user's forward may raise anything once its sizes are wrong
-        reason = f"its forward raises {_first_line(error)}"
-    if reason:
-        return Applied(_as_model(sliced, model), (), values, False, reason)
-    return Applied(module, attributes, values, True, "")
+
+    def refusal() -> str:
+        try:
+            reason = compare(module, sliced.module, example_inputs)
+            if not reason and graph.params.keys() - graph.read_names():
+                reason = _training_differs(model, module, example_inputs)
+        except Exception as error:  # the user's forward may raise anything once its sizes are wrong
+            reason = f"its forward raises {_first_line(error)}{_raised_in(error, module)}"
+        return reason
+
+    reason = refusal()
+    if not reason:
+        return Applied(module, attributes, values, True, "")
+    for same in _of_one_kind(module, attributes):  # numbers that had a pruned size by chance: a layer's place
+        set_attributes(module, tuple(replace(edit, new=edit.old) for edit in same))
+        if not refusal():
+            return Applied(module, tuple(edit for edit in attributes if edit not in same), values, True, "")
+        set_attributes(module, same)
+    if isinstance(model, GraphModel):
+        reason = "it is a traced graph itself, which holds its sizes as numbers"
+    return Applied(_as_model(sliced, model), (), values, False, reason)
+
+
+def _of_one_kind(
+    module: nn.Module, attributes: tuple[AttributeEdit, ...]
+) -> Iterator[tuple[AttributeEdit, ...]]:
+    """The edits of each attribute of each class that is no standard layer's."""
+    holders, kinds = dict(module.named_modules()), defaultdict[Any, list[AttributeEdit]](list)
+    for edit in attributes:
+        holder = holders[edit.module]
+        if standard(holder, edit.name, edit.old, {}) is None:
+            kinds[type(holder), edit.name].append(edit)
+    yield from map(tuple, kinds.values())
 
 
 def _as_model(sliced: Graph, model: nn.Module) -> GraphModel:
@@ -162,6 +189,17 @@ def _training_differs(model: nn.Module, module: nn.Module, example_inputs: Any) 
     except Exception as error:
         return f"in training mode its forward raises {_first_line(error)}"
     return ""
+
+
+def _raised_in(error: Exception, module: nn.Module) -> str:
+    """``" (module, file:line)"`` of the innermost part of the model that an error came through."""
+    names = {id(part): name for name, part in module.named_modules()}
+    path, at = "", ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = names.get(id(frame.f_locals.get("self"))) or path
+        if path and is_users(frame.f_code.co_filename):
+            at = short_place(frame.f_code.co_filename, line)
+    return f" ({', '.join(filter(None, (path, at)))})" if path else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from penjing.graph import Coupling, Graph, count, positions
+from penjing.graph import Axis, Coupling, Graph, count, positions
 from penjing.prune.apply import set_attributes
 from penjing.prune.compare import relative_error, run
 from penjing.prune.layers import Own, standard
@@ -30,7 +30,7 @@ _SHAPE_OPS = (
     "view", "reshape", "expand", "split", "chunk", "unflatten", "repeat", "tile", "zeros", "full", "norm",
     "conv", "pad", "slice", "shuffle",
 )  # fmt: skip
-_WEIGHT_OWN_TENSOR, _WEIGHT_SHAPE_OP, _WEIGHT_OTHER = 10_000, 100, 1
+_WEIGHT_OWN_TENSOR, WEIGHT_SHAPE_OP, _WEIGHT_OTHER = 10_000, 100, 1
 _NEVER = frozenset(
     {
         "training",
@@ -61,7 +61,7 @@ def follow(
     edits: list[AttributeEdit] = []
     for path, module in model.named_modules():
         own = _from_tensors(path, module, graph, coupling, kept)
-        for name, value in _integers(module):
+        for name, value in integers(module):
             fixed = standard(module, name, value, own)
             new = fixed if fixed is not None else _choose(value, own, evidence.get(path, {}))
             if new != value:
@@ -110,7 +110,7 @@ def settled(
     return tuple(edit for edit in edits if edit not in by_chance)
 
 
-def _integers(module: nn.Module) -> Iterator[tuple[str, int | Shape]]:
+def integers(module: nn.Module) -> Iterator[tuple[str, int | Shape]]:
     """Attributes that are integers above 1, or tuples (or lists) with some."""
     for name, value in vars(module).items():
         if name.startswith("__") or name in _NEVER or isinstance(value, bool):
@@ -148,15 +148,21 @@ def _parametrized(module: nn.Module) -> Iterator[tuple[str, str]]:
 def _from_values(graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]) -> dict[str, Evidence]:
     """Sizes that values made inside each module's own forward had and get."""
     found: dict[str, Evidence] = defaultdict(lambda: defaultdict(Counter))
+    for path, axis, weight in made_axes(graph, coupling):
+        found[path][axis.size][count(axis, kept)] += weight
+    return found
+
+
+def made_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis, int]]:
+    """Each dim of each value, the module in whose forward it is made, and its weight as evidence."""
     for node in graph.module.graph.nodes:
         if node.op != "call_function" or node.name not in coupling.values:
             continue
         path = _owner(node)
-        weight = _WEIGHT_SHAPE_OP if any(word in str(node.target) for word in _SHAPE_OPS) else _WEIGHT_OTHER
+        weight = WEIGHT_SHAPE_OP if any(word in str(node.target) for word in _SHAPE_OPS) else _WEIGHT_OTHER
         for axes in coupling.values[node.name]:
             for axis in axes:
-                found[path][axis.size][count(axis, kept)] += weight
-    return found
+                yield path, axis, weight
 
 
 def _owner(node: fx.Node) -> str:
@@ -188,4 +194,4 @@ def _winner(value: int, votes: Evidence) -> int:
     best = max(changed, key=lambda new: changed[new])
     # an attribute that some shape op uses unchanged and none changed is left alone
     unchanged = votes[value].get(value, 0)
-    return best if changed[best] >= unchanged or changed[best] >= _WEIGHT_SHAPE_OP else value
+    return best if changed[best] >= unchanged or changed[best] >= WEIGHT_SHAPE_OP else value

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penjing.graph import Group
-from penjing.prune.allocate import Kept, Queue, queue
+from penjing.prune.allocate import Kept, Queue, own_ratios, queue
 from penjing.search.knapsack import Levels, fill, spend, thin
 from penjing.search.meter import Meter
 from penjing.search.sensitivity import Sensitivity
@@ -25,6 +25,7 @@ def allocate_sensitivity(
     *,
     round_to: int = 1,
     min_slots: int = 1,
+    ratios: Mapping[str, float] | None = None,
     near: Kept | None = None,
 ) -> Kept:
     """The slots of every group that stay, with the least summed damage that the meter's budget allows.
@@ -39,6 +40,7 @@ def allocate_sensitivity(
         meter: Costs, and the budget.
         round_to: Kept counts are multiples of this.
         min_slots: Slots that stay in any group.
+        ratios: Ratios of their own for some groups.
         near: An earlier choice to change as little as the limits ask, now that the meter knows better.
 
     Raises:
@@ -46,18 +48,25 @@ def allocate_sensitivity(
     """
     lines = [queue(group, scores[group.id], round_to, min_slots) for group in groups]
     limits = meter.limits
+    own = own_ratios(groups, ratios or {})
+
+    def ladder_of(choices: Callable[[Group, Queue], Sequence[int]]) -> _Ladder:
+        steps = [
+            [line.within(own[at] * group.size)] if at in own else choices(group, line)
+            for at, (group, line) in enumerate(zip(groups, lines, strict=True))
+        ]
+        return _Ladder(groups, lines, steps, sensed, meter)
+
     if near is not None:
-        levels = [_levels(group, line, 2 * _LEVELS) for group, line in zip(groups, lines, strict=True)]
-        ladder = _Ladder(groups, lines, levels, sensed, meter)
+        ladder = ladder_of(lambda group, line: _levels(group, line, 2 * _LEVELS))
         return ladder.kept(_moved(ladder, ladder.at(near), limits))
-    levels = [_levels(group, line, _LEVELS) for group, line in zip(groups, lines, strict=True)]
-    ladder = _Ladder(groups, lines, levels, sensed, meter)
+    ladder = ladder_of(lambda group, line: _levels(group, line, _LEVELS))
     chosen = spend(ladder.damage, ladder.costs, limits).levels
     if "latency" in limits:
         return ladder.kept(chosen)
-    fine = _Ladder(groups, lines, [range(len(line.sizes) + 1) for line in lines], sensed, meter)
-    steps = tuple(levels[g][level] for g, level in enumerate(chosen))
-    return fine.kept(fill(steps, fine.damage, fine.costs, limits).levels)
+    fine = ladder_of(lambda group, line: range(len(line.sizes) + 1))
+    start = fine.at(ladder.kept(chosen))
+    return fine.kept(fill(start, fine.damage, fine.costs, limits).levels)
 
 
 def _moved(ladder: _Ladder, levels: Levels, limits: Mapping[str, float]) -> Levels:

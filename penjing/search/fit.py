@@ -47,7 +47,7 @@ def fit_to_budget(
         budget: The bounds.
         scope: How groups share them; ``"sensitivity"`` measures on ``material.data`` unless ``sensed`` is
             given.
-        ratios: Ratios of their own for some groups (not with scope ``"sensitivity"``).
+        ratios: Ratios of their own for some groups.
         round_to: Kept counts are multiples of this; where latency is bounded, of 8 if that can meet it.
         min_slots: Slots that stay in any group.
         sensed: A sensitivity measured before.
@@ -69,12 +69,12 @@ def fit_to_budget(
         round_to=round_to,
         listen=material.listen,
     )
-    felt = (sensed or _sense(material, scores, ratios)) if scope == "sensitivity" else None
+    felt = (sensed or _sense(material, scores)) if scope == "sensitivity" else None
 
     def choose(meter: Meter, near: Kept | None) -> Kept:
         options: dict[str, Any] = {"round_to": meter.round_to, "min_slots": min_slots}
         if felt is not None:
-            return allocate_sensitivity(groups, scores, felt, meter, near=near, **options)
+            return allocate_sensitivity(groups, scores, felt, meter, ratios=ratios, near=near, **options)
         return allocate(
             groups, scores, budget=meter.absolute, cost=meter, scope=scope, ratios=ratios, **options
         )
@@ -89,15 +89,8 @@ def fit_to_budget(
     return meter.meet(choose), felt, meter.report()
 
 
-def _sense(
-    material: Material, scores: Mapping[str, NDArray[np.float64]], ratios: Mapping[str, float] | None
-) -> Sensitivity:
+def _sense(material: Material, scores: Mapping[str, NDArray[np.float64]]) -> Sensitivity:
     """The damage of every group, measured."""
-    if ratios:
-        raise PruneError(
-            "scope 'sensitivity' and ratios for single groups exclude each other",
-            remedy="Drop ratios, use ignore, or choose another scope",
-        )
     if material.data is None:
         raise PruneError(
             "scope 'sensitivity' needs data",

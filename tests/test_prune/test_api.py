@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from penjing.errors import DataError, PenjingError, PruneError, TraceError
 from penjing.events import Event
-from penjing.graph import couple, trace
+from penjing.graph import GraphModel, couple, trace
 from penjing.measure import count
 from penjing.prune import Budget, Plan, apply, apply_, masked_equivalence, prune
 from penjing.prune.compare import relative_error, run
@@ -126,6 +126,16 @@ def test_a_class_that_cannot_follow_comes_back_as_a_graph() -> None:
         apply_(model, result.plan, X)
 
 
+def test_a_traced_graph_is_pruned_like_a_class() -> None:
+    plain = GraphModel(trace(mlp(), X))
+    result = prune(plain, X)
+    assert result.in_place
+    assert torch.equal(result.model(X), prune(mlp(), X).model(X))
+    baked = prune(prune(Baked(), X).model, X)
+    assert not baked.in_place
+    assert "a traced graph itself" in baked.reason
+
+
 class Ordered(nn.Module):
     """A constant order of the channels in a buffer of the state dict."""
 
@@ -220,6 +230,36 @@ def test_a_class_whose_attention_would_scale_anew_is_not_trusted(width: float) -
     assert masked_equivalence(model, result, x) <= 1e-5
     whole_heads = prune(model, x, ratio=0, ratios={"qkv.weight": 0.0})
     assert whole_heads.in_place
+
+
+class Heads(nn.Module):
+    """Attention with one number for the head size of queries, keys and values; ``place`` has it by chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(8, 24), nn.Linear(8, 24), nn.Linear(8, 24)
+        self.out, self.head_dim, self.place = nn.Linear(24, 3), 6, 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:2], -1, self.head_dim)
+        q, k, v = (part(x).view(shape).transpose(1, 2) for part in (self.q, self.k, self.v))
+        q, k = (torch.stack(part.chunk(2, -1), -1).flatten(-2) for part in (q, k))  # pairs, as rotations do
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).flatten(2)
+        return self.out(mixed * self.place)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("budget", [None, Budget(params=0.5)])
+def test_one_head_size_for_queries_and_values(budget: Budget | None) -> None:
+    torch.manual_seed(0)
+    model, x = Heads(), torch.randn(2, 5, 8)
+    result = prune(model, x, budget=budget, scope="local" if budget is None else "global")
+    assert result.in_place, result.reason
+    assert isinstance(result.model, Heads)
+    assert (result.model.head_dim, result.model.place) == (4, 6)
+    assert masked_equivalence(model, result, x) <= 1e-5
+    asked = prune(model, x, ratio=0, ratios={"v.weight": 0.5})
+    assert not asked.in_place
+    assert "head_dim, 6, would have to be 3 and 6 at once" in asked.reason
 
 
 def test_apply_in_place_keeps_the_parameters_objects() -> None:

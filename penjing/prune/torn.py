@@ -1,0 +1,113 @@
+"""Numbers of the user's modules that would need several values at once, and how to prune without that.
+
+Many attentions write one head size into the shapes of queries, keys and values. Nothing couples the values to
+the queries, so they may lose differently many; then no value of that number fits, and the class cannot serve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from penjing.graph import Coupling, Graph, Group, count
+from penjing.graph.axes import leaves
+from penjing.prune.follow import WEIGHT_SHAPE_OP, integers, made_axes
+from penjing.prune.layers import standard
+from penjing.prune.ranges import Positions
+
+
+@dataclass(frozen=True)
+class Torn:
+    """A number that a module writes into several shapes, which would get different sizes.
+
+    Attributes:
+        name: The attribute, ``"module.name"``.
+        value: What it is.
+        sizes: What it would have to be, rising.
+        leaves: Leaf ids of the groups behind these shapes.
+    """
+
+    name: str
+    value: int
+    sizes: tuple[int, ...]
+    leaves: frozenset[int]
+
+
+def torn(
+    model: nn.Module, graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]
+) -> tuple[Torn, ...]:
+    """The attributes that no single value fits.
+
+    Args:
+        model: The original model.
+        graph: Its traced graph.
+        coupling: Its axes.
+        kept: Kept slots by leaf id.
+    """
+    groups = {group.leaf for group in coupling.groups}
+    shaped: dict[tuple[str, int], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for path, axis, weight in made_axes(graph, coupling):
+        behind = {leaf.id for leaf in leaves(axis)} & groups
+        if behind and weight == WEIGHT_SHAPE_OP:
+            shaped[path, axis.size][count(axis, kept)] |= behind
+    found = []
+    for path, module in model.named_modules():
+        for name, value in integers(module):
+            if isinstance(value, tuple) or standard(module, name, value, {}) is not None:
+                continue
+            by_size = shaped.get((path, value), {})
+            if len(by_size) > 1:
+                full = f"{path}.{name}" if path else name
+                found.append(Torn(full, value, tuple(sorted(by_size)), frozenset().union(*by_size.values())))
+    return tuple(found)
+
+
+def blame(found: tuple[Torn, ...]) -> str:
+    """What is said of them after the reason why the class does not serve; "" if there are none."""
+    if not found:
+        return ""
+    first = found[0]
+    more = f" (and {len(found) - 1} more like it)" if len(found) > 1 else ""
+    sizes = " and ".join(map(str, first.sizes))
+    return f"; {first.name}, {first.value}, would have to be {sizes} at once{more}"
+
+
+def even_ratios(
+    found: tuple[Torn, ...],
+    groups: tuple[Group, ...],
+    kept: Mapping[int, Positions],
+    *,
+    round_to: int,
+    min_slots: int,
+) -> dict[str, float]:
+    """Ratios with which the groups behind each number keep the same share of it, near the mean of now.
+
+    Args:
+        found: The numbers.
+        groups: All groups.
+        kept: Slots kept now, by leaf id.
+        round_to: Kept counts are multiples of this.
+        min_slots: Slots that stay in any group.
+
+    Returns:
+        Fraction to remove by group id, exact in slots.
+    """
+    by_leaf = {group.leaf: group for group in groups}
+    sets: list[frozenset[int]] = []
+    for one in found:  # numbers that share a group (one rotary embedding for all layers) go together
+        joined = one.leaves.union(*(other for other in sets if other & one.leaves))
+        sets = [other for other in sets if not other & one.leaves] + [joined]
+    ratios = {}
+    for tied in ([by_leaf[leaf] for leaf in sorted(one)] for one in sets):
+        sizes = [group.size for group in tied]
+        parts = math.gcd(*sizes)  # shares that are whole slots everywhere
+        step = math.lcm(*(round_to // math.gcd(round_to, size // parts) for size in sizes))
+        shares = [len(kept[group.leaf]) / group.size if group.leaf in kept else 1.0 for group in tied]
+        share = max(sum(shares) / len(shares), min_slots / min(sizes))
+        stay = min(step * math.ceil(share * parts / step - 1e-9), parts)
+        ratios |= {group.id: 1 - stay / parts for group in tied}
+    return ratios
