@@ -245,7 +245,7 @@ def _one(
         allowed = max(exporter.tolerance, _STEPS * _step(reference))
     try:
         found = verify(
-            _opened(exporter, path),
+            _opened(exporter, path, reference),
             reference,
             resized(source.feeds, max(1, *(min(b, _given(source.feeds)) for b in batch_sizes))),
             batch_sizes=batch_sizes,
@@ -277,15 +277,17 @@ def _state(reference: Runner) -> tuple[str, ...]:
     )
 
 
-def _opened(exporter: Exporter, path: Path) -> Runner:
+def _opened(exporter: Exporter, path: Path, reference: Runner) -> Runner:
     """The file just written, in its runtime."""
+    is_half = _step(reference) > torch.finfo(torch.float32).eps  # for which runtimes lack kernels
+    remedy = "Leave this format out, or " + ("call model.float()" if is_half else "replace the layer named")
     try:
         return exporter.open(path)
     except ExportError as error:
         raise ExportError(
             f"the file that was written is refused: {error.cause}",
             layer=exporter.name,
-            remedy="Nothing was kept. Leave this format out, or replace the layer named",
+            remedy=f"Nothing was kept. {remedy}",
         ) from error
 
 

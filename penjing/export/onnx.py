@@ -23,6 +23,7 @@ from penjing.export.coexist import make_peace
 from penjing.export.inputs import Feeds, as_call, output_names
 from penjing.export.inputs import input_names as default_input_names
 from penjing.export.onnx_pads import merge_pads
+from penjing.export.program_ops import target_name
 from penjing.export.translations import even_bounds, translations
 from penjing.files import atomic_write
 from penjing.graph.decisions import Decision, decide, replayed
@@ -233,9 +234,12 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
             optimize=True,
         )
     except Exception as error:
+        calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+        foreign = next((str(call) for call in calls if target_name(call) is None), "")
+        remedy = "Replace the op named, or export the format 'program', which keeps it"
         raise ExportError(
             f"torch has no ONNX translation for this model: {_first_line(error)}",
-            remedy="Replace the op named, or export the format 'program', which keeps every op",
+            remedy=f"Replace {foreign}, which no format holds" if foreign else remedy,
         ) from error
     assert exported is not None
     graph = exported.model

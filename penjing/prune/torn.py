@@ -101,7 +101,7 @@ def even_ratios(
     for one in found:  # numbers that share a group (one rotary embedding for all layers) go together
         joined = one.leaves.union(*(other for other in sets if other & one.leaves))
         sets = [other for other in sets if not other & one.leaves] + [joined]
-    ratios = {}
+    ratios: dict[str, float] = {}
     for tied in ([by_leaf[leaf] for leaf in sorted(one)] for one in sets):
         sizes = [group.size for group in tied]
         parts = math.gcd(*sizes)  # shares that are whole slots everywhere

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import penjing as pj
-from penjing.errors import PenjingError
+from penjing.errors import ExportError, PenjingError
 
 
 class Cache:
@@ -197,3 +197,29 @@ def test_half_precision_agrees_as_far_as_it_can(kind: torch.dtype, name: str, tm
     model = nn.Sequential(nn.Linear(6, 32), nn.GELU(), nn.LayerNorm(32), nn.Linear(32, 4)).to(kind).eval()
     made = pj.export(model, tmp_path, (name,), example_inputs=X.to(kind))
     assert made.ok
+
+
+def test_a_half_precision_file_that_the_runtime_refuses_says_float(tmp_path: Path) -> None:
+    model, x = nn.Conv2d(1, 2, 3).bfloat16().eval(), torch.randn(2, 1, 5, 5).bfloat16()
+    with pytest.raises(ExportError, match=r"call model\.float\(\)"):
+        pj.export(model, tmp_path, ("onnx",), example_inputs=x)
+
+
+@torch.library.custom_op("penjing_test::twice", mutates_args=())
+def twice(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+@twice.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return twice(x)  # type: ignore[no-any-return]
+
+
+def test_an_op_that_no_format_holds_is_not_sent_to_another_format(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"Replace penjing_test\.twice\.default, which no format holds"):
+        pj.export(Twice(), tmp_path, ("onnx",), example_inputs=X)

@@ -232,6 +232,13 @@ def test_a_class_whose_attention_would_scale_anew_is_not_trusted(width: float) -
     assert whole_heads.in_place
 
 
+def test_ratios_of_single_groups_go_with_measured_sensitivity() -> None:
+    options: dict[str, Any] = {"scope": "sensitivity", "budget": Budget(params=0.6), "data": [X]}
+    result = prune(mlp(), X, ratios={"0.weight": 0.1}, **options)
+    assert len(result.plan.groups["0.weight:0"].kept) == 9
+    assert result.after["params"] <= 0.6 * result.before["params"]
+
+
 class Heads(nn.Module):
     """Attention with one number for the head size of queries, keys and values; ``place`` has it by chance."""
 
