@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -47,7 +48,7 @@ class QuantizeConfig(Config):
         ops: Op types to quantize besides what follows from them.
         min_agreement_db: Where the file's int8 kernels agree with the simulation of the same file to less
             than this, they must at least be as close to fp32 as the simulation is (to 1 dB), or it is an
-            error.
+            error; -inf never looks.
         check_samples: Samples on which the written file is compared with fp32 and with its simulation, at
             most.
     """
@@ -71,7 +72,7 @@ class QuantizeConfig(Config):
     sensitivity: bool = False
     ignore: tuple[str, ...] = ()
     ops: tuple[Literal["Conv", "Gemm", "MatMul"], ...] = ("Conv", "Gemm", "MatMul")
-    min_agreement_db: float = 35.0
+    min_agreement_db: float = Field(default=35.0, lt=math.inf, allow_inf_nan=True)
     check_samples: Annotated[int, Field(ge=1)] = 16
 
     @model_validator(mode="after")
