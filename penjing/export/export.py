@@ -240,9 +240,9 @@ def _one(
         error.layer = exporter.name if error.layer == str(path) else error.layer  # that path is gone by now
         raise
     seconds = time.perf_counter() - started + (onnx_seconds if exporter.name == "onnx" else 0.0)
+    if tolerance is None:
+        tolerance = max(exporter.tolerance, _STEPS * _step(reference))
     allowed = None if exporter.quantized else tolerance
-    if allowed is None and not exporter.quantized:
-        allowed = max(exporter.tolerance, _STEPS * _step(reference))
     try:
         found = verify(
             _opened(exporter, path, reference),

@@ -224,8 +224,10 @@ def _narrow(
     asked = {coupling.groups[at].id for at in own_ratios(coupling.groups, ratios)}
     found: tuple[Torn, ...] = ()
     for _ in range(_EVENED):
+        if again.in_place:
+            break
         kept = by_leaf(coupling, {key: edit.kept for key, edit in again.plan.groups.items()})
-        more = () if again.in_place else torn(material.model, graph, coupling, kept)
+        more = torn(material.model, graph, coupling, kept)
         even = even_ratios(found := found + more, coupling.groups, kept, **options)
         if not more or even.keys() & asked:
             break

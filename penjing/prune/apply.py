@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import traceback
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -133,7 +133,7 @@ def carry_out(
     reason = refusal()
     if not reason:
         return Applied(module, attributes, values, True, "")
-    for same in _of_one_kind(module, attributes):  # numbers that had a pruned size by chance: a layer's place
+    for same in of_one_kind(module, attributes):  # numbers that had a pruned size by chance: a layer's place
         set_attributes(module, tuple(replace(edit, new=edit.old) for edit in same))
         if not refusal():
             return Applied(module, tuple(edit for edit in attributes if edit not in same), values, True, "")
@@ -143,16 +143,16 @@ def carry_out(
     return Applied(_as_model(sliced, model), (), values, False, reason)
 
 
-def _of_one_kind(
-    module: nn.Module, attributes: tuple[AttributeEdit, ...]
-) -> Iterator[tuple[AttributeEdit, ...]]:
-    """The edits of each attribute of each class that is no standard layer's."""
+def of_one_kind(
+    module: nn.Module, attributes: tuple[AttributeEdit, ...], *, by_value: bool = False
+) -> tuple[tuple[AttributeEdit, ...], ...]:
+    """The edits of each attribute of each class that is no standard layer's, or of each old value of it."""
     holders, kinds = dict(module.named_modules()), defaultdict[Any, list[AttributeEdit]](list)
     for edit in attributes:
         holder = holders[edit.module]
         if standard(holder, edit.name, edit.old, {}) is None:
-            kinds[type(holder), edit.name].append(edit)
-    yield from map(tuple, kinds.values())
+            kinds[type(holder), edit.name, edit.old if by_value else None].append(edit)
+    return tuple(map(tuple, kinds.values()))
 
 
 def _as_model(sliced: Graph, model: nn.Module) -> GraphModel:

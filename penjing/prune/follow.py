@@ -17,7 +17,7 @@ from typing import Any
 from torch import fx, nn
 
 from penjing.graph import Axis, Coupling, Graph, count, positions
-from penjing.prune.apply import set_attributes
+from penjing.prune.apply import of_one_kind, set_attributes
 from penjing.prune.compare import relative_error, run
 from penjing.prune.layers import Own, standard
 from penjing.prune.plan import AttributeEdit, Shape
@@ -82,11 +82,7 @@ def settled(
         edits: What was edited.
         example_inputs: What it is run on.
     """
-    holders, alike = dict(model.named_modules()), defaultdict[Any, list[AttributeEdit]](list)
-    for edit in edits:
-        holder = holders[edit.module]
-        if standard(holder, edit.name, edit.old, {}) is None:
-            alike[type(holder), edit.name, edit.old].append(edit)
+    holders, alike = dict(model.named_modules()), of_one_kind(model, edits, by_value=True)
     expected = run(model, example_inputs) if alike else None
 
     def is_same() -> bool:
@@ -96,7 +92,7 @@ def settled(
             return False
 
     by_chance: set[AttributeEdit] = set()
-    for same in alike.values():
+    for same in alike:
         set_attributes(model, tuple(replace(edit, new=edit.old) for edit in same))
         if is_same():
             values = [getattr(holders[edit.module], edit.name) for edit in same]
