@@ -23,6 +23,7 @@ from penjing.export.coexist import make_peace
 from penjing.export.inputs import Feeds, as_call, output_names
 from penjing.export.inputs import input_names as default_input_names
 from penjing.export.onnx_pads import merge_pads
+from penjing.export.onnx_softmax import floor_masked
 from penjing.export.program_ops import target_name
 from penjing.export.translations import even_bounds, translations
 from penjing.files import atomic_write
@@ -83,6 +84,7 @@ def export_onnx(
         program = _to_program(model, args, kwargs, dynamic_batch, names)
         graph = _to_onnx(program, names, opset)
         merge_pads(graph.graph)
+        floor_masked(graph.graph)
         _clean(graph, opset, metadata or {})
         _save(graph, path)
     _check(path)
