@@ -12,6 +12,7 @@ from penjing.recover import RecoverConfig, feature_specs, recover
 from penjing.recover.config import LossTerm
 from penjing.recover.losses import Answers, FeatureLoss, LogitLoss, loss_names, make_loss
 from penjing.recover.losses.dkd import DecoupledDistillation
+from penjing.recover.losses.mse import FeatureError
 from penjing.recover.objective import Objective
 
 N, K, C = 6, 5, 7
@@ -215,3 +216,25 @@ def test_ramps_and_several_terms() -> None:
         total, parts = objective([logits], {}, [[other]], {}, y_N, progress)
         expected = 2 * (1 - progress) * parts["ce"] + 3 * progress * parts["kd"]
         torch.testing.assert_close(total, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("relative", [True, False])
+def test_mse_is_the_mean_squared_error_in_any_format(dtype: torch.dtype, relative: bool) -> None:
+    """Value and gradient are those of the formula, in the format the features come in."""
+    torch.manual_seed(0)
+    student = torch.randn(4, 16, 9, 9, dtype=dtype).requires_grad_()
+    teacher = torch.randn(4, 16, 9, 9, dtype=dtype)
+    found = FeatureError(relative=relative).compare(student, teacher)
+    found.backward()  # type: ignore[no-untyped-call]
+    exact = student.detach().double().requires_grad_()
+    wanted = (exact - teacher.double()).square().mean()
+    wanted = wanted / teacher.double().square().mean() if relative else wanted
+    wanted.backward()  # type: ignore[no-untyped-call]
+    assert student.grad is not None
+    assert exact.grad is not None
+    assert student.grad.dtype == dtype
+    tolerance = 1e-2 if dtype is torch.bfloat16 else 1e-5
+    torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=0.0)
+    torch.testing.assert_close(student.grad.double(), exact.grad, rtol=2 * tolerance, atol=tolerance * 1e-3)
+    assert FeatureError(relative=relative).compare(teacher, teacher) == 0

@@ -87,16 +87,18 @@ class FeatureLoss(Loss):
 
     Class attributes:
         aligned: The loss compares channel by channel, so the teacher's features are cut to the kept channels.
+        in_float32: The features come as float32 rather than in the format they were computed in.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"features"})
     aligned: ClassVar[bool] = True
+    in_float32: ClassVar[bool] = True
 
     layers: tuple[str, ...] | Literal["blocks"] = ()
 
     @abstractmethod
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss of one layer; both features are ``[N, C, …]``, float32."""
+        """The loss of one layer; both features are ``[N, C, …]``."""
 
     def __call__(self, answers: Answers) -> Tensor:
         """The mean of `compare` over the layers."""
@@ -109,7 +111,9 @@ class FeatureLoss(Loss):
                     layer=name,
                     remedy="Pass the plan the student was pruned with, name other layers, or 'blocks'",
                 )
-            parts.append(self.compare(feature.float(), theirs.float()))
+            if self.in_float32:
+                feature, theirs = feature.float(), theirs.float()
+            parts.append(self.compare(feature, theirs))
         total = parts[0]
         for part in parts[1:]:
             total = total + part
