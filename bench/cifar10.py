@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from penjing.data import open_data
-from penjing.data.split import DataBundle, Loader
+from penjing.data.split import ArraySplit, DataBundle, Loader, Split
 from penjing.files import atomic_write, write_json
 from penjing.graph import trace
 from penjing.graph.branches import find_branches
@@ -71,6 +71,7 @@ class Setting:
     latency: float | None = None
     teacher: int | None = None
     block_steps: int = 150
+    whole: bool = False
 
     @property
     def budget(self) -> Budget:
@@ -113,9 +114,17 @@ class Bench:
         return open_data(decoded, mean=_MEAN, std=_STD)
 
     def _loader(self, part: str, limit: int | None, batch_size: int, **options: Any) -> Loader:
-        split = getattr(self.bundle, part)
+        split = self._whole() if part == "whole" else getattr(self.bundle, part)
         split = split if limit is None else split.subset(np.arange(min(limit, len(split))))
         return Loader(split, batch_size, mean=_MEAN, std=_STD, **options)
+
+    def _whole(self) -> ArraySplit:
+        """The training images with those of validation."""
+        train, val = (cast("Split", part).load() for part in (self.bundle.train, self.bundle.val))
+        images, labels = (
+            np.concatenate(pair) for pair in ((train.images, val.images), (train.labels, val.labels))
+        )
+        return ArraySplit(images, labels, train.classes, "whole")
 
     def latency_share(self, model: nn.Module) -> float:
         """Latency of the exported file (ONNX Runtime, one image, one thread) as a share of the original's."""
@@ -129,7 +138,7 @@ class Bench:
     def training(self, seed: int, *, taught: bool) -> Loader | Taught:
         """Augmented training batches, on request with the teacher's answers."""
         loader = self._loader(
-            "train",
+            "whole" if self.setting.whole else "train",
             self.setting.train_limit,
             self.setting.batch_size,
             shuffle=True,
@@ -607,6 +616,11 @@ def main() -> None:
     parser.add_argument("--recoveries", nargs="+", default=list(RECOVERIES), choices=list(RECOVERIES))
     parser.add_argument("--train-limit", type=int, help="training images used")
     parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="recover on the validation images, too, once all is chosen; validation then means nothing",
+    )
+    parser.add_argument(
         "--no-test", action="store_true", help="leave the test set alone: more rows will come"
     )
     parser.add_argument("--quick", action="store_true", help="minutes: ResNet-20, few images, one epoch")
@@ -629,12 +643,13 @@ def main() -> None:
         latency=args.latency,
         teacher=args.teacher,
         block_steps=args.block_steps,
+        whole=args.whole,
     )
     args.out.mkdir(parents=True, exist_ok=True)
     stamp = args.out / "setting.json"
     plain_setting = {key: str(value) for key, value in asdict(setting).items() if key not in ("data", "out")}
-    for key in ("latency", "teacher"):
-        if getattr(args, key) is None:
+    for key in ("latency", "teacher", "whole"):
+        if not getattr(args, key):
             del plain_setting[key]
     if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) != plain_setting:
         sys.exit(f"{args.out} holds a bench of another setting ({stamp}): give another --out")
