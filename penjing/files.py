@@ -6,15 +6,17 @@ import json
 import os
 import shutil
 import stat
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 from safetensors import SafetensorError
 
 from penjing.errors import RunError
 
+_LOCKED: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
 _REFUSED = (OSError, SafetensorError)  # safetensors reports a full disk as an error of its own
 
 
@@ -142,3 +144,27 @@ def write_json(path: Path | str, data: Any) -> None:
     """Write plain data as indented JSON, atomically; NaN and infinity are refused (they are not JSON)."""
     with atomic_write(path) as aside:
         aside.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+F = TypeVar("F", bound=IO[Any])
+
+
+def unshared(file: F) -> F:
+    """The file, to be locked by this process alone.
+
+    A lock of the kernel lasts until the last process that has the file has closed it, and processes that are
+    forked meanwhile (the workers of a loader) have it: they would go on holding it when this one is killed.
+    """
+    _LOCKED.add(file)
+    return file
+
+
+def _give_up_locked() -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for file in _LOCKED:
+        if not file.closed:
+            os.dup2(nothing, file.fileno(), inheritable=False)  # the number stays taken: it is closed later
+    os.close(nothing)
+
+
+os.register_at_fork(after_in_child=_give_up_locked)
