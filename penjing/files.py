@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 
 from penjing.errors import RunError
 
+_TEMPORARY = "penjing-tmp-"
 _LOCKED: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
 _REFUSED = (OSError, SafetensorError)  # safetensors reports a full disk as an error of its own
 
@@ -47,7 +49,24 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 def unwritable(path: Path, error: Exception) -> RunError:
     """What is raised where a file or folder cannot be written."""
     cause = f"cannot write {path} ({getattr(error, 'strerror', None) or error})"
-    return RunError(cause, remedy="Choose a writable folder with free space")
+    ours = any(part.startswith(_TEMPORARY) for part in Path(path).parts)
+    remedy = "Make room there, or set TMPDIR to" if ours else "Choose"
+    return RunError(cause, remedy=f"{remedy} a writable folder with free space")
+
+
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """A folder for files that go afterwards.
+
+    Raises:
+        RunError: where there is no place for one.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=_TEMPORARY)
+    except OSError as error:
+        raise unwritable(Path(_TEMPORARY), error) from error
+    with folder as name:
+        yield Path(name)
 
 
 def check_folder(folder: Path | str) -> None:
