@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Self, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -31,9 +32,9 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        wanted = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and _takes(wanted, int, float) and not _takes(wanted, bool):
-            raise ValueError(f"{str(value).lower()} is no number (YAML reads yes, no, on and off as truth)")
+        wrong = truth_for_number(cls.model_fields[info.field_name or ""].annotation, value)
+        if wrong is not None:
+            raise ValueError(f"{wrong} is no number (YAML reads yes, no, on and off as truth)")
         return value
 
     @classmethod
@@ -56,6 +57,29 @@ class Config(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON/YAML-able data that `parse` turns back into an equal object."""
         return self.model_dump(mode="json")
+
+
+def truth_for_number(wanted: Any, value: Any) -> str | None:
+    """The first boolean in a value, with its keys, where the annotation asks for a number, or None."""
+    path, found = next(_truths(wanted, value), ((), None))
+    return None if found is None else ": ".join((*path, str(found).lower()))
+
+
+def _truths(wanted: Any, value: Any, *path: str) -> Iterator[tuple[tuple[str, ...], bool]]:
+    parts, origin = get_args(wanted), get_origin(wanted)
+    if isinstance(value, bool):
+        if _takes(wanted, int, float) and not _takes(wanted, bool):
+            yield path, value
+    elif not isinstance(origin, type) or not issubclass(origin, (Mapping, Sequence)):
+        for part in parts:  # of a union, or what is annotated
+            yield from _truths(part, value, *path)
+    elif isinstance(value, Mapping) and issubclass(origin, Mapping):
+        for key, entry in value.items():
+            yield from _truths(parts[-1], entry, *path, str(key))
+    elif isinstance(value, (list, tuple)) and issubclass(origin, Sequence):
+        kinds = [part for part in parts if part is not ...]
+        for index, entry in enumerate(value):
+            yield from _truths(kinds[min(index, len(kinds) - 1)], entry, *path, str(index))
 
 
 def _takes(annotation: Any, *kinds: type) -> bool:

@@ -6,15 +6,19 @@ import json
 import os
 import shutil
 import stat
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 from safetensors import SafetensorError
 
 from penjing.errors import RunError
 
+_TEMPORARY = "penjing-tmp-"
+_LOCKED: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
 _REFUSED = (OSError, SafetensorError)  # safetensors reports a full disk as an error of its own
 
 
@@ -45,7 +49,24 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 def unwritable(path: Path, error: Exception) -> RunError:
     """What is raised where a file or folder cannot be written."""
     cause = f"cannot write {path} ({getattr(error, 'strerror', None) or error})"
-    return RunError(cause, remedy="Choose a writable folder with free space")
+    ours = any(part.startswith(_TEMPORARY) for part in Path(path).parts)
+    remedy = "Make room there, or set TMPDIR to" if ours else "Choose"
+    return RunError(cause, remedy=f"{remedy} a writable folder with free space")
+
+
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """A folder for files that go afterwards.
+
+    Raises:
+        RunError: where there is no place for one.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=_TEMPORARY)
+    except OSError as error:
+        raise unwritable(Path(_TEMPORARY), error) from error
+    with folder as name:
+        yield Path(name)
 
 
 def check_folder(folder: Path | str) -> None:
@@ -142,3 +163,27 @@ def write_json(path: Path | str, data: Any) -> None:
     """Write plain data as indented JSON, atomically; NaN and infinity are refused (they are not JSON)."""
     with atomic_write(path) as aside:
         aside.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+F = TypeVar("F", bound=IO[Any])
+
+
+def unshared(file: F) -> F:
+    """The file, to be locked by this process alone.
+
+    A lock of the kernel lasts until the last process that has the file has closed it, and processes that are
+    forked meanwhile (the workers of a loader) have it: they would go on holding it when this one is killed.
+    """
+    _LOCKED.add(file)
+    return file
+
+
+def _give_up_locked() -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for file in _LOCKED:
+        if not file.closed:
+            os.dup2(nothing, file.fileno(), inheritable=False)  # the number stays taken: it is closed later
+    os.close(nothing)
+
+
+os.register_at_fork(after_in_child=_give_up_locked)

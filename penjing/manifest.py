@@ -220,7 +220,7 @@ def read_json(path: Path) -> Any:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is not readable JSON ({error})", layer=path.name, remedy="Copy it again"
         ) from error
@@ -232,7 +232,7 @@ def read_yaml(path: Path) -> Any:
         return None
     try:
         return from_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ArtifactError(
             f"{path} is not readable YAML ({error})", layer=path.name, remedy="Copy it again"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from penjing.errors import PenjingError
+
+_PREFIX = "penjing_user_"  # of the names of modules that are users' files
 
 
 def named_function(path: Path, name: str, error: type[PenjingError]) -> Callable[..., Any]:
@@ -37,7 +40,7 @@ def named_function(path: Path, name: str, error: type[PenjingError]) -> Callable
 
 
 def _imported(path: Path, error: type[PenjingError]) -> ModuleType:
-    name = f"penjing_user_{path.stem}_{abs(hash(str(path.resolve())))}"
+    name = f"{_PREFIX}{path.stem}_{abs(hash(str(path.resolve())))}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -81,3 +84,18 @@ def run_users(call: Callable[[], Any], source: str, error: type[PenjingError]) -
             layer=source,
             remedy="Correct the file; --debug shows the line",
         ) from raised
+
+
+def users_line(error: BaseException) -> str:
+    """``"file.py:line"`` where a user's file raised an error, itself or in what it called of others; else "".
+
+    What a loader of the user's raises in the middle of a run is no bug of ours.
+    """
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.startswith(_PREFIX):
+            found = f"{frame.f_code.co_filename}:{line}"
+        elif module.startswith("penjing."):
+            found = ""
+    return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from penjing.files import atomic_dir, staged
+from penjing.errors import RunError
+from penjing.files import atomic_dir, staged, temporary, unwritable
 
 
 def write(folder: Path, name: str) -> list[str]:
@@ -40,3 +43,16 @@ def test_a_mounted_folder_is_not_renamed(tmp_path: Path, monkeypatch: pytest.Mon
     assert write(tmp_path / "out", "a") == ["a"]
     assert write(tmp_path / "out", "b") == ["b"]
     assert (tmp_path / "out").stat().st_ino == inode
+
+
+def test_where_temporary_files_find_no_room_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with temporary() as folder:
+        assert "set TMPDIR" in unwritable(folder / "a", full).remedy
+        assert "TMPDIR" not in unwritable(tmp_path / "a", full).remedy
+    assert not folder.exists()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(RunError, match=r"No such file.*set TMPDIR"), temporary():
+        pass

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from penjing.errors import DataError
-from penjing.user_file import named_function
+from penjing.cli.app import main
+from penjing.errors import DataError, RunError
+from penjing.recipe.lock import run_lock
+from penjing.user_file import named_function, users_line
 
 MINE = """
 from __future__ import annotations
@@ -57,3 +59,25 @@ def test_a_file_that_fails_leaves_nothing_behind(folder: Path) -> None:
 def test_the_nearest_name_is_offered(folder: Path) -> None:
     with pytest.raises(DataError, match=r"no function 'at_imprt'.*Use one of at_import$"):
         named_function(folder / "mine.py", "at_imprt", DataError)
+
+
+def test_what_it_raises_later_is_no_bug_of_ours(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "mine.py").write_text("import json\ndef batches():\n    yield json.loads('{')\n")
+    batches = named_function(folder / "mine.py", "batches", DataError)
+    monkeypatch.setattr("penjing.cli.app.app", lambda *_, **__: next(batches()))
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "recipe.yaml"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert f"at {folder / 'mine.py'}:3: its code failed (JSONDecodeError: " in said
+    with pytest.raises(RunError) as ours:
+        as_lock(folder / "mine.py")
+    assert users_line(ours.value) == ""
+
+
+def as_lock(path: Path) -> None:
+    """Fails in our code, called by a user's."""
+    path.write_text("def hold(lock, path):\n    with lock(path):\n        pass\n")
+    named_function(path, "hold", DataError)(run_lock, path)

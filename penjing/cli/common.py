@@ -53,6 +53,13 @@ Seed = Annotated[int, typer.Option(help="Seeds everything that draws.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
+Formats = Annotated[
+    str,
+    typer.Option(
+        help="Formats, with commas: onnx, saved_model, program, openvino, litert, litert_fp16, "
+        "litert_dynamic, or in int8 onnx_int8, saved_model_int8, litert_int8."
+    ),
+]
 Budget = Annotated[
     list[str] | None,
     typer.Option(help="What may be left: params=0.1 (a fraction), macs=50000000 (a count), latency=0.5x."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,14 +21,14 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def progress(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Listener]:
-    """A listener that shows what it hears.
+    """A listener that shows what it hears; of torchrun's processes only the first one's does.
 
     Args:
         quiet: Show nothing.
         stream: By default standard error; live when it is a terminal.
     """
     stream = stream or sys.stderr
-    if quiet:
+    if quiet or ("LOCAL_RANK" in os.environ and os.environ.get("RANK", "0") != "0"):
         yield watched(silent)
     elif stream.isatty():
         with _live(Console(file=stream)) as shown:

@@ -107,14 +107,16 @@ class EncodedSplit(Split):
             self._cached[index] = True
         return self._cache[indices]
 
-    def check(self) -> None:
-        """Decode every image once.
+    @property
+    def in_memory(self) -> bool:
+        """Whether the whole split takes less than 1 GiB, so that images once decoded are kept."""
+        return self._cache is not None
 
-        Raises:
-            DataError: naming the first one that cannot be.
-        """
-        for start in range(0, len(self), _CHECKED):
-            self.fetch(np.arange(start, min(start + _CHECKED, len(self))))
+    def check(self, indices: NDArray[np.int64] | None = None) -> None:
+        """Decode every image once."""
+        every = np.arange(len(self)) if indices is None else indices
+        for start in range(0, len(every), _CHECKED):
+            self.fetch(every[start : start + _CHECKED])
 
     def _decode(self, index: int) -> Images:
         height, width, channels = self.image_shape

@@ -8,11 +8,12 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
+from penjing.config import truth_for_number
 from penjing.data.glyphs import glyphs
 from penjing.data.images import FolderSplit, ParquetSplit, list_folder
 from penjing.data.split import (
@@ -138,7 +139,7 @@ def _open_files(path: Path, options: Mapping[str, Any]) -> DataBundle:
 
 
 def _call(make: Callable[..., T], source: str, options: Mapping[str, Any]) -> T:
-    known = list(inspect.signature(make).parameters)
+    known, wanted = list(inspect.signature(make).parameters), get_type_hints(make)
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -146,6 +147,8 @@ def _call(make: Callable[..., T], source: str, options: Mapping[str, Any]) -> T:
             raise DataError(
                 f"there is no option {name!r}", layer=source, remedy=f"{hint}Known: {', '.join(known)}"
             )
+        wrong = truth_for_number(wanted.get(name), options[name])
+        _demand(name, options[name], wrong is None, "a number (YAML reads yes, no, on and off as truth)")
     return make(**options)
 
 

@@ -54,6 +54,18 @@ class Split:
         """The images at ``indices`` as one uint8 array ``(len(indices), H, W, C)``."""
         raise NotImplementedError
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether images that were fetched once are kept."""
+        return True
+
+    def check(self, indices: NDArray[np.int64] | None = None) -> None:
+        """Fetch every image once (or those at ``indices``), where that can fail.
+
+        Raises:
+            DataError: naming the first one that cannot be read.
+        """
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -109,8 +121,15 @@ class _Subset(Split):
         self.base, self.indices = base, indices
         super().__init__(base.labels[indices], base.classes, base.image_shape, name)
 
+    @property
+    def in_memory(self) -> bool:
+        return self.base.in_memory
+
     def fetch(self, indices: NDArray[np.int64]) -> Images:
         return self.base.fetch(self.indices[indices])
+
+    def check(self, indices: NDArray[np.int64] | None = None) -> None:
+        self.base.check(self.indices if indices is None else self.indices[indices])
 
 
 class Loader:

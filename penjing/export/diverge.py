@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 
 from penjing.export.base import Runner
 from penjing.export.inputs import Feeds
+from penjing.files import temporary
 
 
 def first_divergence(
@@ -81,8 +81,8 @@ def onnx_values(path: Path, feeds: Feeds) -> dict[str, np.ndarray]:
         for name in node.output:
             if name and name not in given:
                 model.graph.output.append(onnx.ValueInfoProto(name=name))
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "all.onnx"
+    with temporary() as folder:
+        target = folder / "all.onnx"
         onnx.save(model, str(target), save_as_external_data=model.ByteSize() > 2**30)
         options = ort.SessionOptions()
         options.log_severity_level = 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from penjing.export.inputs import Feeds, as_feeds, input_names, resized
 from penjing.export.onnx import OnnxRunner, export_onnx
 from penjing.export.onnx_examples import example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
-from penjing.files import staged
+from penjing.files import staged, temporary
 from penjing.manifest import admit
 
 _STEPS = 8
@@ -151,10 +150,10 @@ def export(
     exporters = _exporters(formats, int8)
     folder = Path(folder)
     listen(Event("export", "start", 0, len(exporters), "file"))
-    with tempfile.TemporaryDirectory() as scratch:
+    with temporary() as scratch:
         started = time.perf_counter()
         needed = any(exporter.from_onnx for exporter in exporters)
-        onnx_path, reference, feeds = _onnx_source(model, Path(scratch), example_inputs, data, opset, needed)
+        onnx_path, reference, feeds = _onnx_source(model, scratch, example_inputs, data, opset, needed)
         onnx_seconds = time.perf_counter() - started
         source = Source(
             onnx=onnx_path,
@@ -164,7 +163,7 @@ def export(
             data=data,
             int8=None if int8 is None else Path(int8),
             layout=layout,
-            scratch=Path(scratch),
+            scratch=scratch,
         )
         files = []
         for done, exporter in enumerate(exporters, 1):

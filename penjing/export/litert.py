@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from penjing.errors import ExportError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.inputs import Feeds, as_feeds
 from penjing.export.saved_model import SIGNATURE, noted_names, write_saved_model
-from penjing.files import atomic_write
+from penjing.files import atomic_write, temporary
 
 CALIBRATION_SAMPLES = 256
 """Samples that a full int8 file is made and compared with."""
@@ -202,8 +201,8 @@ class _LiteRTExporter(Exporter):
     def write(self, source: Source, path: Path) -> tuple[str, ...]:
         """ONNX → SavedModel (in a temporary folder, shared by all precisions) → LiteRT."""
         samples = calibration(source) if self.precision == "int8" else None
-        with tempfile.TemporaryDirectory() as folder:
-            saved = (source.scratch or Path(folder)) / "saved_model"
+        with temporary() as folder:
+            saved = (source.scratch or folder) / "saved_model"
             if not saved.is_dir():
                 write_saved_model(source.onnx, saved, layout=source.layout)
             return write_litert(saved, path, precision=self.precision, samples=samples)

@@ -30,6 +30,7 @@ from penjing.files import atomic_write
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.trace import eval_view, plain_outputs
 from penjing.log import silenced
+from penjing.models.onnx_read import external_files
 
 DEFAULT_OPSET = 20
 """Has GELU and every op torch's exporter emits; read by ONNX Runtime ≥ 1.17, OpenVINO and TensorRT 10."""
@@ -450,12 +451,3 @@ def copy_onnx(source: Path, path: Path) -> None:
             shutil.copyfile(source.parent / location, aside)
     with atomic_write(path) as aside:
         shutil.copyfile(source, aside)
-
-
-def external_files(model: onnx.ModelProto) -> set[str]:
-    """Names of the external data files of a model loaded without them."""
-    found = set()
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            found |= {entry.value for entry in tensor.external_data if entry.key == "location"}
-    return found

@@ -122,7 +122,7 @@ def read_program(folder: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} does not exist", layer=PROGRAM_FILE, remedy="Give a whole artifact folder"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is not readable JSON ({error})", layer=PROGRAM_FILE, remedy="Copy it again"
         ) from error

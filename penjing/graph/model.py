@@ -15,7 +15,9 @@ from torch.utils import _pytree as pytree
 from penjing.graph.trace import CUMULATIVE, Graph
 from penjing.graph.tree import Held, build_tree, held_tensors
 
-_COUNTING, _BEFORE, _SIZES = "norms that count", "statistics before", "traced sizes"  # keys of ``meta``
+# keys of ``meta``
+_COUNTING, _BEFORE, _SIZES = "norms that count", "statistics before", "traced sizes"
+_FIXED = "why the batch is fixed"
 BATCH_NORM = "aten.batch_norm.default"
 _MEAN, _TRAINING, _MOMENTUM = 3, 5, 6  # positions of its arguments
 # op → position of its training flag. Batch and instance norm follow only when they have running statistics.
@@ -53,32 +55,16 @@ class GraphModel(fx.GraphModule):
     """
 
     def __init__(self, source: Graph) -> None:
-        self._assemble(source.held(), copy.deepcopy(source.module.graph), source.cumulative_norms)
+        graph = copy.deepcopy(source.module.graph)
+        _assemble(self, source.held(), graph, source.cumulative_norms, source.fixed_batch)
         self.eval()
-
-    def _assemble(self, tensors: tuple[Held, ...], graph: fx.Graph, cumulative: frozenset[str]) -> None:
-        root = build_tree(tensors, copy=True)
-        super().__init__(root, graph, "GraphModel")
-        for name, child in root.named_children():
-            self.add_module(name, child)
-        for name, param in root._parameters.items():
-            self.register_parameter(name, param)
-        for name, buffer in root._buffers.items():
-            self.register_buffer(name, buffer, persistent=name not in root._non_persistent_buffers_set)
-        self.meta[CUMULATIVE] = cumulative
-        self.meta[_COUNTING] = tuple(_norms(graph, {item.name for item in tensors}))
-        self.meta[_BEFORE] = []
-        self.meta[_SIZES] = {str(node.target): _sizes(node) for node in graph.find_nodes(op="placeholder")}
-        self.register_forward_pre_hook(_see_sizes, with_kwargs=True)
-        self.register_forward_pre_hook(_count_batch)
-        self.register_forward_hook(_average_statistics)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         # of tensors that something else is to stand for (sliced ones), that and no copy
         held = tuple(replace(h, tensor=memo.get(id(h.tensor), h.tensor)) for h in held_tensors(self))
-        twin._assemble(held, copy.deepcopy(self.graph), self.meta[CUMULATIVE])
+        _assemble(twin, held, copy.deepcopy(self.graph), self.meta[CUMULATIVE], self.meta[_FIXED])
         twin.train(self.training)
         return twin
 
@@ -86,20 +72,44 @@ class GraphModel(fx.GraphModule):
         """Setting ``training``, by `train` or directly, switches dropout and batch norm in the graph."""
         super().__setattr__(name, value)
         if name == "training" and "_graph" in self.__dict__:
-            self._switch(bool(value))
+            _switch(self, bool(value))
 
-    def _switch(self, mode: bool) -> None:
-        changed = False
-        for node in self.graph.nodes:
-            index = TRAIN_FLAGS.get(str(node.target)) if node.op == "call_function" else None
-            if index is None or _keeps_flag(node, index) or bool(node.args[index]) == mode:
-                continue
-            node.update_arg(index, mode)
-            if str(node.target) == BATCH_NORM and node.args[_MEAN].target in self.meta[CUMULATIVE]:
-                node.update_arg(_MOMENTUM, 1.0)  # leaves the batch's statistics, averaged afterwards
-            changed = True
-        if changed:
-            self.recompile()
+
+# Functions and not methods: a module or parameter of the original may be called so.
+
+
+def _assemble(
+    model: GraphModel, tensors: tuple[Held, ...], graph: fx.Graph, cumulative: frozenset[str], fixed: str
+) -> None:
+    root = build_tree(tensors, copy=True)
+    fx.GraphModule.__init__(model, root, graph, "GraphModel")
+    for name, child in root.named_children():
+        model.add_module(name, child)
+    for name, param in root._parameters.items():
+        model.register_parameter(name, param)
+    for name, buffer in root._buffers.items():
+        model.register_buffer(name, buffer, persistent=name not in root._non_persistent_buffers_set)
+    model.meta[CUMULATIVE], model.meta[_FIXED] = cumulative, fixed
+    model.meta[_COUNTING] = tuple(_norms(graph, {item.name for item in tensors}))
+    model.meta[_BEFORE] = []
+    model.meta[_SIZES] = {str(node.target): _sizes(node) for node in graph.find_nodes(op="placeholder")}
+    model.register_forward_pre_hook(_see_sizes, with_kwargs=True)
+    model.register_forward_pre_hook(_count_batch)
+    model.register_forward_hook(_average_statistics)
+
+
+def _switch(model: GraphModel, mode: bool) -> None:
+    changed = False
+    for node in model.graph.nodes:
+        index = TRAIN_FLAGS.get(str(node.target)) if node.op == "call_function" else None
+        if index is None or _keeps_flag(node, index) or bool(node.args[index]) == mode:
+            continue
+        node.update_arg(index, mode)
+        if str(node.target) == BATCH_NORM and node.args[_MEAN].target in model.meta[CUMULATIVE]:
+            node.update_arg(_MOMENTUM, 1.0)  # leaves the batch's statistics, averaged afterwards
+        changed = True
+    if changed:
+        model.recompile()
 
 
 def _norms(graph: fx.Graph, names: Set[str]) -> Iterator[str]:
@@ -113,20 +123,22 @@ def _norms(graph: fx.Graph, names: Set[str]) -> Iterator[str]:
 
 
 def _sizes(node: fx.Node) -> tuple[int | None, ...]:
-    """An input's sizes after the batch; None for one that may vary."""
+    """An input's sizes; None for one that may vary."""
     example = node.meta.get("penjing_example", {}).get("shape", ())  # as a stored program tells it
     shape = value.shape if isinstance(value := node.meta.get("val"), Tensor) else example
-    return tuple(size if isinstance(size, int) else None for size in shape[1:])
+    return tuple(size if isinstance(size, int) else None for size in shape)
 
 
 def _see_sizes(model: GraphModel, args: Any, kwargs: Mapping[str, Any]) -> None:
     """Warn of other sizes than the traced ones: what the forward made of those is in the graph."""
     given = {**dict(zip(model.meta[_SIZES], pytree.tree_leaves(args), strict=False)), **kwargs}
     for name, traced in model.meta[_SIZES].items():
-        sizes = given[name].shape[1:] if isinstance(given.get(name), Tensor) else traced
+        sizes = given[name].shape if isinstance(given.get(name), Tensor) else traced
         if any(was is not None and now != was for now, was in zip(sizes, traced, strict=False)):
+            known = ["batch" if size is None else size for size in traced]
+            why = f" ({model.meta[_FIXED]})" if model.meta[_FIXED] else ""
             warnings.warn(
-                f"the input {name} has sizes {list(sizes)}, and the network was traced with {list(traced)}: "
+                f"the input {name} has sizes {list(sizes)}, and the network was traced with {known}{why}: "
                 "where its forward computes with sizes (to resize, to make positions) it fails or is wrong; "
                 "trace, prune or save it with inputs of these sizes",
                 stacklevel=2,

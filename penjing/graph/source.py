@@ -11,6 +11,7 @@ from torch import fx
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH = str(Path(torch.__file__).parent)
+_OURS = str(Path(__file__).parent)  # what traces; no network is defined here
 
 
 def source_of(node: fx.Node) -> str:
@@ -36,8 +37,8 @@ def place(frame: FrameType | None) -> str:
 
 
 def is_users(path: str) -> bool:
-    """Whether a file is none of torch's."""
-    return not path.startswith((_TORCH, "torch/", "<"))
+    """Whether a file is none of torch's, nor of what traces."""
+    return not path.startswith((_TORCH, _OURS, "torch/", "<"))
 
 
 def short_place(path: str, line: object) -> str:

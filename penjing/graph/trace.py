@@ -6,9 +6,10 @@ import inspect
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import PenjingError, TraceError
 from penjing.graph.decisions import Decision, decide, replayed
-from penjing.graph.source import short_place, source_of
+from penjing.graph.source import is_users, place, short_place, source_of
 from penjing.graph.tidy import tidy
 from penjing.graph.tree import Held, graph_module, held_tensors
 from penjing.log import silenced
@@ -33,6 +34,7 @@ CUMULATIVE = "cumulative norms"
 
 _GIVEN = (Tensor, int, float, str, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
 
+_FIXED = "the batch size is fixed"
 _PLACE = re.compile(r"Caused by: \(?([^\s()]+\.py):(\d+)")  # as torch.export names the line
 
 
@@ -62,6 +64,11 @@ class Graph:
     notes: tuple[str, ...] = ()
     training: Graph | None = None
     cumulative_norms: frozenset[str] = frozenset()
+
+    @property
+    def fixed_batch(self) -> str:
+        """Why, and where, the batch size is fixed; "" where it is free."""
+        return next((note for note in self.notes if note.startswith(_FIXED)), "")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph, with the original's signature."""
@@ -303,8 +310,8 @@ def _export(
 
 
 def _refused(model: nn.Module, error: Exception) -> TraceError:
-    place = _PLACE.search(str(error))
-    where = f" (at {short_place(*place.groups())})" if place else ""
+    found = _PLACE.search(str(error))
+    where = f" (at {short_place(*found.groups())})" if found else ""
     return TraceError(
         f"torch.export refuses the forward: {_first_line(error)}{where}",
         layer=type(model).__name__,
@@ -328,15 +335,53 @@ def _tried(
         redirect_stderr(nowhere),  # torch.export prints the graph it had when it gave up
     ):
         if dynamic:
+            watch = _BatchWatch()
             try:
-                program = _run_export(model, *_free_batch(model, args, kwargs), decisions)
+                program = _run_export(model, *_free_batch(model, args, kwargs), decisions, watch)
             except Exception as error:  # any refusal: the fixed batch is tried next and reports what remains
-                notes.append(f"the batch size is fixed: {_first_line(error)}")
+                notes.append(f"{_FIXED}{watch.at}: {_first_line(error)}")
             else:
                 if _batch_is_free(program):
                     return program, True
-                notes.append("the batch size is fixed: the model's forward depends on it")
+                notes.append(f"{_FIXED}{watch.at}: the model's forward computes with it as a plain number")
         return _run_export(model, args, kwargs, None, decisions), False
+
+
+class _BatchWatch(TorchFunctionMode):
+    """Sees which line of the user's fixes a batch size that was free.
+
+    Attributes:
+        at: ``" at folder/file.py:line"``, or "".
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = ""
+        self._size: Any = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self._size is None:
+            first = (leaf.shape[0] for leaf in args if isinstance(leaf, Tensor) and leaf.dim())
+            self._size = next((size for size in first if is_symbolic(size)), None)
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            if self._size is not None and not self.at and not is_symbolic(self._size):
+                where = _fixed_at(self._size) or place(sys._getframe(1))
+                self.at = f" at {where}" if where else ""
+
+
+def _fixed_at(size: torch.SymInt) -> str:
+    """The line that made a free size a number, where torch remembers one of the user's: ``int(size)`` is no
+    call of torch.
+    """
+    spots = getattr(size.node.shape_env, "replacements_slocs", {})
+    frame = getattr(spots.get(size.node._expr), "framework_loc", None)
+    if frame is None or not is_users(frame.filename):
+        return ""
+    return short_place(frame.filename, frame.lineno)
 
 
 class _DropoutApart(TorchFunctionMode):
@@ -360,8 +405,15 @@ def _run_export(
     kwargs: dict[str, Any],
     shapes: Any,
     decisions: Sequence[Decision],
+    watch: _BatchWatch | None = None,
 ) -> ExportedProgram:
-    with warnings.catch_warnings(), torch.enable_grad(), _DropoutApart(), replayed(decisions):
+    with (
+        warnings.catch_warnings(),
+        torch.enable_grad(),
+        _DropoutApart(),
+        replayed(decisions),
+        watch or nullcontext(),
+    ):
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,16 @@ FORMAT = 1
 
 
 def cache_folder() -> Path:
-    """Where timings are kept: ``$PENJING_CACHE``, or ``penjing`` in the user's cache folder."""
-    own = os.environ.get("PENJING_CACHE")
+    """Where timings are kept: ``$PENJING_CACHE``, or ``penjing`` in the user's cache folder, or in the folder
+    for temporary files where the user has no home (a container under a number that nobody has).
+    """
+    own, caches = os.environ.get("PENJING_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penjing"
+    try:
+        return Path(caches or Path.home() / ".cache") / "penjing"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"penjing-{os.getuid()}"
 
 
 class TimingCache:

@@ -9,7 +9,6 @@ then against what they took the first time is how fast the machine's clock was, 
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from penjing.errors import MeasureError
 from penjing.events import Event, Listener, silent
+from penjing.files import temporary
 from penjing.measure.latency import device_name
 from penjing.measure.latency_cache import TimingCache
 from penjing.measure.latency_ops import COMPUTE, OpShape, op_model
@@ -104,8 +104,8 @@ class OpTimings:
         return {shape: value for shape, value in found.items() if value is not None}
 
     def _time(self, shapes: Sequence[OpShape]) -> list[float]:
-        with tempfile.TemporaryDirectory(prefix="penjing-ops-") as folder:
-            sessions = [self._session(s, Path(folder) / str(i)) for i, s in enumerate(shapes)]
+        with temporary() as folder:
+            sessions = [self._session(s, folder / str(i)) for i, s in enumerate(shapes)]
             feeds = [_feeds(session) for session in sessions]
             spent: list[list[float]] = [[] for _ in sessions]
             started, turn = time.perf_counter(), 0

@@ -157,6 +157,21 @@ def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     return model
 
 
+def external_files(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the files beside a model, loaded without them, that hold its weights."""
+    kept = (tensor for tensor in _tensors(model.graph) if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    names = (entry.value for tensor in kept for entry in tensor.external_data if entry.key == "location")
+    return tuple(sorted(set(names)))
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for entry in (entry for node in graph.node for entry in node.attribute):
+        yield from (entry.t, *entry.tensors)
+        for inner in (entry.g, *entry.graphs):
+            yield from _tensors(inner)
+
+
 def true_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """The graph's inputs without its weights, which old files list among them."""
     weights = {tensor.name for tensor in model.graph.initializer}

@@ -83,6 +83,26 @@ def load_model(
     return loaded
 
 
+def files_of(spec: str | Path) -> tuple[Path, ...]:
+    """The files that a spec, or a path of weights, is read from; none where it names code or a library.
+
+    Raises:
+        ArtifactError: for an ONNX file that is damaged.
+    """
+    path = Path(spec)
+    beside: tuple[str, ...] = ()
+    if path.is_dir():
+        from penjing.export.program import PROGRAM_FILE
+        from penjing.export.program_tensors import CONSTANTS_FILE, STATE_FILE
+
+        path, beside = path / PROGRAM_FILE, (STATE_FILE, CONSTANTS_FILE)
+    elif path.suffix == ".onnx" and path.is_file():
+        from penjing.models.onnx_read import external_files, load_proto
+
+        beside = external_files(load_proto(path, weights=False))
+    return tuple(file for file in (path, *(path.parent / name for name in beside)) if file.is_file())
+
+
 _Loader = Callable[[str, bool, dict[str, Any]], LoadedModel]
 
 

@@ -57,8 +57,9 @@ class Refit:
         self.teacher = teacher if isinstance(teacher, Graph) else trace(teacher, example)
         if not (self.student.batch_dim and self.teacher.batch_dim):
             raise PruneError(
-                "the network works for one batch size only",
-                remedy="Reconstruct a network whose forward does not depend on the batch size",
+                self.teacher.fixed_batch or self.student.fixed_batch or "the batch size is fixed",
+                remedy="Take the batch size as x.shape[0] there, without int(), len(), range() or a number, "
+                "or prune without reconstruct",
             )
         whole = plan if isinstance(plan, Plan) else None
         self.twin = counterparts(self.student, self.teacher, () if whole is None else tuple(whole.branches))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from torch import nn
 
 from penjing.errors import QuantizeError
 from penjing.events import Event, Listener, silent
+from penjing.files import temporary
 from penjing.manifest import admit
 from penjing.quantize import mixed
 from penjing.quantize.blocks import train_blocks
@@ -68,22 +68,22 @@ def quantize(
     out = Path(out)
     refuse_overwriting(out, model)
     listen(Event("quantize", "start", message=f"quantizing to {out.name}"))
-    with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
+    with temporary() as folder:
         if isinstance(model, QuantizedStudent):
             if config is not None:
                 raise QuantizeError(
                     "a quantized student brings its own options", remedy="Give them to quantized_student"
                 )
-            job = taught_job(model, data, seed, listen, Path(folder))
+            job = taught_job(model, data, seed, listen, folder)
         else:
             config = config or QuantizeConfig()
             data = rereadable(data, config.samples)
-            fp32 = as_onnx(model, data, example_inputs, Path(folder))
+            fp32 = as_onnx(model, data, example_inputs, folder)
             job = Job(fp32, data, config, seed, listen)
             if job.config.mode == "static":
                 job.calibrate()
             if job.config.rounding == "blocks":
-                train_blocks(job, Path(folder))
+                train_blocks(job, folder)
         config = job.config
         metrics = job.fall_back(labels_metric, eval_data) if config.max_drop is not None else None
         if config.sensitivity and not job.gains:

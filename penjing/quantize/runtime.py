@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from penjing.errors import QuantizeError
+from penjing.files import temporary
 from penjing.quantize.feeds import Feed
 
 _IN_MEMORY = 2**31 - 2**24
@@ -81,8 +81,8 @@ def _open(model: ir.Model, outputs: Iterable[str] | None, options: Any) -> Any:
         return ort.InferenceSession(
             ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.onnx"
+    with temporary() as folder:
+        path = folder / "graph.onnx"
         ir.save(model, path, external_data="graph.data")
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

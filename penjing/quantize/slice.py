@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from penjing.errors import QuantizeError
 from penjing.events import Listener, silent
+from penjing.files import temporary
 from penjing.prune.plan import Plan
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.feeds import rereadable
@@ -110,8 +110,8 @@ def prune_quantized(
     floats = dequantize_all(header, sliced)
     config = QuantizeConfig(equalize=False)
     data = rereadable(data, config.samples)
-    with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
-        job = Job(as_onnx(pruned, data, example_inputs, Path(folder)), data, config, seed, listen)
+    with temporary() as folder:
+        job = Job(as_onnx(pruned, data, example_inputs, folder), data, config, seed, listen)
         for name, value in list(job.model.graph.initializers.items()):
             held = constant(value)
             if held is None or held.dtype != np.float32 or name not in floats:

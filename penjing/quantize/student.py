@@ -7,7 +7,6 @@ quantization found, so the untrained student is the post-training file.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from penjing.errors import QuantizeError
 from penjing.events import Listener, silent
+from penjing.files import temporary
 from penjing.models.onnx_door import Env, OnnxModel, present
 from penjing.models.onnx_ops import as_tensor
 from penjing.models.onnx_read import Step
@@ -253,12 +253,12 @@ def quantized_student(
             f"mode {config.mode!r} rounds no activations, which a student trains with",
             remedy="Use mode 'static'",
         )
-    with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
+    with temporary() as folder:
         data = rereadable(data, config.samples)
-        source = as_onnx(model, data, example_inputs, Path(folder))
+        source = as_onnx(model, data, example_inputs, folder)
         job = Job(source, data, config, seed, listen)
         job.calibrate()
-        return student_of(job, Path(folder) / "prepared.onnx")
+        return student_of(job, folder / "prepared.onnx")
 
 
 def student_of(job: Job, prepared: Path) -> QuantizedStudent:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from penjing.errors import LockedError, RunError
-from penjing.files import unwritable
+from penjing.files import unshared, unwritable
 
 
 @contextmanager
@@ -35,10 +35,11 @@ def run_lock(folder: Path) -> Iterator[str]:
     path = folder / "work" / "lock.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = unshared(os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "rb+", buffering=0))
     except OSError as error:
         raise unwritable(path, error) from error
-    try:
+    with file:
+        handle = file.fileno()
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -55,8 +56,6 @@ def run_lock(folder: Path) -> Iterator[str]:
             yield f"taken over from {stale}, which ended without finishing" if stale else ""
         finally:
             _write(handle, "")  # the file stays: removing it would let two processes lock two files
-    finally:
-        os.close(handle)
 
 
 def _self() -> dict[str, str | int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from penjing.data.images import EncodedSplit
+from penjing.data import Split
 from penjing.errors import PenjingError, RecipeError, RunError
 from penjing.events import Event, Listener, silent
 from penjing.export.base import get_format
@@ -58,11 +59,13 @@ def run(
         ExportError: before anything is done, for a format that is unknown or whose package is missing.
         RecipeError: likewise, for an unknown augmentation.
         TraceError, PruneError: likewise, for a network that cannot be pruned so far.
-        RunError: if the folder cannot be written, is in use, holds a run and ``resume`` was not asked for, or
-            was begun with another recipe (naming the entry), other data or other weights.
+        RunError: among several processes of torchrun; if the folder cannot be written, is in use, holds a
+            run and ``resume`` was not asked for, or was begun with another recipe (naming the entry), other
+            data or other weights.
         PenjingError: from a stage; ``completed`` lists the stages done before.
     """
     folder = Path(folder)
+    _check_alone()
     check_folder(folder)
     _check_words(recipe, folder)
     if full:
@@ -79,6 +82,15 @@ def run(
         _store_recipe(recipe, folder)
         skipped = _do(recipe, folder, given, listen)
         return RunResult(folder, Metrics.read(folder), skipped)
+
+
+def _check_alone() -> None:
+    """Those that torchrun starts would take the folder from each other, and wait for each other in vain."""
+    if "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise RunError(
+            f"a run is one process, and torchrun has started {os.environ['WORLD_SIZE']}",
+            remedy="Start it without torchrun; what takes several is penjing recover, or a study's workers",
+        )
 
 
 def _check_words(recipe: Recipe, folder: Path) -> None:
@@ -114,34 +126,37 @@ def _check_pruning(space: Workspace) -> None:
 
 
 def _check_images(space: Workspace) -> None:
-    """Images that are looked at after hours of training are decoded once before it."""
+    """Images that are looked at after hours of training are decoded once before it, and those of training,
+    too, where they are then kept.
+    """
     if space.store.read("train") is None:
-        for part in (space.bundle.val, space.bundle.test):
-            if isinstance(part, EncodedSplit):
+        for part in (space.bundle.train, space.bundle.val, space.bundle.test):
+            if isinstance(part, Split) and (part is not space.bundle.train or part.in_memory):
                 part.check()
 
 
 def _check_inputs(space: Workspace, listen: Listener, *, finished: bool) -> None:
     """A run that goes on with other data or weights would be made of two halves; one that is finished needs
-    neither.
+    neither, and test data may change until it is read.
     """
     path = space.work / "inputs.json"
+    then = read_json(path)
+    then = then if isinstance(then, dict) else {}
+    put_back = f"Put it back as it was when {space.folder} was begun, or choose another folder"
     try:
-        now, then = space.inputs(), read_json(path)
+        used, test = space.inputs(), space.test_inputs()
     except PenjingError as error:
         if not finished:
+            error.remedy = put_back if then else error.remedy
             raise
         listen(Event("run", "note", message=f"finished, so not asked for any more: {error.cause}"))
         return
-    if not isinstance(then, dict):
-        write_json(path, now)
-        return
-    changed = next((name for name in now if then.get(name) != now[name]), None)
+    held = used | test if space.store.read("measure") is not None else used
+    changed = next((name for name, digest in held.items() if then.get(name, digest) != digest), None)
     if changed is not None:
-        raise RunError(
-            f"{changed} is not what it was when {space.folder} was begun",
-            remedy="Put it back, or choose another folder",
-        )
+        raise RunError(f"{changed} is not what it was when {space.folder} was begun", remedy=put_back)
+    if used | test != then:
+        write_json(path, used | test)
 
 
 def _warn_of_points(recipe: Recipe, given: Any, listen: Listener) -> None:
@@ -177,9 +192,12 @@ def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str
             space.store.remove(stage.name)
             try:
                 output = stage.work(space, _renamed(stage.name, listen))
-            except PenjingError as error:
-                error.completed = tuple(completed)
-                listen(Event(stage.name, "warning", message=str(error)))
+            except Exception as error:  # any: the log tells why a run ended
+                if isinstance(error, PenjingError):
+                    error.completed = tuple(completed)
+                    listen(Event(stage.name, "warning", message=str(error)))
+                else:
+                    listen(Event(stage.name, "warning", message=f"{type(error).__name__}: {error}"))
                 raise
             spent = _spent(output.timing, time.perf_counter() - started)
             marker = Marker(

@@ -54,11 +54,9 @@ class Store:
         """The marker of a stage, or None if it never finished (an unreadable marker counts as none)."""
         try:
             values = json.loads(self._path(stage).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            return Marker(**values) if values.pop("format", None) == FORMAT else None
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
             return None
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            return None
-        return Marker(**values)
 
     def write(self, marker: Marker) -> None:
         """Record a finished stage; its files are on disk by now."""

@@ -24,7 +24,7 @@ from penjing.data import DataBundle, Split
 from penjing.errors import DataError, RunError
 from penjing.files import atomic_write
 from penjing.measure.metric import load_metric, name_of
-from penjing.models.spec import LoadedModel, load_model
+from penjing.models.spec import LoadedModel, files_of, load_model
 from penjing.prune import Budget, Plan, apply
 from penjing.recipe.feed import Feed, layout_of
 from penjing.recipe.schema import GIVEN, Recipe
@@ -229,20 +229,30 @@ class Workspace:
         """Hashes of what the recipe names but does not hold: data (labels, statistics, first images) and
         files of weights or networks. Code is left out: it may be mended between sessions.
         """
-        data, model = self.recipe.data, self.recipe.model
-        found = {}
-        if data.spec != GIVEN:
-            facts = {key: value for key, value in self.bundle.to_dict().items() if key != "source"}
-            parts = [part for part in (self.bundle.train, self.bundle.val) if isinstance(part, Split)]
-            held = {f"labels {i}": torch.as_tensor(part.labels) for i, part in enumerate(parts)}
-            for i, part in enumerate(parts):
-                first = part.fetch(np.arange(min(8, len(part))))
-                held[f"images {i}"] = torch.as_tensor(first)
-            found[f"the data {data.spec}"] = hash_json([facts, _hash_tensors(held)])
-        for spec in (model.spec, model.weights):
-            if spec is not None and Path(spec).exists():
-                found[spec] = self.store.hash(Path(spec))
+        found, bundle = {}, self.bundle
+        if self.recipe.data.spec != GIVEN:
+            facts = [bundle.classes, bundle.mean, bundle.std, bundle.image_shape]
+            found[self._of_data("classes, sizes and statistics")] = hash_json(facts)
+        found |= {**self._samples("train", bundle.train), **self._samples("val", bundle.val)}
+        for spec in (self.recipe.model.spec, self.recipe.model.weights):
+            found |= {str(path): self.store.hash(path) for path in files_of(spec)} if spec else {}
         return found
+
+    def test_inputs(self) -> dict[str, str]:
+        """The same of the test data, which the measuring stage reads and no other."""
+        return self._samples("test", self.bundle.test)
+
+    def _samples(self, name: str, part: Any) -> dict[str, str]:
+        if self.recipe.data.spec == GIVEN or not isinstance(part, Split):
+            return {}
+        held = {
+            f"labels of {name}": torch.as_tensor(part.labels),
+            f"first images of {name}": torch.as_tensor(part.fetch(np.arange(min(8, len(part))))),
+        }
+        return {self._of_data(what): _hash_tensors({what: values}) for what, values in held.items()}
+
+    def _of_data(self, what: str) -> str:
+        return f"the data {self.recipe.data.spec} ({what})"
 
     def _layout(self) -> str:
         if self.recipe.model.spec == GIVEN or self.recipe.model.spec.startswith("penjing:"):

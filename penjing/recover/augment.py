@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
+from penjing.config import truth_for_number
 from penjing.errors import RecipeError
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -280,11 +282,26 @@ def make_augment(name: str, options: Mapping[str, Any] | None = None) -> Augment
             layer="data.augment",
             remedy=f"Use one of {', '.join((*_SINGLE, *_PRESETS))}",
         )
+    wanted = get_type_hints(_SINGLE[name])
+    options = {key: _checked(key, wanted.get(key, Any), value) for key, value in (options or {}).items()}
     try:
-        made: Augmentation = _SINGLE[name](**(options or {}))
+        made: Augmentation = _SINGLE[name](**options)
     except TypeError as error:
         known = ", ".join(field.name for field in fields(_SINGLE[name]))
         raise RecipeError(
             f"{name!r} does not take {options}", layer="data.augment_options", remedy=f"It takes {known}"
         ) from error
     return made
+
+
+def _checked(key: str, wanted: Any, value: Any) -> Any:
+    """The value of an option as its annotation wants it."""
+    try:
+        if wrong := truth_for_number(wanted, value):
+            raise ValueError(f"{wrong} is no number (YAML reads yes, no, on and off as truth)")
+        return TypeAdapter(wanted).validate_python(value)
+    except ValueError as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise RecipeError(
+            f"{key} is {value!r} ({why})", layer="data.augment_options", remedy="Correct this option"
+        ) from error

@@ -20,7 +20,7 @@ from pydantic import model_validator
 
 from penjing.config import Config
 from penjing.errors import RecipeError, RunError
-from penjing.files import unwritable, write_json
+from penjing.files import unshared, unwritable, write_json
 from penjing.log import drop_unfinished_line
 from penjing.recipe.schema import Recipe
 from penjing.recipe.store import hash_json
@@ -219,7 +219,7 @@ class Study:
     def _take_lease(self, number: int) -> IO[str]:
         path = self.folder / "leases" / str(number)
         path.parent.mkdir(exist_ok=True)
-        lease = open(path, "w")  # noqa: SIM115 (held until the trial is finished)
+        lease = unshared(open(path, "w"))  # noqa: SIM115 (held until the trial is finished)
         fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
         lease.write(f"{os.uname().nodename} {os.getpid()}\n")
         lease.flush()
@@ -282,7 +282,7 @@ def exclusive(path: Path) -> Iterator[None]:
         RunError: if the file cannot be written or locked.
     """
     try:
-        lock = open(path, "w")  # noqa: SIM115 (closed below)
+        lock = unshared(open(path, "w"))  # noqa: SIM115 (closed below)
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         raise unwritable(path, error) from error

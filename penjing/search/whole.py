@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 import weakref
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
+from penjing.files import temporary
 from penjing.measure.latency import Candidate, latency, onnx_candidate
 from penjing.prune.budget import Precision, Runtime
 
@@ -62,8 +62,9 @@ class WholeTimer:
     ) -> None:
         self.example_inputs, self.batch, self.threads = example_inputs, batch, threads
         self.runtime, self.precision, self.num_runs = runtime, precision, num_runs
-        self._folder = Path(tempfile.mkdtemp(prefix="penjing-whole-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        files = ExitStack()
+        self._folder = files.enter_context(temporary())
+        weakref.finalize(self, files.close)
         self._original = original
         self._reference: Candidate | None = None
         self._count = 0

@@ -269,7 +269,9 @@ def test_a_crafted_name_cannot_become_code(edit: str, tmp_path: Path) -> None:
         load_program(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["missing", "json", "version", "format", "shape", "truncated", "node"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "json", "deep", "version", "format", "shape", "truncated", "node"]
+)
 def test_damage_is_named(damage: str, tmp_path: Path) -> None:
     save_program(trace(cnn(), torch.randn(2, 3, 8, 8)), tmp_path)
     path = tmp_path / "program.json"
@@ -283,7 +285,7 @@ def test_damage_is_named(damage: str, tmp_path: Path) -> None:
             data["tensors"][0]["shape"] = [1, 2]
         case "node":
             del data["graph"]["nodes"][3]
-    path.write_text("{" if damage == "json" else json.dumps(data))
+    path.write_text({"json": "{", "deep": "[" * 100_000}.get(damage, json.dumps(data)))
     if damage == "missing":
         path.unlink()
     if damage == "truncated":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from penjing.cli.common import budget_of, emit, names, pairs
 from penjing.cli.verbs.bench import _table
 from penjing.cli.verbs.quantize import _text
 from penjing.errors import RecipeError
+from penjing.export.base import formats
 from penjing.quantize import QuantizeResult
 
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorflow", "pandas", "numpy", "plotly", "jinja2", "keras")
@@ -53,6 +55,12 @@ def test_every_verb_offers_json(capsys: pytest.CaptureFixture[str], verb: str) -
     code, out, _ = call(capsys, verb, "--help")
     assert code == 0
     assert "--json" in out
+
+
+@pytest.mark.parametrize("verb", ["export", "compress"])
+def test_help_names_every_format(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    _, out, _ = call(capsys, verb, "--help")
+    assert formats().keys() <= set(re.findall(r"\w+", out))
 
 
 @pytest.mark.parametrize(

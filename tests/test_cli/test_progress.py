@@ -35,6 +35,13 @@ def shown(stream: Any, **options: Any) -> Any:
     return stream.getvalue()
 
 
+def test_of_several_processes_the_first_one_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for rank, says in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        assert bool(shown(io.StringIO())) == says
+
+
 def test_plain_lines_have_no_control_signs() -> None:
     text = shown(io.StringIO())
     assert "\x1b" not in text

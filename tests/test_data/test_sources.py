@@ -381,6 +381,8 @@ def test_labels_outside_given_classes_and_shapes_that_differ(tmp_path: Path) -> 
     [
         ({"mean": "x"}, "mean is 'x'"),
         ({"mean": [None]}, "mean is"),
+        ({"mean": True}, "mean is True"),
+        ({"std": [0.5, False, 0.5]}, r"std is \[0.5, False, 0.5\]"),
         ({"std": [1.0, 2.0]}, "std has 2 values for 1 channels"),
         ({"mean": 123.7, "std": 58.4}, "Divide mean and std by 255"),
         ({"seed": -1}, "seed is -1"),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections import OrderedDict
+from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -243,8 +247,13 @@ def test_a_batch_that_cannot_be_free_is_fixed_with_a_note() -> None:
     net, x = FixedBatch().eval(), torch.randn(2, 4)
     graph = trace(net, x)
     assert not graph.batch_dim
-    assert "batch size is fixed" in graph.notes[0]
+    assert re.search(r"batch size is fixed at test_graph/test_trace\.py:\d+: ", graph.fixed_batch)
     torch.testing.assert_close(graph(x), net(x))
+    served = copy.deepcopy(GraphModel(graph))
+    with pytest.warns(
+        UserWarning, match=r"sizes \[3, 4\].*traced with \[2, 4\] \(the batch size is fixed at"
+    ):
+        served(torch.randn(3, 4))
     assert not trace(nn.Linear(4, 4), x, dynamic_batch=False).batch_dim
 
 
@@ -392,3 +401,28 @@ def test_names_that_a_traced_network_leaves_free(name: str) -> None:
     assert torch.equal(again(x), model(x))
     setattr(plain := nn.Linear(3, 2), name, 7)
     assert trace(plain, x).params
+
+
+@pytest.mark.parametrize("count", ["len(x)", "int(x.shape[0])", "2"])
+def test_the_line_that_fixes_the_batch_is_named(count: str, tmp_path: Path) -> None:
+    lines = (
+        "from torch import nn",
+        "class Net(nn.Linear):",
+        "    def forward(self, x):",
+        "        y = super().forward(x)",
+        f"        n = {count}; y = y.reshape(n, 2, 2)",
+        "        return y.sum(1)",
+    )
+    file = tmp_path / "net.py"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    net = run_path(str(file))["Net"](4, 4)
+    assert f"/{file.name}:5: " in trace(net, torch.randn(2, 4)).fixed_batch
+
+
+@pytest.mark.parametrize("name", ["_switch", "_assemble"])
+def test_modules_may_be_called_as_they_like(name: str) -> None:
+    net = nn.Sequential(OrderedDict([(name, nn.Linear(4, 4)), ("drop", nn.Dropout())])).eval()
+    served, x = copy.deepcopy(GraphModel(trace(net, torch.randn(2, 4)))), torch.randn(3, 4)
+    torch.testing.assert_close(served(x), net(x))
+    assert served.state_dict().keys() == net.state_dict().keys()
+    assert not torch.equal(served.train()(x), net(x))

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import nn
 
 from penjing.artifact import save_artifact
 from penjing.errors import ArtifactError, PenjingError
-from penjing.models.spec import load_model
+from penjing.models.spec import files_of, load_model
 from penjing.models.weights import load_weights
 
 FACTORY = """
@@ -148,3 +151,25 @@ def test_weights_are_strict(factory: Path, tmp_path: Path) -> None:
     path.write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(ArtifactError, match="safetensors"):
         load_model(spec, weights=path)
+
+
+def test_the_files_of_a_spec_are_those_it_is_read_from(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n]) for name, n in (("x", 4), ("y", 3))
+    )
+    constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.ones(3, np.float32)))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        constant,
+        helper.make_node("Add", ["h", "c"], ["y"]),
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "net", [x], [y], [weight]))
+    onnx.save(
+        model, tmp_path / "net.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
+    assert files_of(tmp_path / "net.onnx") == (tmp_path / "net.onnx", tmp_path / "weights.bin")
+    save_artifact(tmp_path / "artifact", nn.Linear(2, 2), example_inputs=torch.zeros(2, 2))
+    names = [file.name for file in files_of(tmp_path / "artifact")]
+    assert names == ["program.json", "model.safetensors"]
+    assert files_of("penjing:vgg_small") == files_of("net.py:build") == ()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ from penjing.errors import (
     RecoverError,
     RunError,
 )
-from penjing.events import Event
+from penjing.events import Event, silent
 from penjing.export.saved_model import SavedModelExporter
+from penjing.log import read_log
 from penjing.measure import accuracy, onnx_session
 from penjing.prune import Plan
 from penjing.recipe import Recipe, RunResult
-from penjing.recipe.run import run
+from penjing.recipe.run import _check_inputs, run
 from penjing.recipe.stages import stages_of
 from penjing.recipe.store import Store
 from penjing.recipe.workspace import Workspace
@@ -201,8 +203,6 @@ class TestFinishedRun:
         assert Recipe.from_file(finished[0].folder / "recipe.yaml") == tiny_recipe
 
     def test_log_has_every_stage(self, finished: Finished, tiny_recipe: Recipe) -> None:
-        from penjing.log import read_log
-
         lines = read_log(finished[0].folder / "log.jsonl")
         started = [line["stage"] for line in lines if line["kind"] == "start"]
         assert started == ["run", *(stage.name for stage in stages_of(tiny_recipe))]
@@ -332,6 +332,15 @@ class TestRefusals:
         with pytest.raises(RunError, match="already holds a run"):
             run(tiny_recipe, finished[0].folder)
 
+    def test_several_processes_of_torchrun(
+        self, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(RunError, match=r"one process, and torchrun has started 2.*penjing recover"):
+            run(tiny_recipe, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
     def test_folder_with_other_files(self, tiny_recipe: Recipe, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("mine")
         with pytest.raises(RunError, match="holds other files"):
@@ -362,26 +371,57 @@ class TestRefusals:
         with np.load(shapes_npz) as arrays:
             relabelled = {**arrays, "y_train": arrays["y_train"][::-1]}
         np.savez(data, allow_pickle=False, **relabelled)
-        with pytest.raises(RunError, match=r"the data .*data\.npz is not what it was"):
+        with pytest.raises(RunError, match=r"the data .*data\.npz \(labels of train\) is not what it was"):
             run(recipe, tmp_path / "run", resume=True)
         shutil.copyfile(shapes_npz, data)
         save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
         with pytest.raises(RunError, match=r"net\.safetensors is not what it was"):
             run(recipe, tmp_path / "run", resume=True)
 
-    def test_broken_test_image_is_said_before_training(
-        self, tiny_values: dict[str, Any], tmp_path: Path
+    def test_test_data_may_change_until_they_are_measured(
+        self, finished: Finished, tiny_values: dict[str, Any], shapes_npz: Path, tmp_path: Path
     ) -> None:
-        for split in ("train", "val", "test"):
-            for index in range(4):
-                file = tmp_path / "images" / split / f"class{index % 2}" / f"{index}.png"
+        data, folder = tmp_path / "data.npz", tmp_path / "run"
+        shutil.copyfile(shapes_npz, data)
+        recipe = Recipe.parse({**tiny_values, "data": {**tiny_values["data"], "spec": str(data)}})
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, folder, listen=stop_at(lambda e: e.stage == "train"))
+        with np.load(shapes_npz) as arrays:
+            fewer = {key: value[:-4] if key.endswith("_test") else value for key, value in arrays.items()}
+        np.savez(data, allow_pickle=False, **fewer)
+        space = Workspace(recipe, folder)
+        (space.work / "stages").mkdir(exist_ok=True)
+        check_inputs = partial(_check_inputs, space, listen=silent, finished=False)
+        check_inputs()
+        shutil.copyfile(finished[0].folder / "work/stages/measure.json", folder / "work/stages/measure.json")
+        check_inputs()
+        shutil.copyfile(shapes_npz, data)
+        del space.bundle
+        with pytest.raises(RunError, match=r"\(labels of test\) is not what it was"):
+            check_inputs()
+        data.unlink()
+        del space.bundle
+        with pytest.raises(DataError, match=r"no such file.*Put it back as it was"):
+            check_inputs()
+
+    @pytest.mark.parametrize("parts", [("train", "val", "test"), ("train",)], ids=["apart", "split off"])
+    def test_broken_image_is_said_before_training(
+        self, tiny_values: dict[str, Any], tmp_path: Path, parts: tuple[str, ...]
+    ) -> None:
+        for split in parts:
+            for index in range(40):
+                file = tmp_path / "images" / split / f"class{index % 2}" / f"{index:02d}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("L", (16, 16), 50 * index).save(file)
+                Image.new("L", (16, 16), 5 * index).save(file)
+        data = {"spec": str(tmp_path / "images"), "options": {"mean": 0.5, "std": 0.25, "val_fraction": 0.9}}
+        recipe = Recipe.parse({**tiny_values, "data": data})
         file.write_bytes(file.read_bytes()[:45])
-        values = {**tiny_values, "data": {"spec": str(tmp_path / "images")}}
         with pytest.raises(DataError, match="cannot be decoded") as caught:
-            run(Recipe.parse(values), tmp_path / "run")
+            run(recipe, tmp_path / "run")
         assert caught.value.layer == str(file)
+        file.unlink()  # as the message says: nothing has been done, so nothing is held to be the same
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "run", listen=stop_at(lambda e: e.stage == "train"))
 
     def test_misspelt_pattern_is_said_before_training(
         self, tiny_values: dict[str, Any], tmp_path: Path
@@ -409,6 +449,18 @@ class TestRefusals:
         with pytest.raises(BudgetError, match="out of reach"):
             run(Recipe.parse(values), tmp_path / "run", listen=heard.append)
         assert not [event for event in heard if event.stage == "train"]
+
+    def test_the_log_tells_of_errors_that_nobody_foresaw(
+        self, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any) -> None:
+            raise ZeroDivisionError("by nought")
+
+        monkeypatch.setattr(Workspace, "save_weights", fail)
+        values = {**tiny_recipe.to_dict(), "train": None}
+        with pytest.raises(ZeroDivisionError):
+            run(Recipe.parse(values), tmp_path / "run")
+        assert read_log(tmp_path / "run" / "log.jsonl")[-1]["message"] == "ZeroDivisionError: by nought"
 
     def test_failing_stage_lists_what_was_done(self, tiny_values: dict[str, Any], tmp_path: Path) -> None:
         train = {"epochs": 1, "lr": 1e30, "grad_clip": None, "schedule": "constant"}

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from penjing.errors import LockedError
 from penjing.recipe.lock import run_lock
-from penjing.recipe.store import Marker, Store, hash_json, stage_key
+from penjing.recipe.store import FORMAT, Marker, Store, hash_json, stage_key
 
 HOLD = """
 import sys, time
@@ -57,8 +59,9 @@ def test_half_a_marker_is_none(tmp_path: Path) -> None:
     path = tmp_path / "work" / "stages" / "s.json"
     path.write_text(path.read_text()[:20])
     assert store.read("s") is None
-    path.write_text(json.dumps({"format": 999}))
-    assert store.read("s") is None
+    for content in (json.dumps({"format": 999}), json.dumps({"format": FORMAT, "x": 1}), "[]", "\udcff"):
+        path.write_text(content, errors="surrogateescape")
+        assert store.read("s") is None
 
 
 def test_digest_ignores_timing_only() -> None:
@@ -79,6 +82,20 @@ def test_key_depends_on_everything() -> None:
     others.append((*base[:3], {"train": "y"}))
     keys = {stage_key(*arguments) for arguments in (base, *others)}
     assert len(keys) == 5
+
+
+def test_a_lock_is_not_held_by_what_its_process_forked(tmp_path: Path) -> None:
+    with run_lock(tmp_path):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker.start()
+        with pytest.raises(LockedError), run_lock(tmp_path):
+            pass
+    try:
+        with run_lock(tmp_path):
+            assert worker.is_alive()
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def test_lock_names_its_owner_and_dies_with_it(tmp_path: Path) -> None:

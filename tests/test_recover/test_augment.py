@@ -110,6 +110,10 @@ def test_names() -> None:
         make_augment("photo")
     with pytest.raises(RecipeError, match="It takes chance"):
         make_augment("flip", {"odds": 0.5})
+    assert make_augment("erasing", {"area": [0.1, 0.2]}) == RandomErasing(area=(0.1, 0.2))
+    for chance in (True, "often"):
+        with pytest.raises(RecipeError, match=f"chance is {chance!r}"):
+            make_augment("flip", {"chance": chance})
     for options in ({"magnitude": 9}, {"number": 0}):
         with pytest.raises(RecipeError, match="a magnitude from 0 to 1"):
             make_augment("randaugment", options)
@@ -118,5 +122,5 @@ def test_names() -> None:
 def test_a_crop_that_cannot_be_is_an_error() -> None:
     with pytest.raises(RecipeError, match=r"with 10 pixels, and images are 12×10.*padding below 10"):
         RandomCrop(10, "reflect")(batch(), seeded())
-    with pytest.raises(RecipeError, match="mode 'edge'"):
+    with pytest.raises(RecipeError, match="mode is 'edge'"):
         make_augment("crop", {"mode": "edge"})

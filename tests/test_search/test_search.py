@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from penjing.errors import DataError, PenjingError, PruneError, RecipeError
 from penjing.graph import couple, trace
 from penjing.measure import onnx_candidate
 from penjing.measure.latency import Candidate
-from penjing.measure.latency_cache import TimingCache
+from penjing.measure.latency_cache import TimingCache, cache_folder
 from penjing.measure.latency_lookup import OpTimings
 from penjing.measure.latency_ops import OpShape
 from penjing.prune.budget import Precision
@@ -125,6 +126,10 @@ def macs_of(shape: OpShape) -> int:
     return int(np.prod(spatial)) * int(np.prod(shape.w))
 
 
+def homeless() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
 class TestTimings:
     def test_measured_once_and_shared_by_processes(self, tmp_path: Path) -> None:
         shapes = [OpShape("matmul", (1, 64), (64, n)) for n in (8, 64)]
@@ -139,6 +144,12 @@ class TestTimings:
         shapes = [OpShape("bmm", (1, 256, 64), (1, 64, n)) for n in (16, 1024)]
         found = OpTimings(runs=9, least=0.01, cache=TimingCache({}, tmp_path)).seconds(shapes)
         assert found[shapes[1]] > 2 * found[shapes[0]]
+
+    def test_a_user_without_a_home_has_a_cache_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("PENJING_CACHE", raising=False)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", homeless)
+        assert cache_folder().parent == Path(tempfile.gettempdir())
 
     def test_a_damaged_or_unwritable_cache_only_costs_time(self, tmp_path: Path) -> None:
         cache = TimingCache({}, tmp_path)

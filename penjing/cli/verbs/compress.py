@@ -39,7 +39,7 @@ def command(
     recover: Annotated[list[str] | None, typer.Option(help="key=value of another recovery option.")] = None,
     prune: Annotated[list[str] | None, typer.Option(help="key=value of a pruning option.")] = None,
     quantize: Annotated[bool, typer.Option(help="Bring the result to int8.")] = True,
-    formats: Annotated[str, typer.Option(help="Export formats, with commas.")] = "onnx,saved_model",
+    formats: common.Formats = "onnx,saved_model",
     data_option: common.DataOption = None,
     batch_size: common.BatchSize = 128,
     normalize: common.Normalize = "auto",

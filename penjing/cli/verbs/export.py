@@ -14,7 +14,7 @@ from penjing.cli.progress import progress
 def command(
     model: common.Model,
     out: common.Out,
-    formats: Annotated[str, typer.Option(help="Formats, with commas.")] = "onnx,saved_model",
+    formats: common.Formats = "onnx,saved_model",
     int8: Annotated[Path | None, typer.Option(help="An int8 ONNX file for the int8 formats.")] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set.")] = None,
     verify_only: Annotated[

@@ -34,7 +34,8 @@ class Slimming(Regularizer):
         if not names:
             raise RecoverError(
                 "slimming needs batch norms with a scale and the network has none",
-                remedy="Use 'group_lasso', which needs none",
+                remedy="Use 'group_lasso', which needs none; in training for int8, where they are folded, "
+                "regularize the float network before",
             )
         return names
 
