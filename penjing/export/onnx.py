@@ -27,6 +27,7 @@ from penjing.export.onnx_softmax import floor_masked
 from penjing.export.program_ops import target_name
 from penjing.export.translations import even_bounds, translations
 from penjing.files import atomic_write
+from penjing.graph.batch import batch_unit
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.trace import eval_view, plain_outputs
 from penjing.log import silenced
@@ -177,6 +178,7 @@ def _program(
                         strict=False,
                     )
                 _check_states(program)
+                _check_unit(program)
                 return program
             except Exception as error:  # torch.export raises many kinds; all are reported below
                 failure = error
@@ -204,6 +206,13 @@ def _check_states(program: torch.export.ExportedProgram) -> None:
         batch = x.shape[0 if node.args[-1] else 1]
         if first.shape[-2] != batch:
             raise ValueError(f"{node.target} starts from a state of {first.shape[-2]} samples")
+
+
+def _check_unit(program: torch.export.ExportedProgram) -> None:
+    """Refuse a free batch that the network divides: a file's batch is free altogether or fixed."""
+    unit = batch_unit(program.graph)
+    if unit > 1:
+        raise ValueError(f"the forward takes batches in multiples of {unit}")
 
 
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

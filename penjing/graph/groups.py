@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from penjing.graph.axes import Axis, Index, Leaf, leaves, slot_index
+from penjing.graph.batch import BATCH_PRIME
 from penjing.graph.trace import Graph
 
 
@@ -99,12 +100,14 @@ class Coupling:
         frozen: What cannot, with reasons.
         tensors: Resolved axis of each dimension of each parameter, buffer and constant, by name.
         values: For every node with tensor outputs, by node name: one tuple of axes per output.
+        batch: What a free batch counts as in the sizes of axes.
     """
 
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
     tensors: Mapping[str, tuple[Axis, ...]]
     values: Mapping[str, tuple[tuple[Axis, ...], ...]] = field(repr=False)
+    batch: int = BATCH_PRIME
 
 
 def names_on(tensor: str, dim: int, axis: Axis, slots: Callable[[Leaf], int]) -> dict[int, str]:

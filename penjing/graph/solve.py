@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
 from penjing.graph.axes import Axis, Index, Leaf, Product, Reason, Sum, is_fixed, leaves
+from penjing.graph.batch import batch_standin, concrete
 from penjing.graph.constants import Constants
 from penjing.graph.groups import Coupling, Frozen, Group, Member, names_on
 from penjing.graph.rules import Axes, Notebook, Op, find_rule
-from penjing.graph.trace import BATCH_STANDIN, Graph
+from penjing.graph.trace import Graph
 from penjing.graph.unify import freeze, resolve
 
 Result = Axes | list[Axes]
@@ -24,8 +23,9 @@ Result = Axes | list[Axes]
 
 def solve(graph: Graph, *, ignore: Sequence[str], prune_outputs: bool) -> Coupling:
     """See `penjing.graph.groups.couple`."""
-    solver = _Solver(graph, ignore)
     parts = [graph, *([graph.training] if graph.training is not None else [])]
+    standin = batch_standin(part.module.graph for part in parts)
+    solver = _Solver(graph, ignore, standin)
     for part in parts:
         for node in part.module.graph.nodes:
             solver.visit(node, prune_outputs)
@@ -45,14 +45,15 @@ def solve(graph: Graph, *, ignore: Sequence[str], prune_outputs: bool) -> Coupli
     for axis, mark in solver.notebook.marks:
         for leaf in leaves(resolve(axis)):
             marks.setdefault(leaf.id, set()).add(mark)
-    return Coupling(_groups(graph, tensors, marks), _frozen(graph, tensors), tensors, values)
+    return Coupling(_groups(graph, tensors, marks), _frozen(graph, tensors), tensors, values, standin)
 
 
 class _Solver:
     """The state of one walk: axes of every tensor and value."""
 
-    def __init__(self, graph: Graph, ignore: Sequence[str]) -> None:
+    def __init__(self, graph: Graph, ignore: Sequence[str], standin: int) -> None:
         self.graph = graph
+        self.standin = standin
         self.notebook = Notebook()
         self.env: dict[fx.Node, list[Axes]] = {}
         self.read: set[str] = set()
@@ -77,7 +78,7 @@ class _Solver:
         elif node.op == "placeholder":
             self.env[node] = [
                 tuple(_input_axis(node, dim, size) for dim, size in enumerate(shape))
-                for shape in shapes_of(node)
+                for shape in shapes_of(node, self.standin)
             ]
         elif node.op == "output":
             if not prune_outputs:
@@ -92,7 +93,7 @@ class _Solver:
             if isinstance(place, int) and outputs:
                 self.env[node] = [outputs[place]]
         elif node.op == "call_function":
-            shapes = shapes_of(node)
+            shapes = shapes_of(node, self.standin)
             if shapes:
                 self.env[node] = self.apply_rule(node, shapes)
 
@@ -144,21 +145,9 @@ def tensors_of(node: fx.Node) -> list[Tensor]:
     return []
 
 
-def shapes_of(node: fx.Node) -> list[tuple[int, ...]]:
+def shapes_of(node: fx.Node, standin: int) -> list[tuple[int, ...]]:
     """Shapes of a node's tensor outputs with every symbolic size replaced by the stand-in."""
-    return [tuple(concrete(size) for size in tensor.shape) for tensor in tensors_of(node)]
-
-
-def concrete(size: Any) -> int:
-    """A size as a number; symbols take the value of the stand-in."""
-    if isinstance(size, torch.SymInt):
-        return _stand_in(size.node.expr)
-    return int(size)
-
-
-@functools.lru_cache(maxsize=4096)
-def _stand_in(expression: Any) -> int:
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, BATCH_STANDIN)))
+    return [tuple(concrete(size, standin) for size in tensor.shape) for tensor in tensors_of(node)]
 
 
 def bind(node: fx.Node) -> dict[str, Any]:

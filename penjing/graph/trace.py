@@ -26,9 +26,6 @@ from penjing.graph.tidy import tidy
 from penjing.graph.tree import Held, graph_module, held_tensors
 from penjing.log import silenced
 
-BATCH_STANDIN = 1009
-"""Stands for a symbolic dimension in the axis equations: a prime that no network dimension holds."""
-
 CUMULATIVE = "cumulative norms"
 """Key of a traced network's ``meta``: see `Graph.cumulative_norms`."""
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from penjing.graph import Coupling, Graph, couple
 from penjing.graph.axes import count
+from penjing.graph.batch import batch_unit, is_batched
 from penjing.graph.sections import Section, find_sections
 from penjing.improve import improved
 from penjing.prune.nodes import only_reader, shape_of
@@ -51,12 +52,13 @@ class Counterpart:
         return {} if self.plan is None else slots_of(self.plan, self.coupling)
 
     def fits(self, node: fx.Node) -> bool:
-        """Whether the algebra knows which positions of the original's value this one holds."""
+        """Whether a value holds sample after sample, and positions of the original's that are known."""
         twin = self.twin.get(node)
         axes = () if twin is None else self.coupling.values.get(twin.name, ())
         shape = shape_of(node) if isinstance(node.meta.get("val"), Tensor) else ()
         return (
-            len(axes) == 1
+            is_batched(node)
+            and len(axes) == 1
             and len(axes[0]) == len(shape)
             and all(
                 count(axis, self.kept) == size
@@ -93,6 +95,7 @@ class Blocks:
         seed: int,
     ) -> None:
         self.student, self.places, self.counterpart, self.steps = student, places, counterpart, steps
+        self.unit = batch_unit(student.module.graph)
         self.draw = np.random.default_rng(seed)
         self.nodes = [node for node in student.module.graph.nodes if node.op != "output"]
         self.by_name = {node.name: node for node in self.nodes}
@@ -166,13 +169,16 @@ class Blocks:
             ]
             return torch.stack(errors).mean()
 
+        few = max(_BATCH // self.unit, 1)
+
         @torch.no_grad()
         def judged() -> float:
+            step = few * self.unit
             held = [
-                (index, slice(at, at + _BATCH), min(_BATCH, size - at))
+                (index, slice(at, at + step), min(step, size - at))
                 for index, split in enumerate(splits)
                 for size in [len(next(iter(wanted[index].values())))]
-                for at in range(split, size, _BATCH)
+                for at in range(split, size, step)
             ]
             total = sum(samples for _, _, samples in held)
             return sum(float(loss(index, rows)) * samples for index, rows, samples in held) / max(total, 1)
@@ -186,7 +192,11 @@ class Blocks:
 
         def drawn() -> Tensor:
             batch = int(self.draw.choice(len(splits), p=share))
-            return loss(batch, torch.from_numpy(self.draw.permutation(splits[batch])[:_BATCH]))
+            units = self.draw.permutation(splits[batch] // self.unit)[:few]
+            rows = units[:, None] * self.unit + np.arange(
+                self.unit
+            )  # what is folded into the batch stays together
+            return loss(batch, torch.from_numpy(rows.reshape(-1)))
 
         before = judged()
         after = improved(self.student.params.values(), groups, self.steps, drawn, judged, before)

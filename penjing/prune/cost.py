@@ -13,7 +13,7 @@ from torch import fx
 
 from penjing.graph import Axis, Coupling, Graph, count, couple
 from penjing.graph.axes import leaves
-from penjing.graph.trace import BATCH_STANDIN
+from penjing.graph.batch import per_sample
 from penjing.prune.ranges import Positions
 
 Kept = Mapping[int, Positions]
@@ -173,10 +173,7 @@ class Cost:
         for node in self.graph.module.graph.nodes:
             kind = KINDS.get(str(node.target)) if node.op == "call_function" else None
             if kind is not None and node.name in self.coupling.values:
-                number = COUNTERS[kind](Call(node, self.coupling, kept))
-                while number and number % BATCH_STANDIN == 0:  # twice where samples meet each other
-                    number //= BATCH_STANDIN
-                total += number
+                total += per_sample(COUNTERS[kind](Call(node, self.coupling, kept)), self.coupling.batch)
         return total // self._fixed_batch()
 
     def _fixed_batch(self) -> int:

@@ -16,6 +16,9 @@ from torch.nn import functional as F
 EXACT_FEATURES = 768
 """Products in float64 up to this many features; beyond it, products in float32 are added up in float64."""
 
+_LIFTS = (1e-8, 1e-6, 1e-4, 1e-2, 1.0)
+"""What a ridge below rounding error is raised by in turn, until the covariance can be factored."""
+
 
 class Moments:
     """Sums over rows of pairs (input row, residual row), in float64, for ``g`` independent groups of
@@ -98,11 +101,12 @@ class Centred:
         damped.diagonal(dim1=1, dim2=2).add_((ridge * scale_G)[:, None])
         factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(damped)
-        if bool(
-            (failed > 0).any()
-        ):  # the ridge is below rounding error for this input: raise it to what is not
-            damped.diagonal(dim1=1, dim2=2).add_((1e-8 * scale_G)[:, None])
-            factor = torch.linalg.cholesky(damped)
+        lift_G = scale_G + 1e-4 * self.x_GF.square().mean(1)  # what rounding leaves grows with the means
+        for share in _LIFTS:
+            if not bool((failed > 0).any()):
+                break
+            damped.diagonal(dim1=1, dim2=2).add_((share * lift_G)[:, None])
+            factor, failed = torch.linalg.cholesky_ex(damped)
         return factor
 
 

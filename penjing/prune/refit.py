@@ -13,6 +13,7 @@ from penjing.batches import Inputs, call_model, map_inputs, tensors
 from penjing.errors import DataError, PruneError, TraceError
 from penjing.events import Event, Listener
 from penjing.graph import Graph, trace
+from penjing.graph.batch import batch_unit
 from penjing.graph.sections import Section
 from penjing.prune.behind import Norm, find_norms
 from penjing.prune.block_fit import Blocks, Counterpart
@@ -44,9 +45,8 @@ class Refit:
     ) -> None:
         self.kept, self.config, self.listen = kept_positions(plan), config, listen
         self.generator = torch.Generator().manual_seed(seed)
-        example = map_inputs(batches[0], lambda x: x[:2])
         try:
-            self.student = trace(student, example)
+            self.student = trace(student, batches[0])
         except TraceError as error:
             raise DataError(
                 f"the network cannot be run on what the data gives: {error.cause}",
@@ -54,7 +54,7 @@ class Refit:
                 remedy="Give batches as the network takes them",
             ) from error
         self.tensors = {**self.student.params, **self.student.buffers}
-        self.teacher = teacher if isinstance(teacher, Graph) else trace(teacher, example)
+        self.teacher = teacher if isinstance(teacher, Graph) else trace(teacher, batches[0])
         if not (self.student.batch_dim and self.teacher.batch_dim):
             raise PruneError(
                 self.teacher.fixed_batch or self.student.fixed_batch or "the batch size is fixed",
@@ -63,8 +63,10 @@ class Refit:
             )
         whole = plan if isinstance(plan, Plan) else None
         self.twin = counterparts(self.student, self.teacher, () if whole is None else tuple(whole.branches))
-        both = (footprint(graph, tensors(example)) for graph in (self.student, self.teacher))
-        self.batches, note = within_memory(batches, config.max_memory, *both)
+        self.unit = unit = batch_unit(self.student.module.graph)
+        few = map_inputs(batches[0], lambda x: x[: unit * -(-2 // unit)])
+        both = (footprint(graph, tensors(few)) for graph in (self.student, self.teacher))
+        self.batches, note = within_memory(batches, config.max_memory, *both, unit=unit)
         places = find_places(self.student)
         reading = {
             name
@@ -122,7 +124,8 @@ class Refit:
             if shows.fits(node):
                 for aims, value in zip(wanted, self.theirs.ensure(self.twin[node]), strict=True):
                     aims[node] = shows.of(node, value)
-        splits = [self._split(len(tensors(batch)[0])) for batch in self.batches]
+        sizes = [len(tensors(batch)[0]) // self.unit for batch in self.batches]
+        splits = [self.unit * self._split(size) for size in sizes]
         fit = self.parts.fit(section, given, wanted, splits)
         for node in wanted[0]:
             self.theirs.release(self.twin[node])
@@ -164,9 +167,9 @@ class Refit:
         error = size = 0.0
         for batch in self.batches:
             samples = len(tensors(batch)[0])
-            if samples < 2:
+            if samples < 2 * self.unit:
                 continue
-            start = self._split(samples)
+            start = self.unit * self._split(samples // self.unit)
             held = map_inputs(batch, lambda x, start=start: x[start:])
             answers = (call_model(graph.module, held) for graph in (self.student, self.teacher))
             outputs = zip(*(pytree.tree_leaves(answer) for answer in answers), strict=True)

@@ -49,13 +49,14 @@ def samples_within(gibibytes: float, *footprints: Footprint) -> int:
 
 
 def within_memory(
-    batches: Sequence[Inputs], gibibytes: float, *footprints: Footprint
+    batches: Sequence[Inputs], gibibytes: float, *footprints: Footprint, unit: int = 1
 ) -> tuple[list[Inputs], str]:
-    """As many samples as can wait at once, and a note where these are not all."""
+    """As many samples as can wait at once, in multiples of the unit, and a note where these are not all."""
     given = sum(len(tensors(batch)[0]) for batch in batches)
     room = samples_within(gibibytes, *footprints)
     if room >= given:
         return list(batches), ""
+    room = max(room // unit, 1) * unit
     note = f"{room} of {given} samples were used: values of more would not fit into "
     return limited(batches, room), f"{note}max_memory={gibibytes:g} GiB"
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from penjing.graph import Coupling, Graph, leaves
-from penjing.graph.trace import BATCH_STANDIN
+from penjing.graph.batch import at_batch
 from penjing.measure.latency_ops import OpShape
 from penjing.prune.cost import KINDS, Call, Kept
 
@@ -96,8 +96,7 @@ def _of_node(call: Call, batch: int) -> tuple[tuple[OpShape, ...], int]:
 
 def _sizes(call: Call, value: Any, batch: int) -> Shape:
     """Kept sizes of a value, with the batch put in where it is free."""
-    sizes = call.sizes(value)
-    return tuple(n if n % BATCH_STANDIN else n // BATCH_STANDIN * batch for n in sizes)
+    return tuple(at_batch(size, call.coupling.batch, batch) for size in call.sizes(value))
 
 
 def _conv(call: Call, batch: int) -> Iterator[OpShape]:

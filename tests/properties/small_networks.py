@@ -447,6 +447,41 @@ class Sampled(nn.Module):
         return self.head(found.sum(-1).view(n, 16, q).transpose(1, 2))  # type: ignore[no-any-return]
 
 
+class Clips(nn.Module):
+    """The batch holds clips of four frames, one after the other; channels are shifted along them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        frames, c, h, w = x.shape
+        clips = x.view(frames // 4, 4, c, h, w)
+        part = c // 4
+        shifted = torch.cat([clips[:, :, :part].roll(1, 1), clips[:, :, part:]], 2).view(frames, c, h, w)
+        x = x + F.relu(self.norm(self.conv(shifted)))
+        return self.head(x.mean((2, 3))).view(-1, 4, 5).mean(1)  # type: ignore[no-any-return]
+
+
+class Frames(nn.Module):
+    """Each sample is a clip; its frames are folded into the batch for the convolutions, and weighed after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU()
+        )
+        self.lin, self.weigh, self.head = nn.Linear(12, 8), nn.Linear(8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t = x.shape[:2]
+        y = self.features(x.flatten(0, 1)).mean((2, 3)).view(n, t, -1)
+        y = self.lin(y).tanh()
+        return self.head((self.weigh(y).softmax(1) * y).sum(1))  # type: ignore[no-any-return]
+
+
 class Messages(nn.Module):
     """Message passing over edges: summed and maximised at their ends; some nodes are written over."""
 
@@ -583,6 +618,8 @@ NETWORKS: dict[str, Case] = {
     "modulated": (Modulated, image(3, 8)),
     "correlated": (Correlated, image(2, 3, 3, 3) + image(2, 3, 6, 6)),
     "sampled": (Sampled, (*image(2, 3, 6, 6), *image(2, 7, 6))),
+    "clips": (Clips, image(8, 3, 6, 6)),
+    "frames": (Frames, image(2, 4, 3, 6, 6)),
     "messages": (Messages, (*image(7, 5), *image(7, 3))),
     "graph_attention": (GraphAttention, (*image(2, 7, 5), *image(2, 7, 7))),
     "tied": (Tied, tokens(2, 6)),

@@ -27,6 +27,18 @@ def moments_of(x_RF: torch.Tensor, r_RO: torch.Tensor) -> Moments:
     return moments
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-9, 1e-6, 1e-3])
+@pytest.mark.parametrize("n", [2, 5, 60])
+def test_inputs_that_hardly_vary_about_large_means_are_fitted_all_the_same(spread: float, n: int) -> None:
+    """Their covariance is rounding error, of either sign."""
+    x, r = rows(0, n, features=40)
+    x = 1e3 * torch.linspace(1, 2, 40, dtype=x.dtype) + spread * x
+    whole = moments_of(x, r)
+    fit = fit_moments(whole, whole, [1e-8, 1e-3], torch.ones(1, 3, dtype=x.dtype), True)
+    assert fit.change_GOF is None or bool(fit.change_GOF.isfinite().all())
+    assert fit.after <= fit.before
+
+
 @given(st.integers(0, 1000), st.integers(1, 59))
 @settings(max_examples=20, deadline=None)
 def test_streaming_and_adding_equal_all_at_once(seed: int, cut: int) -> None:
