@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from typing import IO, Any, TypeVar
 
 from safetensors import SafetensorError
 
-from penjing.errors import RunError
+from penjing.errors import LockedError, RunError
 
 _TEMPORARY = "penjing-tmp-"
 _LOCKED: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
@@ -87,6 +88,7 @@ def atomic_dir(path: Path | str) -> AbstractContextManager[Path]:
     """Give a fresh temporary folder beside ``path``; on success it replaces ``path`` as a whole.
 
     Raises:
+        LockedError: while another process writes it.
         RunError: if the folder cannot be written.
     """
     return _beside(Path(path), _replace)
@@ -96,6 +98,7 @@ def staged(folder: Path | str) -> AbstractContextManager[Path]:
     """Give a fresh temporary folder beside ``folder``; on success its entries are moved there, over old ones.
 
     Raises:
+        LockedError: while another process writes it.
         RunError: if the folder cannot be written.
     """
     return _beside(Path(folder), _merge)
@@ -109,14 +112,36 @@ def _beside(path: Path, settle: Callable[[Path, Path], None]) -> Iterator[Path]:
     place = path.resolve()  # a link goes on leading where it leads, and "." has a name
     aside = (place if _is_fixed(place) else place.parent) / f".{place.name}.part"
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        settle(aside, place)
+        aside.mkdir(parents=True, exist_ok=True)
+        with _claimed(aside, path):
+            for left in aside.iterdir():  # by a process that was killed
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            try:
+                yield aside
+                settle(aside, place)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
     except _REFUSED as error:
         raise unwritable(path, error) from error
+
+
+@contextmanager
+def _claimed(aside: Path, path: Path) -> Iterator[None]:
+    """Hold a temporary folder for this process: two that fill one would leave a mixture."""
+    handle = os.open(aside, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise LockedError(
+            f"{path} is being written by another process", remedy="Wait for it, or choose another folder"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        os.close(handle)
 
 
 def _is_fixed(path: Path) -> bool:

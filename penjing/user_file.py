@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -86,16 +88,53 @@ def run_users(call: Callable[[], Any], source: str, error: type[PenjingError]) -
         ) from raised
 
 
-def users_line(error: BaseException) -> str:
-    """``"file.py:line"`` where a user's file raised an error, itself or in what it called of others; else "".
+@dataclass(frozen=True)
+class Fault:
+    """What a user's code raised.
 
-    What a loader of the user's raises in the middle of a run is no bug of ours.
+    Attributes:
+        line: ``"file.py:line"`` of that code.
+        said: The error's type and the first line of its message.
     """
+
+    line: str
+    said: str
+
+
+def users_fault(error: BaseException) -> Fault | None:
+    """Where the code of a user raised an error, itself or in what it called of others; else None.
+
+    What a loader of the user's raises in the middle of a run is no bug of ours. The worker of a loader is
+    another process, of whose traceback there is only the text.
+    """
+    told = str(error).rpartition("Traceback (most recent call last):")[2].splitlines()
+    frames = [(found, at) for at, text in enumerate(told) if (found := _FRAME.match(text))]
+    if frames and (line := _users_last((found[1], int(found[2])) for found, _ in frames)):
+        end = (text for text in told[frames[-1][1] + 1 :] if text[:1].strip())
+        return Fault(line, next(end, type(error).__name__))
+    live = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__))
+    line = _users_last(live)
+    return Fault(line, f"{type(error).__name__}: {error}".partition("\n")[0]) if line else None
+
+
+_FRAME = re.compile(r' *File "(.*)", line (\d+), in ')
+
+
+def _users_last(frames: Iterable[tuple[str, int]]) -> str:
+    """The innermost line in a user's file, or in what lies beside it, if it called none of ours."""
+    ours = Path(__file__).parent
+    theirs = {Path(file).resolve().parent for file in _users_files()}
     found = ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        module = str(frame.f_globals.get("__name__", ""))
-        if module.startswith(_PREFIX):
-            found = f"{frame.f_code.co_filename}:{line}"
-        elif module.startswith("penjing."):
+    for name, line in frames:
+        path = Path(name).resolve()
+        if path.is_relative_to(ours):
             found = ""
+        elif "site-packages" not in path.parts and any(path.is_relative_to(folder) for folder in theirs):
+            found = f"{name}:{line}"
     return found
+
+
+def _users_files() -> Iterator[str]:
+    for name, module in tuple(sys.modules.items()):
+        if name.startswith(_PREFIX) and module.__file__:
+            yield module.__file__

@@ -6,10 +6,11 @@ import errno
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from penjing.errors import RunError
+from penjing.errors import LockedError, RunError
 from penjing.files import atomic_dir, staged, temporary, unwritable
 
 
@@ -43,6 +44,19 @@ def test_a_mounted_folder_is_not_renamed(tmp_path: Path, monkeypatch: pytest.Mon
     assert write(tmp_path / "out", "a") == ["a"]
     assert write(tmp_path / "out", "b") == ["b"]
     assert (tmp_path / "out").stat().st_ino == inode
+
+
+@pytest.mark.parametrize("writes", [atomic_dir, staged])
+def test_one_process_at_a_time_writes_a_folder(writes: Any, tmp_path: Path) -> None:
+    out, left = tmp_path / "out", tmp_path / ".out.part"
+    left.mkdir()
+    (left / "of_one_that_was_killed").write_text("old")
+    with writes(out) as aside:
+        (aside / "a").write_text("a")
+        with pytest.raises(LockedError, match="out is being written by another process"), writes(out):
+            pass
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(out) == ["a"]
 
 
 def test_where_temporary_files_find_no_room_it_is_said(

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from penjing.cli.app import main
 from penjing.errors import DataError, RunError
 from penjing.recipe.lock import run_lock
-from penjing.user_file import named_function, users_line
+from penjing.user_file import named_function, users_fault
 
 MINE = """
 from __future__ import annotations
@@ -74,7 +75,39 @@ def test_what_it_raises_later_is_no_bug_of_ours(
     assert f"at {folder / 'mine.py'}:3: its code failed (JSONDecodeError: " in said
     with pytest.raises(RunError) as ours:
         as_lock(folder / "mine.py")
-    assert users_line(ours.value) == ""
+    assert users_fault(ours.value) is None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_line_is_named_in_a_loaders_worker_and_in_a_file_beside_it_too(
+    workers: int, folder: Path
+) -> None:
+    (folder / "penjing_test_set.py").write_text(
+        "class Images:\n"
+        "    def __len__(self): return 2\n"
+        "    def __getitem__(self, index):\n"
+        "        raise ValueError(f'no image {index}\\nat all')\n"
+    )
+    (folder / "mine.py").write_text(
+        "import torch, penjing_test_set\n"
+        "def train(workers):\n"
+        "    return torch.utils.data.DataLoader(penjing_test_set.Images(), num_workers=workers)\n"
+    )
+    loader = named_function(folder / "mine.py", "train", DataError)(workers)
+    with pytest.raises(ValueError, match="no image 0") as raised:
+        list(loader)
+    fault = users_fault(raised.value)
+    assert fault is not None
+    assert fault.line == f"{folder / 'penjing_test_set.py'}:4"
+    assert fault.said == "ValueError: no image 0"
+
+
+def test_of_a_worker_that_fails_elsewhere_nothing_is_said(folder: Path) -> None:
+    named_function(folder / "mine.py", "at_import", DataError)
+    with pytest.raises(TypeError) as raised:
+        list(torch.utils.data.DataLoader([object()], num_workers=1))  # type: ignore[arg-type]
+    assert "Traceback" in str(raised.value)
+    assert users_fault(raised.value) is None
 
 
 def as_lock(path: Path) -> None:

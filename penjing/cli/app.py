@@ -15,7 +15,7 @@ import typer
 from penjing.cli.codes import Code
 from penjing.cli.interrupts import interrupts
 from penjing.errors import PenjingError
-from penjing.user_file import users_line
+from penjing.user_file import users_fault
 
 VERBS = (
     "inspect",
@@ -106,8 +106,8 @@ def _run(arguments: list[str], debug: bool) -> int:
             return Code.WRONG
         if debug:
             raise
-        if line := users_line(error):
-            _say(f"penjing: at {line}: its code failed ({type(error).__name__}: {error}). Correct the file")
+        if fault := users_fault(error):
+            _say(f"penjing: at {fault.line}: its code failed ({fault.said}). Correct the file")
             return Code.WRONG
         _say(f"penjing: unexpected {type(error).__name__}: {error}. This is a bug; --debug shows where")
         return Code.BUG

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from penjing.archives import check_unpacks
 from penjing.config import truth_for_number
 from penjing.data.glyphs import glyphs
 from penjing.data.images import FolderSplit, ParquetSplit, list_folder
@@ -232,6 +233,7 @@ _NPZ_KEYS = {
 
 
 def _open_npz(path: Path, options: _Options) -> DataBundle:
+    check_unpacks(path, DataError)
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             held = {name: np.asarray(arrays[name]) for name in arrays.files}

@@ -22,6 +22,7 @@ from penjing.export.onnx_examples import example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
 from penjing.files import staged, temporary
 from penjing.manifest import admit
+from penjing.measure.sizes import size_bytes
 
 _STEPS = 8
 """Roundings of a network's own number format that a right file may differ by."""
@@ -257,7 +258,7 @@ def _one(
     except VerifyError as error:
         error.layer = f"{exporter.name} ({path.name})"
         raise
-    return ExportedFile(exporter.name, path, _bytes(path), seconds, found, (*notes, *_state(reference)))
+    return ExportedFile(exporter.name, path, size_bytes(path), seconds, found, (*notes, *_state(reference)))
 
 
 def _step(reference: Runner) -> float:
@@ -292,13 +293,6 @@ def _opened(exporter: Exporter, path: Path, reference: Runner) -> Runner:
 
 def _given(feeds: Feeds) -> int:
     return next((a.shape[0] for a in feeds.values() if a.ndim), 1)
-
-
-def _bytes(path: Path) -> int:
-    if path.is_dir():
-        return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-    beside = path.with_name(path.name + ".data")
-    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
 
 
 def _told(file: ExportedFile, done: int, total: int) -> Event:

@@ -8,18 +8,27 @@ from penjing.errors import MeasureError
 
 
 def size_bytes(path: Path | str) -> int:
-    """Bytes of a file with its external data (``name.onnx.data`` beside it), or of all files in a folder.
+    """Bytes of a file, of ONNX with the files beside it that hold its weights, or of all files in a folder.
 
     Raises:
-        MeasureError: if there is nothing at ``path``.
+        MeasureError: if there is nothing at ``path``, or weights are missing beside it.
+        ArtifactError: for an ONNX file that is damaged.
     """
     path = Path(path)
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     if not path.is_file():
         raise MeasureError(f"there is no file {path}", remedy="Give the path of an exported file or folder")
-    size = path.stat().st_size
+    files = [path]
     if path.suffix == ".onnx":
-        beside = path.with_name(path.name + ".data")
-        size += beside.stat().st_size if beside.is_file() else 0
-    return size
+        from penjing.models.onnx_read import external_files, load_proto
+
+        files += [path.parent / name for name in external_files(load_proto(path, weights=False))]
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise MeasureError(
+            f"{missing} with weights of {path.name} is missing",
+            layer=path.name,
+            remedy="Copy it there: the file is not whole without it",
+        )
+    return sum(file.stat().st_size for file in files)

@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from penjing.archives import check_unpacks
 from penjing.errors import ArtifactError
 from penjing.files import atomic_write
 from penjing.models.keras_sizes import resized
@@ -178,14 +179,17 @@ def load_keras(path: Path | str) -> LoadedModel:
             layer=path.name,
             remedy="Save it with model.save('model.keras') in Keras 3",
         )
+    check_unpacks(path, ArtifactError)
     keras = import_keras()
     try:
         net = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged file raises errors of zlib, zipfile and h5py besides
+        said = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArtifactError(
-            f"Keras cannot load {path} ({str(error).splitlines()[0]})",
+            f"Keras cannot load {path} ({said})",
             layer=path.name,
-            remedy="Use built-in layers only: Lambda and unregistered custom layers would need their code",
+            remedy="Check that the file is whole, and use built-in layers only: Lambda and unregistered "
+            "custom layers would need their code",
         ) from error
     return from_keras(net, str(path))
 

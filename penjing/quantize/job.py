@@ -32,7 +32,7 @@ from penjing.quantize.graph import layer_name, name_of
 from penjing.quantize.grid import align_inputs
 from penjing.quantize.pack import save_quantized
 from penjing.quantize.place import Placement, layer_names, place
-from penjing.quantize.prepare import initializer_bytes, load_onnx, prepare
+from penjing.quantize.prepare import load_onnx, prepare
 from penjing.quantize.ranges import closest, widest
 from penjing.quantize.result import LayerRow, QuantizeResult, Timing
 from penjing.quantize.rounding import Moments
@@ -118,8 +118,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.model, self.reference = prepare(load_onnx(self.source)), self.source
-        # weights may lie beside the file under any name
-        self.fp32_bytes = max(size_bytes(self.source), initializer_bytes(self.model))
+        self.fp32_bytes = size_bytes(self.source)
         self.feeds = Feeds(self.data, input_specs(self.model.graph), self.config.samples)
         self.guard = (
             ("pairs" if sums_pairs_in_16_bits() else "off")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import version_converter
@@ -209,12 +208,3 @@ def _global_means(graph: ir.Graph) -> None:
         final = nodes[-1].outputs[0]
         final.type, final.shape = old.type, old.shape
         take_place(graph, node, final)
-
-
-def initializer_bytes(model: ir.Model) -> int:
-    """Bytes of all float initializers."""
-    return sum(
-        int(np.prod(array.shape)) * array.itemsize
-        for value in model.graph.initializers.values()
-        if (array := constant(value)) is not None and array.dtype == np.float32
-    )

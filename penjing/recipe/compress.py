@@ -79,7 +79,9 @@ def compress(
         out: Folder; by default ``runs/<name>``.
         name: Name of the run.
         seed: Seeds everything that draws.
-        resume: Go on with a run that was interrupted.
+        resume: Go on with a run that was interrupted; refused with another network or other data. Of one's
+            own loaders this sees lists of batches whole, of others their number of batches, and the size and
+            16 samples of a ``dataset`` that is indexed; what changes elsewhere goes unnoticed.
         listen: Hears all events.
 
     Returns:

@@ -7,7 +7,6 @@ run that was interrupted and one that was not go through the same files.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from penjing.data import DataBundle, Split
 from penjing.errors import DataError, RunError
@@ -28,6 +28,7 @@ from penjing.models.spec import LoadedModel, files_of, load_model
 from penjing.prune import Budget, Plan, apply
 from penjing.recipe.feed import Feed, layout_of
 from penjing.recipe.schema import GIVEN, Recipe
+from penjing.recipe.seen import loader_digest, values_digest
 from penjing.recipe.store import Marker, Store, hash_json
 from penjing.recover.checkpoint import independent, model_tensors, restore_model
 
@@ -216,20 +217,21 @@ class Workspace:
         """Hashes of what the recipe calls ``<given>``: the model's weights, the data's first samples."""
         found = {}
         if self.recipe.model.spec == GIVEN and self._given.model is not None:
-            found["given model"] = _hash_tensors(model_tensors(self._given.model))
+            found["given model"] = values_digest(model_tensors(self._given.model))
         if self.recipe.data.spec == GIVEN and self._given.data is not None:
             facts = hash_json(self.bundle.to_dict())
-            tensors = {str(i): t for i, t in enumerate(_tensors(self.feed.examples(8)))}
-            found["given data"] = hash_json([facts, _hash_tensors(tensors)])
+            found["given data"] = hash_json([facts, values_digest(pytree.tree_leaves(self.feed.examples(8)))])
         if self.metric is not None:
             found["given metric"] = hash_json(name_of(self.metric))
         return found
 
     def inputs(self) -> dict[str, str]:
-        """Hashes of what the recipe names but does not hold: data (labels, statistics, first images) and
-        files of weights or networks. Code is left out: it may be mended between sessions.
+        """Hashes of what the recipe names but does not hold: data (labels, statistics, first images; of one's
+        own loaders what `loader_digest` sees) and files of weights or networks, and what was given in Python.
+        Code is left out: it may be mended between sessions.
         """
-        found, bundle = {}, self.bundle
+        found = {f"the {name}": digest for name, digest in self.fingerprints().items()}
+        bundle = self.bundle
         if self.recipe.data.spec != GIVEN:
             facts = [bundle.classes, bundle.mean, bundle.std, bundle.image_shape]
             found[self._of_data("classes, sizes and statistics")] = hash_json(facts)
@@ -243,34 +245,24 @@ class Workspace:
         return self._samples("test", self.bundle.test)
 
     def _samples(self, name: str, part: Any) -> dict[str, str]:
-        if self.recipe.data.spec == GIVEN or not isinstance(part, Split):
+        if part is None:
             return {}
+        if not isinstance(part, Split):
+            return {self._of_data(f"batches of {name}"): loader_digest(part)}
         held = {
             f"labels of {name}": torch.as_tensor(part.labels),
             f"first images of {name}": torch.as_tensor(part.fetch(np.arange(min(8, len(part))))),
         }
-        return {self._of_data(what): _hash_tensors({what: values}) for what, values in held.items()}
+        return {self._of_data(what): values_digest({what: values}) for what, values in held.items()}
 
     def _of_data(self, what: str) -> str:
-        return f"the data {self.recipe.data.spec} ({what})"
+        spec = self.recipe.data.spec
+        return f"the {'given data' if spec == GIVEN else f'data {spec}'} ({what})"
 
     def _layout(self) -> str:
         if self.recipe.model.spec == GIVEN or self.recipe.model.spec.startswith("penjing:"):
             return "nchw"
         return layout_of(self._source.example_inputs, self.bundle)
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-
-
-def _hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _not_given(what: str, folder: Path) -> RunError:

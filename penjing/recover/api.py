@@ -88,7 +88,7 @@ def recover(
     Raises:
         DataError: As for `train`.
         RecoverError: As for `train`; also a teacher of another output shape, features that cannot be
-            lined up, and a loss that depends on nothing that is trained.
+            lined up, a loss that depends on nothing that is trained, and another process that has ended.
         RunError: As for `train`.
     """
     if teacher is None:

@@ -82,7 +82,7 @@ class Loop:
 
     def run(self) -> RecoverResult:
         """Set up, resume where there is something to resume, go through the epochs, give the result."""
-        with chance.private_globals(), kept_memory(), ExitStack() as self.stack:
+        with chance.private_globals(), kept_memory(), self.processes.together(), ExitStack() as self.stack:
             chance.seed_globals(self.job.seed)
             self._set_up()
             self._resume()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import nn
+from torch import distributed, nn
+
+from penjing.errors import RecoverError
 
 
 class Processes:
@@ -24,6 +29,25 @@ class Processes:
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work that exchanges with the others.
+
+        Raises:
+            RecoverError: where one of them has ended; what it ended of is its own message.
+        """
+        try:
+            yield
+        except Exception as error:
+            lost = next((one for one in (error, error.__cause__) if _is_lost_connection(one)), None)
+            if self.world == 1 or lost is None:
+                raise
+            raise RecoverError(
+                f"another of the {self.world} processes has ended ({str(lost).splitlines()[0]})",
+                layer=f"process {self.rank}",
+                remedy="Its own message says why; mend that and start all of them again",
+            ) from error
 
     def of_the_first(self, measured: float) -> float:
         """What the first process measured, so that all decide alike."""
@@ -48,3 +72,9 @@ class Processes:
         if self.world > 1:
             for buffer in model.buffers():
                 buffer.copy_(broadcast(buffer.contiguous()))
+
+
+def _is_lost_connection(error: BaseException | None) -> bool:
+    """Whether this comes of an exchange; that of gloo has no class of its own."""
+    exchange = isinstance(error, RuntimeError) and "gloo" in str(error)
+    return exchange or isinstance(error, distributed.DistError)

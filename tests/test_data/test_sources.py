@@ -438,3 +438,13 @@ def test_real_parquet_opens_with_its_class_names() -> None:
     x, y = next(iter(bundle.loader("val", 8)))
     assert x.shape == (8, 3, 32, 32)
     assert y.dtype == torch.int64
+
+
+def test_an_archive_that_unpacks_beyond_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "b.npz", x=np.zeros((4, 80, 80, 1), np.uint8), y=np.arange(4) % 2)
+    assert len(open_data(tmp_path / "b.npz", val_fraction=0.5).train) == 2  # type: ignore[arg-type]
+    monkeypatch.setattr("penjing.archives.memory_bytes", lambda: 20_000)
+    with pytest.raises(DataError, match=r"b\.npz: unpacked it takes 25\.\d+ kB.*has 20 kB of memory"):
+        open_data(tmp_path / "b.npz")

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -242,6 +243,26 @@ def test_what_is_no_keras_file_is_named(tmp_path: Path) -> None:
     for name in ("net.keras", "none.keras"):
         with pytest.raises(ArtifactError, match=name):
             load_model(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("member", "content"),
+    [("config.json", b"[" * 100_000), ("config.json", b"{}"), ("model.weights.h5", b"x" * 100)],
+)
+def test_a_damaged_file_is_named(member: str, content: bytes, keras_file: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(keras_file) as whole, zipfile.ZipFile(tmp_path / "net.keras", "w") as damaged:
+        for name in whole.namelist():
+            damaged.writestr(name, content if name == member else whole.read(name))
+    with pytest.raises(ArtifactError, match=r"cannot load .*net\.keras .*Check that the file is whole"):
+        load_model(tmp_path / "net.keras")
+
+
+def test_a_file_that_unpacks_beyond_the_memory_is_refused(
+    keras_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penjing.archives.memory_bytes", lambda: 1000)
+    with pytest.raises(ArtifactError, match=r"unpacked it takes .*has 1 kB of memory"):
+        load_model(keras_file)
 
 
 def test_another_backend_in_the_process_is_an_error_not_a_wrong_model(

@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from penjing.artifact import save_artifact
-from penjing.errors import ArtifactError, PenjingError
+from penjing.errors import ArtifactError, MeasureError, PenjingError
+from penjing.export.onnx import copy_onnx
+from penjing.measure import size_bytes
 from penjing.models.spec import files_of, load_model
 from penjing.models.weights import load_weights
 
@@ -153,7 +155,8 @@ def test_weights_are_strict(factory: Path, tmp_path: Path) -> None:
         load_model(spec, weights=path)
 
 
-def test_the_files_of_a_spec_are_those_it_is_read_from(tmp_path: Path) -> None:
+def saved_apart(path: Path, location: str) -> Path:
+    """A small network in ONNX whose weights, one of them in a node's attribute, are in a file beside it."""
     weight = numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
     x, y = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", n]) for name, n in (("x", 4), ("y", 3))
@@ -165,11 +168,35 @@ def test_the_files_of_a_spec_are_those_it_is_read_from(tmp_path: Path) -> None:
         helper.make_node("Add", ["h", "c"], ["y"]),
     ]
     model = helper.make_model(helper.make_graph(nodes, "net", [x], [y], [weight]))
-    onnx.save(
-        model, tmp_path / "net.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
-    )
+    options: Any = {"convert_attribute": True, "location": "weights.bin", "size_threshold": 0}
+    onnx.save(model, path, save_as_external_data=True, **options)
+    stored = path.read_bytes()
+    assert len(location) == len("weights.bin")  # so that the name can be written over
+    path.write_bytes(stored.replace(b"weights.bin", location.encode()))
+    return path
+
+
+def test_the_files_of_a_spec_are_those_it_is_read_from(tmp_path: Path) -> None:
+    saved_apart(tmp_path / "net.onnx", "weights.bin")
     assert files_of(tmp_path / "net.onnx") == (tmp_path / "net.onnx", tmp_path / "weights.bin")
     save_artifact(tmp_path / "artifact", nn.Linear(2, 2), example_inputs=torch.zeros(2, 2))
     names = [file.name for file in files_of(tmp_path / "artifact")]
     assert names == ["program.json", "model.safetensors"]
     assert files_of("penjing:vgg_small") == files_of("net.py:build") == ()
+
+
+def test_the_size_of_a_file_counts_its_weights_under_any_name(tmp_path: Path) -> None:
+    path, weights = saved_apart(tmp_path / "net.onnx", "weights.bin"), tmp_path / "weights.bin"
+    assert size_bytes(path) == path.stat().st_size + weights.stat().st_size > 4 * 15
+    weights.rename(tmp_path / "gone")
+    with pytest.raises(MeasureError, match=r"weights\.bin with weights of net\.onnx is missing"):
+        size_bytes(path)
+
+
+@pytest.mark.parametrize("location", ["../outer.bi", "/a/outer.bi"])
+def test_weights_outside_the_folder_are_neither_read_nor_written(location: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    path = saved_apart(tmp_path / "in" / "net.onnx", location)
+    for use in (files_of, size_bytes, lambda given: copy_onnx(given, tmp_path / "out" / "net.onnx")):
+        with pytest.raises(ArtifactError, match=rf"'{location}', outside its own folder"):
+            use(path)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,11 +40,23 @@ def test_own_network_and_loaders(network: nn.Module, tmp_path: Path) -> None:
     # The network given is as it was, and the one that comes back is that of the artifact.
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert sum(p.numel() for p in result.model.parameters()) == rows["recovered"].num_params
-    # Again with the same network: nothing to do. With another one: all of it.
-    again = pj.compress(
-        network, data, budget=budget, max_drop=0.2, recover=config, out=out, options=options, resume=True
+    # Again with the same network and data: nothing to do. With others: refused, or it would be made of two.
+    again = partial(
+        pj.compress, budget=budget, max_drop=0.2, recover=config, out=out, options=options, resume=True
     )
-    assert len(again.skipped) == len(result.metrics.seconds) + 1
+    assert len(again(network, data).skipped) == len(result.metrics.seconds) + 1
+    others = {
+        r"the given model": (
+            nn.Sequential(*list(copy.deepcopy(network).children())[:-1], nn.Linear(64, 2)),
+            data,
+        ),
+        r"the given data \(batches of train\)": (network, (halves(200, 7), *data[1:])),
+        r"the given data \(batches of val\)": (network, (data[0], [data[1][0], *halves(80, 7)], data[2])),
+        r"the given data \(batches of test\)": (network, (*data[:2], halves(100, 7))),
+    }
+    for what, given in others.items():
+        with pytest.raises(RunError, match=f"{what} is not what it was"):
+            again(*given)
     # The stored recipe cannot be run by itself: it says so.
     with pytest.raises(RunError, match="compress"):
         pj.run(Recipe.from_file(out / "recipe.yaml"), tmp_path / "other")

@@ -14,7 +14,7 @@ from vector_data import halves
 
 import penjing as pj
 from penjing.errors import DataError, MeasureError, RecipeError
-from penjing.events import Event, silent
+from penjing.events import silent
 from penjing.measure.metric import score
 from penjing.recipe.compress import allowed_drop
 from penjing.recipe.guard import Trial, choose, drop_of, next_power
@@ -164,20 +164,6 @@ def test_what_does_not_hold_at_the_budget_falls_back(network: nn.Module, tmp_pat
         out=tmp_path / "run", options=OPTIONS, trials=3, resume=True,
     )  # fmt: skip
     assert "search" in again.skipped
-    # Other data: no trial of the old counts.
-    events: list[Event] = []
-
-    def listen(event: Event) -> None:
-        events.append(event)
-        if "trial 1:" in event.message:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pj.compress(
-            network, (data[0], halves(100, 7)), budget=pj.Budget(params=0.02), max_drop=0.02, recover=config,
-            quantize=False, out=tmp_path / "run", options=OPTIONS, trials=3, resume=True, listen=listen,
-        )  # fmt: skip
-    assert "done before" not in events[-1].message
 
 
 @pytest.mark.slow
