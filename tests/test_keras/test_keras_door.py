@@ -250,11 +250,11 @@ def test_what_is_no_keras_file_is_named(tmp_path: Path) -> None:
     [("config.json", b"[" * 100_000), ("config.json", b"{}"), ("model.weights.h5", b"x" * 100)],
 )
 def test_a_damaged_file_is_named(member: str, content: bytes, keras_file: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(keras_file) as whole, zipfile.ZipFile(tmp_path / "net.keras", "w") as damaged:
+    with zipfile.ZipFile(keras_file) as whole, zipfile.ZipFile(tmp_path / "torn.keras", "w") as damaged:
         for name in whole.namelist():
             damaged.writestr(name, content if name == member else whole.read(name))
-    with pytest.raises(ArtifactError, match=r"cannot load .*net\.keras .*Check that the file is whole"):
-        load_model(tmp_path / "net.keras")
+    with pytest.raises(ArtifactError, match=r"cannot load .*torn\.keras .*Check that the file is whole"):
+        load_model(tmp_path / "torn.keras")
 
 
 def test_a_file_that_unpacks_beyond_the_memory_is_refused(
