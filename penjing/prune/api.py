@@ -24,7 +24,7 @@ from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
 from penjing.prune.shorten import best_depth, shorten
 from penjing.prune.slots import by_leaf, group_edits, index_values, renamed, tensor_edits
-from penjing.prune.torn import Torn, blame, even_ratios, torn
+from penjing.prune.torn import Torn, blame, even_ratios, head_sizes, torn
 from penjing.prune.worth import per_cost
 
 if TYPE_CHECKING:
@@ -220,21 +220,32 @@ def _narrow(
         result = prune_slots(material.model, example_inputs, graph, coupling, kept, made=made)
         return replace(result, sensitivity=sensed, latency=meter)
 
-    result = again = made_with(ratios, sensed)
+    result = made_with(ratios, sensed)
     asked = {coupling.groups[at].id for at in own_ratios(coupling.groups, ratios)}
-    found: tuple[Torn, ...] = ()
-    for _ in range(_EVENED):
-        if again.in_place:
-            break
-        kept = by_leaf(coupling, {key: edit.kept for key, edit in again.plan.groups.items()})
-        more = torn(material.model, graph, coupling, kept)
-        even = even_ratios(found := found + more, coupling.groups, kept, **options)
-        if not more or even.keys() & asked:
-            break
-        try:
-            again = made_with({**ratios, **even}, result.sensitivity)
-        except BudgetError:  # out of reach for so few choices
-            break
+
+    def served(again: PruneResult, fixed: Mapping[str, float]) -> PruneResult:
+        """Pruned again with even ratios until the class serves, or there is nothing to even."""
+        found: tuple[Torn, ...] = ()
+        even: dict[str, float] = {}
+        free = [group for group in coupling.groups if group.id not in fixed]
+        for _ in range(_EVENED):
+            if again.in_place:
+                break
+            kept, last = by_leaf(coupling, {key: edit.kept for key, edit in again.plan.groups.items()}), even
+            found += torn(material.model, graph, coupling, kept)
+            even = even_ratios(found, free, kept, **options)
+            if even in ({}, last) or even.keys() & asked:
+                break
+            again = made_with({**ratios, **fixed, **even}, result.sensitivity)
+        return again
+
+    try:
+        again = served(result, {})
+        whole = dict.fromkeys(head_sizes(coupling.groups).intersection(result.plan.groups) - asked, 0.0)
+        if whole and not again.in_place:  # attentions take head sizes for granted, numbers of heads seldom
+            again = served(made_with({**ratios, **whole}, result.sensitivity), whole)
+    except BudgetError:  # out of reach for so few choices
+        return result
     return again if again.in_place else result
 
 

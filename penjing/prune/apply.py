@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from penjing.errors import PruneError
-from penjing.graph import Coupling, Graph, GraphModel, couple, is_kept_whole, trace
+from penjing.graph import Coupling, Graph, GraphModel, count, couple, is_kept_whole, trace
 from penjing.graph.branches import chosen, cut, find_branches
 from penjing.graph.source import is_users, short_place
+from penjing.graph.trace import eval_view
 from penjing.prune.compare import compare, forward
 from penjing.prune.cost import count_all
 from penjing.prune.layers import standard
@@ -124,6 +127,7 @@ def carry_out(
     def refusal() -> str:
         try:
             reason = compare(module, sliced.module, example_inputs)
+            reason = reason or _heads_differ(module, graph, coupling, kept, example_inputs)
             if not reason and graph.params.keys() - graph.read_names():
                 reason = _training_differs(model, module, example_inputs)
         except Exception as error:  # the user's forward may raise anything once its sizes are wrong
@@ -172,6 +176,51 @@ def _scale_changes(graph: Graph, coupling: Coupling, kept: Mapping[int, Position
             query = coupling.values[node.args[0].name][0]
             if not is_kept_whole(query[-1], kept):
                 return f"its attention at {graph.source(node)} scales by 1/√(head size), which changes"
+    return ""
+
+
+class _Queries(TorchFunctionMode):
+    """Notes the shapes of attention's queries, without the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            query = args[0] if args else (kwargs or {})["query"]
+            self.shapes.append(tuple(query.shape[1:]))
+        return func(*args, **(kwargs or {}))
+
+
+def _heads_differ(
+    module: nn.Module, graph: Graph, coupling: Coupling, kept: Mapping[int, Positions], example_inputs: Any
+) -> str:
+    """Why the sliced class attends in other heads than the graph; or "".
+
+    A forward that knows how many heads there are makes smaller ones of what is left; near-uniform attention
+    hides that, too.
+    """
+    calls = [
+        (node, coupling.values[node.args[0].name][0][1:])
+        for node in graph.module.graph.nodes
+        if str(node.target) == "aten.scaled_dot_product_attention.default"
+    ]
+    if all(is_kept_whole(axis, kept) for _, axes in calls for axis in axes):
+        return ""
+    with eval_view(module), torch.no_grad(), _Queries() as seen:
+        forward(module, example_inputs)
+    if len(seen.shapes) != len(calls):  # it attends by other means, which are compared by numbers
+        return ""
+    for (node, axes), shape in zip(calls, seen.shapes, strict=True):
+        traced = graph.shape(node.args[0])[1:]
+        sizes = (count(axis, kept) for axis in axes)
+        if any(
+            isinstance(n, int) and here != size for n, here, size in zip(traced, shape, sizes, strict=True)
+        ):
+            return f"its attention at {graph.source(node)} makes other heads of what is left"
     return ""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -76,9 +76,14 @@ def blame(found: tuple[Torn, ...]) -> str:
     return f"; {first.name}, {first.value}, would have to be {sizes} at once{more}"
 
 
+def head_sizes(groups: Sequence[Group]) -> set[str]:
+    """Ids of the groups that are the size of heads whose number may be pruned instead."""
+    return {group.id for group in groups if group.kind == "head_dim" and group.cofactors}
+
+
 def even_ratios(
     found: tuple[Torn, ...],
-    groups: tuple[Group, ...],
+    groups: Sequence[Group],
     kept: Mapping[int, Positions],
     *,
     round_to: int,
@@ -88,13 +93,13 @@ def even_ratios(
 
     Args:
         found: The numbers.
-        groups: All groups.
+        groups: All groups that may change.
         kept: Slots kept now, by leaf id.
         round_to: Kept counts are multiples of this.
         min_slots: Slots that stay in any group.
 
     Returns:
-        Fraction to remove by group id, exact in slots.
+        Fraction to remove by group id, exact in slots; nothing where an even share would be all or none.
     """
     by_leaf = {group.leaf: group for group in groups}
     sets: list[frozenset[int]] = []
@@ -102,12 +107,17 @@ def even_ratios(
         joined = one.leaves.union(*(other for other in sets if other & one.leaves))
         sets = [other for other in sets if not other & one.leaves] + [joined]
     ratios: dict[str, float] = {}
-    for tied in ([by_leaf[leaf] for leaf in sorted(one)] for one in sets):
+    for tied in ([by_leaf[leaf] for leaf in sorted(one & by_leaf.keys())] for one in sets):
+        if not tied:
+            continue
         sizes = [group.size for group in tied]
         parts = math.gcd(*sizes)  # shares that are whole slots everywhere
         step = math.lcm(*(round_to // math.gcd(round_to, size // parts) for size in sizes))
         shares = [len(kept[group.leaf]) / group.size if group.leaf in kept else 1.0 for group in tied]
         share = max(sum(shares) / len(shares), min_slots / min(sizes))
-        stay = min(step * math.ceil(share * parts / step - 1e-9), parts)
-        ratios |= {group.id: 1 - stay / parts for group in tied}
+        stay = step * math.ceil(share * parts / step - 1e-9)
+        if stay >= parts and share < 1:  # the share below, where there is one
+            stay = step * ((parts - 1) // step)
+        if stay * min(sizes) >= min_slots * parts and stay:
+            ratios |= {group.id: 1 - min(stay, parts) / parts for group in tied}
     return ratios

@@ -232,6 +232,44 @@ def test_a_class_whose_attention_would_scale_anew_is_not_trusted(width: float) -
     assert whole_heads.in_place
 
 
+class Counted(Fused):
+    """The same with a number of heads that may change."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.heads = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("budget", [None, Budget(params=0.6)])
+def test_heads_go_whole_where_the_class_takes_their_size_for_granted(budget: Budget | None) -> None:
+    x, model = torch.randn(2, 5, 6), Counted()
+    result = prune(model, x, budget=budget)
+    assert result.in_place, result.reason
+    assert [len(edit.kept) for edit in result.plan.groups.values()] == [1]  # of the two heads
+    assert masked_equivalence(model, result, x) <= 1e-5
+    asked = prune(model, x, ratio=0, ratios={"qkv.weight": 0.5})
+    assert "scales by 1/√(head size)" in asked.reason
+
+
+@pytest.mark.parametrize(("heads", "ratio", "left"), [(4, 0.5, 2), (4, 0.3, 3), (3, 0.5, 2)])
+def test_a_stream_of_heads_keeps_as_much_as_its_heads(heads: int, ratio: float, left: int) -> None:
+    """``embed_dim`` of attention is the width of the stream and what its heads hold together."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8 * heads, heads, 20, dropout=0.0, batch_first=True)
+    model = nn.Sequential(nn.Linear(6, 8 * heads), layer, nn.Linear(8 * heads, 3))
+    x = torch.randn(2, 5, 6)
+    result = prune(model, x, ratio=ratio)
+    assert result.in_place, result.reason
+    attention = result.model.get_submodule("1.self_attn")
+    assert isinstance(attention, nn.MultiheadAttention)
+    assert (attention.num_heads, attention.embed_dim) == (left, 8 * left)
+    assert masked_equivalence(model, result, x) <= 1e-5
+
+
 def test_ratios_of_single_groups_go_with_measured_sensitivity() -> None:
     options: dict[str, Any] = {"scope": "sensitivity", "budget": Budget(params=0.6), "data": [X]}
     result = prune(mlp(), X, ratios={"0.weight": 0.1}, **options)
