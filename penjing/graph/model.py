@@ -135,10 +135,10 @@ def _see_sizes(model: GraphModel, args: Any, kwargs: Mapping[str, Any]) -> None:
     for name, traced in model.meta[_SIZES].items():
         sizes = given[name].shape if isinstance(given.get(name), Tensor) else traced
         if any(was is not None and now != was for now, was in zip(sizes, traced, strict=False)):
-            known = ["batch" if size is None else size for size in traced]
+            known = ", ".join("batch" if size is None else str(size) for size in traced)
             why = f" ({model.meta[_FIXED]})" if model.meta[_FIXED] else ""
             warnings.warn(
-                f"the input {name} has sizes {list(sizes)}, and the network was traced with {known}{why}: "
+                f"the input {name} has sizes {list(sizes)}, and the network was traced with [{known}]{why}: "
                 "where its forward computes with sizes (to resize, to make positions) it fails or is wrong; "
                 "trace, prune or save it with inputs of these sizes",
                 stacklevel=2,
