@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _EVENED = 3
 """How often groups are made to keep equally many: where all share a ratio, the others change with it."""
+_WORTH = 0.5
+"""What the class must lose at least, of the parameters that the graph loses, to be preferred to it."""
 
 
 def prune(
@@ -246,7 +248,11 @@ def _narrow(
             again = served(made_with({**ratios, **whole}, result.sensitivity), whole)
     except BudgetError:  # out of reach for so few choices
         return result
-    return again if again.in_place else result
+    return again if again.in_place and _removed(again) >= _WORTH * _removed(result) else result
+
+
+def _removed(result: PruneResult) -> int:
+    return result.before["params"] - result.after["params"]
 
 
 def check_model(model: Any) -> None:
