@@ -32,9 +32,7 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        wrong = truth_for_number(cls.model_fields[info.field_name or ""].annotation, value)
-        if wrong is not None:
-            raise ValueError(f"{wrong} is no number (YAML reads yes, no, on and off as truth)")
+        refuse_truth(cls.model_fields[info.field_name or ""].annotation, value)
         return value
 
     @classmethod
@@ -57,6 +55,13 @@ class Config(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON/YAML-able data that `parse` turns back into an equal object."""
         return self.model_dump(mode="json")
+
+
+def refuse_truth(wanted: Any, value: Any) -> None:
+    """Raise a ValueError for a boolean where the annotation asks for a number."""
+    wrong = truth_for_number(wanted, value)
+    if wrong is not None:
+        raise ValueError(f"{wrong} is no number (YAML reads yes, no, on and off as truth)")
 
 
 def truth_for_number(wanted: Any, value: Any) -> str | None:

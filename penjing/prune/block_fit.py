@@ -193,9 +193,8 @@ class Blocks:
         def drawn() -> Tensor:
             batch = int(self.draw.choice(len(splits), p=share))
             units = self.draw.permutation(splits[batch] // self.unit)[:few]
-            rows = units[:, None] * self.unit + np.arange(
-                self.unit
-            )  # what is folded into the batch stays together
+            # what is folded into the batch stays together
+            rows = units[:, None] * self.unit + np.arange(self.unit)
             return loss(batch, torch.from_numpy(rows.reshape(-1)))
 
         before = judged()

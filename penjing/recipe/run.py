@@ -171,7 +171,7 @@ def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str
     from penjing.recipe.stages import stages_of
 
     space = Workspace(recipe, folder, given)
-    stages, given_digests = stages_of(recipe), space.fingerprints()
+    stages, given_digests = stages_of(recipe), space.fingerprints
     _check_inputs(space, listen, finished=_is_finished(space, stages, given_digests))
     _check_pruning(space)
     _check_images(space)

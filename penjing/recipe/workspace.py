@@ -213,6 +213,7 @@ class Workspace:
             raise RunError(f"stage {stage} has not finished", remedy="Run again with --resume")
         return marker
 
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Hashes of what the recipe calls ``<given>``: the model's weights, the data's first samples."""
         found = {}
@@ -230,7 +231,7 @@ class Workspace:
         own loaders what `loader_digest` sees) and files of weights or networks, and what was given in Python.
         Code is left out: it may be mended between sessions.
         """
-        found = {f"the {name}": digest for name, digest in self.fingerprints().items()}
+        found = {f"the {name}": digest for name, digest in self.fingerprints.items()}
         bundle = self.bundle
         if self.recipe.data.spec != GIVEN:
             facts = [bundle.classes, bundle.mean, bundle.std, bundle.image_shape]

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from penjing.config import truth_for_number
+from penjing.config import refuse_truth
 from penjing.errors import RecipeError
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -297,8 +297,7 @@ def make_augment(name: str, options: Mapping[str, Any] | None = None) -> Augment
 def _checked(key: str, wanted: Any, value: Any) -> Any:
     """The value of an option as its annotation wants it."""
     try:
-        if wrong := truth_for_number(wanted, value):
-            raise ValueError(f"{wrong} is no number (YAML reads yes, no, on and off as truth)")
+        refuse_truth(wanted, value)
         return TypeAdapter(wanted).validate_python(value)
     except ValueError as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error

@@ -110,7 +110,7 @@ def _trial(space: Workspace, listen: Listener, number: int, power: float) -> Mar
         }.items()
     }
     train = space.store.read("train")
-    inputs = {**space.fingerprints(), "train": train.digest if train else ""}
+    inputs = {**space.fingerprints, "train": train.digest if train else ""}
     key = stage_key(name, config, recipe.seed, inputs)
     known = space.store.finished(name, key)
     if known is not None:
