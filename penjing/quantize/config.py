@@ -40,7 +40,8 @@ class QuantizeConfig(Config):
         reduce_range: How weights are kept from overflowing the 16-bit sums of CPUs without int8 dot products:
             ``"pairs"`` limits only the weight pairs that would, ``"full"`` uses 7 bits, ``"off"`` neither,
             ``"auto"`` is ``"pairs"`` where this machine needs it.
-        widen: Pad widths between int8 convolutions with zero channels to what int8 kernels take whole.
+        widen: Pad widths between int8 convolutions with zero channels to what int8 kernels take whole, and
+            fold or pad the images that come to them.
         max_drop: Largest accepted drop of the metric (a fraction, 0.01 is one point); layers go back to float
             until it holds. None: no layer goes back.
         sensitivity: Measure each layer's share of the error even when ``max_drop`` asks for nothing.

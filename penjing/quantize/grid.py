@@ -184,8 +184,11 @@ def _insert(graph: ir.Graph, value: ir.Value, conv: ir.Node, grid: Grid) -> str:
         out = node.outputs[0]
         out.name, out.type = names.fresh(f"{stem}.{node.op_type.lower()}"), value.type
         node.name = out.name
-        if value.shape is not None and not any(pads):
-            out.shape = value.shape
+        if value.shape is not None:
+            rims = [*(0, 0), *(one + other for one, other in zip(pads[:spatial], pads[spatial:], strict=True))]
+            out.shape = ir.Shape(
+                [dim + rim if isinstance(dim, int) else dim for dim, rim in zip(value.shape, rims, strict=True)]
+            )
     source.name = names.fresh(f"{name_of(value)}.levels")
     graph.insert_before(conv, nodes)
     conv.replace_input_with(0, source)

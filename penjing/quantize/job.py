@@ -39,6 +39,7 @@ from penjing.quantize.rounding import Moments
 from penjing.quantize.rules import WEIGHT_OPS
 from penjing.quantize.runtime import Session
 from penjing.quantize.scheme import ActivationParams, activation_params
+from penjing.quantize.stem import feed_whole
 from penjing.quantize.timing import time_against_fp32
 from penjing.quantize.weights import Guard
 from penjing.quantize.widen import widen
@@ -329,8 +330,8 @@ class Job:
         quantized = emit(self.model, placement, self._roots(placement), encoded)
         weights_path = save_quantized(out.with_suffix(".safetensors"), quantized, placement, encoded)
         written = quantized.clone()
-        if config.widen and (padded := widen(written)):
-            self.notes.append(f"widths padded with zeros to what int8 kernels take whole: {padded}")
+        if config.widen:
+            self._widen(written)
         save_model(written, out)
         measured = check_file(out, Session(self.reference), self.feeds, config.check_samples)
         if not measured.sound(config.min_agreement_db):
@@ -344,6 +345,12 @@ class Job:
             )
         rows = self._rows(placement, encoded, self._errors(quantized, placement))
         return self.result(out, weights_path, rows, measured, placement, self.guard)
+
+    def _widen(self, written: ir.Model) -> None:
+        if padded := widen(written):
+            self.notes.append(f"widths padded with zeros to what int8 kernels take whole: {padded}")
+        if stems := feed_whole(written):
+            self.notes.append(f"inputs folded or padded to channels that int8 kernels take whole: {stems}")
 
     def result(
         self,

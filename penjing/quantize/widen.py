@@ -9,14 +9,12 @@ width: the convolutions that write it, all that goes channel by channel in betwe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from penjing.quantize.graph import Classes, constant, int_attribute, name_of, set_initializer
+from penjing.quantize.graph import Classes, constant, int_attribute
+from penjing.quantize.int8_conv import is_dense, is_int8, is_parameter, levels_of, pad_parameter
 
 _CHANNELWISE = frozenset(
     {
@@ -78,19 +76,19 @@ def _regions(graph: ir.Graph) -> list[_Region]:
         region(value).frozen = True
     for node in graph:
         for read in node.inputs:
-            if read is None or read.is_initializer() or _is_parameter(read):
+            if read is None or read.is_initializer() or is_parameter(read):
                 continue
-            if _is_dense(node) and read is node.inputs[0]:
+            if is_dense(node) and read is node.inputs[0]:
                 region(read).readers.append(node)
             elif not (_passes(node) and any(read is one for one in _data(node))):
                 region(read).frozen = True
         for value in node.outputs:
-            if _is_parameter(value):
+            if is_parameter(value):
                 continue
             of = region(value)
             of.values.append(value)
             of.frozen |= value.is_graph_output()
-            if _is_dense(node):
+            if is_dense(node):
                 of.writers.append(node)
             elif node.op_type == "Conv" and _passes(node):
                 of.depthwise.append(node)
@@ -103,8 +101,8 @@ def _width(region: _Region) -> int | None:
     """The region's width, where it may change and some convolution would gain."""
     if region.frozen or not region.writers or not region.readers:
         return None
-    widths = {_weight(node).shape[0] for node in [*region.writers, *region.depthwise]}
-    widths |= {_weight(node).shape[1] for node in region.readers}
+    widths = {levels_of(node).shape[0] for node in [*region.writers, *region.depthwise]}
+    widths |= {levels_of(node).shape[1] for node in region.readers}
     widths |= {value.shape[1] for value in region.values if value.shape is not None}
     width = widths.pop()
     return width if isinstance(width, int) and not widths else None
@@ -114,11 +112,11 @@ def _pad(graph: ir.Graph, region: _Region, width: int, extra: int) -> None:
     for node in [*region.writers, *region.depthwise]:
         for position in (1, 2):
             if position < len(node.inputs) and (value := node.inputs[position]) is not None:
-                _pad_parameter(graph, value, 0, extra)
+                pad_parameter(graph, value, 0, extra)
     for node in region.readers:
         weight = node.inputs[1]
         assert weight is not None
-        _pad_parameter(graph, weight, 1, extra)
+        pad_parameter(graph, weight, 1, extra)
     for node in region.depthwise:
         node.attributes["group"] = ir.AttrInt64("group", width + extra)
     for value in region.values:
@@ -126,50 +124,12 @@ def _pad(graph: ir.Graph, region: _Region, width: int, extra: int) -> None:
             value.shape = ir.Shape([value.shape[0], width + extra, *value.shape[2:]])
 
 
-def _pad_parameter(graph: ir.Graph, value: ir.Value, axis: int, extra: int) -> None:
-    """Zeros at the end of an 8-bit weight or a bias; the steps of new outputs repeat the last one's."""
-    dequantize = value.producer()
-    assert dequantize is not None
-    stored, scale, zero = dequantize.inputs
-    for part in (stored, scale, zero) if axis == 0 else (stored,):
-        assert part is not None
-        array = _numbers(part)
-        widths = [(0, extra if dim == axis else 0) for dim in range(array.ndim)]
-        longer = np.pad(array, widths, mode="edge") if part is scale else np.pad(array, widths)
-        set_initializer(graph, name_of(part), longer)
-    value.shape = ir.Shape(_numbers(stored).shape)
-
-
-def _is_parameter(value: ir.Value) -> bool:
-    """Whether it is an 8-bit weight or a bias, restored."""
-    node = value.producer()
-    return node is not None and node.op_type == "DequantizeLinear" and constant(node.inputs[0]) is not None
-
-
-def _is_int8(node: ir.Node) -> bool:
-    """Whether all parameters of a convolution are restored ones that no other node uses."""
-    parameters = [value for value in node.inputs[1:] if value is not None]
-    return all(_is_parameter(value) and _is_own(value) for value in parameters)
-
-
-def _is_own(value: ir.Value) -> bool:
-    maker = value.producer()
-    assert maker is not None
-    parts: Iterable[ir.Value | None] = (value, *maker.inputs)
-    return all(len(part.uses()) == 1 for part in parts if part is not None)
-
-
-def _is_dense(node: ir.Node) -> bool:
-    """An int8 convolution of all channels into all."""
-    return node.op_type == "Conv" and int_attribute(node, "group", 1) == 1 and _is_int8(node)
-
-
 def _passes(node: ir.Node) -> bool:
     """Whether channel c of the output depends on channel c of the inputs alone, at any width."""
     if node.op_type == "Conv":
         group = int_attribute(node, "group", 1)
-        return group > 1 and _is_int8(node) and _weight(node).shape[:2] == (group, 1)
-    if node.op_type not in _CHANNELWISE or len(node.outputs) != 1 or _is_parameter(node.outputs[0]):
+        return group > 1 and is_int8(node) and levels_of(node).shape[:2] == (group, 1)
+    if node.op_type not in _CHANNELWISE or len(node.outputs) != 1 or is_parameter(node.outputs[0]):
         return False
     constants = [array for value in node.inputs if (array := constant(value)) is not None]
     if any(array.size != 1 for array in constants):
@@ -182,18 +142,3 @@ def _data(node: ir.Node) -> list[ir.Value]:
     """The inputs that are activations."""
     inputs = node.inputs[:1] if node.op_type in {"Conv", "Clip"} else node.inputs
     return [value for value in inputs if value is not None and not value.is_initializer()]
-
-
-def _weight(node: ir.Node) -> NDArray[np.generic]:
-    """The levels of an int8 convolution's weight."""
-    value = node.inputs[1]
-    assert value is not None
-    maker = value.producer()
-    assert maker is not None
-    return _numbers(maker.inputs[0])
-
-
-def _numbers(value: ir.Value | None) -> NDArray[np.generic]:
-    array = constant(value)
-    assert array is not None
-    return array
