@@ -18,6 +18,7 @@ from penjing.quantize.weights import (
     QuantizedWeight,
     as_rows,
     from_rows,
+    pad_channels,
     quantize_weight,
     round_rows,
 )
@@ -65,19 +66,23 @@ def encode_layer(
     """
     w, axis, bias_O = weight_of(node), weight_axis(node), bias_of(node)
     guard = guard_of(node, guard)
+    lone = lone_channels(node, guard)
+    held = pad_channels(w, lone)
     top = weight_top(config.weight_bits)
     least_O = None if bias_O is None else np.abs(bias_O.astype(np.float64)) / (params.scale * _BIAS_MAX)
     if scale_O is not None:
         scale_O = scale_O if least_O is None else np.maximum(scale_O, least_O.astype(np.float32))
-        levels_OK = round_rows(as_rows(w, axis), scale_O, guard, top)
-        weight = QuantizedWeight(from_rows(levels_OK, w.shape, axis), scale_O, axis)
+        levels_OK = round_rows(as_rows(held, axis), scale_O, guard, top)
+        weight = QuantizedWeight(from_rows(levels_OK, held.shape, axis), scale_O, axis)
     else:
-        weight = quantize_weight(w, axis, method=config.weights, guard=guard, least_O=least_O, top=top)
+        weight = quantize_weight(held, axis, method=config.weights, guard=guard, least_O=least_O, top=top)
     if moments is not None:
         from penjing.quantize.rounding import second_order
 
         refine = config.rounding == "descent"
-        weight = second_order(w, weight, moments, guard=guard, top=top, refine=refine)
+        moments = _pad_moments(moments, w.shape[1], lone)
+        weight = second_order(held, weight, moments, guard=guard, top=top, refine=refine)
+    weight = weight.without_last(lone)
     error = weight.dequantized() - w
     if config.bias_correction and mean is not None and node.op_type != "MatMul":
         shift_O = mean_output(node, mean, error)
@@ -92,6 +97,29 @@ def encode_layer(
         float(np.square(w, dtype=np.float64).sum()), float(np.square(error, dtype=np.float64).sum())
     )
     return EncodedLayer(weight, encoded, steps_O, db)
+
+
+def lone_channels(node: ir.Node, guard: Guard) -> int:
+    """Channels of zeros that let no pair of a convolution's 16-bit sums reach across kernel positions.
+
+    The pairs of an odd number of channels would be others once the file has more of them, for kernels that
+    want even numbers; so they are always those of the next even number, which the file then has
+    (`penjing.quantize.stem.make_even`).
+    """
+    if guard != "pairs" or node.op_type != "Conv" or int_attribute(node, "group", 1) != 1:
+        return 0
+    _, channels, *kernel = weight_of(node).shape
+    return channels % 2 if np.prod(kernel) > 1 else 0
+
+
+def _pad_moments(moments_GKK: NDArray[np.float64], channels: int, extra: int) -> NDArray[np.float64]:
+    """Of inputs with ``extra`` channels that are always zero, in the order kernel positions, channels."""
+    if not extra:
+        return moments_GKK
+    groups, positions = len(moments_GKK), moments_GKK.shape[1] // channels
+    split = moments_GKK.reshape(groups, positions, channels, positions, channels)
+    size = positions * (channels + extra)
+    return np.pad(split, [(0, 0), (0, 0), (0, extra), (0, 0), (0, extra)]).reshape(groups, size, size)
 
 
 def guard_of(node: ir.Node, guard: Guard) -> Guard:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penjing.quantize.weights import Guard, as_rows, from_rows, round_rows
+from penjing.quantize.weights import Guard, as_rows, from_rows, pad_channels, round_rows
 
 
 class _Round(torch.autograd.Function):
@@ -52,7 +52,7 @@ def fake_activation(x: Tensor, step: Tensor, zero_point: int, top: int = 255) ->
     return out
 
 
-def fake_weight(w: Tensor, step_O: Tensor, axis: int, guard: Guard, top: int) -> Tensor:
+def fake_weight(w: Tensor, step_O: Tensor, axis: int, guard: Guard, top: int, lone: int = 0) -> Tensor:
     """``w`` as the file's signed weights hold it, one step per output channel.
 
     The levels are those of `penjing.quantize.weights.round_rows`, pair guard included: what is trained is
@@ -64,11 +64,15 @@ def fake_weight(w: Tensor, step_O: Tensor, axis: int, guard: Guard, top: int) ->
         axis: The output channel axis.
         guard: What protects 16-bit sums.
         top: The highest level.
+        lone: Channels of zeros that the guard counts behind the weight's own
+            (`penjing.quantize.encode.lone_channels`).
     """
     shape = [1] * w.ndim
     shape[axis] = -1
-    rows_OK = as_rows(w.detach().cpu().numpy(), axis)
-    q = from_rows(round_rows(rows_OK, step_O.detach().cpu().numpy(), guard, top), tuple(w.shape), axis)
+    held = pad_channels(w.detach().cpu().numpy(), lone)
+    q = from_rows(
+        round_rows(as_rows(held, axis), step_O.detach().cpu().numpy(), guard, top), held.shape, axis
+    )[:, : held.shape[1] - lone]
     levels = torch.from_numpy(q.astype(np.float32)).to(w.device)
     per_step = max(w.numel() // w.shape[axis], 1)
     out: Tensor = _Round.apply(w, step_O.reshape(shape), levels, -float(top), float(top), per_step)

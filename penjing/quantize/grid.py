@@ -168,8 +168,8 @@ def _insert(graph: ir.Graph, value: ir.Value, conv: ir.Node, grid: Grid) -> str:
     source = value
     pads = _pads(conv)
     if any(pads):
-        sides = np.array([0, 0, *pads[:spatial], 0, 0, *pads[spatial:]], np.int64)
-        nodes.append(ir.node("Pad", [source, set_initializer(graph, names.fresh(f"{stem}.sides"), sides)]))
+        ends = np.array([0, 0, *pads[:spatial], 0, 0, *pads[spatial:]], np.int64)
+        nodes.append(ir.node("Pad", [source, set_initializer(graph, names.fresh(f"{stem}.sides"), ends)]))
         conv.attributes["pads"] = ir.AttrInt64s("pads", [0] * 2 * spatial)
         source = nodes[-1].outputs[0]
     for op, name, array_C in (
@@ -185,10 +185,9 @@ def _insert(graph: ir.Graph, value: ir.Value, conv: ir.Node, grid: Grid) -> str:
         out.name, out.type = names.fresh(f"{stem}.{node.op_type.lower()}"), value.type
         node.name = out.name
         if value.shape is not None:
-            rims = [*(0, 0), *(one + other for one, other in zip(pads[:spatial], pads[spatial:], strict=True))]
-            out.shape = ir.Shape(
-                [dim + rim if isinstance(dim, int) else dim for dim, rim in zip(value.shape, rims, strict=True)]
-            )
+            rims = [0, 0, *(one + other for one, other in zip(pads[:spatial], pads[spatial:], strict=True))]
+            sides = zip(value.shape, rims, strict=True)
+            out.shape = ir.Shape([dim + rim if isinstance(dim, int) else dim for dim, rim in sides])
     source.name = names.fresh(f"{name_of(value)}.levels")
     graph.insert_before(conv, nodes)
     conv.replace_input_with(0, source)

@@ -39,7 +39,7 @@ from penjing.quantize.rounding import Moments
 from penjing.quantize.rules import WEIGHT_OPS
 from penjing.quantize.runtime import Session
 from penjing.quantize.scheme import ActivationParams, activation_params
-from penjing.quantize.stem import feed_whole
+from penjing.quantize.stem import feed_whole, make_even
 from penjing.quantize.timing import time_against_fp32
 from penjing.quantize.weights import Guard
 from penjing.quantize.widen import widen
@@ -332,6 +332,8 @@ class Job:
         written = quantized.clone()
         if config.widen:
             self._widen(written)
+        if self.guard == "pairs":
+            make_even(written)
         save_model(written, out)
         measured = check_file(out, Session(self.reference), self.feeds, config.check_samples)
         if not measured.sound(config.min_agreement_db):
@@ -349,7 +351,7 @@ class Job:
     def _widen(self, written: ir.Model) -> None:
         if padded := widen(written):
             self.notes.append(f"widths padded with zeros to what int8 kernels take whole: {padded}")
-        if stems := feed_whole(written):
+        if stems := feed_whole(written, fold=self.guard != "pairs"):
             self.notes.append(f"inputs folded or padded to channels that int8 kernels take whole: {stems}")
 
     def result(

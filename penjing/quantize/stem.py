@@ -1,15 +1,16 @@
-"""Bring images to int8 convolutions in numbers of channels that their kernels take whole.
+"""Bring tensors to int8 convolutions in numbers of channels that their kernels take whole.
 
 ONNX Runtime's quick int8 convolutions (MLAS ``MlasConvSym``) want a multiple of 4 channels; with an image's
-three, the first convolution of a network is slower in int8 than in float. A convolution with a stride of 2 (or
-4) reads the image folded into 4 (or 16) times the channels instead, at stride 1; others get channels of
-zeros. Both give the same integers. One thread, AVX-512, 224 × 224, with what brings the image to 8 bits:
-3 × 3 to 32 channels at stride 2 0.50 → 0.33 ms (fp32 0.23), 7 × 7 to 64 1.6 → 1.1 ms (fp32 1.6), 3 × 3 to 64 at
-stride 1 3.6 → 2.0 ms.
+three, the first convolution of a network is slower in int8 than in float. A convolution with a stride of 2
+(or 4) reads the image folded into 4 (or 16) times the channels instead, at stride 1; other convolutions get
+channels of zeros, where `penjing.quantize.widen` could not give them. Both give the same integers. One
+thread, AVX-512, 224 × 224, with what brings the image to 8 bits: 3 × 3 to 32 channels at stride 2
+0.50 → 0.33 ms (fp32 0.23), 7 × 7 to 64 1.6 → 1.1 ms (fp32 1.6), 3 × 3 to 64 at stride 1 3.6 → 2.0 ms.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,157 +27,197 @@ _MOST_POSITIONS = 25
 
 
 @dataclass(frozen=True)
-class _Stem:
-    """An int8 convolution of a tensor that comes in float.
-
-    Attributes:
-        conv: The convolution.
-        dequantize, quantize: What stands before it.
-        source: The float tensor, ``[N, C, H, W]``.
-    """
-
-    conv: ir.Node
-    dequantize: ir.Node
-    quantize: ir.Node
-    source: ir.Value
-
-
-@dataclass(frozen=True)
 class _Folded:
     """One dimension of a convolution over blocks of ``stride`` positions.
 
     Attributes:
         stride: Positions in a block.
+        side: Blocks of the input.
         kernel: Blocks that the kernel reaches.
-        offset: Positions of the first block before the kernel begins.
+        offset: Positions of the first of them before the kernel begins.
         begin, end: Blocks of padding.
     """
 
     stride: int
+    side: int
     kernel: int
     offset: int
     begin: int
     end: int
 
 
-def feed_whole(model: ir.Model) -> int:
-    """Rewrite such convolutions of a graph that `emit` gave, in place; gives their number."""
-    graph, names = model.graph, Names(model.graph)
-    found = [stem for node in graph if (stem := _stem(node)) is not None]
-    return sum(_fold(graph, names, stem) or _pad(graph, names, stem) for stem in found)
+def feed_whole(model: ir.Model, *, fold: bool = True) -> int:
+    """Feed the convolutions of a graph that `emit` gave so, in place; gives how many were changed.
+
+    Args:
+        model: The graph.
+        fold: Whether images may be folded, which makes other neighbours of a kernel's weights.
+    """
+    feeder, changed = _Feeder(model.graph), 0
+    for conv in [node for node in model.graph if is_dense(node)]:
+        outputs, channels, *kernel = levels_of(conv).shape
+        if len(kernel) != 2 or outputs < _FEWEST_OUT or channels % _MULTIPLE == 0:
+            continue
+        if fold and (dims := _folded(conv)):
+            feeder.fold(conv, dims)
+        elif np.prod(kernel) <= _MOST_POSITIONS or channels > _MULTIPLE:
+            feeder.pad(conv, -channels % _MULTIPLE)
+        else:
+            continue
+        changed += 1
+    return changed
 
 
-def _stem(node: ir.Node) -> _Stem | None:
-    """The convolution and what feeds it, where the quick kernel would take it but for its channels."""
-    if not is_dense(node) or node.attributes.get("auto_pad") is not None:
-        return None
-    shape = levels_of(node).shape
-    if len(shape) != 4 or shape[0] < _FEWEST_OUT or shape[1] % _MULTIPLE == 0:
-        return None
-    dequantize = _only_maker(node.inputs[0], "DequantizeLinear")
-    quantize = None if dequantize is None else _only_maker(dequantize.inputs[0], "QuantizeLinear")
-    if dequantize is None or quantize is None:
-        return None
-    source = quantize.inputs[0]
-    assert source is not None
-    maker = source.producer()
-    makers = [] if maker is None else [value.producer() for value in maker.inputs if value is not None]
-    if any(one is not None and one.op_type == "DequantizeLinear" for one in makers):
-        return None  # the runtime makes one int8 kernel of its maker and this QuantizeLinear
-    return _Stem(node, dequantize, quantize, source)
+def make_even(model: ir.Model) -> None:
+    """Add, in place, the channels of zeros that `penjing.quantize.encode.lone_channels` counted on."""
+    feeder = _Feeder(model.graph)
+    for conv in [node for node in model.graph if is_dense(node)]:
+        _, channels, *kernel = levels_of(conv).shape
+        if channels % 2 and np.prod(kernel) > 1:
+            feeder.pad(conv, 1)
 
 
-def _only_maker(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    """What made the value, of this type, where one node alone reads it."""
+class _Feeder:
+    """Gives convolutions of one graph tensors of their own."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph, self.names = graph, Names(graph)
+        self.padded: dict[tuple[ir.Value, int], ir.Value] = {}
+
+    def fold(self, conv: ir.Node, dims: Sequence[_Folded]) -> None:
+        """``SpaceToDepth`` of the float image: older versions of the runtime do not have it for bytes."""
+        quantize = _maker(_restore(conv).inputs[0])
+        image, levels, stride = quantize.inputs[0], levels_of(conv), dims[0].stride
+        assert image is not None
+        assert image.shape is not None
+        shape = [image.shape[0], levels.shape[1] * stride**2, *(dim.side for dim in dims)]
+        name = f"{name_of(image)}.folded"
+        folded = self._add(conv, "SpaceToDepth", [image], name, image, shape, {"blocksize": stride})
+        stored = self._add(
+            conv, "QuantizeLinear", [folded, *quantize.inputs[1:]], f"{name}.u8", quantize.outputs[0], shape
+        )
+        self._feed(conv, self._restored(conv, stored))
+        set_levels(self.graph, conv, _fold_levels(levels, dims))
+        for key, ints in {
+            "kernel_shape": [dim.kernel for dim in dims],
+            "strides": [1, 1],
+            "pads": [*(dim.begin for dim in dims), *(dim.end for dim in dims)],
+        }.items():
+            conv.attributes[key] = ir.AttrInt64s(key, ints)
+
+    def pad(self, conv: ir.Node, extra: int) -> None:
+        """Channels of zeros behind those of the 8-bit tensor; convolutions that read one share them."""
+        restore, weight = _restore(conv), conv.inputs[1]
+        stored, _, zero = restore.inputs
+        assert stored is not None
+        assert weight is not None
+        if (stored, extra) not in self.padded:
+            name, rank = f"{name_of(stored)}.padded", levels_of(conv).ndim
+            sides = np.zeros(2 * rank, np.int64)
+            sides[rank + 1] = extra
+            pads = set_initializer(self.graph, self.names.fresh(f"{name}.sides"), sides)
+            shape = None
+            if stored.shape is not None:
+                shape = [stored.shape[0], levels_of(conv).shape[1] + extra, *stored.shape[2:]]
+            wider = self._add(conv, "Pad", [stored, pads, zero], name, stored, shape)
+            self.padded[stored, extra] = self._restored(conv, wider)
+        self._feed(conv, self.padded[stored, extra])
+        pad_parameter(self.graph, weight, 1, extra)
+
+    def _restored(self, conv: ir.Node, stored: ir.Value) -> ir.Value:
+        restore = _restore(conv)
+        shape = None if stored.shape is None else list(stored.shape)
+        name = f"{name_of(stored)}.float"
+        return self._add(
+            conv, "DequantizeLinear", [stored, *restore.inputs[1:]], name, restore.outputs[0], shape
+        )
+
+    def _add(
+        self,
+        before: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        like: ir.Value,
+        shape: Sequence[ir.SymbolicDim | int] | None,
+        attributes: dict[str, int] | None = None,
+    ) -> ir.Value:
+        """The output of a new node, of the type of ``like``."""
+        node = ir.node(op_type, inputs, attributes, name=self.names.fresh(name))
+        out = node.outputs[0]
+        out.name, out.type, out.shape = node.name, like.type, None if shape is None else ir.Shape(shape)
+        self.graph.insert_before(before, node)
+        return out
+
+    def _feed(self, conv: ir.Node, restored: ir.Value) -> None:
+        """Let the convolution read this, and remove what nothing reads any more."""
+        node: ir.Node | None = _restore(conv)
+        conv.replace_input_with(0, restored)
+        while node is not None and node.op_type in {"DequantizeLinear", "QuantizeLinear"}:
+            out, source = node.outputs[0], node.inputs[0]
+            if out.uses() or out.is_graph_output():
+                break
+            self.graph.remove(node, safe=True)
+            node = None if source is None else source.producer()
+
+
+def _restore(conv: ir.Node) -> ir.Node:
+    """What restores an int8 convolution's input from 8 bits."""
+    return _maker(conv.inputs[0])
+
+
+def _maker(value: ir.Value | None) -> ir.Node:
     node = None if value is None else value.producer()
-    if node is None or value is None or node.op_type != op_type:
-        return None
-    return node if len(value.uses()) == 1 and not value.is_graph_output() else None
+    assert node is not None
+    return node
 
 
-def _fold(graph: ir.Graph, names: Names, stem: _Stem) -> bool:
-    """``SpaceToDepth`` before the convolution, in float, which every version of the runtime has."""
-    levels, shape = levels_of(stem.conv), stem.source.shape
-    folded = None if shape is None or len(shape) != 4 else _folded(stem.conv, levels.shape[2:], shape[2:])
-    if folded is None:
-        return False
-    stride = folded[0].stride
-    move = ir.node("SpaceToDepth", [stem.source], {"blocksize": stride}, name=f"{name_of(stem.source)}.fold")
-    out = move.outputs[0]
-    out.name, out.dtype = names.fresh(f"{name_of(stem.source)}.folded"), stem.source.dtype
-    assert shape is not None
-    sides = [int(side) // stride for side in shape[2:] if isinstance(side, int)]
-    out.shape = ir.Shape([shape[0], levels.shape[1] * stride**2, *sides])
-    graph.insert_before(stem.quantize, move)
-    stem.quantize.replace_input_with(0, out)
-    for value in (stem.quantize.outputs[0], stem.dequantize.outputs[0]):
-        value.shape = out.shape
-    set_levels(graph, stem.conv, _fold_levels(levels, folded))
-    attributes = {
-        "kernel_shape": [dim.kernel for dim in folded],
-        "strides": [1, 1],
-        "pads": [*(dim.begin for dim in folded), *(dim.end for dim in folded)],
-    }
-    for name, numbers in attributes.items():
-        stem.conv.attributes[name] = ir.AttrInt64s(name, numbers)
-    return True
-
-
-def _folded(conv: ir.Node, kernel: tuple[int, ...], sides: tuple[object, ...]) -> list[_Folded] | None:
-    """Both dimensions over blocks, where one stride that divides the sides goes for both."""
+def _folded(conv: ir.Node) -> tuple[_Folded, ...]:
+    """Both dimensions over blocks, where a float image of whole blocks comes to it; else none."""
+    stored = _restore(conv).inputs[0]
+    quantize = None if stored is None else stored.producer()
+    if quantize is None or quantize.op_type != "QuantizeLinear" or not _comes_in_float(quantize.inputs[0]):
+        return ()
+    image, kernel = quantize.inputs[0], levels_of(conv).shape[2:]
     strides, pads = ints_attribute(conv, "strides", [1, 1]), ints_attribute(conv, "pads", [0] * 4)
     stride = strides[0]
-    if strides != [stride, stride] or stride not in _STRIDES or min(kernel) < stride:
-        return None
-    if ints_attribute(conv, "dilations", [1, 1]) != [1, 1]:
-        return None
+    if (
+        strides != [stride, stride]
+        or stride not in _STRIDES
+        or min(kernel) < stride
+        or ints_attribute(conv, "dilations", [1, 1]) != [1, 1]
+        or "auto_pad" in conv.attributes
+        or image is None
+        or image.shape is None
+    ):
+        return ()
     found = []
-    for dim, side in enumerate(sides):
+    for side, reach, begin, end in zip(image.shape[2:], kernel, pads[:2], pads[2:], strict=True):
         if not isinstance(side, int) or side % stride:
-            return None
-        before, after = pads[dim], pads[dim + 2]
-        begin = -(-before // stride)
-        offset = begin * stride - before
-        blocks = -(-(offset + kernel[dim]) // stride)
-        outputs = (side + before + after - kernel[dim]) // stride + 1
-        end = outputs + blocks - 1 - side // stride - begin
-        if end < 0:
-            return None
-        found.append(_Folded(stride, blocks, offset, begin, end))
-    return found
+            return ()
+        blocks, before = side // stride, -(-begin // stride)
+        offset = before * stride - begin
+        reached = -(-(offset + reach) // stride)
+        outputs = (side + begin + end - reach) // stride + 1
+        found.append(
+            _Folded(stride, blocks, reached, offset, before, outputs + reached - 1 - blocks - before)
+        )
+    return tuple(found) if all(dim.end >= 0 for dim in found) else ()
 
 
-def _fold_levels(levels: NDArray[np.generic], dims: list[_Folded]) -> NDArray[np.generic]:
-    """``[O, C, H, W]`` → ``[O, (s·s·C), H', W']``, channels in the order of ``SpaceToDepth``."""
-    out, channels, *kernel = levels.shape
-    stride, (rows, columns) = dims[0].stride, (dims[0].kernel, dims[1].kernel)
-    whole = np.zeros((out, channels, rows * stride, columns * stride), levels.dtype)
-    top, left = dims[0].offset, dims[1].offset
-    whole[:, :, top : top + kernel[0], left : left + kernel[1]] = levels
-    blocks = whole.reshape(out, channels, rows, stride, columns, stride)
-    return blocks.transpose(0, 3, 5, 1, 2, 4).reshape(out, -1, rows, columns)
+def _comes_in_float(value: ir.Value | None) -> bool:
+    """Whether no int8 kernel makes the value: those become one with the QuantizeLinear behind them."""
+    maker = None if value is None else value.producer()
+    makers = [] if maker is None else [one.producer() for one in maker.inputs if one is not None]
+    return not any(one is not None and one.op_type == "DequantizeLinear" for one in makers)
 
 
-def _pad(graph: ir.Graph, names: Names, stem: _Stem) -> bool:
-    """Channels of zeros behind the 8-bit tensor's own."""
-    _, channels, *kernel = levels_of(stem.conv).shape
-    if np.prod(kernel) > _MOST_POSITIONS:
-        return False
-    extra = -channels % _MULTIPLE
-    stored, zero = stem.quantize.outputs[0], stem.quantize.inputs[2]
-    name = name_of(stored)
-    pads = set_initializer(
-        graph, names.fresh(f"{name}.pads"), np.asarray([0, 0, 0, 0, 0, extra, 0, 0], np.int64)
-    )
-    pad = ir.node("Pad", [stored, pads, zero], name=f"{name}.pad")
-    padded = pad.outputs[0]
-    padded.name, padded.dtype = names.fresh(f"{name}.padded"), stored.dtype
-    if stored.shape is not None:
-        padded.shape = ir.Shape([stored.shape[0], channels + extra, *stored.shape[2:]])
-    stem.dequantize.outputs[0].shape = padded.shape
-    graph.insert_before(stem.dequantize, pad)
-    stem.dequantize.replace_input_with(0, padded)
-    weight = stem.conv.inputs[1]
-    assert weight is not None
-    pad_parameter(graph, weight, 1, extra)
-    return True
+def _fold_levels(levels: NDArray[np.generic], dims: Sequence[_Folded]) -> NDArray[np.generic]:
+    """``[O, C, H, W]`` → ``[O, s·s·C, H', W']``, channels in the order of ``SpaceToDepth``."""
+    outputs, channels, height, width = levels.shape
+    stride, (rows, columns) = dims[0].stride, (dim.kernel for dim in dims)
+    top, left = (dim.offset for dim in dims)
+    whole = np.zeros((outputs, channels, rows * stride, columns * stride), levels.dtype)
+    whole[:, :, top : top + height, left : left + width] = levels
+    blocks = whole.reshape(outputs, channels, rows, stride, columns, stride)
+    return blocks.transpose(0, 3, 5, 1, 2, 4).reshape(outputs, -1, rows, columns)

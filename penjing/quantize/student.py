@@ -25,7 +25,7 @@ from penjing.models.onnx_door import Env, OnnxModel, present
 from penjing.models.onnx_ops import as_tensor
 from penjing.models.onnx_read import Step
 from penjing.quantize.config import QuantizeConfig
-from penjing.quantize.encode import EncodedLayer, guard_of
+from penjing.quantize.encode import EncodedLayer, guard_of, lone_channels
 from penjing.quantize.fake import fake_activation, fake_weight
 from penjing.quantize.feeds import rereadable
 from penjing.quantize.fold import set_bias
@@ -42,11 +42,13 @@ _LEAST_SHARE = 1 / 16
 
 @dataclass(frozen=True)
 class LayerFrame:
-    """What stays fixed of an int8 layer: its weight's name, output axis and guard, and its first steps."""
+    """What stays fixed of an int8 layer: its weight's name, output axis and guard, the channels that the
+    guard counts behind its own, and its first steps."""
 
     weight: str
     axis: int
     guard: Guard
+    lone: int
     steps_O: NDArray[np.float32]
 
 
@@ -185,7 +187,7 @@ class QuantizedStudent(OnnxModel):
         if layer is not None:
             w, steps_O = as_tensor(present(env, layer.weight)), self._weight_steps(out)
             top = weight_top(self.frame.config.weight_bits)
-            env[layer.weight + _ROUNDED] = fake_weight(w, steps_O, layer.axis, layer.guard, top)
+            env[layer.weight + _ROUNDED] = fake_weight(w, steps_O, layer.axis, layer.guard, top, layer.lone)
 
     def _arrived(self, name: str, env: Env) -> None:
         """Store a tensor of 8 bits where the graph makes one."""
@@ -272,8 +274,13 @@ def student_of(job: Job, prepared: Path) -> QuantizedStudent:
         if node.op_type != "MatMul" and encoded[out].bias_O is not None and len(node.inputs) < 3:
             bias = np.zeros(len(encoded[out].bias_scale_O), np.float32)
             set_bias(job.model.graph, node, bias)
+        guard = guard_of(node, job.guard)
         layers[out] = LayerFrame(
-            name_of(weight), weight_axis(node), guard_of(node, job.guard), encoded[out].weight.scale_O
+            name_of(weight),
+            weight_axis(node),
+            guard,
+            lone_channels(node, guard),
+            encoded[out].weight.scale_O,
         )
     params = {root: job.params[root] for root in job.placement.observed}
     tops = {name: top for name in job.placement.clamps if (top := upper_bound(job.nodes[name])) is not None}

@@ -38,6 +38,11 @@ class QuantizedWeight:
     scale_O: NDArray[np.float32]
     axis: int
 
+    def without_last(self, channels: int) -> QuantizedWeight:
+        """Less the last input channels."""
+        kept = self.q[:, : self.q.shape[1] - channels]
+        return QuantizedWeight(np.ascontiguousarray(kept), self.scale_O, self.axis)
+
     def dequantized(self) -> NDArray[np.float32]:
         """The float32 weight the runtime computes with."""
         shape = [1] * self.q.ndim
@@ -59,7 +64,8 @@ def quantize_weight(
     ``absmax`` takes the smallest step that clips nothing; ``mse`` the step with the least squared error,
     between 0.6 (0.4 where levels are few) and 2 times that. With ``guard="pairs"`` the weights are also
     changed, as little as possible, so that no two neighbours that a 16-bit sum adds can overflow it. The
-    neighbours are ``(2j, 2j+1)`` in the order kernel height, width, input channel, as the runtime packs them.
+    neighbours are ``(2j, 2j+1)`` in the order kernel height, width, input channel, as the runtime packs them
+    (an odd number of channels is made even before, see `penjing.quantize.encode.lone_channels`).
 
     Args:
         w: The weight: OIHW…, or 2-D with ``axis`` telling the output channels.
@@ -191,3 +197,8 @@ def from_rows(q_OK: NDArray[np.int8], shape: tuple[int, ...], axis: int) -> NDAr
     if len(shape) == 2:
         return np.ascontiguousarray(q_OK if axis == 0 else q_OK.T)
     return np.ascontiguousarray(np.moveaxis(q_OK.reshape(shape[0], *shape[2:], shape[1]), -1, 1))
+
+
+def pad_channels(w: NDArray[np.float32], extra: int) -> NDArray[np.float32]:
+    """An OI… weight with input channels of zeros behind its own."""
+    return np.pad(w, [(0, extra if dim == 1 else 0) for dim in range(w.ndim)]) if extra else w

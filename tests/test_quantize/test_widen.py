@@ -97,11 +97,11 @@ def test_padding_changes_no_answer(stream: int, hidden: int, plain: int, held: i
 
 def test_which_widths_are_padded(tmp_path: Path) -> None:
     """The stream to a multiple of 8, the hidden width to one of 16, a small one to 16; a concatenation, a
-    linear layer and the input hold theirs."""
+    linear layer hold theirs, the image is folded."""
     torch.manual_seed(0)
     _, padded = both(Mobile(stream=20, hidden=33, plain=5, held=11), batches(1, 8), tmp_path)
     found = shapes(padded.path)
-    assert found["stem.weight"] == (24, 3, 3, 3)
+    assert found["stem.weight"] == (24, 12, 2, 2)
     assert found["expand.weight"] == (48, 24, 1, 1)
     assert found["depthwise.weight"] == (48, 1, 3, 3)
     assert found["project.weight"] == (24, 48, 1, 1)
@@ -116,8 +116,9 @@ def test_which_widths_are_padded(tmp_path: Path) -> None:
 def test_whole_widths_stay(tmp_path: Path) -> None:
     """Where the kernels take all widths whole there is nothing to pad."""
     model = nn.Sequential(
-        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Conv2d(24, 5, 1)
+        nn.Conv2d(4, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Conv2d(24, 5, 1)
     )
-    plain, padded = both(model, batches(1, 8), tmp_path)
+    images = batches(1, 8)[0]
+    plain, padded = both(model, [np.concatenate([images, images[:, :1]], axis=1)], tmp_path)
     assert shapes(padded.path) == shapes(plain.path)
     assert not any("padded" in note for note in padded.notes)
