@@ -29,10 +29,9 @@ def floor_masked(graph: ir.Graph) -> int:
     """Hold the masked inputs of every float32 softmax at 80 below the largest of their row; how many.
 
     Args:
-        graph: Changed in place; nothing happens before opset 18.
+        graph: Of opset 13 or later, whose Softmax goes over one axis; changed in place. Values whose type is
+            not known count as float32.
     """
-    if graph.opset_imports.get("", 0) < _FIRST_AXES_AS_INPUT:
-        return 0
     found = [node for node in graph if node.op_type == "Softmax" and _is_masked(node.inputs[0])]
     for softmax in found:
         _hold(graph, softmax)
@@ -41,7 +40,7 @@ def floor_masked(graph: ir.Graph) -> int:
 
 def _is_masked(scores: ir.Value | None) -> bool:
     """Whether a constant on the way to the scores takes some of them out of sight."""
-    if scores is None or scores.dtype is not ir.DataType.FLOAT:
+    if scores is None or scores.dtype not in (ir.DataType.FLOAT, None):
         return False
     seen: set[int] = set()
     ahead = [scores]
@@ -63,14 +62,19 @@ def _hold(graph: ir.Graph, softmax: ir.Node) -> None:
     """Put ``max(x, max over the axis of x − 80)`` in front of a softmax."""
     scores = softmax.inputs[0]
     assert scores is not None
-    axes = _constant(graph, f"{scores.name}.axis", np.array([softmax.attributes.get_int("axis", -1)]))
-    floor = _constant(graph, f"{scores.name}.floor", np.array(_FLOOR, np.float32))
-    largest = ir.node("ReduceMax", [scores, axes], {"keepdims": 1})
+    axes, name = [softmax.attributes.get_int("axis", -1)], softmax.outputs[0].name
+    floor = _constant(graph, f"{name}.floor", np.array(_FLOOR, np.float32))
+    if graph.opset_imports.get("", 0) < _FIRST_AXES_AS_INPUT:
+        largest = ir.node("ReduceMax", [scores], {"keepdims": 1, "axes": axes})
+    else:
+        largest = ir.node(
+            "ReduceMax", [scores, _constant(graph, f"{name}.axis", np.array(axes))], {"keepdims": 1}
+        )
     lowest = ir.node("Add", [largest.outputs[0], floor])
     held = ir.node("Max", [scores, lowest.outputs[0]])
     for node, what in zip((largest, lowest, held), ("largest", "lowest", "held"), strict=True):
         node.metadata_props.update(softmax.metadata_props)
-        node.outputs[0].name = f"{softmax.outputs[0].name}.{what}"
+        node.outputs[0].name = f"{name}.{what}"
         node.outputs[0].dtype = ir.DataType.FLOAT
     held.outputs[0].shape = scores.shape
     graph.insert_before(softmax, [largest, lowest, held])
@@ -78,7 +82,9 @@ def _hold(graph: ir.Graph, softmax: ir.Node) -> None:
 
 
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """An initializer."""
+    """An initializer of about this name."""
+    while name in graph.initializers:
+        name += "_"
     value = ir.val(name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(value)
     return value

@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 
 from penjing.errors import QuantizeError
 from penjing.export.onnx_pads import merge_pads
+from penjing.export.onnx_softmax import floor_masked
 from penjing.quantize.fold import fold_batch_norm, fold_gemm_factors
 from penjing.quantize.graph import (
     constant,
@@ -55,7 +56,7 @@ def load_onnx(path: Path) -> ir.Model:
 
 def prepare(model: ir.Model) -> ir.Model:
     """The same function with constants as initializers, no Identity or Dropout, and norms folded; padding of
-    convolutions in numbers.
+    convolutions in numbers, masked softmax where floats are normal.
 
     The model is changed and returned.
     """
@@ -69,6 +70,7 @@ def prepare(model: ir.Model) -> ir.Model:
         model = step(model).model
     _remove_dropout(model.graph)
     _remove_identities(model.graph)
+    floor_masked(model.graph)
     for step in last:
         model = step(model).model
     graph = model.graph

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import penjing.export as pe
+from penjing.export.onnx_softmax import floor_masked
+from penjing.quantize import quantize
+from penjing.quantize.prepare import load_onnx, prepare
 
 
 class Attention(nn.Module):
@@ -63,3 +66,30 @@ def test_masked_weights_are_normal_numbers(kind: str, axis: int, tmp_path: Path)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
     if kind != "none":
         assert not np.any((np.abs(found) > 0) & (np.abs(found) < np.finfo(np.float32).tiny))
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 20])
+def test_files_of_others_are_held_when_quantized(opset: int, tmp_path: Path) -> None:
+    """A file without any types inside; what was held already is not held again."""
+    weight = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : {opset}]>
+        m (float[N,7] x, int64[N,7] keep) => (float[N,5] y) <float one = {{1.0}}, float low = {{-10000.0}}> {{
+            seen = Cast<to = 1>(keep)
+            left = Sub(one, seen)
+            mask = Mul(left, low)
+            scores = Add(x, mask)
+            p = Softmax(scores)
+            y = MatMul(p, w)
+        }}"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    source = tmp_path / "theirs.onnx"
+    onnx.save(proto, source)
+    rng = np.random.default_rng(1)
+    data = [(rng.normal(size=(8, 7)).astype(np.float32), rng.integers(0, 2, (8, 7))) for _ in range(4)]
+    out = quantize(source, data, out=tmp_path / "int8.onnx", time_it=False)
+    assert operators(out.path).count("Max") == 1
+    assert out.sqnr_db > 30
+    held = floor_masked(graph := prepare(load_onnx(source)).graph)
+    assert held == 0, [node.op_type for node in graph]
