@@ -184,7 +184,9 @@ def move_into(source: Path, folder: Path, last: str = "") -> list[str]:
     names = sorted((path.name for path in source.iterdir()), key=lambda name: (name == last, name))
     for name in names:
         target = folder / name
-        if target.is_dir():
+        if target.is_symlink():  # it goes, where it leads stays
+            target.unlink()
+        elif target.is_dir():
             shutil.rmtree(target)
         os.replace(source / name, target)
     return names

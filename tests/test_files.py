@@ -83,3 +83,17 @@ def test_a_path_that_cannot_be_is_said(name: str, tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"cannot write .*Choose"):
             check_folder(tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["file", "folder"])
+def test_where_a_link_stood_what_it_led_to_stays(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kept").write_text("kept")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to("../mine")
+    with staged(tmp_path / "out") as aside:
+        (aside / "file").write_text("new")
+        (aside / "folder").mkdir()
+    assert (tmp_path / "out" / "file").read_text() == "new"
+    assert not (tmp_path / "out" / name).is_symlink()
+    assert (tmp_path / "mine" / "kept").read_text() == "kept"
