@@ -119,6 +119,12 @@ class _Verb(ModuleType):
         return self.__dict__[self.__name__.rpartition(".")[2]]
 
     @property
+    def __doc__(self) -> str | None:  # type: ignore[override]  # what `help` and `?` show
+        """The function's."""
+        doc: str | None = self._function.__doc__
+        return doc
+
+    @property
     def __signature__(self) -> Signature:
         return signature(self._function)
 

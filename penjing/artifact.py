@@ -18,7 +18,6 @@ from what the manifest says is never used.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +28,7 @@ from typing import Any
 from torch import fx, nn
 
 from penjing.errors import ArtifactError
-from penjing.export.program import PROGRAM_FILE, load_program, save_program
+from penjing.export.program import PROGRAM_FILE, load_program, read_program, save_program, told_damaged
 from penjing.export.program_tensors import CONSTANTS_FILE, STATE_FILE
 from penjing.files import atomic_dir, write_json
 from penjing.graph import Graph, GraphModel, trace
@@ -222,7 +221,8 @@ def read_artifact(folder: Path | str, *, trust: bool = False) -> Artifact:
     refuse_pickle(folder, trust=trust)
     for name, entry in manifest["files"].items():
         check_file(folder, name, entry)
-    program = json.loads((folder / PROGRAM_FILE).read_text(encoding="utf-8"))
+    with told_damaged(folder):
+        num_params, inputs = _in_short(read_program(folder))
     normal = manifest.get("normalize") or {"mean": (), "std": ()}
     return Artifact(
         folder=folder,
@@ -233,12 +233,8 @@ def read_artifact(folder: Path | str, *, trust: bool = False) -> Artifact:
         files=tuple(
             FileEntry(name, entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()
         ),
-        num_params=_num_params(program),
-        inputs=tuple(
-            {"name": node["name"], **node.get("example", {})}
-            for node in program["graph"]["nodes"]
-            if node["op"] == "placeholder"
-        ),
+        num_params=num_params,
+        inputs=inputs,
         mean=tuple(normal["mean"]),
         std=tuple(normal["std"]),
         plan=read_json(folder / PLAN_FILE),
@@ -293,9 +289,16 @@ def _plain(data: Any) -> Any:
     return data.to_dict() if hasattr(data, "to_dict") else data
 
 
-def _num_params(program: Mapping[str, Any]) -> int:
-    return sum(
+def _in_short(program: Mapping[str, Any]) -> tuple[int, tuple[dict[str, Any], ...]]:
+    """The number of parameters, and what is said of the inputs."""
+    num_params = sum(
         math.prod(entry["shape"])
         for entry in program["tensors"]
         if entry["kind"] == "parameter" and "same_as" not in entry
     )
+    inputs = tuple(
+        {"name": node["name"], **node.get("example", {})}
+        for node in program["graph"]["nodes"]
+        if node["op"] == "placeholder"
+    )
+    return num_params, inputs

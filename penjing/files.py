@@ -10,7 +10,7 @@ import stat
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -44,7 +44,8 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     except _REFUSED as error:
         raise unwritable(path, error) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not even be named
+            aside.unlink(missing_ok=True)
 
 
 def unwritable(path: Path, error: Exception) -> RunError:
@@ -74,10 +75,15 @@ def check_folder(folder: Path | str) -> None:
     """Refuse a folder that could not be written, before any work is done for it.
 
     Raises:
-        RunError: where a file stands in the way, or the nearest folder that exists is not writable.
+        RunError: where a file stands in the way, the nearest folder that exists is not writable, or the path
+            is none (a name that is too long, a link that leads to itself).
     """
     folder = Path(folder)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        folder.resolve()
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except (OSError, RuntimeError) as error:
+        raise unwritable(folder, error) from error
     if not there.is_dir():
         raise unwritable(folder, NotADirectoryError(0, f"{there} is a file"))
     if not os.access(there, os.W_OK | os.X_OK):
@@ -178,7 +184,9 @@ def move_into(source: Path, folder: Path, last: str = "") -> list[str]:
     names = sorted((path.name for path in source.iterdir()), key=lambda name: (name == last, name))
     for name in names:
         target = folder / name
-        if target.is_dir():
+        if target.is_symlink():  # it goes, where it leads stays
+            target.unlink()
+        elif target.is_dir():
             shutil.rmtree(target)
         os.replace(source / name, target)
     return names

@@ -127,6 +127,8 @@ def _users_last(frames: Iterable[tuple[str, int]]) -> str:
     found = ""
     for name, line in frames:
         path = Path(name).resolve()
+        if not path.is_file():  # of compiled code, whose sources are named from where it was built
+            continue
         if path.is_relative_to(ours):
             found = ""
         elif "site-packages" not in path.parts and any(path.is_relative_to(folder) for folder in theirs):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from penjing.errors import LockedError, RunError
-from penjing.files import atomic_dir, staged, temporary, unwritable
+from penjing.files import atomic_dir, atomic_write, check_folder, staged, temporary, unwritable
 
 
 def write(folder: Path, name: str) -> list[str]:
@@ -70,3 +70,30 @@ def test_where_temporary_files_find_no_room_it_is_said(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(RunError, match=r"No such file.*set TMPDIR"), temporary():
         pass
+
+
+@pytest.mark.parametrize("name", ["a" * 252, "a" * 300, "file/in/a/file", "loop"])
+def test_a_path_that_cannot_be_is_said(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    if name != "loop":  # a file takes its place; a folder cannot
+        with pytest.raises(RunError, match=r"cannot write .*Choose"), atomic_write(tmp_path / name):
+            pass
+    if len(name) != 252:  # in which the name of a temporary file has no room
+        with pytest.raises(RunError, match=r"cannot write .*Choose"):
+            check_folder(tmp_path / name)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["file", "folder"])
+def test_where_a_link_stood_what_it_led_to_stays(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kept").write_text("kept")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to("../mine")
+    with staged(tmp_path / "out") as aside:
+        (aside / "file").write_text("new")
+        (aside / "folder").mkdir()
+    assert (tmp_path / "out" / "file").read_text() == "new"
+    assert not (tmp_path / "out" / name).is_symlink()
+    assert (tmp_path / "mine" / "kept").read_text() == "kept"

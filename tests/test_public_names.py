@@ -26,6 +26,7 @@ def test_verbs_are_functions_and_packages(name: str) -> None:
     assert issubclass(type(verb), ModuleType)
     function = getattr(verb, name)
     assert inspect.signature(verb) == inspect.signature(function)
+    assert inspect.getdoc(verb) == inspect.getdoc(function)
     with pytest.raises(TypeError, match="argument"):
         verb()
 

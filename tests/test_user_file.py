@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -114,3 +115,13 @@ def as_lock(path: Path) -> None:
     """Fails in our code, called by a user's."""
     path.write_text("def hold(lock, path):\n    with lock(path):\n        pass\n")
     named_function(path, "hold", DataError)(run_lock, path)
+
+
+def test_of_compiled_code_nobodys_file_is_blamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy names its sources from where it was built: here they would lie beside the user's file."""
+    named_function(folder / "mine.py", "at_import", DataError)
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="negative") as raised:
+        np.random.default_rng(0).normal(size=(-1,))
+    assert any(str(frame.path).endswith(".pyx") for frame in raised.traceback)
+    assert users_fault(raised.value) is None

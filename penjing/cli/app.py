@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("PENJING_DEBUG"))
     arguments = [one for one in arguments if one != "--debug"]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an arrow must not cost the result of hours in a C locale
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error does by itself
     sys.exit(_run(arguments, debug))
 
 
@@ -81,7 +84,7 @@ def _run(arguments: list[str], debug: bool) -> int:
     signals: list[int] = []
     try:
         with interrupts() as signals:
-            code = app(arguments, prog_name="penjing", standalone_mode=False)
+            code = _carry_out(arguments)
         if code == Code.INTERRUPTED:  # how typer gives back a KeyboardInterrupt
             raise KeyboardInterrupt
         return code if isinstance(code, int) else Code.OK
@@ -109,8 +112,20 @@ def _run(arguments: list[str], debug: bool) -> int:
         if fault := users_fault(error):
             _say(f"penjing: at {fault.line}: its code failed ({fault.said}). Correct the file")
             return Code.WRONG
+        if isinstance(error, OSError) and error.filename is not None:  # of the file system, not of ours
+            _say(f"penjing: {error.filename} cannot be used ({error.strerror}). Give a path that can")
+            return Code.WRONG
         _say(f"penjing: unexpected {type(error).__name__}: {error}. This is a bug; --debug shows where")
         return Code.BUG
+
+
+def _carry_out(arguments: list[str]) -> object:
+    try:
+        return app(arguments, prog_name="penjing", standalone_mode=False)
+    except typer.Abort as abort:  # typer takes any file that ends too early for the end of standard input
+        if isinstance(abort.__cause__, EOFError):
+            raise abort.__cause__ from None
+        raise
 
 
 def _how_to_resume(arguments: list[str]) -> str:

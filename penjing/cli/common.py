@@ -193,7 +193,8 @@ def examples(loaded: LoadedModel, feed: Feed | None = None) -> Any:
 def emit(result: Any, text: Any, as_json: bool) -> None:
     """Print a result on standard output: as JSON, or as text or a `rich` renderable."""
     if as_json:
-        json.dump(jsonable(result), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+        unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")  # elsewhere JSON has escapes
+        json.dump(jsonable(result), sys.stdout, indent=2, ensure_ascii=not unicode, allow_nan=False)
         sys.stdout.write("\n")
         return
     from rich.console import Console

@@ -9,7 +9,9 @@ loading can call only the operators of `program_ops`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from penjing.archives import memory_bytes
 from penjing.errors import ArtifactError
 from penjing.export.program_graph import decode_graph, encode_graph
 from penjing.export.program_tensors import TensorEntry, load_tensors, save_tensors
-from penjing.export.program_values import decode_tree
+from penjing.export.program_values import decode_tree, decode_value
 from penjing.files import write_json
 from penjing.graph import Graph, GraphModel
 
@@ -59,16 +62,10 @@ def load_program(folder: Path | str) -> GraphModel:
     """
     folder = Path(folder)
     data = read_program(folder)
-    try:
+    with told_damaged(folder):
         entries = [TensorEntry.from_dict(entry) for entry in data["tensors"]]
         root = load_tensors(entries, folder)
         module = decode_graph(data["graph"], root)
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise ArtifactError(
-            f"{folder / PROGRAM_FILE} is damaged ({type(error).__name__}: {error})",
-            layer=PROGRAM_FILE,
-            remedy="Copy the folder again, or write it again from the model",
-        ) from error
     # fx keeps what the graph reads; unused parameters and the order of names belong to the model as well.
     module._parameters, module._buffers, module._modules = root._parameters, root._buffers, root._modules
     module._non_persistent_buffers_set = root._non_persistent_buffers_set
@@ -76,6 +73,23 @@ def load_program(folder: Path | str) -> GraphModel:
     params = dict(module.named_parameters())
     buffers = dict(module.named_buffers())
     return GraphModel(Graph(module, params, buffers, aliases))
+
+
+@contextmanager
+def told_damaged(folder: Path = Path()) -> Iterator[None]:
+    """What goes wrong inside, with what a program says, is told as damage of its file.
+
+    Raises:
+        ArtifactError: naming it.
+    """
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise ArtifactError(
+            f"{folder / PROGRAM_FILE} is damaged ({type(error).__name__}: {error})",
+            layer=PROGRAM_FILE,
+            remedy="Copy the folder again, or write it again from the model",
+        ) from error
 
 
 def example_inputs_of(data: Mapping[str, Any], *, batch: int = 2, seed: int = 0) -> Any:
@@ -90,8 +104,13 @@ def example_inputs_of(data: Mapping[str, Any], *, batch: int = 2, seed: int = 0)
         A tensor, a tuple or a dict, as the program takes them.
 
     Raises:
-        ArtifactError: for a program that was stored without the shapes of its inputs.
+        ArtifactError: for a program that is damaged, or was stored without the shapes of its inputs.
     """
+    with told_damaged():
+        return _noise(data, batch, seed)
+
+
+def _noise(data: Mapping[str, Any], batch: int, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
     leaves = []
     for node in data["graph"]["nodes"]:
@@ -104,7 +123,9 @@ def example_inputs_of(data: Mapping[str, Any], *, batch: int = 2, seed: int = 0)
                 remedy="Write the artifact again with this release",
             )
         shape = [batch if size == "batch" else size for size in node["example"]["shape"]]
-        dtype: torch.dtype = getattr(torch, node["example"]["dtype"])
+        if 8 * math.prod(shape) > memory_bytes():
+            raise ValueError(f"input {node['name']!r} of shape {shape} is larger than the memory")
+        dtype: torch.dtype = decode_value({"dtype": node["example"]["dtype"]}, {})
         noise = torch.randn(shape, generator=generator)
         leaves.append(noise.to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype))
     args, kwargs = pytree.tree_unflatten(leaves, decode_tree(data["graph"]["inputs"]))

@@ -127,6 +127,10 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ArtifactError: when the file is missing or is no safetensors file.
     """
+    if path.is_dir():
+        raise ArtifactError(
+            f"{path} is a folder", layer=path.name, remedy=f"Give a file, such as {path / STATE_FILE}"
+        )
     if not path.is_file():
         raise ArtifactError(
             f"{path} does not exist", layer=path.name, remedy="Give the folder or file that was written whole"

@@ -195,7 +195,7 @@ def true_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 def _body(graph: onnx.GraphProto, opset: int, path: str) -> Body:
     if graph.sparse_initializer:
         raise ArtifactError("it holds sparse weights", layer=path, remedy="Store its weights as dense ones")
-    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    constants = {t.name: _array(t, path) for t in graph.initializer}
     weights = set(constants)
     steps = []
     for i, proto in enumerate(graph.node):
@@ -215,6 +215,15 @@ def _body(graph: onnx.GraphProto, opset: int, path: str) -> Body:
         else:
             steps.append(step)
     return Body(steps, constants, weights, tuple(o.name for o in graph.output))
+
+
+def _array(tensor: onnx.TensorProto, path: str) -> np.ndarray:
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"the weight {tensor.name!r} is damaged ({error})", layer=path, remedy="Export the model again"
+        ) from error
 
 
 def _attribute(proto: onnx.AttributeProto, opset: int, path: str) -> Any:

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from penjing.errors import ArtifactError, PenjingError
-from penjing.models.weights import load_weights
+from penjing.models.weights import load_weights, opened
 from penjing.user_file import folder_importable, named_function, run_users
 
 
@@ -238,7 +238,7 @@ def _pt2(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
         "a torch.export archive, and torch unpickles parts of it, which can run any code",
         "Give trust=True (--trust) if you made it yourself, or hand over a penjing artifact",
     )
-    program = torch.export.load(spec)
+    program = opened(lambda: torch.export.load(spec), Path(spec))
     example: Any = program.example_inputs
     args: Any = example[0] if example else ()
     kwargs: Any = example[1] if example else {}
@@ -287,9 +287,7 @@ def _pickled(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
             remedy="Give the Python module: file.py:factory with --weights x.safetensors",
         )
     with folder_importable(Path(spec).parent):  # classes beside the file are found, as a script finds them
-        model = run_users(
-            lambda: torch.load(spec, map_location="cpu", weights_only=False), spec, ArtifactError
-        )
+        model = opened(lambda: torch.load(spec, map_location="cpu", weights_only=False), Path(spec))
     if not isinstance(model, nn.Module):
         raise ArtifactError(
             f"{spec} holds a {type(model).__name__}, not a module",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,22 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
     model.load_state_dict(state)
 
 
+def opened(read: Callable[[], Any], path: Path) -> Any:
+    """What ``read`` gives of a file that torch unpickles.
+
+    Raises:
+        ArtifactError: for whatever comes out of a damaged file, or of the code that a sound one names.
+    """
+    try:
+        return read()
+    except Exception as error:
+        raise ArtifactError(
+            f"{path} cannot be opened ({type(error).__name__}: {error})",
+            layer=path.name,
+            remedy="Copy or save the file again; the code that it names must be importable",
+        ) from error
+
+
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
@@ -96,7 +113,7 @@ def _unpickle(path: Path, trust: bool) -> dict[str, Tensor]:
         raise ArtifactError(
             f"{path} does not exist", layer=path.name, remedy="Give an existing file of weights"
         )
-    data = torch.load(path, map_location="cpu", weights_only=False)
+    data = opened(lambda: torch.load(path, map_location="cpu", weights_only=False), path)
     if isinstance(data, nn.Module):
         data = data.state_dict()
     for key in ("state_dict", "model"):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from penjing.errors import BudgetError, PruneError
 from penjing.graph import Group
 from penjing.graph.solve import matches
-from penjing.prune.budget import Budget
+from penjing.prune.budget import Budget, in_words
 from penjing.prune.ranges import Positions
 
 Scope = Literal["local", "global", "isomorphic", "sensitivity"]
@@ -259,7 +259,9 @@ def _meet(
 
     over = excess(spent(steps(len(line))))
     if over:
-        what = ", ".join(f"{name} {_amount(count)} > {_amount(limits[name])}" for name, count in over.items())
+        what = ", ".join(
+            f"{name} {in_words(name, count)} > {in_words(name, limits[name])}" for name, count in over.items()
+        )
         raise BudgetError(
             f"the budget is out of reach: with everything removed that may go, {what}",
             remedy="Allow more, lower min_slots, or ignore fewer layers (inspect shows what is frozen)",
@@ -287,10 +289,6 @@ def _meet(
             else:
                 now = more
     return _kept(groups, queues, taken)
-
-
-def _amount(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{1e3 * value:.4g} ms"  # only latencies are no counts
 
 
 def _kept(groups: Sequence[Group], queues: Sequence[Queue], taken: Positions) -> Kept:

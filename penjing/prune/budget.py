@@ -20,6 +20,11 @@ _LATENCY = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(x|ms|us|µs|s)\s*", re.
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
 
+def in_words(name: str, amount: float) -> str:
+    """An amount of what a budget bounds, with its unit: ``"2,348"`` (of counts), ``"0.0212 ms"``."""
+    return f"{1e3 * amount:.4g} ms" if name == "latency" else f"{round(amount):,}"
+
+
 class Budget(Config):
     """Upper bounds on the pruned model; every one that is given holds.
 

@@ -41,6 +41,7 @@ def load_onnx(path: Path) -> ir.Model:
         if versions.get("", MIN_OPSET) < MIN_OPSET:
             proto = version_converter.convert_version(proto, 17)
         model = ir.from_proto(proto)
+        _check_order(model.graph)
     except Exception as error:  # onnx raises many kinds: protobuf, file and conversion errors
         raise QuantizeError(
             f"cannot read {path} ({error})", remedy="Give an ONNX file that onnx.checker accepts"
@@ -52,6 +53,15 @@ def load_onnx(path: Path) -> ir.Model:
             remedy="Give the fp32 model",
         )
     return model
+
+
+def _check_order(graph: ir.Graph) -> None:
+    known = {*graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        lost = next((value for value in node.inputs if value is not None and value not in known), None)
+        if lost is not None:
+            raise ValueError(f"{node.name} reads {lost.name!r}, which nothing before it gives")
+        known |= set(node.outputs)
 
 
 def prepare(model: ir.Model) -> ir.Model:

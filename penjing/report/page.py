@@ -67,6 +67,8 @@ def render(metrics: Metrics) -> str:
         "duration": text.duration,
         "interval": text.interval,
         "number": _number,
+        "score": lambda value: text.score(value, metrics),
+        "lost": lambda drop: text.lost(drop, metrics.search.drop if metrics.search else "", metrics),
     }
     plots = {
         "size": _tradeoff(
@@ -169,7 +171,8 @@ def _search(metrics: Metrics) -> str:
                 trial.spent["params"],
                 factor * trial.score,
                 label=str(trial.number),
-                title=f"trial {trial.number}: {trial.score:.4f}, lost {trial.drop:.4f}",
+                title=f"trial {trial.number}: {text.score(trial.score, metrics)}, "
+                f"lost {text.lost(trial.drop, metrics.search.drop, metrics)}",
             )
             for trial in metrics.search.trials
             if trial.held is held and trial.spent.get("params")

@@ -29,7 +29,8 @@ def splits(metrics: Metrics) -> tuple[str, ...]:
 
 def records(metrics: Metrics) -> list[dict[str, Any]]:
     """One flat dict a row, with the same keys in each: what the CSV and JSON files hold."""
-    return [_record(row, batches(metrics)) for row in metrics.rows]
+    what = "accuracy" if metrics.classifies else metrics.metric
+    return [_record(row, what, batches(metrics)) for row in metrics.rows]
 
 
 def build_table(metrics: Metrics) -> pd.DataFrame:
@@ -125,12 +126,12 @@ def conditions(metrics: Metrics) -> str:
     return "; ".join(parts)
 
 
-def _record(row: Row, all_batches: tuple[int, ...]) -> dict[str, Any]:
+def _record(row: Row, what: str, all_batches: tuple[int, ...]) -> dict[str, Any]:
     out: dict[str, Any] = {"row": row.key, "label": row.label}
     for split in SPLITS:
         cell = row.accuracy.get(split)
         out |= {
-            f"{split}_accuracy": cell.value if cell else None,
+            f"{split}_{what}": cell.value if cell else None,
             f"{split}_n": cell.n if cell else None,
             f"{split}_low95": cell.low if cell else None,
             f"{split}_high95": cell.high if cell else None,

@@ -107,6 +107,18 @@ def verdict(metrics: Metrics) -> str:
     return f"The allowed loss of {loss} {outcome}."
 
 
+def score(value: float, metrics: Metrics) -> str:
+    """Of a network that was tried: ``95.12%``, or the value of a metric as it is: ``0.8991``."""
+    return percent(value) if metrics.classifies else f"{value:.4g}"
+
+
+def lost(drop: float, kind: str, metrics: Metrics) -> str:
+    """Its loss in the unit of `allowed`: ``0.50 points``, ``1.00%``, of a metric ``0.0084``."""
+    if kind == "relative":
+        return percent(drop)
+    return f"{100 * drop:.2f} points" if metrics.classifies else f"{drop:.4f}"
+
+
 def allowed(loss: float, drop: str, metric: str) -> str:
     """``0.5 points of validation accuracy``, ``1% of the validation iou``, ``0.02 of the validation iou``."""
     of = f"the validation {metric or 'accuracy'}"
@@ -133,7 +145,7 @@ def _quality_part(metrics: Metrics, before: Row, after: Row) -> str:
             points = 100 * (new.value - old.value)
             name = {"test": "test", "val": "validation"}[split]
             if not metrics.classifies:
-                return f"; {name} {metrics.metric} {quality(old)} → {quality(new)}"
+                return f"; {name} {metrics.metric} {quality(old)} → {quality(new)} (n={new.n})"
             same = abs(points) < 0.005
             change = "unchanged" if same else f"{'+' if points > 0 else '−'}{abs(points):.2f} points"
             change = f"{change}, n={new.n}"

@@ -106,6 +106,17 @@ def test_a_missing_file_is_named(folder: Path, file: str) -> None:
         load(folder)
 
 
+@pytest.mark.parametrize(
+    "text", ["{}", "[1]", "[" * 100_000, '{"tensors": null}', '{"graph": {"nodes": [1]}}']
+)
+def test_a_damaged_program_is_named_though_the_manifest_agrees(text: str, folder: Path) -> None:
+    path = folder / "program.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | json.loads(text)) if "null" in text or "nodes" in text else text)
+    with pytest.raises(ArtifactError, match=r"program\.json"):
+        seal(folder)
+
+
 def test_a_newer_version_is_refused(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))

@@ -295,6 +295,23 @@ def test_damage_is_named(damage: str, tmp_path: Path) -> None:
         load_program(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shape": ["batch", 3, 10**6, 10**6]}, "larger than the memory"),
+        ({"shape": ["batch", -3, 8, 8]}, "negative"),
+        ({"shape": ["batch", "x", 8, 8]}, "TypeError"),
+        ({"dtype": "nn"}, "no dtype"),
+    ],
+)
+def test_inputs_that_cannot_be_are_damage(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    save_program(trace(cnn(), torch.randn(2, 3, 8, 8)), tmp_path)
+    data = read_program(tmp_path)
+    next(node for node in data["graph"]["nodes"] if node["op"] == "placeholder")["example"] |= change
+    with pytest.raises(ArtifactError, match=rf"program\.json is damaged .*{says}"):
+        example_inputs_of(data)
+
+
 def test_what_cannot_be_stored_is_named() -> None:
     with pytest.raises(ExportError, match="plain form"):
         encode_value(object(), lambda value: ExportError(f"{value} has no plain form", remedy="none"))

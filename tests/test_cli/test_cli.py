@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -203,3 +204,42 @@ def test_of_several_processes_the_first_writes(
     files = ["--data", str(tmp_path / "d.npz"), "--out", str(tmp_path / "out")]
     assert call(capsys, "recover", "penjing:mlp", "--teacher", "penjing:mlp", *files)[:2] == (0, "")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_standard_output_cannot_write_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In a C locale: the work is done by then."""
+    for options in ((), ("--json",)):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+        out = str(tmp_path / "ö蓝😀")
+        with pytest.raises(SystemExit) as stop:
+            main(["prune", "penjing:mlp", "--out", out, *options])
+        sys.stdout.flush()
+        assert stop.value.code == 0
+        text = written.getvalue().decode("ascii")
+        assert json.loads(text)["folder"] == out if options else r"\u2192" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (EOFError("Ran out of input"), 1, "unexpected EOFError: Ran out of input"),
+        (PermissionError(13, "Permission denied", "w.npz"), 2, "w.npz cannot be used (Permission denied)"),
+    ],
+)
+def test_a_file_that_ends_or_is_closed_is_no_interrupt_and_no_bug(
+    error: Exception,
+    code: int,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("penjing.recipe.Recipe.from_file", fails)
+    found, _, err = call(capsys, "run", "recipe.yaml")
+    assert found == code
+    assert says in err

@@ -287,6 +287,21 @@ def test_mistakes_are_told(content: Any, options: dict[str, Any], says: str, tmp
         load_model(str(path), **options)
 
 
+def test_a_weight_of_another_size_than_declared_is_named(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "net.onnx",
+        [helper.make_node("Add", ["x", "w"], ["z"])],
+        {"w": np.ones(2, np.float32)},
+        inputs={"x": (TensorProto.FLOAT, [2])},
+        outputs=["z"],
+    )
+    model = onnx.load(path)
+    model.graph.initializer[0].dims[0] = 10**12
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="weight 'w' is damaged"):
+        load_model(str(path))
+
+
 def test_names_that_no_module_can_have_are_changed(tmp_path: Path) -> None:
     names = ["forward", "a", "a.b", "x/y:0", "x_y_0", "training.eval", "_body"]
     nodes = []

@@ -133,6 +133,23 @@ def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
         load_weights(nn.Linear(1, 1), tmp_path / "net.pt")
 
 
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\3\4 cut off"])
+@pytest.mark.parametrize("name", ["net.pt", "net.pt2"])
+def test_a_damaged_pickle_is_told_where_it_is_trusted(name: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"net\.pt2? cannot be opened"):
+        load_model(path, trust=True)
+    if name == "net.pt":
+        with pytest.raises(ArtifactError, match=r"net\.pt cannot be opened"):
+            load_weights(nn.Linear(1, 1), path, trust=True)
+
+
+def test_an_artifact_is_no_file_of_weights(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"is a folder\. Give a file, such as .*model\.safetensors"):
+        load_weights(nn.Linear(1, 1), tmp_path)
+
+
 def test_weights_are_strict(factory: Path, tmp_path: Path) -> None:
     spec, path = f"{factory}:build", tmp_path / "w.safetensors"
     state = load_model(spec).model.state_dict()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -45,6 +46,19 @@ def two_convs(path: Path) -> Path:
 
 def data(count: int = 8) -> list[NDArray[np.float32]]:
     return [weights(count, 3, 8, 8, seed=7)]
+
+
+@pytest.mark.parametrize("change", ["lost", "cycle"])
+def test_a_graph_that_reads_what_nothing_gives_is_named(change: str, tmp_path: Path) -> None:
+    model = onnx.load(two_convs(tmp_path / "m.onnx"))
+    if change == "lost":
+        del model.graph.initializer[0]
+    else:
+        model.graph.node[0].input[0] = "y"
+    onnx.save(model, tmp_path / "m.onnx")
+    lost = {"lost": "w1", "cycle": "y"}[change]
+    with pytest.raises(QuantizeError, match=rf"m\.onnx .*reads '{lost}', which nothing before it gives"):
+        quantize(tmp_path / "m.onnx", data(), NEAREST, out=tmp_path / "q.onnx", time_it=False)
 
 
 def test_no_file_of_the_users_is_replaced(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_samples import least, sample
+from report_samples import by_metric, least, sample
 
 from penjing.report import Metrics, render, write_report
+from penjing.report.text import headline
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -151,3 +152,34 @@ def test_how_images_go_in_is_said(metrics: Metrics) -> None:
     said = " ".join("".join(read(render(metrics.model_copy(update={"normalize": normalize}))).text).split())
     assert "(pixel / 255 − mean) / std, channel by channel: mean 0.485, 0.5; std 0.229, 1." in said
     assert "channel by channel" not in "".join(read(render(metrics)).text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts"),
+    [
+        (
+            "absolute",
+            ("0.8 points of validation accuracy", "has 95.00%", "90.00% 5.00 points", "trial 1: 90.00%"),
+        ),
+        ("relative", ("0.8% of the validation accuracy", "90.00% 5.00% did")),
+        ("metric", ("0.008 of the validation iou", "has 0.95.", "0.9 0.0500 did")),
+    ],
+)
+def test_what_a_trial_lost_is_in_the_unit_of_what_was_allowed(kind: str, facts: tuple[str, ...]) -> None:
+    metrics = by_metric("iou") if kind == "metric" else sample()
+    assert metrics.search is not None
+    if kind == "relative":
+        metrics = metrics.model_copy(update={"search": metrics.search.model_copy(update={"drop": kind})})
+    words = " ".join(" ".join(read(render(metrics)).text).split())
+    for fact in facts:
+        assert fact in words, fact
+
+
+def test_no_number_without_its_n(metrics: Metrics) -> None:
+    words = " ".join(" ".join(read(render(metrics)).text).split())
+    assert "under corruption, before and after; n=5000." in words
+    assert "(n=5000)" in headline(by_metric("iou"))
+
+
+def test_without_plots_nothing_is_said_of_their_axes(bare: Metrics) -> None:
+    assert "axes are" not in render(bare)

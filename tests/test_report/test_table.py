@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_samples import least, sample
+from report_samples import by_metric, least, sample
 from rich.console import Console
 
 from penjing.cli.runs import finish
@@ -57,6 +57,12 @@ def test_csv_json_and_frame_agree(metrics: Metrics, tmp_path: Path) -> None:
     for record, (_, row) in zip(records, read.iterrows(), strict=True):
         for name in ("num_params", "size_bytes", "test_accuracy", "test_n", "latency_batch1_median_ms"):
             assert (record[name] is None and pd.isna(row[name])) or record[name] == row[name]
+
+
+def test_a_metric_is_not_called_accuracy_in_the_files() -> None:
+    frame = build_table(by_metric("iou"))
+    assert frame["val_iou"].tolist()[0] == 0.95
+    assert not [name for name in frame.columns if "accuracy" in name]
 
 
 def test_terminal_fits_eighty_columns(metrics: Metrics) -> None:

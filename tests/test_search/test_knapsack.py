@@ -101,7 +101,7 @@ def test_spend_on_products_of_widths(widths: list[int], seed: int, share: float)
         return [{"c": chain(widths, levels)} for levels in choices]
 
     if chain(widths, tuple(w - 1 for w in widths)) > limit:
-        with pytest.raises(BudgetError, match="out of reach"):
+        with pytest.raises(BudgetError, match=r"out of reach.* c [\d,]+ > [\d,]+"):
             spend(damage, costs, {"c": limit})
         return
     found = spend(damage, costs, {"c": limit})
@@ -149,3 +149,8 @@ def test_two_limits_both_hold() -> None:
     limits = {"a": 0.7 * whole["a"], "b": 0.6 * whole["b"]}
     found = spend(damage, costs, limits)
     assert all(found.spent[n] <= limit for n, limit in limits.items())
+
+
+def test_a_latency_out_of_reach_is_told_in_milliseconds() -> None:
+    with pytest.raises(BudgetError, match=r"latency 0\.02 ms > 0\.0078 ms"):
+        spend([np.zeros(2)], lambda choices: [{"latency": 2e-5}] * len(choices), {"latency": 7.8e-6})
