@@ -571,6 +571,22 @@ class Bags(nn.Module):
         return self.head(F.relu(self.bag(ids)))  # type: ignore[no-any-return]
 
 
+class SpectralConv(nn.Module):
+    """A layer that acts on frequencies (Li et al. 2021, "Fourier neural operator"): complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.skip, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 3, 1)
+        self.weight = nn.Parameter(torch.randn(8, 8, 4, 3, dtype=torch.cfloat) / 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lift(x)
+        modes = torch.fft.rfft2(x)
+        kept = torch.einsum("bihw,iohw->bohw", modes[..., :4, :3], self.weight)
+        x = F.gelu(self.skip(x) + torch.fft.irfft2(kept, s=x.shape[-2:]))
+        return self.head(x)  # type: ignore[no-any-return]
+
+
 class TwoInputs(nn.Module):
     """Two inputs, two outputs."""
 
@@ -668,6 +684,7 @@ NETWORKS: dict[str, Case] = {
     "distances": (Distances, image(2, 3, 6, 6) + image(2, 3, 6, 6)),
     "contractions": (Contractions, image(3, 5)),
     "bags": (Bags, tokens(2, 6)),
+    "spectral": (SpectralConv, image(2, 3, 6, 6)),
     "two_inputs": (TwoInputs, image(2, 4) + image(2, 6)),
     "standardised": (Standardised, image(2, 3, 6, 6)),
     "split": (Split, image(2, 5)),

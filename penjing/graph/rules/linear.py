@@ -135,8 +135,22 @@ def einsum(op: Op) -> Axes:
     if not arrow:
         joined = "".join(terms).replace("...", "")
         right = ("..." if spread else "") + "".join(sorted(c for c in set(joined) if joined.count(c) == 1))
+    if len(terms) == 2:
+        _mark_heads(op, *map(set, terms), set(right), letters)
     head, dots, tail = right.partition("...")
     return (*(letters[c] for c in head), *(middle if dots else ()), *(letters[c] for c in tail))
+
+
+def _mark_heads(op: Op, first: set[str], second: set[str], kept: set[str], letters: dict[str, Axis]) -> None:
+    """What `multiply` says of a batched product: letters that both share and keep count it."""
+    named = (first | second) & letters.keys()
+    batch = first & second & kept & named
+    if any(has_free(letters[c]) for c in batch):
+        for c in named:
+            if c in batch:
+                op.mark(letters[c], "head")
+            elif c in second:
+                op.mark(letters[c], "head_dim")
 
 
 @rule("aten.scaled_dot_product_attention")

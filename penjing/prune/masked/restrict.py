@@ -284,8 +284,8 @@ RULES: Mapping[str, Rule] = {
         (
             "mean.dim", "sum.dim_IntList", "var.dim", "var.correction", "std.dim", "std.correction",
             "var_mean.dim", "var_mean.correction", "std_mean.dim", "std_mean.correction", "amax.default",
-            "amin.default", "logsumexp.default", "special_logsumexp.default", "prod.dim_int", "max.dim", "min.dim", "any.dim",
-            "all.dim",
+            "amin.default", "logsumexp.default", "special_logsumexp.default", "prod.dim_int", "max.dim",
+            "min.dim", "any.dim", "all.dim",
         ),
         reduction,
     ),
