@@ -558,7 +558,7 @@ class Contractions(nn.Module):
         first, second, third, last = self.weights
         h = torch.linalg.multi_dot([torch.hstack([self.a(x), self.b(x).absolute()]), first, second])
         h = torch.special.softmax(torch.inner(h, third), -1)
-        return torch.tensordot(h, last, dims=([1], [0]))
+        return torch.tensordot(h, last, dims=([1], [0]))  # type: ignore[no-any-return]
 
 
 class Bags(nn.Module):

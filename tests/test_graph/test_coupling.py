@@ -417,6 +417,21 @@ def test_channels_that_nothing_reads_may_go() -> None:
     }
 
 
+def test_attention_written_with_einsum_has_heads() -> None:
+    def attend(m: Any, x: Tensor) -> Any:
+        q, k, v = (layer(x).unflatten(-1, (4, -1)) for layer in (m.q, m.k, m.v))
+        weights = torch.einsum("bihd,bjhd->bhij", q, k).softmax(-1)
+        return m.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
+
+    model = Fn(attend, q=nn.Linear(12, 24), k=nn.Linear(12, 24), v=nn.Linear(12, 24), out=nn.Linear(24, 2))
+    kinds = {group.id: (group.size, group.kind) for group in solve(model, TOKENS).groups}
+    assert kinds == {
+        "q.weight:0#0": (4, "head"),
+        "q.weight:0#1": (6, "head_dim"),
+        "v.weight:0#1": (6, "head_dim"),
+    }
+
+
 def test_values_follow_every_node() -> None:
     graph = trace(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 2)), X)
     coupling = couple(graph)

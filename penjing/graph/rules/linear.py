@@ -136,7 +136,7 @@ def einsum(op: Op) -> Axes:
         joined = "".join(terms).replace("...", "")
         right = ("..." if spread else "") + "".join(sorted(c for c in set(joined) if joined.count(c) == 1))
     if len(terms) == 2:
-        _mark_heads(op, *map(set, terms), set(right), letters)
+        _mark_heads(op, set(terms[0]), set(terms[1]), set(right), letters)
     head, dots, tail = right.partition("...")
     return (*(letters[c] for c in head), *(middle if dots else ()), *(letters[c] for c in tail))
 
