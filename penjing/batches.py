@@ -259,9 +259,12 @@ def share(batch: Batch, rank: int, world: int) -> Batch | None:
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
-    """``model(x)``, ``model(*tuple)`` or ``model(**dict)``."""
+    """``model(x)``, ``model(*tuple)`` or ``model(**dict)``; a dict of other keys than arguments is one."""
     if isinstance(inputs, dict):
-        return model(**inputs)
+        from penjing.graph.trace import bind_inputs
+
+        args, kwargs = bind_inputs(model, inputs)
+        return model(*args, **kwargs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 

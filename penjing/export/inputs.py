@@ -12,12 +12,15 @@ import torch
 from torch import nn
 
 from penjing.errors import ExportError
+from penjing.graph.trace import bind_inputs
 
 Feeds = dict[str, np.ndarray]
 
 
-def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_call(example_inputs: Any, model: nn.Module | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments that call the model on ``example_inputs``.
+
+    A dict whose keys are not the forward's argument names is the one positional argument of ``model``.
 
     Raises:
         ExportError: if nothing was given, or something that holds no tensor.
@@ -27,7 +30,8 @@ def as_call(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, np.ndarray):
         return (torch.from_numpy(example_inputs),), {}
     if isinstance(example_inputs, Mapping) and example_inputs:
-        return (), {str(name): value for name, value in example_inputs.items()}
+        named = {str(name): value for name, value in example_inputs.items()}
+        return ((), named) if model is None else bind_inputs(model, named)
     if isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str) and example_inputs:
         return tuple(example_inputs), {}
     raise ExportError(
@@ -48,9 +52,11 @@ def input_names(model: nn.Module, example_inputs: Any) -> list[str]:
 
     An argument that is itself a list or dict of tensors gives ``name_0``, ``name_1``…
     """
-    args, kwargs = as_call(example_inputs)
+    args, kwargs = as_call(example_inputs, model)
     if not kwargs and len(args) == 1 and isinstance(args[0], torch.Tensor):
         return ["input"]
+    if isinstance(example_inputs, Mapping):
+        args, kwargs = as_call(example_inputs)
     parameters = [
         p.name
         for p in inspect.signature(model.forward).parameters.values()

@@ -80,7 +80,7 @@ def export_onnx(
     path = Path(path)
     opset = DEFAULT_OPSET if opset is None else opset
     make_peace()
-    args, kwargs = as_call(example_inputs)
+    args, kwargs = as_call(example_inputs, model)
     names = list(input_names) if input_names is not None else default_input_names(model, example_inputs)
     with inference(model), quiet():
         program = _to_program(model, args, kwargs, dynamic_batch, names)
@@ -238,7 +238,7 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
             program,
             dynamo=True,
             input_names=list(names),
-            output_names=_output_names(program, given),
+            output_names=_output_names(program, given, names),
             opset_version=opset,
             custom_translation_table=translations(program),
             external_data=False,
@@ -263,14 +263,16 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
     return graph
 
 
-def _output_names(program: torch.export.ExportedProgram, given: Sequence[Any]) -> list[str]:
-    """A name for each output that is a tensor."""
+def _output_names(
+    program: torch.export.ExportedProgram, given: Sequence[Any], taken: Sequence[str]
+) -> list[str]:
+    """A name for each output that is a tensor, none of which an input has taken."""
     spec = program.call_spec.out_spec
     assert spec is not None
     if len(given) != spec.num_leaves:
         return [f"output_{i}" for i in range(len(given))]
     tree = torch.utils._pytree.tree_unflatten(given, spec)
-    return output_names(tree, program.graph_signature.user_inputs)
+    return output_names(tree, taken)
 
 
 def _given(program: torch.export.ExportedProgram) -> list[Any]:

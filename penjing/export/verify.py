@@ -128,7 +128,7 @@ class TorchRunner(Runner):
         self.path = Path(type(model).__name__)
         self.runtime = f"torch {torch.__version__}"
         self.names = list(names or [])
-        leaves, self._spec = torch.utils._pytree.tree_flatten(as_call(example_inputs))
+        leaves, self._spec = torch.utils._pytree.tree_flatten(as_call(example_inputs, model))
         self._leaves = leaves
         self.written: set[str] = set()
         self.inputs = ()

@@ -17,6 +17,7 @@ from penjing.graph.groups import Coupling, Frozen, Group, Member, names_on
 from penjing.graph.rules import Axes, Notebook, Op, find_rule
 from penjing.graph.trace import Graph
 from penjing.graph.unify import freeze, resolve
+from penjing.graph.unread import unread
 
 Result = Axes | list[Axes]
 
@@ -31,6 +32,9 @@ def solve(graph: Graph, *, ignore: Sequence[str], prune_outputs: bool) -> Coupli
             solver.visit(node, prune_outputs)
     for equation in solver.notebook.last:
         equation()
+    for leaf, node in unread(solver.env).items():
+        text = "cut off with these inputs; others may read it"
+        freeze(leaf, Reason("unused", text, str(node.target), graph.source(node)))
     for name in graph.params:
         if name not in solver.read:
             for axis in solver.tensors[name]:

@@ -227,7 +227,7 @@ def _check_names(model: nn.Module) -> None:
 
 def _check_weights(model: nn.Module) -> None:
     for name, param in model.named_parameters():
-        if param.is_meta or not param.is_floating_point():
+        if param.is_meta or not (param.is_floating_point() or param.is_complex()):
             continue
         if not bool(torch.isfinite(param.detach().sum())) and not bool(torch.isfinite(param.detach()).all()):
             raise TraceError(

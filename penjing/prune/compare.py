@@ -65,7 +65,8 @@ def relative_error(found: Any, expected: Any) -> float:
     for x, y in zip(a, b, strict=True):
         if x.numel() == 0:
             continue
-        x64, y64 = x.detach().to(torch.float64), y.detach().to(torch.float64)
+        double = torch.complex128 if x.is_complex() or y.is_complex() else torch.float64
+        x64, y64 = x.detach().to(double), y.detach().to(double)
         scale = float(torch.where(y64.isfinite(), y64, 0.0).abs().max())
         most = float(difference(x64, y64).abs().max())
         error = most / scale if scale > 0 else most

@@ -9,10 +9,12 @@ graph does.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.overrides import enable_reentrant_dispatch
 from torch.utils import _pytree as pytree
@@ -33,11 +35,26 @@ def runs_alike(run: Callable[[], Any], graph: fx.GraphModule, inputs: Sequence[A
     """
     mode = _Lockstep(_Steps(graph, inputs))
     try:
-        with mode:
+        with _casts_uncached(), mode:
             found = run()
         return not mode.departed and mode.is_over(found)
     except Exception:  # a departure, or what came of it: running the model by itself will tell
         return False
+
+
+@contextmanager
+def _casts_uncached() -> Iterator[None]:
+    """Autocast without its cache, unless the model asks for it.
+
+    A cast that goes into the cache holds a lock while the modes here are called. The graph's op that they run
+    then casts, too, and would wait for that lock for ever.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 @dataclass(frozen=True)
@@ -126,7 +143,8 @@ class _Lockstep(_Mode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        call = None if self.departed else self._next_call()
+        stop = self.departed or torch.is_autocast_cache_enabled()  # by the model itself
+        call = None if stop else self._next_call()
         if call is None or call.op is not func or not same(call.args, args) or not same(call.kwargs, kwargs):
             self.departed = True
             raise _Departure

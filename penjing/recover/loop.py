@@ -146,7 +146,7 @@ class Loop:
                 try:
                     with torch.no_grad(), eval_view(network):
                         call_model(network, here)
-                except RuntimeError:  # ``view`` of another order; anything else is said where it is used
+                except (RuntimeError, TypeError):  # ``view`` of another order; all else is said in use
                     return False
         return True
 

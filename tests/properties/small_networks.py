@@ -530,6 +530,63 @@ class Reused(nn.Module):
         return self.head(self.shared(F.relu(self.shared(x))))  # type: ignore[no-any-return]
 
 
+class Distances(nn.Module):
+    """Embeddings of two images and what lies between them and some prototypes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.embed = nn.Conv2d(3, 8, 3), nn.Linear(8, 12)
+        self.prototypes = nn.Parameter(torch.randn(4, 12))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        a, b = (self.embed(F.relu(self.conv(image)).mean((2, 3))) for image in (x, y))
+        apart = F.pairwise_distance(a, b, eps=1e-2, keepdim=True)
+        return torch.hstack(
+            [apart, torch.linalg.norm(a, dim=1, keepdim=True), torch.cdist(b, self.prototypes)]
+        )
+
+
+class Contractions(nn.Module):
+    """Products that are not written as ``@``, and stacks that are not written as ``cat``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(5, 12)
+        self.weights = nn.ParameterList(torch.randn(*shape) for shape in ((20, 10), (10, 9), (6, 9), (6, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third, last = self.weights
+        h = torch.linalg.multi_dot([torch.hstack([self.a(x), self.b(x).absolute()]), first, second])
+        h = torch.special.softmax(torch.inner(h, third), -1)
+        return torch.tensordot(h, last, dims=([1], [0]))  # type: ignore[no-any-return]
+
+
+class Bags(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(10, 8, mode="mean")
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(F.relu(self.bag(ids)))  # type: ignore[no-any-return]
+
+
+class SpectralConv(nn.Module):
+    """A layer that acts on frequencies (Li et al. 2021, "Fourier neural operator"): complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.skip, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 3, 1)
+        self.weight = nn.Parameter(torch.randn(8, 8, 4, 3, dtype=torch.cfloat) / 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lift(x)
+        modes = torch.fft.rfft2(x)
+        kept = torch.einsum("bihw,iohw->bohw", modes[..., :4, :3], self.weight)
+        x = F.gelu(self.skip(x) + torch.fft.irfft2(kept, s=x.shape[-2:]))
+        return self.head(x)  # type: ignore[no-any-return]
+
+
 class TwoInputs(nn.Module):
     """Two inputs, two outputs."""
 
@@ -624,6 +681,10 @@ NETWORKS: dict[str, Case] = {
     "graph_attention": (GraphAttention, (*image(2, 7, 5), *image(2, 7, 7))),
     "tied": (Tied, tokens(2, 6)),
     "reused": (Reused, image(2, 5)),
+    "distances": (Distances, image(2, 3, 6, 6) + image(2, 3, 6, 6)),
+    "contractions": (Contractions, image(3, 5)),
+    "bags": (Bags, tokens(2, 6)),
+    "spectral": (SpectralConv, image(2, 3, 6, 6)),
     "two_inputs": (TwoInputs, image(2, 4) + image(2, 6)),
     "standardised": (Standardised, image(2, 3, 6, 6)),
     "split": (Split, image(2, 5)),

@@ -223,3 +223,31 @@ class Twice(nn.Module):
 def test_an_op_that_no_format_holds_is_not_sent_to_another_format(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"Replace penjing_test\.twice\.default, which no format holds"):
         pj.export(Twice(), tmp_path, ("onnx",), example_inputs=X)
+
+
+class TakesDict(nn.Module):
+    """One argument that is a dict, as of several sensors; an output is called like an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.depth = nn.Conv2d(3, 8, 3), nn.Conv2d(1, 8, 3)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        h = torch.relu(self.image(batch["image"]) + self.depth(batch["depth"]))
+        return {"seg": self.head(h), "depth": h.mean(1)}
+
+
+def test_a_dict_that_is_the_one_argument_goes_through_every_stage(tmp_path: Path) -> None:
+    model = TakesDict().eval()
+    inputs = {"image": torch.randn(2, 3, 6, 6), "depth": torch.randn(2, 1, 6, 6)}
+    batches = [inputs, dict(reversed(inputs.items()))]  # of another order, which names do not mind
+    small = pj.prune(model, inputs, ratio=0.5).model
+    result = pj.recover(small, model, batches, pj.RecoverConfig(epochs=1, lr=1e-3), val=batches)
+    exported = pj.export(
+        result.model, tmp_path, ("onnx",), example_inputs=inputs, data=batches[1:], batch_sizes=(2, 3)
+    )
+    assert exported.ok
+    session = ort.InferenceSession(exported["onnx"].path, providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == ["image", "depth"]
+    assert [value.name for value in session.get_outputs()] == ["seg", "output_depth"]

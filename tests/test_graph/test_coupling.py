@@ -387,6 +387,51 @@ def test_unused_parameters_are_reported() -> None:
     assert any(f.kind == "unused" and "idle.weight:0" in f.params for f in coupling.frozen)
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda table, length: table[:length],
+        lambda table, length: (2 * table[None])[:, -length:],
+        lambda table, length: table.split([length, len(table) - length])[0],
+        lambda table, length: F.pad(table, (0, 0, 0, length - len(table))),
+    ],
+)
+def test_positions_that_longer_inputs_read_stay(cut: Callable[[Tensor, int], Tensor]) -> None:
+    model = Fn(
+        lambda m, x: m.out(F.relu(m.stem(x) + cut(m.table.weight, x.shape[1]))),
+        stem=nn.Linear(12, 8), table=nn.Embedding(16, 8), out=nn.Linear(8, 2),
+    )  # fmt: skip
+    coupling = solve(model, TOKENS)
+    (group,) = coupling.groups
+    assert dims(group) == {"stem.weight:0", "stem.bias:0", "table.weight:1", "out.weight:1"}
+    (reason,) = (f for f in coupling.frozen if f.kind == "unused")
+    assert reason.params == ("table.weight:0",)
+    assert "test_coupling.py:" in reason.source
+
+
+def test_channels_that_nothing_reads_may_go() -> None:
+    model = Fn(lambda m, x: m.out(m.stem(x)[:, :5]), stem=conv(3, 8), out=conv(5, 2))
+    assert {(group.id, group.size) for group in solve(model).groups} == {
+        ("stem.weight:0#0", 5),
+        ("stem.weight:0#1", 3),
+    }
+
+
+def test_attention_written_with_einsum_has_heads() -> None:
+    def attend(m: Any, x: Tensor) -> Any:
+        q, k, v = (layer(x).unflatten(-1, (4, -1)) for layer in (m.q, m.k, m.v))
+        weights = torch.einsum("bihd,bjhd->bhij", q, k).softmax(-1)
+        return m.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
+
+    model = Fn(attend, q=nn.Linear(12, 24), k=nn.Linear(12, 24), v=nn.Linear(12, 24), out=nn.Linear(24, 2))
+    kinds = {group.id: (group.size, group.kind) for group in solve(model, TOKENS).groups}
+    assert kinds == {
+        "q.weight:0#0": (4, "head"),
+        "q.weight:0#1": (6, "head_dim"),
+        "v.weight:0#1": (6, "head_dim"),
+    }
+
+
 def test_values_follow_every_node() -> None:
     graph = trace(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 2)), X)
     coupling = couple(graph)

@@ -151,3 +151,18 @@ def test_a_graph_module_holds_the_tensors_under_their_names() -> None:
         (h.name, id(h.tensor), h.persistent) for h in held
     ]
     assert relative_error(built(x), net(x)) < 1e-6
+
+
+@pytest.mark.parametrize("cached", [None, True])
+def test_casts_by_autocast_do_not_wait_for_each_other(cached: bool | None) -> None:
+    """A cast that goes into autocast's cache holds a lock, and the graph's op casts in the midst of it."""
+
+    class Half(Net):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cached):
+                x = self.conv(x)
+            return self.fc(x.float().mean((2, 3)))  # type: ignore[no-any-return]
+
+    net, x = Half().eval(), torch.randn(2, 3, 8, 8)
+    assert alike(net, net, x) is (cached is None)
+    assert torch.is_autocast_cache_enabled()

@@ -16,6 +16,19 @@ def embedding(op: Op) -> Axes:
     return (*indices, weight[1])
 
 
+@rule("aten.embedding_bag", "aten._embedding_bag")
+def embedding_bag(op: Op) -> list[Axes]:
+    """Sums or means of rows of the table, one for each bag; the other outputs are its bookkeeping."""
+    weight = op.axes(op.args["weight"])
+    op.freeze(weight[0], "rows of an embedding are chosen by the input")
+    bags, *rest = op.outputs
+    text = "bags of an embedding"
+    return [
+        (op.fixed(bags[0], text), weight[1]),
+        *(tuple(op.fixed(n, text) for n in shape) for shape in rest),
+    ]
+
+
 @rule("aten.index", "aten._unsafe_index")
 def index(op: Op) -> Axes:
     """``x[:, idx]``: one constant index is an index map; any other use keeps the indexed dims whole."""

@@ -15,7 +15,11 @@ from penjing.graph.unify import resolve
 def cat(op: Op) -> Axes:
     """Segments along ``dim``; the other dims are equal."""
     parts = [axes for axes in op.tensors() if not (len(axes) == 1 and axes[0].size == 0)]
-    dim = op.dim(op.args.get("dim", 0), len(parts[0]))
+    return joined(op, parts, op.dim(op.args.get("dim", 0), len(parts[0])))
+
+
+def joined(op: Op, parts: list[Axes], dim: int) -> Axes:
+    """The operands laid end to end along one dim."""
     result: list[Axis] = []
     for place in range(len(parts[0])):
         here = [axes[place] for axes in parts]
@@ -26,6 +30,20 @@ def cat(op: Op) -> Axes:
             op.unify(here[0], other)
         result.append(here[0])
     return tuple(result)
+
+
+@rule("aten.hstack", "aten.vstack", "aten.column_stack", "aten.dstack")
+def stack_by_name(op: Op) -> Axes | list[Axes]:
+    """``cat`` along a dim that the name says; operands of fewer dims are reshaped before."""
+    parts = op.tensors()
+    name = op.why.op.split(".")[1]
+    if name == "hstack":
+        least, dim = 1, min(len(parts[0]), 2) - 1
+    else:
+        least, dim = {"vstack": (2, 0), "column_stack": (2, 1), "dstack": (3, 2)}[name]
+    if any(len(axes) < least for axes in parts):
+        return op.give_up("stacked operands of fewer dims")
+    return joined(op, parts, dim)
 
 
 @rule("aten.stack")

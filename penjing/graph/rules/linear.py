@@ -68,6 +68,37 @@ def grouped(op: Op) -> Axes | list[Axes]:
     return (x[0], weight[2])
 
 
+@rule("aten.linalg_multi_dot", "aten.chain_matmul")
+def chain(op: Op) -> Axes:
+    """One matrix product after the other."""
+    product, *rest = op.tensors()
+    for factor in rest:
+        product = multiply(op, product, factor)
+    return product
+
+
+@rule("aten.inner")
+def inner(op: Op) -> Axes:
+    """(…, K) with (…, K)."""
+    a, b = op.tensors()[:2]
+    if not a or not b:  # a scalar scales
+        return a or b
+    op.unify(a[-1], b[-1])
+    return (*a[:-1], *b[:-1])
+
+
+@rule("aten.tensordot")
+def tensordot(op: Op) -> Axes:
+    """The named dims of both are contracted; what is left of them stands one behind the other."""
+    a, b = op.axes(op.args["self"]), op.axes(op.args["other"])
+    of_a = [op.dim(dim, len(a)) for dim in op.args["dims_self"]]
+    of_b = [op.dim(dim, len(b)) for dim in op.args["dims_other"]]
+    for here, there in zip(of_a, of_b, strict=True):
+        op.unify(a[here], b[there])
+    left = (axis for dim, axis in enumerate(a) if dim not in of_a)
+    return (*left, *(axis for dim, axis in enumerate(b) if dim not in of_b))
+
+
 @rule("aten.outer")
 def outer(op: Op) -> Axes:
     """(M) with (N) to (M, N)."""
@@ -104,8 +135,22 @@ def einsum(op: Op) -> Axes:
     if not arrow:
         joined = "".join(terms).replace("...", "")
         right = ("..." if spread else "") + "".join(sorted(c for c in set(joined) if joined.count(c) == 1))
+    if len(terms) == 2:
+        _mark_heads(op, set(terms[0]), set(terms[1]), set(right), letters)
     head, dots, tail = right.partition("...")
     return (*(letters[c] for c in head), *(middle if dots else ()), *(letters[c] for c in tail))
+
+
+def _mark_heads(op: Op, first: set[str], second: set[str], kept: set[str], letters: dict[str, Axis]) -> None:
+    """What `multiply` says of a batched product: letters that both share and keep count it."""
+    named = (first | second) & letters.keys()
+    batch = first & second & kept & named
+    if any(has_free(letters[c]) for c in batch):
+        for c in named:
+            if c in batch:
+                op.mark(letters[c], "head")
+            elif c in second:
+                op.mark(letters[c], "head_dim")
 
 
 @rule("aten.scaled_dot_product_attention")

@@ -68,6 +68,8 @@ def weight_norm(op: Op) -> list[Axes]:
 @rule(
     "aten.softmax",
     "aten.log_softmax",
+    "aten.special_softmax",
+    "aten.special_log_softmax",
     "aten._softmax",
     "aten._log_softmax",
     "aten.logsumexp_keep",

@@ -20,7 +20,10 @@ MARKS = {
     "min": "reduced",
     "norm": "reduced",
     "linalg_vector_norm": "reduced",
+    "linalg_norm": "reduced",
+    "linalg_matrix_norm": "reduced",
     "logsumexp": "softmax",
+    "special_logsumexp": "softmax",
     "prod": "reduced",
     "any": "reduced",
     "all": "reduced",
@@ -89,3 +92,20 @@ def cosine(op: Op) -> Axes:
     dim = op.dim(op.args.get("dim", 1), len(x))
     op.mark(x[dim], "reduced")
     return x[:dim] + x[dim + 1 :]
+
+
+@rule("aten.pairwise_distance")
+def distance(op: Op) -> Axes:
+    """The norm of a difference over the last dim."""
+    x = op.broadcast(*op.tensors()[:2])
+    op.mark(x[-1], "reduced")
+    return (*x[:-1], Leaf(1, "one")) if op.args.get("keepdim") else x[:-1]
+
+
+@rule("aten.cdist")
+def distances(op: Op) -> Axes:
+    """Of every row (…, M, K) from every row (…, N, K)."""
+    a, b = op.tensors()[:2]
+    op.unify(a[-1], b[-1])
+    op.mark(a[-1], "reduced")
+    return (*op.broadcast(a[:-2], b[:-2]), a[-2], b[-2])

@@ -63,9 +63,9 @@ class Material:
         return self.memory[key]
 
     def tensor(self, name: str) -> Tensor:
-        """Parameter or buffer of that name, detached."""
+        """Parameter or buffer of that name, detached, in real numbers."""
         params = self.graph.params
-        return (params[name] if name in params else self.graph.buffers[name]).detach()
+        return as_real((params[name] if name in params else self.graph.buffers[name]).detach())
 
     def is_param(self, name: str) -> bool:
         """Whether the name is a parameter (not a buffer or a constant)."""
@@ -129,11 +129,16 @@ class MemberCriterion(Criterion):
     def members(self, group: Group, material: Material) -> list[Member]:
         """Members that count: weights of two or more dims; where a group has none, all its parameters."""
         params = [m for m in group.members if material.is_param(m.tensor)]
-        return [m for m in params if material.tensor(m.tensor).ndim >= 2] or params
+        return [m for m in params if material.graph.params[m.tensor].ndim >= 2] or params
 
     @abstractmethod
     def member_scores(self, member: Member, material: Material) -> Scores:
         """Score of every slot by this member alone, shape (size,)."""
+
+
+def as_real(value: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers in one more dim, the last; a real one as it is."""
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
 
 
 def slot_sums(member: Member, per_position: Tensor) -> Scores:

@@ -17,7 +17,7 @@ from penjing.errors import DataError, PruneError
 from penjing.events import Event
 from penjing.graph.trace import bind_inputs
 from penjing.modes import eval_mode
-from penjing.prune.criteria.base import Criterion, Material
+from penjing.prune.criteria.base import Criterion, Material, as_real
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class GradientCriterion(Criterion):
 
 
 def gradients(material: Material, ignored: int = IGNORED) -> Iterator[dict[str, Tensor]]:
-    """One dict of gradients (first parameter names) for every batch; parameters the loss does not reach are
-    missing.
+    """One dict of gradients for every batch, by first parameter names and in real numbers; parameters the
+    loss does not reach are missing.
 
     Args:
         material: The network and its data.
@@ -48,7 +48,7 @@ def gradients(material: Material, ignored: int = IGNORED) -> Iterator[dict[str, 
         PruneError: for a loss that is not finite.
     """
     model, generator = material.model, torch.Generator().manual_seed(material.seed)
-    names = [n for n, p in material.graph.params.items() if p.is_floating_point()]
+    names = [n for n, p in material.graph.params.items() if p.is_floating_point() or p.is_complex()]
     count = 0
     with eval_mode(model):
         for count, batch in enumerate(material.batches, start=1):
@@ -72,7 +72,7 @@ def gradients(material: Material, ignored: int = IGNORED) -> Iterator[dict[str, 
                         remedy="Check the data and the weights for NaN and infinity",
                     )
                 grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
-            yield {n: g for n, g in zip(names, grads, strict=True) if g is not None}
+            yield {n: as_real(g) for n, g in zip(names, grads, strict=True) if g is not None}
             material.listen(Event("prune", "progress", step=count, unit="batch", message="gradients"))
     if not count:
         raise DataError("no batches", remedy="Give at least one batch of training data")

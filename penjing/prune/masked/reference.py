@@ -121,7 +121,7 @@ class MaskedInterpreter(fx.Interpreter):
     def _watch(self, node: fx.Node, left_out: Tensor) -> None:
         if self.batch < 2 or left_out.ndim == 0 or left_out.shape[0] != self.batch or not left_out.numel():
             return
-        left_out = left_out.double()
+        left_out = left_out.to(torch.complex128 if left_out.is_complex() else torch.float64)
         change = float((left_out - left_out[:1]).abs().max())
         self.leaks = max(self.leaks, change / max(1.0, float(left_out.abs().max())))
 

@@ -135,6 +135,12 @@ def _reduced(call: Restricted, dims: Sequence[int]) -> Any:
     return call.call(value)
 
 
+def distance(call: Restricted) -> Any:
+    """Of two tensors over the last dim: a removed position would add the op's ``eps``."""
+    a, b = (call.keep(call.args[i], -1, call.mask(i, -1)) for i in (0, 1))
+    return call.call(a, b)
+
+
 def softmax(call: Restricted) -> Any:
     """Removed positions get no probability."""
     dim = int(call.args[1]) % call.args[0].ndim
@@ -278,16 +284,28 @@ RULES: Mapping[str, Rule] = {
         (
             "mean.dim", "sum.dim_IntList", "var.dim", "var.correction", "std.dim", "std.correction",
             "var_mean.dim", "var_mean.correction", "std_mean.dim", "std_mean.correction", "amax.default",
-            "amin.default", "logsumexp.default", "prod.dim_int", "max.dim", "min.dim", "any.dim", "all.dim",
+            "amin.default", "logsumexp.default", "special_logsumexp.default", "prod.dim_int", "max.dim",
+            "min.dim", "any.dim", "all.dim",
         ),
         reduction,
     ),
-    **dict.fromkeys(("linalg_vector_norm.default", "norm.ScalarOpt_dim"), norm_reduction),
+    **dict.fromkeys((
+            "linalg_vector_norm.default", "norm.ScalarOpt_dim", "linalg_norm.default", "linalg_norm.ord_str",
+            "linalg_matrix_norm.default",
+        ),
+        norm_reduction,
+    ),
     **dict.fromkeys(
         ("mean.default", "sum.default", "var.default", "std.default", "max.default", "min.default"),
         full_reduction,
     ),
-    **dict.fromkeys(("softmax.int", "log_softmax.int", "_softmax.default", "special_softmax.int"), softmax),
+    **dict.fromkeys(
+        (
+            "softmax.int", "log_softmax.int", "_softmax.default", "special_softmax.default",
+            "special_log_softmax.default",
+        ),
+        softmax,
+    ),
     **dict.fromkeys(("cumsum.default",), cumulative),
     **dict.fromkeys(("layer_norm.default", "rms_norm.default"), layer_norm),
     **dict.fromkeys(("group_norm.default",), group_norm),
@@ -318,4 +336,5 @@ RULES: Mapping[str, Rule] = {
     ),
     "scaled_dot_product_attention.default": attention,
     "einsum.default": einsum,
+    "pairwise_distance.default": distance,
 }  # fmt: skip
