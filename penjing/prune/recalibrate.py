@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,11 +108,7 @@ def _of_graph(module: nn.Module) -> _Norms | None:
     if not isinstance(module, fx.GraphModule):
         return None
     training, momentum = 5, 6  # positions among the op's arguments
-    nodes = [
-        node
-        for node in module.graph.nodes
-        if str(node.target) == "aten.batch_norm.default" and node.args[3] is not None
-    ]
+    nodes = _norm_nodes(module)
     if not nodes:
         return None
     own = [(node.args[training], node.args[momentum]) for node in nodes]
@@ -148,6 +146,33 @@ def _of_keras(module: nn.Module) -> _Norms | None:
 _KINDS: tuple[Callable[[nn.Module], _Norms | None], ...] = (_of_torch, _of_graph, _of_keras)
 
 
+class _Heard:
+    """Mean and variance of what one norm reads, in float64 about its running mean; memory for one batch."""
+
+    def __init__(self, mean_C: Tensor) -> None:
+        self.origin = mean_C.double()
+        self.total, self.square = torch.zeros_like(self.origin), torch.zeros_like(self.origin)
+        self.count = 0
+
+    def add(self, x: Tensor) -> None:
+        """One batch ``[N, C, …]``."""
+        dims = [dim for dim in range(x.dim()) if dim != 1]
+        shifted = x.double() - self.origin.reshape([1, -1] + [1] * (x.dim() - 2))
+        self.total += shifted.sum(dims)
+        self.square += shifted.square().sum(dims)
+        self.count += x.numel() // x.shape[1]
+
+    def move(self, weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, var_C: Tensor, eps: float) -> None:
+        """As `rebase_` says."""
+        gap = self.total / self.count
+        var = (self.square / self.count - gap.square()).clamp_min(0)
+        gain = weight_C.double() / (var_C.double() + eps).sqrt()
+        bias_C.copy_(bias_C.double() + gain * gap)
+        weight_C.copy_(gain * (var + eps).sqrt())
+        mean_C.copy_(self.origin + gap)
+        var_C.copy_(var)
+
+
 @torch.no_grad()
 def rebase_(
     weight_C: Tensor, bias_C: Tensor, mean_C: Tensor, var_C: Tensor, eps: float, inputs: Sequence[Tensor]
@@ -165,21 +190,109 @@ def rebase_(
         eps: ε.
         inputs: Batches of what the norm reads, ``[N, C, …]``.
     """
-    count = 0
-    total = torch.zeros(len(mean_C), dtype=torch.float64)
-    square = torch.zeros_like(total)
+    heard = _Heard(mean_C)
     for x in inputs:
-        dims = [dim for dim in range(x.dim()) if dim != 1]
-        shifted = x.double() - mean_C.double().reshape([1, -1] + [1] * (x.dim() - 2))
-        total += shifted.sum(dims)
-        square += shifted.square().sum(dims)
-        count += x.numel() // x.shape[1]
-    gap = total / count
-    var = square / count - gap.square()
-    mean = mean_C.double() + gap
-    old_scale = (var_C.double() + eps).sqrt()
-    gain = weight_C.double() / old_scale
-    bias_C.copy_(bias_C.double() + gain * gap)
-    weight_C.copy_(gain * (var.clamp_min(0) + eps).sqrt())
-    mean_C.copy_(mean)
-    var_C.copy_(var.clamp_min(0))
+        heard.add(x)
+    heard.move(weight_C, bias_C, mean_C, var_C, eps)
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """The tensors of a norm that has all of them, and what it has read so far."""
+
+    weight_C: Tensor
+    bias_C: Tensor
+    mean_C: Tensor
+    var_C: Tensor
+    eps: float
+    heard: _Heard
+
+
+@torch.no_grad()
+def rebase_norms_(model: nn.Module, data: Iterable[Any], *, max_samples: int = 2048) -> int:
+    """`rebase_` every batch norm of a network to what it reads for ``data``; the network's function stays.
+
+    Left alone are norms without scale and offset, frozen ones, those that share tensors with another, and
+    those of Keras models.
+
+    Args:
+        model: A network, also a traced one; changed in place.
+        data: Batches of inputs, as training will give them.
+        max_samples: Most samples used.
+
+    Returns:
+        Number of batch norms that were moved.
+    """
+    found: dict[int, _Affine] = {}
+
+    def hear(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, eps: float) -> None:
+        tensors = (weight, bias, mean, var)
+        if any(one is None for one in tensors) or not (weight.requires_grad and bias.requires_grad):
+            return
+        norm = found.setdefault(id(mean), _Affine(weight, bias, mean, var, eps, _Heard(mean)))
+        norm.heard.add(x)
+
+    with eval_mode(model), ExitStack() as stack:
+        for module in model.modules():
+            for overhear in (_overhear_torch, _overhear_graph):
+                stack.callback(overhear(module, hear))
+        count = 0
+        for index, item in enumerate(data):
+            batch = unpack(item)
+            check(batch, index)
+            ask(model, batch.inputs, "model")
+            count += batch.size
+            if count >= max_samples:
+                break
+    times = Counter(tensor.data_ptr() for norm in found.values() for tensor in (norm.weight_C, norm.bias_C))
+    moved = 0
+    for norm in found.values():
+        if norm.heard.count and times[norm.weight_C.data_ptr()] == times[norm.bias_C.data_ptr()] == 1:
+            norm.heard.move(norm.weight_C, norm.bias_C, norm.mean_C, norm.var_C, norm.eps)
+            moved += 1
+    return moved
+
+
+_Hear = Callable[[Tensor, Any, Any, Any, Any, float], None]
+
+
+def _overhear_torch(module: nn.Module, hear: _Hear) -> Callable[[], None]:
+    """Let a batch norm module tell what it reads; what ends that."""
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return lambda: None
+
+    def tell(norm: nn.modules.batchnorm._BatchNorm, given: tuple[Tensor, ...]) -> None:
+        hear(given[0], norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+
+    return module.register_forward_pre_hook(tell).remove
+
+
+def _overhear_graph(module: nn.Module, hear: _Hear) -> Callable[[], None]:
+    """Let the batch norm ops of a traced network tell what they read; what ends that."""
+    nodes = _norm_nodes(module) if isinstance(module, fx.GraphModule) else []
+    if not nodes:
+        return lambda: None
+    assert isinstance(module, fx.GraphModule)
+    targets = [node.target for node in nodes]
+
+    def tell(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> Tensor:
+        hear(x, weight, bias, mean, var, rest[2])
+        out: Tensor = torch.ops.aten.batch_norm.default(x, weight, bias, mean, var, *rest)
+        return out
+
+    def put(values: Iterable[Any]) -> None:
+        for node, target in zip(nodes, values, strict=True):
+            node.target = target
+        module.recompile()
+
+    put([tell] * len(nodes))
+    return lambda: put(targets)
+
+
+def _norm_nodes(module: fx.GraphModule) -> list[fx.Node]:
+    """Batch norm ops with running statistics."""
+    return [
+        node
+        for node in module.graph.nodes
+        if str(node.target) == "aten.batch_norm.default" and node.args[3] is not None
+    ]

@@ -112,7 +112,9 @@ class RecoverConfig(Config):
         keep: ``"last"`` returns the final weights, ``"best"`` those of the best validation result. Either
             way `recover` returns the weights it started from where validation finds these better, and says so
             (not in sparse training, which is meant to give up accuracy for now).
-        recalibrate: Samples on which `recover` measures batch-norm statistics before the first step.
+        recalibrate: Samples on which `recover` measures batch-norm statistics before the first step: anew,
+            where validation finds that no worse, and then as training will see them (mixed, too), with scale
+            and offset moved along, so that training starts from the network's own function.
             Validation data decides whether they replace the given ones; without it, or with 0, those stay.
         regularize: Regularizers of sparse training, before removal (``"group_lasso"``, ``"group_norm"``,
             ``"growing"``, ``"slimming"``, ``"soft"``); ``"keep_zeros"`` recovers a masked network.

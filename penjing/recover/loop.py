@@ -212,14 +212,28 @@ class Loop:
         return choose(found)
 
     def _look_at_start(self) -> None:
-        """Validate what the run begins with."""
-        if self.job.val is None or self.job.stage != "recover":
+        """Validate what the run begins with, and bring its batch norms to what they will read."""
+        if self.job.stage != "recover":
             return
         progress, samples = self.progress, self.config.recalibrate
-        progress.start = self.start.look(self.model, self._judged, self._moved(), samples)
+        if self.job.val is not None:
+            progress.start = self.start.look(self.model, self._judged, self._moved(), samples)
+            self._tell("note", progress.start, "the weights that the run begins with")
+        if samples:
+            from penjing.prune.recalibrate import rebase_norms_  # as above: only when it is used
+
+            rebase_norms_(self.model, ((x, None) for x in self._as_trained()), max_samples=samples)
+            self.processes.share_tensors(self.model)
         if self.average is not None:
             restore_model(self.average.model, model_tensors(self.model))
-        self._tell("note", progress.start, "the weights that the run begins with")
+
+    def _as_trained(self) -> Iterator[Any]:
+        """The inputs of the training data as a step takes them, mixed too."""
+        mixup, cutmix = self.config.mixup, self.config.cutmix
+        for number, inputs in enumerate(self._moved()):
+            mixes = (mixup or cutmix) and isinstance(inputs, Tensor) and inputs.is_floating_point()
+            draws = chance.derived_generator(self.job.seed, 0, number, self.rank)
+            yield mix(inputs, None, 0, draws, mixup=mixup, cutmix=cutmix)[0] if mixes else inputs
 
     def _moved(self) -> Iterator[Any]:
         """The inputs of the training data, where the model is; generators of a loader stay as they are."""

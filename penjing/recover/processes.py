@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from penjing.errors import RecoverError
 
@@ -64,14 +65,21 @@ class Processes:
         mine = torch.tensor(own, dtype=torch.float64, device=self.device)
         return [float(total) for total in self.accelerator.reduce(mine, "sum")]
 
-    @torch.no_grad()
     def share_buffers(self, model: nn.Module) -> None:
         """Give all processes the first one's buffers: each has its own samples' batch-norm statistics."""
+        self._share(model.buffers())
+
+    def share_tensors(self, model: nn.Module) -> None:
+        """Give all processes the first one's parameters and buffers."""
+        self._share(chain(model.parameters(), model.buffers()))
+
+    @torch.no_grad()
+    def _share(self, tensors: Iterable[Tensor]) -> None:
         from accelerate.utils import broadcast
 
         if self.world > 1:
-            for buffer in model.buffers():
-                buffer.copy_(broadcast(buffer.contiguous()))
+            for tensor in tensors:
+                tensor.copy_(broadcast(tensor.contiguous()))
 
 
 def _is_lost_connection(error: BaseException | None) -> bool:
