@@ -85,16 +85,17 @@ def _run(arguments: list[str], debug: bool) -> int:
         if code == Code.INTERRUPTED:  # how typer gives back a KeyboardInterrupt
             raise KeyboardInterrupt
         return code if isinstance(code, int) else Code.OK
-    except PenjingError as error:
-        if debug:
-            raise
-        _say(f"penjing: {error}")
-        return Code.WRONG
     except (KeyboardInterrupt, typer.Abort):
         if debug:
             raise
-        _say(f"penjing: interrupted. {_how_to_resume(arguments)}".rstrip())
-        return Code.TERMINATED if signal.SIGTERM in signals else Code.INTERRUPTED
+        return _interrupted(arguments, signals)
+    except PenjingError as error:
+        if debug:
+            raise
+        if signals:
+            return _interrupted(arguments, signals)
+        _say(f"penjing: {error}")
+        return Code.WRONG
     except BrokenPipeError:
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
@@ -106,11 +107,19 @@ def _run(arguments: list[str], debug: bool) -> int:
             return Code.WRONG
         if debug:
             raise
+        if signals:
+            return _interrupted(arguments, signals)
         if fault := users_fault(error):
             _say(f"penjing: at {fault.line}: its code failed ({fault.said}). Correct the file")
             return Code.WRONG
         _say(f"penjing: unexpected {type(error).__name__}: {error}. This is a bug; --debug shows where")
         return Code.BUG
+
+
+def _interrupted(arguments: list[str], signals: list[int]) -> int:
+    """Whatever ended the work after a signal came of it: a library may make an error of its own of one."""
+    _say(f"penjing: interrupted. {_how_to_resume(arguments)}".rstrip())
+    return Code.TERMINATED if signal.SIGTERM in signals else Code.INTERRUPTED
 
 
 def _how_to_resume(arguments: list[str]) -> str:
