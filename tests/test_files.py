@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,9 @@ def test_where_temporary_files_find_no_room_it_is_said(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(RunError, match=r"No such file.*set TMPDIR"), temporary():
         pass
+
+
+def test_of_files_that_were_not_copied_the_first_is_said(tmp_path: Path) -> None:
+    failed = [("a", "b", "[Errno 28] No space left on device: 'b'"), ("c", "d", "the same")]
+    cause = unwritable(tmp_path / "a", shutil.Error(failed)).cause
+    assert cause == f"cannot write {tmp_path / 'a'} ([Errno 28] No space left on device: 'b')"
