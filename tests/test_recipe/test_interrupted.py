@@ -14,7 +14,7 @@ from vector_data import halves
 
 import penjing as pj
 from penjing.events import Event
-from penjing.recipe.stages import searching
+from penjing.recipe.stages import pruning, searching
 
 
 def network() -> nn.Module:
@@ -82,7 +82,7 @@ def test_a_trial_interrupted_in_its_recovery_is_not_pruned_again(
 ) -> None:
     """Another measured latency would make another network of it, and the checkpoint is of this one."""
     pruned: list[str] = []
-    prune = searching.prune_round
+    prune = pruning.prune_round
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         pruned.append(kwargs["mark"])
