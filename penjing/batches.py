@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -379,7 +379,7 @@ def check_reiterable(data: Any, name: str = "data") -> None:
     """
     if not isinstance(data, Iterable):
         raise used_up(f"{name} cannot be iterated")
-    if iter(data) is data:
+    if isinstance(data, Iterator):  # making one to see would start a loader's workers, and draw
         raise used_up(f"{name} is an iterator: {name} can be iterated only once and is used up after a pass")
 
 

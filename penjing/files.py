@@ -50,6 +50,8 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 
 def unwritable(path: Path, error: Exception) -> RunError:
     """What is raised where a file or folder cannot be written."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # one for each file not copied
+        error = OSError(0, str(error.args[0][0][-1]))
     cause = f"cannot write {path} ({getattr(error, 'strerror', None) or error})"
     ours = any(part.startswith(_TEMPORARY) for part in Path(path).parts)
     remedy = "Make room there, or set TMPDIR to" if ours else "Choose"

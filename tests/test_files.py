@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,9 @@ def test_where_a_link_stood_what_it_led_to_stays(name: str, tmp_path: Path) -> N
     assert (tmp_path / "out" / "file").read_text() == "new"
     assert not (tmp_path / "out" / name).is_symlink()
     assert (tmp_path / "mine" / "kept").read_text() == "kept"
+
+
+def test_of_files_that_were_not_copied_the_first_is_said(tmp_path: Path) -> None:
+    failed = [("a", "b", "[Errno 28] No space left on device: 'b'"), ("c", "d", "the same")]
+    cause = unwritable(tmp_path / "a", shutil.Error(failed)).cause
+    assert cause == f"cannot write {tmp_path / 'a'} ([Errno 28] No space left on device: 'b')"

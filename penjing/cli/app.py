@@ -88,16 +88,17 @@ def _run(arguments: list[str], debug: bool) -> int:
         if code == Code.INTERRUPTED:  # how typer gives back a KeyboardInterrupt
             raise KeyboardInterrupt
         return code if isinstance(code, int) else Code.OK
-    except PenjingError as error:
-        if debug:
-            raise
-        _say(f"penjing: {error}")
-        return Code.WRONG
     except (KeyboardInterrupt, typer.Abort):
         if debug:
             raise
-        _say(f"penjing: interrupted. {_how_to_resume(arguments)}".rstrip())
-        return Code.TERMINATED if signal.SIGTERM in signals else Code.INTERRUPTED
+        return _interrupted(arguments, signals)
+    except PenjingError as error:
+        if debug:
+            raise
+        if signals:
+            return _interrupted(arguments, signals)
+        _say(f"penjing: {error}")
+        return Code.WRONG
     except BrokenPipeError:
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
@@ -109,6 +110,8 @@ def _run(arguments: list[str], debug: bool) -> int:
             return Code.WRONG
         if debug:
             raise
+        if signals:
+            return _interrupted(arguments, signals)
         if fault := users_fault(error):
             _say(f"penjing: at {fault.line}: its code failed ({fault.said}). Correct the file")
             return Code.WRONG
@@ -126,6 +129,12 @@ def _carry_out(arguments: list[str]) -> object:
         if isinstance(abort.__cause__, EOFError):
             raise abort.__cause__ from None
         raise
+
+
+def _interrupted(arguments: list[str], signals: list[int]) -> int:
+    """Whatever ended the work after a signal came of it: a library may make an error of its own of one."""
+    _say(f"penjing: interrupted. {_how_to_resume(arguments)}".rstrip())
+    return Code.TERMINATED if signal.SIGTERM in signals else Code.INTERRUPTED
 
 
 def _how_to_resume(arguments: list[str]) -> str:

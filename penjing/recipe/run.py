@@ -191,7 +191,8 @@ def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str
             started = time.perf_counter()
             space.store.remove(stage.name)
             try:
-                output = stage.work(space, _renamed(stage.name, listen))
+                with space.same_chance(stage.name):
+                    output = stage.work(space, _renamed(stage.name, listen))
             except Exception as error:  # any: the log tells why a run ended
                 if isinstance(error, PenjingError):
                     error.completed = tuple(completed)

@@ -7,7 +7,8 @@ run that was interrupted and one that was not go through the same files.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ from penjing.recipe.feed import Feed, layout_of
 from penjing.recipe.schema import GIVEN, Recipe
 from penjing.recipe.seen import loader_digest, values_digest
 from penjing.recipe.store import Marker, Store, hash_json
+from penjing.recover import chance
 from penjing.recover.checkpoint import independent, model_tensors, restore_model
 
 
@@ -121,6 +123,32 @@ class Workspace:
         return open_data(self.recipe.data.spec, **self.recipe.data.options)
 
     @cached_property
+    def _generators(self) -> list[tuple[torch.Generator, torch.Tensor]]:
+        """Those of one's own loaders, as they were before anything was read."""
+        bundle = self.bundle
+        found = (
+            g for part in (bundle.train, bundle.val, bundle.test) for g in chance.loader_generators(part)
+        )
+        return [(one, one.get_state()) for one in found]
+
+    @contextmanager
+    def same_chance(self, what: str) -> Iterator[None]:
+        """Inside, what is drawn does not depend on what was drawn before, in this session or in another one:
+        the global generators are seeded, those of one's own loaders are as they came. Afterwards all are as
+        they were.
+        """
+        now = [(one, one.get_state()) for one, _ in self._generators]
+        with chance.private_globals():
+            chance.seed_globals(self.recipe.seed, *what.encode())
+            for one, state in self._generators:
+                one.set_state(state)
+            try:
+                yield
+            finally:
+                for one, state in now:
+                    one.set_state(state)
+
+    @cached_property
     def feed(self) -> Feed:
         """The data as batches for this model."""
         config = self.recipe.data
@@ -132,7 +160,8 @@ class Workspace:
     @cached_property
     def examples(self) -> Any:
         """Example inputs for tracing: two validation samples."""
-        return self.feed.examples(2)
+        with self.same_chance("examples"):
+            return self.feed.examples(2)
 
     @cached_property
     def _source(self) -> LoadedModel:
@@ -221,7 +250,9 @@ class Workspace:
             found["given model"] = values_digest(model_tensors(self._given.model))
         if self.recipe.data.spec == GIVEN and self._given.data is not None:
             facts = hash_json(self.bundle.to_dict())
-            found["given data"] = hash_json([facts, values_digest(pytree.tree_leaves(self.feed.examples(8)))])
+            with self.same_chance("given data"):
+                samples = values_digest(pytree.tree_leaves(self.feed.examples(8)))
+            found["given data"] = hash_json([facts, samples])
         if self.metric is not None:
             found["given metric"] = hash_json(name_of(self.metric))
         return found

@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from penjing.errors import LockedError, PenjingError
+from penjing.errors import LockedError, PenjingError, RunError
 from penjing.events import Event, Listener, silent
 from penjing.files import atomic_dir
 from penjing.recipe.schema import Recipe
 from penjing.recipe.store import hash_json
-from penjing.search.study import Outcome, Study, exclusive
+from penjing.search.study import Claim, Outcome, Study, exclusive
 
 Evaluate = Callable[[Recipe, Path, Listener], Outcome]
 
@@ -42,6 +42,7 @@ def work(
 
     Raises:
         PenjingError: before any trial is taken, where the data or the network cannot be opened here.
+        RunError: where a trial's folder cannot be written here; the trial is left to another worker.
     """
     study = Study(folder)
     if evaluate is None:
@@ -57,14 +58,23 @@ def work(
             time.sleep(wait_seconds)
             continue
         listen(Event("run", "note", message=f"trial {claim.number}: {claim.values}"))
-        try:
-            study.finish(claim, evaluate(claim.recipe, claim.folder, listen))
-        except Exception as error:  # whatever it is, the next worker would meet it in the same trial
-            said = str(error) if isinstance(error, PenjingError) else f"{type(error).__name__}: {error}"
-            study.finish(claim, None, said)
-            listen(Event("run", "warning", message=f"trial {claim.number}: {said}"))
-            continue
-        finished += 1
+        with claim.lease:
+            finished += _tried(study, claim, evaluate, listen)
+
+
+def _tried(study: Study, claim: Claim, evaluate: Evaluate, listen: Listener) -> bool:
+    """Carry out a trial; whether it finished, or keeps an error of its own."""
+    try:
+        study.finish(claim, evaluate(claim.recipe, claim.folder, listen))
+    except RunError:  # a full disk, a folder that cannot be written: the next trial would meet it here, too
+        raise
+    except Exception as error:  # whatever it is, the next worker would meet it in the same trial
+        said = str(error) if isinstance(error, PenjingError) else f"{type(error).__name__}: {error}"
+        # before it is recorded: this raises an interrupt, if the error came of one
+        listen(Event("run", "warning", message=f"trial {claim.number}: {said}"))
+        study.finish(claim, None, said)
+        return False
+    return True
 
 
 def _check_opens(recipe: Recipe, folder: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -17,7 +18,7 @@ from penjing.cli.app import _how_to_resume, main
 from penjing.cli.common import budget_of, emit, names, pairs
 from penjing.cli.verbs.bench import _table
 from penjing.cli.verbs.quantize import _text
-from penjing.errors import RecipeError
+from penjing.errors import RecipeError, RunError
 from penjing.export.base import formats
 from penjing.quantize import QuantizeResult
 
@@ -131,6 +132,23 @@ def test_terminated_is_not_interrupted(
     code, _, err = call(capsys, "run", "recipe.yaml")
     assert code == 143
     assert "penjing run recipe.yaml --resume" in err
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DataLoader worker exited"), RunError("no file", remedy="Mend it")]
+)
+def test_an_error_after_a_signal_comes_of_it(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swallow(*_: Any, **__: Any) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise error
+
+    monkeypatch.setattr("penjing.cli.app.app", swallow)
+    code, _, err = call(capsys, "run", "recipe.yaml")
+    assert code == 130
+    assert err == "penjing: interrupted. Go on with: penjing run recipe.yaml --resume\n"
 
 
 def test_quantize_shows_what_max_drop_bounds() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
+import sys
 from typing import Any
 
 import pytest
@@ -81,3 +82,29 @@ def test_a_swallowed_interrupt_is_raised_at_the_next_event() -> None:
             listen(Event("train", "start"))
         listen(Event("train", "end"))  # raised once
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_after_an_interrupt_nothing_takes_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    """A worker that the same signal killed, a destructor that it came in the middle of."""
+
+    class Careless:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def killed(signum: int, frame: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    def work() -> None:
+        Careless()
+        signal.raise_signal(signal.SIGCHLD)
+        signal.raise_signal(signal.SIGTERM)
+
+    hook, before = sys.unraisablehook, signal.signal(signal.SIGCHLD, killed)  # as torch does
+    try:
+        with interrupts() as signals, pytest.raises(KeyboardInterrupt):
+            work()
+        assert signals == [signal.SIGTERM, signal.SIGTERM]
+        assert (sys.unraisablehook, signal.getsignal(signal.SIGCHLD)) == (hook, killed)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert capsys.readouterr().err == ""

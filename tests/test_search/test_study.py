@@ -119,6 +119,31 @@ def test_whatever_ends_a_trial_is_kept_as_its_error(tmp_path: Path) -> None:
     assert [one["error"] for one in study.failures()] == ["RuntimeError: out of memory"] * 2
 
 
+def test_a_full_disk_ends_the_worker_and_no_trial(tmp_path: Path) -> None:
+    def full(recipe: Recipe, folder: Path, listen: Listener) -> Outcome:
+        raise RunError(f"cannot write {folder} (No space left on device)", remedy="Choose another folder")
+
+    study = Study.create(tmp_path / "s", config(2))
+    with pytest.raises(RunError, match="No space left"):
+        work(tmp_path / "s", evaluate=full)
+    assert study.counts()["failed"] == 0
+    assert work(tmp_path / "s", evaluate=made_up) == 2
+
+
+def test_an_error_that_comes_of_an_interrupt_is_not_the_trials(tmp_path: Path) -> None:
+    def killed(recipe: Recipe, folder: Path, listen: Listener) -> Outcome:
+        raise RuntimeError("DataLoader worker is killed by signal: Terminated.")
+
+    def interrupted(event: Event) -> None:
+        if event.kind == "warning":  # where the interrupt that was swallowed is raised again
+            raise KeyboardInterrupt
+
+    study = Study.create(tmp_path / "s", config(1))
+    with pytest.raises(KeyboardInterrupt):
+        work(tmp_path / "s", evaluate=killed, listen=interrupted)
+    assert study.counts()["failed"] == 0
+
+
 def test_a_worker_that_cannot_open_the_data_takes_no_trial(tmp_path: Path) -> None:
     recipe = Recipe.parse({**BASE, "data": {"spec": "not/mounted/here.npz"}})
     study = Study.create(tmp_path / "s", StudyConfig(recipe=recipe, trials=2))

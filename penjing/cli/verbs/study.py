@@ -56,8 +56,9 @@ def _work(folder: Path, workers: int) -> bool:
             process.wait()
     finally:
         for process in running:
-            if process.poll() is None:
-                process.terminate()
+            process.terminate()  # of one that has ended this does nothing
+        for process in running:
+            process.wait()  # what they hold they give back: the study may be gone on with at once
     return all(process.returncode == Code.OK for process in running)
 
 

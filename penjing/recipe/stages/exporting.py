@@ -84,7 +84,7 @@ def _to_int8(space: Workspace, out: Path, listen: Listener) -> QuantizeResult:
         stage.qat,
         val=space.feed.split("val"),
         metric=space.recovery_metric,
-        checkpoint=space.work / "checkpoints" / "qat",
+        checkpoint=space.work / "checkpoints" / "quantize",
         seed=recipe.seed,
         listen=listen,
     )

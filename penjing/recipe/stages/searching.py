@@ -113,12 +113,14 @@ def _trial(space: Workspace, listen: Listener, number: int, power: float) -> Mar
     inputs = {**space.fingerprints, "train": train.digest if train else ""}
     key = stage_key(name, config, recipe.seed, inputs)
     known = space.store.finished(name, key)
+    checkpoint = space.work / "checkpoints" / f"recover{mark}"
     if known is not None:
+        shutil.rmtree(checkpoint, ignore_errors=True)
         space.remember(known.result["pruned"].get("sensitivity"))
         listen(Event("search", "note", message=f"trial {number}: done before"))
         return known
     inner = space.with_budget(_goal(space, power))
-    pruned = prune_round(inner, listen, mark=mark)
+    pruned = _pruned(inner, listen, mark, key)
     space.remember(pruned.result.get("sensitivity"))
     recovered = recover_round(inner, listen, mark=mark)
     files = (*pruned.files, *recovered.files)
@@ -132,7 +134,21 @@ def _trial(space: Workspace, listen: Listener, number: int, power: float) -> Mar
     timing = {"latency": pruned.timing.get("latency"), "recover_seconds": recovered.timing.get("seconds")}
     marker = Marker(name, key, plain(facts), plain(timing), space.store.hash_files(files))
     space.store.write(marker)
-    shutil.rmtree(space.work / "checkpoints" / f"recover{mark}", ignore_errors=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    return marker
+
+
+def _pruned(space: Workspace, listen: Listener, mark: str, key: str) -> Marker:
+    """A trial's pruning; where a session ended in the recovery after it, what that one did. A bounded latency
+    may be measured otherwise now, and the recovery's checkpoint is of that network.
+    """
+    name = f"prune{mark}"
+    marker = space.store.finished(name, key)
+    if marker is None:
+        shutil.rmtree(space.work / "checkpoints" / f"recover{mark}", ignore_errors=True)
+        made = prune_round(space, listen, mark=mark)
+        marker = Marker(name, key, made.result, made.timing, space.store.hash_files(made.files))
+        space.store.write(marker)
     return marker
 
 
