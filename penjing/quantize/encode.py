@@ -104,7 +104,7 @@ def lone_channels(node: ir.Node, guard: Guard) -> int:
 
     The pairs of an odd number of channels would be others once the file has more of them, for kernels that
     want even numbers; so they are always those of the next even number, which the file then has
-    (`penjing.quantize.stem.make_even`).
+    (`penjing.quantize.channels.make_even`).
     """
     if guard != "pairs" or node.op_type != "Conv" or int_attribute(node, "group", 1) != 1:
         return 0

@@ -21,6 +21,7 @@ from penjing.files import atomic_write
 from penjing.measure.sizes import size_bytes
 from penjing.quantize import mixed
 from penjing.quantize.calibrate import Calibration, calibrate
+from penjing.quantize.channels import feed_whole, make_even
 from penjing.quantize.check import FileCheck, check_file, compare, layer_errors
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.cpu import sums_pairs_in_16_bits
@@ -39,7 +40,6 @@ from penjing.quantize.rounding import Moments
 from penjing.quantize.rules import WEIGHT_OPS
 from penjing.quantize.runtime import Session
 from penjing.quantize.scheme import ActivationParams, activation_params
-from penjing.quantize.stem import feed_whole, make_even
 from penjing.quantize.timing import time_against_fp32
 from penjing.quantize.weights import Guard
 from penjing.quantize.widen import widen
