@@ -115,11 +115,20 @@ def _run(arguments: list[str], debug: bool) -> int:
         if fault := users_fault(error):
             _say(f"penjing: at {fault.line}: its code failed ({fault.said}). Correct the file")
             return Code.WRONG
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):  # NumPy's kind, and torch's
+            _say(f"penjing: not enough memory ({_said(error)}). Give smaller inputs or batches")
+            return Code.WRONG
         if isinstance(error, OSError) and error.filename is not None:  # of the file system, not of ours
             _say(f"penjing: {error.filename} cannot be used ({error.strerror}). Give a path that can")
             return Code.WRONG
         _say(f"penjing: unexpected {type(error).__name__}: {error}. This is a bug; --debug shows where")
         return Code.BUG
+
+
+def _said(error: BaseException) -> str:
+    """What it says, without torch's place in its own source."""
+    said = str(error).partition("DefaultCPUAllocator: ")
+    return said[2] or said[0]
 
 
 def _carry_out(arguments: list[str]) -> object:

@@ -245,9 +245,15 @@ def test_what_standard_output_cannot_write_is_escaped(
     [
         (EOFError("Ran out of input"), 1, "unexpected EOFError: Ran out of input"),
         (PermissionError(13, "Permission denied", "w.npz"), 2, "w.npz cannot be used (Permission denied)"),
+        (MemoryError("Unable to allocate 7 TiB"), 2, "not enough memory (Unable to allocate 7 TiB). Give"),
+        (
+            RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            2,
+            "not enough memory (can't allocate memory: 9 bytes). Give",
+        ),
     ],
 )
-def test_a_file_that_ends_or_is_closed_is_no_interrupt_and_no_bug(
+def test_what_files_and_memory_refuse_is_no_interrupt_and_no_bug(
     error: Exception,
     code: int,
     says: str,
