@@ -86,6 +86,9 @@ def check_folder(folder: Path | str) -> None:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except (OSError, RuntimeError) as error:
         raise unwritable(folder, error) from error
+    ups = (Path(*folder.parts[:place]) for place, part in enumerate(folder.parts) if place and part == "..")
+    if lost := next((path for path in ups if not path.exists()), None):  # nothing leads up from there
+        raise unwritable(folder, FileNotFoundError(0, f"{lost} does not exist"))
     if not there.is_dir():
         raise unwritable(folder, NotADirectoryError(0, f"{there} is a file"))
     if not os.access(there, os.W_OK | os.X_OK):

@@ -86,6 +86,14 @@ def test_a_path_that_cannot_be_is_said(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_up_from_where_nothing_is_leads_nowhere(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="lost does not exist"):
+        check_folder(tmp_path / "lost" / ".." / "out")
+    (tmp_path / "lost").mkdir()
+    check_folder(tmp_path / "lost" / ".." / "out")
+    check_folder(Path("..") / "out")
+
+
 @pytest.mark.parametrize("name", ["file", "folder"])
 def test_where_a_link_stood_what_it_led_to_stays(name: str, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
