@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -110,7 +111,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if (
         not isinstance(manifest, dict)
         or manifest.get("format") != FORMAT
-        or not isinstance(manifest.get("version"), int)
+        or type(manifest.get("version")) is not int
+        or manifest["version"] < 1
     ):
         raise ArtifactError(
             f"{path} is not the manifest of an artifact", layer=MANIFEST_FILE, remedy="Copy it again"
@@ -167,7 +169,8 @@ def _is_normal(entry: Any) -> bool:
     if entry is None:
         return True
     mean, std = entry["mean"], entry["std"]
-    return len(mean) == len(std) and all(isinstance(value, (int, float)) for value in (*mean, *std))
+    numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in (*mean, *std))
+    return len(mean) == len(std) and numbers and all(value > 0 for value in std)
 
 
 def check_file(folder: Path, name: str, entry: Mapping[str, Any] | None) -> None:

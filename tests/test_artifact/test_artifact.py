@@ -124,6 +124,24 @@ def test_a_newer_version_is_refused(folder: Path) -> None:
         load(folder)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"version": 0},
+        {"version": True},
+        {"version": "1"},
+        {"normalize": {"mean": [0.5], "std": [0.0]}},
+        {"normalize": {"mean": [float("nan")], "std": [1.0]}},
+        {"normalize": {"mean": [0.5, 0.5], "std": [1.0]}},
+    ],
+)
+def test_a_manifest_of_nonsense_is_refused(folder: Path, changed: dict[str, object]) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | changed))
+    with pytest.raises(ArtifactError, match="manifest"):
+        load(folder)
+
+
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname"])
 def test_a_manifest_cannot_point_outside(folder: Path, name: str) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
