@@ -323,8 +323,8 @@ _GUIDED: dict[str, Any] = {
 # the same for every network; at a rate that keeps what a refit earned; on images mixed in pairs, where the
 # original is not sure of itself and says more; this with what every block gives held to the original's, too;
 # and with the last epochs' weights averaged; held on the images as they are; on mixed images for long, the
-# original asked in a few epochs only; trained anew from labels and original alike, at the rate that the original
-# was trained at; and what Torch-Pruning's own benchmark does: plain fine-tuning
+# original asked in a few epochs only; trained anew from labels and original alike, at the rate that the
+# original was trained at; and what Torch-Pruning's own benchmark does: plain fine-tuning
 RECOVERIES: dict[str, dict[str, Any]] = {
     "same": {"lr": 0.02, "schedule": "cosine", "warmup": 0.05, "losses": {"ce": 0.1, "kd": 0.9}},
     "gentle": {"lr": 0.008, "schedule": "cosine", "warmup": 0.05, "losses": {"ce": 0.1, "kd": 0.9}},
