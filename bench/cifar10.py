@@ -380,6 +380,8 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("torch-pruning global L2", "guided"),
     ("penjing, by blocks", "held"),
     ("torch-pruning global L2", "held"),
+    ("penjing, by blocks", "labels"),
+    ("torch-pruning global L2", "labels"),
 )
 
 
@@ -395,8 +397,10 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
         return dict(json.loads(result.read_text(encoding="utf-8")))
     before = _pruned(bench, network, seed)
     config = RecoverConfig.parse({"epochs": setting.epochs, **RECOVERIES[recovery]})
-    # its logits serve every row, unless images are mixed, blocks are compared or it is not asked at all
+    # its logits serve every row, unless images are mixed, blocks are compared, it is not asked at all, or few
+    # rows would use them
     taught = not config.mixup and {term.name for term in config.losses} == {"ce", "kd"}
+    taught = taught and recovery != "labels"
     done = recover(
         before.model,
         None if taught else bench.teacher,
