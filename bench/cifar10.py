@@ -406,7 +406,9 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
         None if taught else bench.teacher,
         bench.training(seed, taught=taught),
         config,
-        val=bench.val,
+        # the original knows these images by heart: what imitates it looks best on them, and what has learned
+        # from labels would be given up for the weights from before
+        val=None if recovery == "labels" else bench.val,
         plan=before.plan,
         checkpoint=setting.out / "checkpoints" / name,
         seed=seed,
@@ -424,7 +426,7 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
         "latency": before.latency,
         "prune_seconds": before.seconds,
         "val_pruned": done.start.get("val_accuracy"),
-        "val": [record["val_accuracy"] for record in done.history],
+        "val": [record["val_accuracy"] for record in done.history if "val_accuracy" in record],
         "recover_seconds": done.seconds,
         "kept": done.kept,
     }
