@@ -399,8 +399,8 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
     config = RecoverConfig.parse({"epochs": setting.epochs, **RECOVERIES[recovery]})
     # its logits serve every row, unless images are mixed, blocks are compared, it is not asked at all, or few
     # rows would use them
-    taught = not config.mixup and {term.name for term in config.losses} == {"ce", "kd"}
-    taught = taught and recovery != "labels"
+    asked_of_both = {term.name for term in config.losses} == {"ce", "kd"}
+    taught = asked_of_both and not config.mixup and recovery != "labels"
     done = recover(
         before.model,
         None if taught else bench.teacher,

@@ -233,9 +233,16 @@ def rebase_norms_(model: nn.Module, data: Iterable[Any], *, max_samples: int = 2
         norm.heard.add(x)
 
     with eval_mode(model), ExitStack() as stack:
-        for module in model.modules():
-            for overhear in (_overhear_torch, _overhear_graph):
-                stack.callback(overhear(module, hear))
+        ends = [
+            end
+            for module in model.modules()
+            for overhear in (_overhear_torch, _overhear_graph)
+            if (end := overhear(module, hear)) is not None
+        ]
+        if not ends:
+            return 0
+        for end in ends:
+            stack.callback(end)
         count = 0
         for index, item in enumerate(data):
             batch = unpack(item)
@@ -256,10 +263,10 @@ def rebase_norms_(model: nn.Module, data: Iterable[Any], *, max_samples: int = 2
 _Hear = Callable[[Tensor, Any, Any, Any, Any, float], None]
 
 
-def _overhear_torch(module: nn.Module, hear: _Hear) -> Callable[[], None]:
-    """Let a batch norm module tell what it reads; what ends that."""
+def _overhear_torch(module: nn.Module, hear: _Hear) -> Callable[[], None] | None:
+    """Let a batch norm module tell what it reads; what ends that, or None for other modules."""
     if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return lambda: None
+        return None
 
     def tell(norm: nn.modules.batchnorm._BatchNorm, given: tuple[Tensor, ...]) -> None:
         hear(given[0], norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
@@ -267,12 +274,13 @@ def _overhear_torch(module: nn.Module, hear: _Hear) -> Callable[[], None]:
     return module.register_forward_pre_hook(tell).remove
 
 
-def _overhear_graph(module: nn.Module, hear: _Hear) -> Callable[[], None]:
-    """Let the batch norm ops of a traced network tell what they read; what ends that."""
-    nodes = _norm_nodes(module) if isinstance(module, fx.GraphModule) else []
+def _overhear_graph(module: nn.Module, hear: _Hear) -> Callable[[], None] | None:
+    """Let the batch norm ops of a traced network tell what they read; what ends that, or None without any."""
+    if not isinstance(module, fx.GraphModule):
+        return None
+    nodes = _norm_nodes(module)
     if not nodes:
-        return lambda: None
-    assert isinstance(module, fx.GraphModule)
+        return None
     targets = [node.target for node in nodes]
 
     def tell(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> Tensor:

@@ -112,10 +112,10 @@ class RecoverConfig(Config):
         keep: ``"last"`` returns the final weights, ``"best"`` those of the best validation result. Either
             way `recover` returns the weights it started from where validation finds these better, and says so
             (not in sparse training, which is meant to give up accuracy for now).
-        recalibrate: Samples on which `recover` measures batch-norm statistics before the first step: anew,
-            where validation finds that no worse, and then as training will see them (mixed, too), with scale
-            and offset moved along, so that training starts from the network's own function.
-            Validation data decides whether they replace the given ones; without it, or with 0, those stay.
+        recalibrate: Samples on which `recover` measures batch-norm statistics before the first step. Measured
+            anew they replace the given ones where validation data finds that no worse. Then they become those
+            of the batches as training sees them (mixed, too), scale and offset moving along, so that training
+            starts from the network's own function. 0 leaves everything as it came.
         regularize: Regularizers of sparse training, before removal (``"group_lasso"``, ``"group_norm"``,
             ``"growing"``, ``"slimming"``, ``"soft"``); ``"keep_zeros"`` recovers a masked network.
         eval_every: Epochs between validations (the last epoch is always validated).

@@ -81,6 +81,15 @@ def test_what_is_frozen_or_shared_is_left_alone() -> None:
     assert changed == {f"0.stem.1.{name}" for name in ("weight", "bias", "running_mean", "running_var")}
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_without_norms_no_batch_is_read(traced: bool) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    model = GraphModel(trace(plain, torch.zeros(2, 3, 8, 8))) if traced else plain
+    unread = iter([(torch.randn(4, 3, 8, 8), None)])
+    assert rebase_norms_(model, unread) == 0
+    assert next(unread, None) is not None
+
+
 @pytest.mark.parametrize("mixup", [0.0, 1.0])
 def test_the_first_step_loses_less(mixup: float) -> None:
     """From the original itself, whose statistics are those of clean images, on brighter and mixed ones."""
