@@ -216,6 +216,13 @@ def unshared(file: F) -> F:
     return file
 
 
+def release(file: IO[Any]) -> None:
+    """Unlock and close a file: free at once, though a fork made just now may not have given it up yet."""
+    if not file.closed:
+        fcntl.flock(file, fcntl.LOCK_UN)
+    file.close()
+
+
 def _give_up_locked() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for file in _LOCKED:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from penjing.errors import LockedError, RunError
-from penjing.files import unshared, unwritable
+from penjing.files import release, unshared, unwritable
 
 
 @contextmanager
@@ -56,6 +56,7 @@ def run_lock(folder: Path) -> Iterator[str]:
             yield f"taken over from {stale}, which ended without finishing" if stale else ""
         finally:
             _write(handle, "")  # the file stays: removing it would let two processes lock two files
+            release(file)
 
 
 def _self() -> dict[str, str | int]:

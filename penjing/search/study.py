@@ -20,7 +20,7 @@ from pydantic import model_validator
 
 from penjing.config import Config
 from penjing.errors import RecipeError, RunError
-from penjing.files import unshared, unwritable, write_json
+from penjing.files import release, unshared, unwritable, write_json
 from penjing.log import drop_unfinished_line
 from penjing.recipe.schema import Recipe
 from penjing.recipe.store import hash_json
@@ -155,7 +155,7 @@ class Study:
                     self._study.tell(claim.number, state=states.FAIL)
                 else:
                     self._study.tell(claim.number, (outcome.accuracy, outcome.latency, outcome.size))
-            claim.lease.close()
+            release(claim.lease)
 
     def counts(self) -> dict[str, int]:
         """Trials finished, failed with an error, under way, and lost with a worker that was killed."""
@@ -286,8 +286,10 @@ def exclusive(path: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         raise unwritable(path, error) from error
-    with lock:
+    try:
         yield
+    finally:
+        release(lock)
 
 
 def pareto(costs: Sequence[tuple[float, ...]]) -> list[bool]:

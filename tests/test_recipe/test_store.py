@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
+import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penjing.errors import LockedError
+from penjing.files import _LOCKED
 from penjing.recipe.lock import run_lock
 from penjing.recipe.store import FORMAT, Marker, Store, hash_json, stage_key
 
@@ -23,6 +24,17 @@ from pathlib import Path
 from penjing.recipe.lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
+    time.sleep(60)
+"""
+FORK = """
+import multiprocessing, os, sys, time
+from pathlib import Path
+from penjing.recipe.lock import run_lock
+def work():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+with run_lock(Path(sys.argv[1])):
+    multiprocessing.get_context("fork").Process(target=work).start()
     time.sleep(60)
 """
 
@@ -85,17 +97,34 @@ def test_key_depends_on_everything() -> None:
 
 
 def test_a_lock_is_not_held_by_what_its_process_forked(tmp_path: Path) -> None:
-    with run_lock(tmp_path):
-        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-        worker.start()
-        with pytest.raises(LockedError), run_lock(tmp_path):
-            pass
+    command = [sys.executable, "-c", FORK, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())  # written by the worker itself: it has given the lock up
     try:
-        with run_lock(tmp_path):
-            assert worker.is_alive()
+        with pytest.raises(LockedError, match=f"process {process.pid} on"), run_lock(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with run_lock(tmp_path) as taken_over:
+            assert f"process {process.pid}" in taken_over
+            os.kill(worker, 0)  # lives on
     finally:
-        worker.kill()
-        worker.join()
+        os.kill(worker, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_lock_is_free_at_its_end_though_another_process_has_the_file_yet(tmp_path: Path) -> None:
+    with run_lock(tmp_path):
+        (file,) = (file for file in _LOCKED if not file.closed)
+        copy = os.dup(file.fileno())  # what a fork has before its first instruction
+    try:
+        with run_lock(tmp_path) as taken_over:
+            assert taken_over == ""
+    finally:
+        os.close(copy)
 
 
 def test_lock_names_its_owner_and_dies_with_it(tmp_path: Path) -> None:
