@@ -67,6 +67,9 @@ def allocate(
 ) -> Kept:
     """Choose the kept slots of every group. Deterministic: of equal scores the later slot goes first.
 
+    A ratio is what a dimension loses, not each of its factors: of groups that share one as a product (heads
+    and their sizes), the one with the most slots takes it, and the others stay whole.
+
     Args:
         groups: The groups.
         scores: Score of every slot by group id; low scores go first.
@@ -91,10 +94,13 @@ def allocate(
     fixed = np.zeros(len(groups), dtype=np.int64)  # steps taken of each group
     for i, fraction in own.items():
         fixed[i] = _within(queues[i].sizes, fraction * groups[i].size)
+    free = [i for i in range(len(groups)) if i not in own]
+    if budget is None:
+        narrowed = {groups[i].id for i, fraction in own.items() if fraction}
+        free = finest([i for i in free if narrowed.isdisjoint(groups[i].cofactors)], groups)
     classes: dict[Hashable, list[int]] = {}
-    for i, group in enumerate(groups):
-        if i not in own:
-            classes.setdefault(_CLASS_KEYS[scope](i, group), []).append(i)
+    for i in free:
+        classes.setdefault(_CLASS_KEYS[scope](i, groups[i]), []).append(i)
     lines = [_line(members, groups, queues) for members in classes.values()]
     if budget is None:
         for (owners, sizes), members in zip(lines, classes.values(), strict=True):
@@ -151,6 +157,9 @@ def check_widths(round_to: int, min_slots: int) -> None:
 def own_ratios(groups: Sequence[Group], ratios: Mapping[str, float]) -> dict[int, float]:
     """Fraction to remove of the groups with a ratio of their own, by their places; the last match wins.
 
+    A pattern of parameters means their dimensions: of each one's factors the finest takes the ratio, the
+    others stay whole. A pattern of ids means every group it matches.
+
     Raises:
         PruneError: for a pattern without a match.
     """
@@ -161,8 +170,21 @@ def own_ratios(groups: Sequence[Group], ratios: Mapping[str, float]) -> dict[int
             raise PruneError(
                 f"pattern {pattern!r} matches no group", remedy="Run inspect to see the names of the groups"
             )
-        own.update(dict.fromkeys(hits, value))
+        by_tensor = [at for at in hits if any(matches(m.tensor, pattern) for m in groups[at].members)]
+        whole = set(by_tensor).difference(finest(by_tensor, groups))
+        own.update({at: 0.0 if at in whole else value for at in hits})
     return own
+
+
+def finest(places: Sequence[int], groups: Sequence[Group]) -> list[int]:
+    """Of groups that share a dimension as a product the one with the most slots (of equals the first), and
+    all that share none.
+    """
+    taken: set[str] = set()
+    for at in sorted(places, key=lambda at: (-groups[at].size, at)):
+        if taken.isdisjoint(groups[at].cofactors):
+            taken.add(groups[at].id)
+    return [at for at in places if groups[at].id in taken]
 
 
 def matching(groups: Sequence[Group], pattern: str) -> list[int]:

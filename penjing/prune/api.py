@@ -64,7 +64,9 @@ def prune(
         model: The trained network; not changed.
         example_inputs: A tensor, a tuple or a dict the model can be called with.
         ratio: Fraction of the slots to remove, in [0, 1): of each group with scope "local", of all slots with
-            "global", of each class of like groups with "isomorphic". Unused when a budget is given.
+            "global", of each class of like groups with "isomorphic". Where a dimension is a product (heads
+            and their sizes, groups of channels), its finest factor takes the ratio and the others stay
+            whole. Unused when a budget is given.
         criterion: A name (``"magnitude"``, ``"taylor"``, …), ``{"name": …, option: value}`` or a `Criterion`.
         scope: How groups share the ratio or budget; with "sensitivity" widths go by measured damage against
             measured cost (needs a budget and data). Where a criterion's scores are damages that add up
@@ -74,7 +76,8 @@ def prune(
         data: Batches, for criteria that need them and for reconstruction.
         reconstruct: Refit what reads the removed slots to the original's outputs on ``data``, before any
             training; True or options (``block_steps`` fits whole blocks, too).
-        ratios: Ratios of their own for groups with a parameter matching a glob; the last match wins.
+        ratios: Ratios of their own for groups with a parameter matching a glob; the last match wins. Globs of
+            ids (`penjing.inspect` lists them) choose the factor of a product, too.
         budget: Bounds to meet with as few removals as possible, to within one slot.
         round_to: Kept counts are multiples of this.
         min_slots: Slots that stay in any group.

@@ -73,8 +73,9 @@ class PruneConfig(Config):
 
     Attributes:
         budget: What may be left (parameters, MACs, bytes, latency); or use ``ratio``.
-        ratio: Fraction of every group's slots removed, 0 to 1, instead of a budget.
-        ratios: Ratios by parameter-name glob, beside ``ratio``.
+        ratio: Fraction of the slots removed, 0 to 1, instead of a budget; of heads and their sizes (groups of
+            channels and their widths) the finer one takes it.
+        ratios: Ratios by glob of parameter names or group ids, beside ``ratio``.
         criterion: Name of the importance criterion.
         scope: Where scores compete: ``"local"``, ``"global"`` or ``"isomorphic"``; or ``"sensitivity"``:
             widths by measured damage against measured cost, scores within each group.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph
 from penjing.measure.latency_lookup import OpTimings
-from penjing.prune.allocate import Kept, allocate
+from penjing.prune.allocate import Kept, queue
 from penjing.prune.api import prune_slots
 from penjing.prune.budget import Budget, Precision
 from penjing.prune.cost import Cost
@@ -117,11 +118,10 @@ class Meter:
 
     def _ladder(self, ratios: Sequence[float]) -> Mapping[int, Any]:
         """Slots kept where the groups in turn lose these shares, at widths that a choice may have."""
-        groups = self.coupling.groups
-        flat = {group.id: np.zeros(group.size) for group in groups}
         kept: dict[str, Any] = {}
-        for ratio, of in zip(ratios, (groups[at :: len(ratios)] for at in range(len(ratios))), strict=True):
-            kept |= allocate(of, flat, ratio=ratio, round_to=self.round_to)
+        for group, ratio in zip(self.coupling.groups, cycle(ratios), strict=False):
+            line = queue(group, np.zeros(group.size), self.round_to)
+            kept[group.id] = line.kept(group.size, line.within(ratio * group.size))
         return by_leaf(self.coupling, kept)
 
     def prefetch(self, choices: Iterable[Mapping[str, Any]]) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from random_networks import Program, RandomNetwork, programs
 
 from penjing.graph import couple, trace
-from penjing.prune import allocate, make_criterion, prune_slots
+from penjing.prune import allocate, make_criterion, prune, prune_slots
+from penjing.prune.allocate import Kept
 from penjing.prune.compare import relative_error, run
 from penjing.prune.criteria import Material
 from penjing.prune.masked import masked_output
@@ -26,7 +27,9 @@ def check(program: Program, ratio: float) -> None:
     coupling = couple(graph)
     assert not [f for f in coupling.frozen if f.reason.startswith("no rule")]
     scores = make_criterion("random").scores(Material(model, graph, coupling, seed=program.seed))
-    kept = allocate(coupling.groups, scores, ratio=ratio)
+    kept: Kept = {}
+    for group in coupling.groups:  # every factor, also where a dimension loses more by their product
+        kept |= allocate([group], scores, ratio=ratio)
     result = prune_slots(model, x, graph, coupling, kept)
     expected, leak = masked_output(graph, coupling, by_leaf(coupling, kept), x)
     assert leak <= 1e-4
@@ -41,6 +44,19 @@ def check(program: Program, ratio: float) -> None:
 @given(program=programs, ratio=st.sampled_from([0.3, 0.5, 0.8]))
 def test_random_networks(program: Program, ratio: float) -> None:
     check(program, ratio)
+
+
+@settings(unhurried, max_examples=30)
+@given(program=programs, ratio=st.sampled_from([0.3, 0.5, 0.8]))
+def test_no_dimension_loses_more_than_the_ratio(program: Program, ratio: float) -> None:
+    with torch.random.fork_rng():
+        model = RandomNetwork(program).eval()
+    result = prune(model, torch.randn(2, 3, 4, 4), ratio=ratio, criterion="random")
+    left = dict(result.model.named_parameters())
+    for name, before in model.named_parameters():
+        if (after := left.get(result.plan.renamed.get(name, name))) is not None:
+            for old, new in zip(before.shape, after.shape, strict=True):
+                assert new >= (1 - ratio) * old - 1e-6
 
 
 @pytest.mark.slow

@@ -355,6 +355,31 @@ def test_ignore_and_own_ratios() -> None:
     assert kept["0.weight:0"] == 8
 
 
+@pytest.mark.parametrize(("groups", "left"), [(32, (16, 32)), (8, (4, 32)), (4, (4, 32))])
+@pytest.mark.parametrize("own", [{}, {"1.weight": 0.5}])
+def test_a_ratio_is_what_a_product_loses(groups: int, left: tuple[int, int], own: dict[str, float]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.GroupNorm(groups, 64), nn.Conv2d(64, 5, 1))
+    x = torch.randn(2, 3, 6, 6)
+    result = prune(model, x, ratio=0.0 if own else 0.5, ratios=own)
+    norm = result.model.get_submodule("1")
+    assert isinstance(norm, nn.GroupNorm)
+    assert (norm.num_groups, norm.num_channels) == left
+    assert masked_equivalence(model, result, x) <= 1e-5
+
+
+def test_a_ratio_of_an_id_chooses_the_factor() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.GroupNorm(8, 64), nn.Conv2d(64, 5, 1))
+    x = torch.randn(2, 3, 6, 6)
+    ids = [group.id for group in couple(trace(model, x)).groups]
+    left = []
+    for named in (ids[:1], ids[1:], ids):
+        result = prune(model, x, ratio=0.5, ratios=dict.fromkeys(named, 0.25))
+        norm = result.model.get_submodule("1")
+        assert isinstance(norm, nn.GroupNorm)
+        left.append((norm.num_groups, norm.num_channels))
+    assert left == [(6, 48), (8, 48), (6, 36)]
+
+
 def test_round_to_and_min_slots() -> None:
     kept = {k: len(e.kept) for k, e in prune(mlp(), X, ratio=0.5, round_to=4).plan.groups.items()}
     assert kept == {"0.weight:0": 8, "2.weight:0": 4}
