@@ -140,7 +140,7 @@ def opened(
     spec: str, *, weights: str | None, options: Sequence[str] | None, trust: bool
 ) -> tuple[Any, LoadedModel | None]:
     """What `export` and `quantize` take, and the loaded model it is of: an ONNX file stays a path."""
-    if Path(spec).suffix == ".onnx":
+    if Path(spec).suffix.lower() == ".onnx":
         return Path(spec), None
     loaded = load(spec, weights=weights, options=options, trust=trust)
     return loaded.model, loaded

@@ -128,9 +128,9 @@ def _open_files(path: Path, options: Mapping[str, Any]) -> DataBundle:
             layer=str(path),
             remedy=f"{hint}Give glyphs, an image folder, a .parquet or .npz file, or file.py:factory",
         )
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return _open_parquet(path, _call(_ImageOptions, str(path), options))
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         raise DataError(
             f"data cannot be read from a {path.suffix or 'suffixless'} file",
             layer=str(path),

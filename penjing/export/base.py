@@ -125,7 +125,7 @@ class Exporter(ABC):
     @classmethod
     def accepts(cls, path: Path) -> bool:
         """Whether this is a file of this format, by its suffix."""
-        return path.suffix == Path(cls.filename).suffix and path.is_file()
+        return path.suffix.lower() == Path(cls.filename).suffix and path.is_file()
 
     def require(self) -> None:
         """Raise `ExportError` with the install command if the runtime is missing."""

@@ -70,7 +70,7 @@ class OpenVinoExporter(Exporter):
     @classmethod
     def accepts(cls, path: Path) -> bool:
         """An ``.xml`` file or a folder with ``model.xml``."""
-        return path.suffix == ".xml" or (path / "model.xml").is_file()
+        return path.suffix.lower() == ".xml" or (path / "model.xml").is_file()
 
     def write(self, source: Source, path: Path) -> None:
         """Convert the ONNX file."""

@@ -200,7 +200,7 @@ def verify(
     fixed = next((spec.shape[0] for spec in runner.inputs if spec.shape and spec.shape[0] is not None), None)
     unbatched = fixed is not None and not _has_free_dimension(runner)
     sizes = [fixed] if unbatched and fixed is not None else sorted(set(batch_sizes))
-    graph = runner.path if runner.path.suffix == ".onnx" else source
+    graph = runner.path if runner.path.suffix.lower() == ".onnx" else source
     rounded = cache(lambda: None if graph is None else sigmoid_outputs(graph))
     rows = []
     for size in sizes:

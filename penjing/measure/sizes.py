@@ -20,7 +20,7 @@ def size_bytes(path: Path | str) -> int:
     if not path.is_file():
         raise MeasureError(f"there is no file {path}", remedy="Give the path of an exported file or folder")
     files = [path]
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         from penjing.models.onnx_read import external_files, load_proto
 
         files += [path.parent / name for name in external_files(load_proto(path, weights=False))]

@@ -96,7 +96,7 @@ def files_of(spec: str | Path) -> tuple[Path, ...]:
         from penjing.export.program_tensors import CONSTANTS_FILE, STATE_FILE
 
         path, beside = path / PROGRAM_FILE, (STATE_FILE, CONSTANTS_FILE)
-    elif path.suffix == ".onnx" and path.is_file():
+    elif path.suffix.lower() == ".onnx" and path.is_file():
         from penjing.models.onnx_read import external_files, load_proto
 
         beside = external_files(load_proto(path, weights=False))
@@ -113,8 +113,8 @@ def _loader(spec: str) -> _Loader:
     if re.search(r"\.py(:|$)", spec):
         return _from_file
     path = Path(spec)
-    if path.suffix in SUFFIXES:
-        return SUFFIXES[path.suffix]
+    if path.suffix.lower() in SUFFIXES:
+        return SUFFIXES[path.suffix.lower()]
     if path.is_dir():
         return _artifact
     known = ", ".join(

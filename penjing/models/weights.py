@@ -30,7 +30,7 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
             holds whole numbers where the model has fractions.
     """
     path = Path(path)
-    state = _unpickle(path, trust) if path.suffix in _PICKLED else read_safetensors(path)
+    state = _unpickle(path, trust) if path.suffix.lower() in _PICKLED else read_safetensors(path)
     expected = model.state_dict(keep_vars=True)
     tied: dict[int, list[str]] = {}
     for name, tensor in expected.items():

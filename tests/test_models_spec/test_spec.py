@@ -125,12 +125,13 @@ def test_mistakes_in_a_file_are_named(factory: Path, name: str, says: str) -> No
         load_model(f"{factory}{name}")
 
 
-def test_a_pickled_model_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "net.pt").write_bytes(b"\x80\x04K\x01.")
+@pytest.mark.parametrize("name", ["net.pt", "NET.PT"])
+def test_a_pickled_model_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\x80\x04K\x01.")
     with pytest.raises(ArtifactError, match="pickled"):
-        load_model(tmp_path / "net.pt")
+        load_model(tmp_path / name)
     with pytest.raises(ArtifactError, match="pickled"):
-        load_weights(nn.Linear(1, 1), tmp_path / "net.pt")
+        load_weights(nn.Linear(1, 1), tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\3\4 cut off"])

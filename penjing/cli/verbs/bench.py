@@ -37,7 +37,7 @@ def _candidate(file: Path, batch: int, threads: int) -> Any:
 
     if not file.exists():
         raise MeasureError(f"{file} does not exist", remedy="Give an exported file")
-    if file.suffix == ".onnx":
+    if file.suffix.lower() == ".onnx":
         return onnx_candidate(file, batch=batch, threads=threads)
     if (file / "saved_model.pb").is_file():
         return saved_model_candidate(file, batch=batch, threads=threads)

@@ -43,7 +43,7 @@ def command(
     from penjing.quantize import QuantizeConfig, quantize
 
     config = QuantizeConfig.parse({"max_drop": _points(max_drop), **common.pairs(set_, "--set")})
-    if out.suffix != ".onnx":
+    if out.suffix.lower() != ".onnx":
         out = out / "model.int8.onnx"
     check_folder(out.parent)
     source, loaded = common.opened(model, weights=weights, options=option, trust=trust)
