@@ -155,6 +155,17 @@ def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
         ) from error
     if not model.graph.node:
         raise ArtifactError(f"{path} holds no ONNX graph", layer=path.name, remedy="Give an .onnx file")
+    if not model.graph.output:
+        raise ArtifactError(
+            f"{path} has no outputs", layer=path.name, remedy="Name what it computes as outputs"
+        )
+    newest = onnx.defs.onnx_opset_version()
+    if standard_opset(model) > newest:
+        raise ArtifactError(
+            f"{path} is of opset {standard_opset(model)}; the installed onnx knows those up to {newest}",
+            layer=path.name,
+            remedy="Export it with an older opset, or install a newer onnx",
+        )
     return model
 
 

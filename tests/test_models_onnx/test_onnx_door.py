@@ -287,6 +287,15 @@ def test_mistakes_are_told(content: Any, options: dict[str, Any], says: str, tmp
         load_model(str(path), **options)
 
 
+@pytest.mark.parametrize(("outputs", "opset", "says"), [([], 17, "no outputs"), (["z"], 999, "of opset 999")])
+def test_what_no_runtime_takes_is_refused(outputs: list[str], opset: int, says: str, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["z"])]
+    inputs = {"x": (TensorProto.FLOAT, [2])}
+    path = written(tmp_path / "net.onnx", nodes, {}, inputs=inputs, outputs=outputs, opset=opset)
+    with pytest.raises(ArtifactError, match=says):
+        load_model(str(path))
+
+
 def test_a_weight_of_another_size_than_declared_is_named(tmp_path: Path) -> None:
     path = written(
         tmp_path / "net.onnx",
