@@ -31,6 +31,7 @@ CUMULATIVE = "cumulative norms"
 
 _GIVEN = (Tensor, int, float, str, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
 
+_QUANTIZED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
 _FIXED = "the batch size is fixed"
 _PLACE = re.compile(r"Caused by: \(?([^\s()]+\.py):(\d+)")  # as torch.export names the line
 
@@ -113,7 +114,7 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
             layer=type(model).__name__,
             remedy="Give penjing.models.keras_door.from_keras(model).model, or load_model of its file",
         )
-    _check_not_scripted(model)
+    _check_kind(model)
     _check_names(model)
     _check_weights(model)
     args, kwargs = bind_inputs(model, example_inputs)
@@ -204,8 +205,20 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...],
     return (example_inputs,), {}
 
 
-def _check_not_scripted(model: nn.Module) -> None:
+def _check_kind(model: nn.Module) -> None:
+    if getattr(model.eval, "__name__", "") == "_eval":  # what torch.export puts in its place
+        raise TraceError(
+            "torch.export made it, and such a module has no eval mode",
+            layer=type(model).__name__,
+            remedy="Give the module it was exported from, or its .pt2 file (load_model with trust=True)",
+        )
     for name, part in model.named_modules():
+        if type(part).__module__.startswith(_QUANTIZED):
+            raise TraceError(
+                f"torch has quantized it already ({type(part).__name__})",
+                layer=name or None,
+                remedy="Give the network in floating point: quantization comes last",
+            )
         if isinstance(part, torch.jit.ScriptModule):
             raise TraceError(
                 "torch.jit has compiled it, so its forward cannot be followed",

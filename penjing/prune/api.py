@@ -265,7 +265,9 @@ def check_model(model: Any) -> None:
         PruneError: naming its type.
     """
     if not isinstance(model, nn.Module):
-        raise PruneError(f"the model is a {type(model).__name__}", remedy="Give a torch.nn.Module")
+        exported = type(model).__name__ == "ExportedProgram"
+        instead = " or its .pt2 file (load_model with trust=True)" if exported else ""
+        raise PruneError(f"the model is a {type(model).__name__}", remedy=f"Give a torch.nn.Module{instead}")
 
 
 def _went(result: PruneResult) -> str:

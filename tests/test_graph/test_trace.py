@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from penjing.errors import TraceError
+from penjing.errors import PruneError, TraceError
 from penjing.graph import Graph, GraphModel, couple, trace
 from penjing.graph.trace import eval_view
 from penjing.graph.tree import Held
+from penjing.prune import prune
 
 
 class Net(nn.Module):
@@ -361,6 +362,20 @@ def test_a_custom_function_that_writes_over_its_output_trains() -> None:
     model(x).square().sum().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(network.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_what_torch_has_quantized_or_exported_is_named() -> None:
+    x, model = torch.zeros(2, 3), nn.Sequential(nn.Linear(3, 4)).eval()
+    exported = torch.export.export(model, (x,))
+    with pytest.raises(TraceError, match=r"torch\.export made it.*\.pt2 file"):
+        trace(exported.module(), x)
+    with pytest.raises(
+        PruneError, match=r"is a ExportedProgram\. Give a torch\.nn\.Module or its \.pt2 file"
+    ):
+        prune(exported, x)  # type: ignore[arg-type]
+    with pytest.raises(TraceError, match=r"at 0: torch has quantized it already \(Linear\)"):
+        trace(torch.ao.quantization.quantize_dynamic(model, {nn.Linear}), x)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
