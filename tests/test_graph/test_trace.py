@@ -375,7 +375,7 @@ def test_what_torch_has_quantized_or_exported_is_named() -> None:
     ):
         prune(exported, x)  # type: ignore[arg-type]
     with pytest.raises(TraceError, match=r"at 0: torch has quantized it already \(Linear\)"):
-        trace(torch.ao.quantization.quantize_dynamic(model, {nn.Linear}), x)
+        trace(torch.ao.quantization.quantize_dynamic(model, {nn.Linear}), x)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
