@@ -21,6 +21,7 @@ from penjing.export.onnx import OnnxRunner, export_onnx
 from penjing.export.onnx_examples import example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
 from penjing.files import staged, temporary
+from penjing.floats import other_floats
 from penjing.manifest import admit
 from penjing.measure.sizes import size_bytes
 
@@ -238,6 +239,8 @@ def _one(
         notes = exporter.write(source, path) or ()
     except ExportError as error:
         error.layer = exporter.name if error.layer == str(path) else error.layer  # that path is gone by now
+        if floats := _other_floats(reference):
+            error.remedy = f"Call model.float() (its weights are {floats}). Or: {error.remedy}"
         raise
     seconds = time.perf_counter() - started + (onnx_seconds if exporter.name == "onnx" else 0.0)
     if tolerance is None:
@@ -267,6 +270,12 @@ def _step(reference: Runner) -> float:
     return max((torch.finfo(p.dtype).eps for p in params if p.is_floating_point()), default=0.0)
 
 
+def _other_floats(reference: Runner) -> str:
+    """The formats of a module's floating-point weights that are not float32."""
+    params = reference.model.parameters() if isinstance(reference, TorchRunner) else ()
+    return other_floats(params)
+
+
 def _state(reference: Runner) -> tuple[str, ...]:
     """What to know of a model that remembers: files do not."""
     written = sorted(reference.written) if isinstance(reference, TorchRunner) else []
@@ -279,8 +288,8 @@ def _state(reference: Runner) -> tuple[str, ...]:
 
 def _opened(exporter: Exporter, path: Path, reference: Runner) -> Runner:
     """The file just written, in its runtime."""
-    is_half = _step(reference) > torch.finfo(torch.float32).eps  # for which runtimes lack kernels
-    remedy = "Leave this format out, or " + ("call model.float()" if is_half else "replace the layer named")
+    other = _other_floats(reference)  # for which runtimes lack kernels
+    remedy = "Leave this format out, or " + ("call model.float()" if other else "replace the layer named")
     try:
         return exporter.open(path)
     except ExportError as error:

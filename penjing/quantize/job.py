@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -18,6 +19,7 @@ from penjing.batches import take_apart
 from penjing.errors import Int8LossError, QuantizeError
 from penjing.events import Listener
 from penjing.files import atomic_write
+from penjing.floats import other_floats
 from penjing.measure.sizes import size_bytes
 from penjing.quantize import mixed
 from penjing.quantize.calibrate import Calibration, calibrate
@@ -51,9 +53,18 @@ _DEAD = "its input is constant on the calibration data"
 
 
 def as_onnx(model: nn.Module | Path | str, data: Iterable[Any], example_inputs: Any, folder: Path) -> Path:
-    """The path of an ONNX file as it is; a module, exported into ``folder``."""
+    """The path of an ONNX file as it is; a module, exported into ``folder``.
+
+    Raises:
+        QuantizeError: without data, or for a module with no weight in float32.
+    """
     if not isinstance(model, nn.Module):
         return Path(model)
+    floats = [p for p in model.parameters() if p.is_floating_point()]
+    if floats and all(p.dtype != torch.float32 for p in floats):
+        raise QuantizeError(
+            f"the weights are {other_floats(floats)}", remedy="Call model.float(), and give data of float32"
+        )
     from penjing.export.onnx import export_onnx
 
     if example_inputs is None:

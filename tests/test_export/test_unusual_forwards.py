@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import penjing as pj
-from penjing.errors import ExportError, PenjingError
+from penjing.errors import ExportError, PenjingError, QuantizeError
 
 
 class Cache:
@@ -197,6 +197,16 @@ def test_half_precision_agrees_as_far_as_it_can(kind: torch.dtype, name: str, tm
     model = nn.Sequential(nn.Linear(6, 32), nn.GELU(), nn.LayerNorm(32), nn.Linear(32, 4)).to(kind).eval()
     made = pj.export(model, tmp_path, (name,), example_inputs=X.to(kind))
     assert made.ok
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_an_op_without_a_kernel_for_the_weights_says_float(kind: torch.dtype, tmp_path: Path) -> None:
+    model, x = nn.Conv2d(1, 2, 3).to(kind).eval(), torch.randn(2, 1, 5, 5).to(kind)
+    with pytest.raises(ExportError, match=rf"model\.float\(\) \(its weights are {str(kind)[6:]}\)"):
+        pj.export(model, tmp_path, ("litert",), example_inputs=x)
+    with pytest.raises(QuantizeError, match=rf"the weights are {str(kind)[6:]}\. Call model\.float\(\)"):
+        pj.quantize(model, [x], out=tmp_path / "int8.onnx", example_inputs=x)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_half_precision_file_that_the_runtime_refuses_says_float(tmp_path: Path) -> None:
