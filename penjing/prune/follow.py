@@ -47,7 +47,12 @@ _NEVER = frozenset(
 
 
 def follow(
-    model: nn.Module, graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]
+    model: nn.Module,
+    graph: Graph,
+    coupling: Coupling,
+    kept: Mapping[int, Positions],
+    *,
+    given: bool = False,
 ) -> tuple[AttributeEdit, ...]:
     """The attribute edits that make the user's modules fit the sliced tensors.
 
@@ -56,8 +61,10 @@ def follow(
         graph: Its traced graph.
         coupling: Its axes.
         kept: Kept slots by leaf id.
+        given: Also edit numbers that are the size of what a module is given and only hands on: a forward may
+            check it. More of them have that size by chance.
     """
-    evidence = _from_values(graph, coupling, kept)
+    evidence = _from_values(graph, coupling, kept, given=given)
     edits: list[AttributeEdit] = []
     for path, module in model.named_modules():
         own = _from_tensors(path, module, graph, coupling, kept)
@@ -141,12 +148,28 @@ def _parametrized(module: nn.Module) -> Iterator[tuple[str, str]]:
         yield name, f"parametrizations.{name}.{source}"
 
 
-def _from_values(graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]) -> dict[str, Evidence]:
-    """Sizes that values made inside each module's own forward had and get."""
+def _from_values(
+    graph: Graph, coupling: Coupling, kept: Mapping[int, Positions], *, given: bool
+) -> dict[str, Evidence]:
+    """Sizes that values made inside each module's own forward, or given to it, had and get."""
     found: dict[str, Evidence] = defaultdict(lambda: defaultdict(Counter))
     for path, axis, weight in made_axes(graph, coupling):
         found[path][axis.size][count(axis, kept)] += weight
+    for path, axis in _given_axes(graph, coupling) if given else ():
+        found[path][axis.size][count(axis, kept)] += _WEIGHT_OTHER
     return found
+
+
+def _given_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis]]:
+    """Each dim of each value that is made outside a module and read inside it."""
+    for node in graph.module.graph.nodes:
+        inside = set(_stack(node))
+        for source in node.all_input_nodes:
+            if source.op != "get_attr":
+                for path in inside.difference(_stack(source)):
+                    for axes in coupling.values.get(source.name, ()):
+                        for axis in axes:
+                            yield path, axis
 
 
 def made_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis, int]]:
@@ -163,11 +186,13 @@ def made_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis, int
 
 def _owner(node: fx.Node) -> str:
     """Path of the module in whose forward the node was made."""
+    return ("", *_stack(node))[-1]
+
+
+def _stack(node: fx.Node) -> tuple[str, ...]:
+    """Paths of the modules in whose forwards the node was made, the outermost first."""
     stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
-    path = ""
-    for entry in stack.values():
-        path = str(entry[0])
-    return path.split("@")[0]
+    return tuple(str(entry[0]).split("@")[0] for entry in stack.values())
 
 
 def _choose(value: int | Shape, own: Own, nearby: Evidence) -> int | Shape:

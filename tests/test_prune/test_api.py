@@ -270,6 +270,31 @@ def test_a_stream_of_heads_keeps_as_much_as_its_heads(heads: int, ratio: float, 
     assert masked_equivalence(model, result, x) <= 1e-5
 
 
+class Translator(nn.Module):
+    """Its transformer checks the width of what it is given and hands on; ``limit`` is that by chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source, self.target = nn.Linear(6, 16), nn.Linear(6, 16)
+        self.both = nn.Transformer(16, 4, 1, 1, 24, dropout=0.0, batch_first=True)
+        self.head, self.limit = nn.Linear(16, 3), 16
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        mixed = self.both(self.source(source), self.target(target[:, : self.limit]))
+        return self.head(mixed)  # type: ignore[no-any-return]
+
+
+def test_a_width_that_is_only_checked_follows() -> None:
+    torch.manual_seed(0)
+    model, x = Translator(), (torch.randn(2, 5, 6), torch.randn(2, 4, 6))
+    result = prune(model, x, ratio=0.5)
+    assert result.in_place, result.reason
+    small = result.model
+    assert isinstance(small, Translator)
+    assert (small.both.d_model, small.limit) == (8, 16)
+    assert masked_equivalence(model, result, x) <= 1e-5
+
+
 def test_ratios_of_single_groups_go_with_measured_sensitivity() -> None:
     options: dict[str, Any] = {"scope": "sensitivity", "budget": Budget(params=0.6), "data": [X]}
     result = prune(mlp(), X, ratios={"0.weight": 0.1}, **options)
