@@ -246,7 +246,7 @@ def _narrow(
 
     try:
         again = served(result, {})
-        whole = dict.fromkeys(head_sizes(coupling.groups).intersection(result.plan.groups) - asked, 0.0)
+        whole = dict.fromkeys(head_sizes(coupling.groups) - asked, 0.0)
         if whole and not again.in_place:  # attentions take head sizes for granted, numbers of heads seldom
             again = served(made_with({**ratios, **whole}, result.sensitivity), whole)
     except BudgetError:  # out of reach for so few choices

@@ -155,12 +155,12 @@ def _from_values(
     found: dict[str, Evidence] = defaultdict(lambda: defaultdict(Counter))
     for path, axis, weight in made_axes(graph, coupling):
         found[path][axis.size][count(axis, kept)] += weight
-    for path, axis in _given_axes(graph, coupling) if given else ():
+    for path, axis in given_axes(graph, coupling) if given else ():
         found[path][axis.size][count(axis, kept)] += _WEIGHT_OTHER
     return found
 
 
-def _given_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis]]:
+def given_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis]]:
     """Each dim of each value that is made outside a module and read inside it."""
     for node in graph.module.graph.nodes:
         inside = set(_stack(node))

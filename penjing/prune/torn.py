@@ -2,6 +2,7 @@
 
 Many attentions write one head size into the shapes of queries, keys and values. Nothing couples the values to
 the queries, so they may lose differently many; then no value of that number fits, and the class cannot serve.
+Others give what their heads hold together the shape of what they were given (``B, N, C = x.shape``).
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from torch import nn
 
 from penjing.graph import Coupling, Graph, Group, count
 from penjing.graph.axes import leaves
-from penjing.prune.follow import WEIGHT_SHAPE_OP, integers, made_axes
+from penjing.prune.follow import WEIGHT_SHAPE_OP, given_axes, integers, made_axes
 from penjing.prune.layers import standard
 from penjing.prune.ranges import Positions
+
+_Shaped = dict[tuple[str, int], dict[int, set[int]]]
+"""Groups behind a size that a module had, by module and size, and by the size it would get."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Torn:
     """A number that a module writes into several shapes, which would get different sizes.
 
     Attributes:
-        name: The attribute, ``"module.name"``.
+        name: The attribute, ``"module.name"``, or what the module is given.
         value: What it is.
         sizes: What it would have to be, rising.
         leaves: Leaf ids of the groups behind these shapes.
@@ -40,7 +44,7 @@ class Torn:
 def torn(
     model: nn.Module, graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]
 ) -> tuple[Torn, ...]:
-    """The attributes that no single value fits.
+    """The attributes, and the widths of what modules are given, that no single value fits.
 
     Args:
         model: The original model.
@@ -49,7 +53,7 @@ def torn(
         kept: Kept slots by leaf id.
     """
     groups = {group.leaf for group in coupling.groups}
-    shaped: dict[tuple[str, int], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    shaped: _Shaped = defaultdict(lambda: defaultdict(set))
     for path, axis, weight in made_axes(graph, coupling):
         behind = {leaf.id for leaf in leaves(axis)} & groups
         if behind and weight == WEIGHT_SHAPE_OP:
@@ -63,7 +67,23 @@ def torn(
             if len(by_size) > 1:
                 full = f"{path}.{name}" if path else name
                 found.append(Torn(full, value, tuple(sorted(by_size)), frozenset().union(*by_size.values())))
+    for (path, value), by_size in _given(graph, coupling, kept, shaped).items():
+        if len(by_size) > 1:
+            full = f"the width that {path or 'the network'} is given"
+            found.append(Torn(full, value, tuple(sorted(by_size)), frozenset().union(*by_size.values())))
     return tuple(found)
+
+
+def _given(graph: Graph, coupling: Coupling, kept: Mapping[int, Positions], shaped: _Shaped) -> _Shaped:
+    """Sizes of what modules are given that they also write into shapes, with the groups behind both."""
+    groups = {group.leaf for group in coupling.groups}
+    found: _Shaped = {}
+    for path, axis in given_axes(graph, coupling):
+        behind = {leaf.id for leaf in leaves(axis)} & groups
+        if behind and (path, axis.size) in shaped:
+            new = found.setdefault((path, axis.size), defaultdict(set, shaped[path, axis.size]))
+            new[count(axis, kept)] = new[count(axis, kept)] | behind
+    return found
 
 
 def blame(found: tuple[Torn, ...]) -> str:

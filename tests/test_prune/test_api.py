@@ -295,6 +295,50 @@ def test_a_width_that_is_only_checked_follows() -> None:
     assert masked_equivalence(model, result, x) <= 1e-5
 
 
+class HandWritten(nn.Module):
+    """Attention as it is mostly written: what the heads hold together takes the shape of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.proj = nn.Linear(5, 24), nn.Linear(24, 72), nn.Linear(24, 24)
+        self.wide, self.narrow = nn.Linear(24, 40), nn.Linear(40, 24)
+        self.attention, self.head = Shaped(self.qkv, self.proj), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.attention(x)
+        x = x + self.narrow(torch.relu(self.wide(x)))
+        return self.head(x.mean(1))  # type: ignore[no-any-return]
+
+
+class Shaped(nn.Module):
+    def __init__(self, qkv: nn.Linear, proj: nn.Linear) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.num_heads = qkv, proj, 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        shape = (b, n, 3, self.num_heads, c // self.num_heads)
+        q, k, v = self.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = (q @ k.transpose(-2, -1) * 0.5).softmax(-1) @ v
+        return self.proj(mixed.transpose(1, 2).reshape(b, n, c))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.3}, {"budget": Budget(macs=0.5), "scope": "global"}])
+def test_heads_together_keep_the_width_of_the_stream(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, x = HandWritten(), torch.randn(2, 4, 5)
+    result = prune(model, x, **options)
+    assert result.in_place, result.reason
+    small = result.model
+    assert isinstance(small, HandWritten)
+    assert 1 <= small.attention.num_heads < 6
+    assert small.stem.out_features == 4 * small.attention.num_heads == small.proj.in_features
+    assert masked_equivalence(model, result, x) <= 1e-5
+    torn = prune(model, x, ratio=0, ratios={"qkv.bias": 0.5, "stem.bias": 0.25})
+    assert "the width that attention is given, 24, would have to be" in torn.reason
+
+
 def test_ratios_of_single_groups_go_with_measured_sensitivity() -> None:
     options: dict[str, Any] = {"scope": "sensitivity", "budget": Budget(params=0.6), "data": [X]}
     result = prune(mlp(), X, ratios={"0.weight": 0.1}, **options)
