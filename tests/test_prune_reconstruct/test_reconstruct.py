@@ -218,7 +218,7 @@ def test_blocks_fitted_as_a_whole_come_closer_on_data_they_have_not_seen(
 ) -> None:
     data, unseen = images(8), images(seed=9)
     teacher = settle(make().eval(), data)
-    pruned = prune(teacher, data[0][:2], ratio=0.4)
+    pruned = prune(teacher, data[0][:2], ratios={"*:*": 0.4})  # ids: every factor of a product, too
     layers = reconstruct(pruned.model, teacher, pruned.plan, data)
     blocks = reconstruct(pruned.model, teacher, pruned.plan, data, ReconstructConfig(block_steps=100))
     assert error(blocks.model, teacher, unseen) < error(layers.model, teacher, unseen)
