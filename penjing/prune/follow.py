@@ -161,12 +161,15 @@ def _from_values(
 
 
 def given_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis]]:
-    """Each dim of each value that is made outside a module and read inside it."""
+    """Each dim of each value that is made outside a module and read inside it, or in a module of it and read
+    in its own forward.
+    """
     for node in graph.module.graph.nodes:
-        inside = set(_stack(node))
+        inside, own = set(_stack(node)), _owner(node)
         for source in node.all_input_nodes:
             if source.op != "get_attr":
-                for path in inside.difference(_stack(source)):
+                at_own = {own} if _owner(source) != own else set()
+                for path in at_own.union(inside.difference(_stack(source))):
                     for axes in coupling.values.get(source.name, ()):
                         for axis in axes:
                             yield path, axis
