@@ -122,6 +122,7 @@ def robustness(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    layout: str = "nchw",
     corruptions: Sequence[str] = tuple(CORRUPTIONS),
     severity: int = 2,
     batch_size: int = 256,
@@ -133,6 +134,7 @@ def robustness(
         predict: As for `accuracy`.
         split: Labelled uint8 images.
         mean: Normalisation of the network's input; likewise ``std``.
+        layout: Of the network's input, ``"nchw"`` or ``"nhwc"``.
         corruptions: Names from `CORRUPTIONS`.
         severity: 1, 2 or 3.
         batch_size: Images in a batch.
@@ -146,6 +148,8 @@ def robustness(
     views = {name: CorruptedSplit(split, name, severity, seed) for name in corruptions}
 
     def measure(view: Split) -> Accuracy:
-        return accuracy(predict, Loader(view, batch_size, mean=mean, std=std))
+        batches = Loader(view, batch_size, mean=mean, std=std)
+        last = ((x_NCHW.permute(0, 2, 3, 1).contiguous(), y_N) for x_NCHW, y_N in batches)
+        return accuracy(predict, last if layout == "nhwc" else batches)
 
     return Robustness(measure(split), {name: measure(view) for name, view in views.items()}, severity)

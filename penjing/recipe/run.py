@@ -10,6 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from penjing.batches import ask, classifies, logits_of, unpack
 from penjing.data import Split
 from penjing.errors import PenjingError, RecipeError, RunError
 from penjing.events import Event, Listener, silent
@@ -57,7 +60,8 @@ def run(
 
     Raises:
         ExportError: before anything is done, for a format that is unknown or whose package is missing.
-        RecipeError: likewise, for an unknown augmentation.
+        RecipeError: likewise, for an unknown augmentation, or a baseline or measurement that the data does
+            not allow.
         TraceError, PruneError: likewise, for a network that cannot be pruned so far.
         RunError: among several processes of torchrun; if the folder cannot be written, is in use, holds a
             run and ``resume`` was not asked for, or was begun with another recipe (naming the entry), other
@@ -125,6 +129,34 @@ def _check_pruning(space: Workspace) -> None:
     )
 
 
+def _check_table(space: Workspace) -> None:
+    """Rows and columns of the table that this data cannot give are refused before the work, not after it."""
+    if space.store.read("measure") is not None:
+        return
+    recipe, bundle = space.recipe, space.bundle
+    seen = bundle.val if bundle.test is None else bundle.test
+    if recipe.measure.robustness and not isinstance(seen, Split):
+        raise RecipeError(
+            "robustness corrupts images, and data of one's own loaders is batches of anything",
+            layer="measure.robustness",
+            remedy="Leave it out, or give the data as a folder, Parquet or .npz file",
+        )
+    if recipe.baselines and recipe.train is None and not _has_classes(space):
+        raise RecipeError(
+            "the network trained from scratch has no original to learn from, and the targets are no classes",
+            layer="baselines",
+            remedy="Leave it out",
+        )
+
+
+def _has_classes(space: Workspace) -> bool:
+    """Whether the targets are classes of the network's outputs."""
+    model, batch = space.original().eval(), unpack(next(iter(space.feed.split("val"))))
+    with torch.no_grad():
+        logits_NK = logits_of(ask(model, batch.inputs, "model"), batch.target)
+    return batch.target is not None and classifies(batch.target, logits_NK)
+
+
 def _check_images(space: Workspace) -> None:
     """Images that are looked at after hours of training are decoded once before it, and those of training,
     too, where they are then kept.
@@ -174,6 +206,7 @@ def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str
     stages, given_digests = stages_of(recipe), space.fingerprints
     _check_inputs(space, listen, finished=_is_finished(space, stages, given_digests))
     _check_pruning(space)
+    _check_table(space)
     _check_images(space)
     total = len(stages)
     listen(Event("run", "start", 0, total, "stage", message=f"{recipe.name} in {folder}"))

@@ -172,7 +172,8 @@ class MeasureConfig(Config):
         batches: Batch sizes of the latency columns.
         runs: Timed runs of each file at each batch size, taken in turns.
         max_train: Most training samples for the train accuracy; the table states n.
-        robustness: Also measure accuracy under noise, blur, contrast and JPEG on the test set.
+        robustness: Also measure accuracy under noise, blur, contrast and JPEG on the test set (validation
+            where there is none).
     """
 
     threads: int = Field(default=1, ge=1)
@@ -244,8 +245,8 @@ class Recipe(Config):
         metric: ``"file.py:function"`` of outputs and targets, higher is better: what quality is instead of
             the share answered right.
         search: Try sizes until the loss is allowed; None prunes once.
-        baselines: Also run random pruning with the same recovery, and the small network trained from scratch
-            for the same time.
+        baselines: Also run random pruning to the same size with the same recovery, and the small network
+            trained from scratch for the same time.
     """
 
     name: str = "run"

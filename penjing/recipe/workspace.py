@@ -225,12 +225,13 @@ class Workspace:
         return self._marker(stage).result
 
     def seconds(self, stage: str) -> float:
-        """How long a finished stage took.
+        """How long a finished stage took; where it took over what a trial had made, how long that took.
 
         Raises:
             RunError: if it has not finished.
         """
-        return float(self._marker(stage).timing.get("stage_seconds", 0.0))
+        timing = self._marker(stage).timing
+        return float(timing.get("trial_seconds") or timing.get("stage_seconds", 0.0))
 
     def relative(self, path: Path) -> str:
         """A path relative to the run folder, with forward slashes."""

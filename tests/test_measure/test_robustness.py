@@ -86,3 +86,14 @@ def test_sizes_are_bytes_on_disk(tmp_path: Path) -> None:
     assert size_bytes(tmp_path / "d") == 8
     with pytest.raises(MeasureError, match="no file"):
         size_bytes(tmp_path / "missing")
+
+
+def test_a_network_with_channels_last_gets_them_last(split: ArraySplit) -> None:
+    shapes = set()
+
+    def predict(x: Tensor) -> Tensor:
+        shapes.add(tuple(x.shape[1:]))
+        return torch.eye(5)[torch.zeros(len(x), dtype=torch.int64)]
+
+    robustness(predict, split, corruptions=("contrast",), layout="nhwc")
+    assert shapes == {split.image_shape}

@@ -15,11 +15,12 @@ from vector_data import halves
 import penjing as pj
 from penjing.errors import DataError, MeasureError, RecipeError
 from penjing.events import silent
+from penjing.log import read_log
 from penjing.measure.metric import score
 from penjing.recipe.compress import allowed_drop
 from penjing.recipe.guard import Trial, choose, drop_of, next_power
 from penjing.recipe.stages import searching
-from penjing.recipe.store import Marker
+from penjing.recipe.store import Marker, Store
 
 
 def search(holds: Callable[[float], bool], most: int, smallest: bool) -> list[Trial]:
@@ -143,7 +144,7 @@ def test_what_does_not_hold_at_the_budget_falls_back(network: nn.Module, tmp_pat
         recover=config,
         quantize=False,
         out=tmp_path / "run",
-        options=OPTIONS,
+        options=OPTIONS | {"baselines": True},
         trials=3,
     )
     found = result.metrics.search
@@ -158,6 +159,16 @@ def test_what_does_not_hold_at_the_budget_falls_back(network: nn.Module, tmp_pat
         assert chosen.power < 1.0
     loss = rows["dense"].accuracy["val"].value - rows["recovered"].accuracy["val"].value
     assert chosen.drop == pytest.approx(loss, abs=1e-6)
+    # What it is compared with has the size that was chosen, not that of the budget.
+    assert rows["random"].num_params == pytest.approx(chosen.spent["params"], rel=0.1)
+    # The trials' time is counted once, where it was spent.
+    spent = result.metrics.seconds
+    trained = Store(result.folder).read(f"search-{chosen.number}")
+    assert trained is not None
+    assert spent["recover"] < trained.timing["recover_seconds"] < spent["search"]
+    log = read_log(result.folder / "log.jsonl")
+    said = [line.get("message", "") for line in log if line["stage"] == "scratch"]
+    assert any("as long as train, prune, recover took together" in message for message in said)
     # Done before: nothing is tried again.
     again = pj.compress(
         network, data, budget=pj.Budget(params=0.02), max_drop=0.02, recover=config, quantize=False,

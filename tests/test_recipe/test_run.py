@@ -27,6 +27,7 @@ from penjing.errors import (
     DataError,
     ExportError,
     PruneError,
+    RecipeError,
     RecoverError,
     RunError,
 )
@@ -506,6 +507,57 @@ def test_rounds_approach_the_budget_step_by_step(tiny_values: dict[str, Any], tm
     assert row_of(result.metrics, "recovered").num_params == last
     assert isinstance(penjing.load(result.folder), torch.nn.Module)
     assert Path(result.folder / "plan.json").is_file()
+
+
+def test_baselines_go_the_same_way(tiny_values: dict[str, Any]) -> None:
+    """As many rounds and recoveries at random, and the time of all of them from scratch."""
+    sparse = {"epochs": 1, "regularize": {"group_lasso": {"strength": 0.001}}}
+    prune = {"budget": {"params": 0.36}, "steps": 2, "sparse": sparse}
+    stages = stages_of(Recipe.parse({**tiny_values, "prune": prune, "baselines": True}))
+    names = [stage.name for stage in stages]
+    rounds = ["prune-1", "recover-1", "prune", "recover"]
+    assert names[:6] == ["train", "sparse", *rounds]
+    at = names.index("prune-random-1")
+    assert names[at : at + 4] == ["prune-random-1", "recover-random-1", "prune-random", "recover-random"]
+    own, random_ = ({s.name: s for s in stages}[name] for name in ("recover-1", "recover-random-1"))
+    assert own.config == random_.config
+    scratch = next(stage for stage in stages if stage.name == "scratch")
+    assert scratch.requires == ("train", "sparse", *rounds)
+
+
+@pytest.mark.slow
+def test_random_rounds_run(tiny_values: dict[str, Any], tmp_path: Path) -> None:
+    values = {
+        **tiny_values,
+        "quantize": None,
+        "prune": {"budget": {"params": 0.36}, "steps": 2},
+        "recover": {"max_steps": 1},  # which does not bound what is bounded by the clock
+        "train": {"epochs": 1, "max_steps": 2},
+    }
+    result = run(Recipe.parse(values), tmp_path / "rounds", full=True)
+    markers = numbers(result.folder)
+    last = {name: markers[name][1]["after"]["params"] for name in ("prune", "prune-random")}
+    assert last["prune-random"] == pytest.approx(last["prune"], rel=0.1)
+    assert markers["scratch"][1]["steps"] > 2
+
+
+def test_what_the_data_cannot_show_is_said_first(tmp_path: Path) -> None:
+    values = [(torch.randn(8, 4), torch.randn(8, 2)) for _ in range(2)]
+    classes = [(x, torch.zeros(len(x), dtype=torch.int64)) for x, _ in values]
+    for data, options, said in (
+        (values, {"baselines": True}, "the targets are no classes"),
+        (classes, {"measure": {"robustness": True}}, "robustness corrupts images"),
+    ):
+        with pytest.raises(RecipeError, match=said) as caught:
+            penjing.compress(
+                torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)),
+                (data, data),
+                metric=(lambda outputs, targets: 0.5) if data is values else None,
+                out=tmp_path / "run",
+                options=options,
+            )
+        assert caught.value.completed == ()
+        shutil.rmtree(tmp_path / "run")
 
 
 RESIDUAL = """

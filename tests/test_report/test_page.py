@@ -146,6 +146,15 @@ def test_what_the_search_did_is_shown(metrics: Metrics) -> None:
     assert "Щ" in text
 
 
+def test_corrupted_images_are_of_the_split_that_there_is(metrics: Metrics) -> None:
+    assert "Test accuracy under corruption" in render(metrics)
+    rows = [
+        row.model_copy(update={"accuracy": {k: v for k, v in row.accuracy.items() if k != "test"}})
+        for row in metrics.rows
+    ]
+    assert "Validation accuracy under corruption" in render(metrics.model_copy(update={"rows": tuple(rows)}))
+
+
 def test_how_images_go_in_is_said(metrics: Metrics) -> None:
     """Whoever serves the files has to know; where the user's own loaders do it, the page does not."""
     normalize = {"mean": (0.485, 0.5), "std": (0.229, 1.0)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,14 +13,18 @@ from penjing.recipe.stages.exporting import export_student, quantize_student, ve
 from penjing.recipe.stages.measuring import measure_rows
 from penjing.recipe.stages.pruning import prune_round
 from penjing.recipe.stages.recovery import (
-    REPLACED,
     between,
     recover_round,
     train_from_scratch,
     train_sparse,
 )
 from penjing.recipe.stages.reporting import write_all
-from penjing.recipe.stages.searching import adopt_pruned, adopt_recovered, search_size
+from penjing.recipe.stages.searching import (
+    adopt_pruned,
+    adopt_recovered,
+    prune_at_random,
+    search_size,
+)
 from penjing.recipe.stages.training import take_dense, train_as_article, train_dense
 
 __all__ = ["Output", "Stage", "stages_of"]
@@ -38,7 +43,8 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     if recipe.prune.sparse is not None:
         config = {**feed, "sparse": _plain(recipe.prune.sparse)}
         stages.append(Stage("sparse", "train towards sparsity", train_sparse, config, ("train",)))
-    stages += _rounds(recipe, feed)
+    rounds = _search(recipe, feed) if recipe.search is not None else _rounds(recipe, feed)
+    stages += rounds
     allowed = {"max_drop": recipe.max_drop, "drop": recipe.drop}
     config = {**feed, "quantize": _plain(recipe.quantize), **allowed}
     if recipe.quantize is not None:
@@ -50,7 +56,8 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     stages.append(Stage("export", "write the files", export_student, config, made))
     stages.append(Stage("verify", "check every file in its runtime", verify_files, config, (*made, "export")))
     if recipe.baselines:
-        stages += _baselines(recipe, feed)
+        replaced = ("train", *_sparse(recipe), *(stage.name for stage in rounds if stage.name != "search"))
+        stages += _baselines(recipe, feed, replaced)
     before = tuple(stage.name for stage in stages)
     config = {**feed, "measure": _plain(recipe.measure)}
     stages.append(Stage("measure", "measure everything", measure_rows, config, before))
@@ -62,30 +69,35 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _rounds(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:
-    """Pruning and recovery, as often as the recipe says; the last round's names carry no number."""
+def _rounds(recipe: Recipe, feed: dict[str, Any], tail: str = "", criterion: str = "") -> list[Stage]:
+    """Pruning and recovery, as often as the recipe says; the last round's names carry no number.
+
+    ``tail`` ends the names of the random baseline, which goes the same way by a ``criterion`` of its own.
+    """
     count, stages, before = recipe.prune.steps, [], ""
     pruning = {**feed, "prune": _plain(recipe.prune)}
-    if recipe.search is not None:
-        return _search(recipe, pruning)
+    prunes, recovers = (
+        ("prune at random", "recover what was pruned at random") if tail else ("prune", "recover")
+    )
     for index in range(1, count + 1):
         last = index == count
-        mark = "" if last else f"-{index}"
+        mark = tail if last else f"{tail}-{index}"
         inputs = ("train", *((f"prune{before}", f"recover{before}") if before else _sparse(recipe)))
         which = "" if count == 1 else f", round {index} of {count}"
-        work = partial(prune_round, mark=mark, before=before, share=index / count)
-        stages.append(Stage(f"prune{mark}", f"prune{which}", work, pruning, inputs))
+        work = partial(prune_round, mark=mark, before=before, share=index / count, criterion=criterion)
+        stages.append(Stage(f"prune{mark}", f"{prunes}{which}", work, pruning, inputs))
         config = {**pruning, "recover": _plain(recipe.recover if last else between(recipe))}
         work = partial(recover_round, mark=mark, last=last)
-        stages.append(Stage(f"recover{mark}", f"recover{which}", work, config, ("train", f"prune{mark}")))
+        stages.append(Stage(f"recover{mark}", f"{recovers}{which}", work, config, ("train", f"prune{mark}")))
         before = mark
     return stages
 
 
-def _search(recipe: Recipe, pruning: dict[str, Any]) -> list[Stage]:
+def _search(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:
     """Pruning and recovery at several sizes; then the files of the size that was chosen take their names."""
     config = {
-        **pruning,
+        **feed,
+        "prune": _plain(recipe.prune),
         "recover": _plain(recipe.recover),
         "search": _plain(recipe.search),
         "max_drop": recipe.max_drop,
@@ -99,24 +111,14 @@ def _search(recipe: Recipe, pruning: dict[str, Any]) -> list[Stage]:
     ]
 
 
-def _baselines(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:
-    pruning = {**feed, "prune": _plain(recipe.prune)}
-    recovery = {**pruning, "recover": _plain(recipe.recover)}
-    start = ("train", *_sparse(recipe))
-    prune = partial(prune_round, mark="-random", criterion="random")
-    recover = partial(recover_round, mark="-random")
-    scratch = {**feed, "train": _plain(recipe.train), "recover": _plain(recipe.recover)}
-    return [
-        Stage("prune-random", "prune at random", prune, pruning, start),
-        Stage(
-            "recover-random",
-            "recover what was pruned at random",
-            recover,
-            recovery,
-            ("train", "prune-random"),
-        ),
-        Stage("scratch", "train the small network from scratch", train_from_scratch, scratch, REPLACED),
-    ]
+def _baselines(recipe: Recipe, feed: dict[str, Any], replaced: tuple[str, ...]) -> list[Stage]:
+    """Random pruning on the same way to the same size, and training from scratch instead of all that."""
+    stages = _rounds(recipe, feed, "-random", "random")
+    if recipe.search is not None:  # the size is the one that was chosen
+        stages[0] = replace(stages[0], work=prune_at_random, requires=(*stages[0].requires, "search"))
+    config = {**feed, "train": _plain(recipe.train), "recover": _plain(recipe.recover)}
+    work = partial(train_from_scratch, replaced=replaced)
+    return [*stages, Stage("scratch", "train the small network from scratch", work, config, replaced)]
 
 
 def _sparse(recipe: Recipe) -> tuple[str, ...]:

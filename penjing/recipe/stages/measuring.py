@@ -74,10 +74,8 @@ def entries(space: Workspace) -> tuple[Entry, ...]:
                 note="everything as above but the criterion",
             )
         )
-        note = (
-            "the pruned widths, random weights, given the time of train, prune and recover together; "
-            "cut by the clock"
-        )
+        stages = "train, prune and recover" if recipe.train is not None else "prune and recover"
+        note = f"the pruned widths, random weights, given the time of {stages} together; cut by the clock"
         rows.append(
             Entry("scratch", "same size, trained from scratch", lambda s: s.student("scratch"), note=note)
         )
@@ -273,6 +271,7 @@ def _robustness(space: Workspace, paths: dict[str, Path]) -> dict[str, dict[str,
             batch_size=space.recipe.data.eval_batch_size,
             mean=space.feed.bundle.mean,
             std=space.feed.bundle.std,
+            layout=space.feed.layout,
             seed=space.recipe.seed,
         )
         out[key] = {"clean": cell_of(found.clean)} | {

@@ -87,7 +87,8 @@ def _prune(
     options: dict[str, Any] = {"ratio": config.ratio} if config.ratio is not None else {}
     if config.budget is not None:
         options["budget"] = _budget(space, config.budget, model, share, original)
-        options["sensed"] = space.sensed if original is None else None
+        known = original is None and not criterion  # another criterion's slots do other damage
+        options["sensed"] = space.sensed if known else None
     return prune(
         model,
         space.examples,

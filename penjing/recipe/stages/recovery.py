@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -15,9 +16,6 @@ from penjing.recipe.stages.pruning import start_of_recovery
 from penjing.recipe.stages.training import train_as, trained_output
 from penjing.recipe.workspace import Workspace
 from penjing.recover import RecoverConfig, RecoverResult, recover
-
-REPLACED = ("train", "prune", "recover")
-"""The stages that training from scratch replaces: it is given their time."""
 
 
 def train_sparse(space: Workspace, listen: Listener) -> Output:
@@ -82,20 +80,26 @@ def between(recipe: Recipe) -> RecoverConfig:
     return recipe.recover.model_copy(update={"epochs": max(1, recipe.recover.epochs // 4)})
 
 
-def train_from_scratch(space: Workspace, listen: Listener) -> Output:
+def train_from_scratch(space: Workspace, listen: Listener, *, replaced: Sequence[str]) -> Output:
     """Train a network of the pruned widths from random weights, in the time the whole way took.
 
-    Requires: the plan, and the timings of training, pruning and recovery. Ensures:
+    Requires: the plan, and the timings of the stages that this training replaces. Ensures:
         ``work/scratch.safetensors``.
     """
-    budget = sum(space.seconds(stage) for stage in REPLACED)
+    budget = sum(space.seconds(stage) for stage in replaced)
     listen(
-        Event("scratch", "note", message=f"{budget:.0f} s, as long as {', '.join(REPLACED)} took together")
+        Event("scratch", "note", message=f"{budget:.0f} s, as long as {', '.join(replaced)} took together")
     )
     model = space.student(start_of_recovery(space.recipe.prune, ""))
     reset_weights(model, space.recipe.seed + 1)
-    basis = space.recipe.train or space.recipe.recover
-    config = basis.model_copy(update={"max_seconds": max(budget, 1.0), "epochs": 1_000_000, "losses": ()})
+    by_the_clock = {
+        "max_seconds": max(budget, 1.0),
+        "epochs": 1_000_000,
+        "max_steps": None,
+        "patience": None,
+        "losses": (),
+    }
+    config = (space.recipe.train or space.recipe.recover).model_copy(update=by_the_clock)
     return train_as(space, listen, config, stage="scratch", weights="scratch", model=model)
 
 

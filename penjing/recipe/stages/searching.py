@@ -74,7 +74,8 @@ def adopt_pruned(space: Workspace, listen: Listener) -> Output:
     names = ["pruned", start_of_recovery(space.recipe.prune, "")]
     files = [_copy(space, f"plan{mark}.json", "plan.json")]
     files += [_copy(space, f"{n}{mark}.safetensors", f"{n}.safetensors") for n in dict.fromkeys(names)]
-    return Output(marker.result["pruned"], {"latency": marker.timing.get("latency")}, tuple(files))
+    timing = {"latency": marker.timing.get("latency"), "trial_seconds": marker.timing.get("prune_seconds")}
+    return Output(marker.result["pruned"], timing, tuple(files))
 
 
 def adopt_recovered(space: Workspace, listen: Listener) -> Output:
@@ -84,7 +85,18 @@ def adopt_recovered(space: Workspace, listen: Listener) -> Output:
     """
     mark, marker = _chosen(space)
     file = _copy(space, f"recovered{mark}.safetensors", "recovered.safetensors")
-    return Output(marker.result["recovered"], {"seconds": marker.timing.get("recover_seconds")}, (file,))
+    timing = {"trial_seconds": marker.timing.get("recover_seconds")}  # this stage itself only copies
+    return Output(marker.result["recovered"], timing, (file,))
+
+
+def prune_at_random(space: Workspace, listen: Listener) -> Output:
+    """Prune at random to the size that was chosen.
+
+    Requires: the search, ``work/dense.safetensors``. Ensures: what `prune_round` does, under ``-random``.
+    """
+    found = space.result("search")
+    power = found["trials"][found["chosen"] - 1]["power"]
+    return prune_round(space.with_budget(_goal(space, power)), listen, mark="-random", criterion="random")
 
 
 def judge(space: Workspace, model: nn.Module) -> float:
@@ -131,7 +143,11 @@ def _trial(space: Workspace, listen: Listener, number: int, power: float) -> Mar
         "spent": spent,
         "score": judge(space, inner.student(f"recovered{mark}", f"plan{mark}")),
     }
-    timing = {"latency": pruned.timing.get("latency"), "recover_seconds": recovered.timing.get("seconds")}
+    timing = {
+        "latency": pruned.timing.get("latency"),
+        "prune_seconds": pruned.timing.get("seconds"),
+        "recover_seconds": recovered.timing.get("seconds"),
+    }
     marker = Marker(name, key, plain(facts), plain(timing), space.store.hash_files(files))
     space.store.write(marker)
     shutil.rmtree(checkpoint, ignore_errors=True)
@@ -146,8 +162,10 @@ def _pruned(space: Workspace, listen: Listener, mark: str, key: str) -> Marker:
     marker = space.store.finished(name, key)
     if marker is None:
         shutil.rmtree(space.work / "checkpoints" / f"recover{mark}", ignore_errors=True)
+        started = time.perf_counter()
         made = prune_round(space, listen, mark=mark)
-        marker = Marker(name, key, made.result, made.timing, space.store.hash_files(made.files))
+        timing = {**made.timing, "seconds": time.perf_counter() - started}
+        marker = Marker(name, key, made.result, timing, space.store.hash_files(made.files))
         space.store.write(marker)
     return marker
 
