@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -21,7 +20,8 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import PenjingError, TraceError
 from penjing.graph.decisions import Decision, decide, replayed
-from penjing.graph.source import is_users, place, short_place, source_of
+from penjing.graph.remembered import forgotten
+from penjing.graph.source import is_users, place, raised_at, short_place, source_of
 from penjing.graph.tidy import tidy
 from penjing.graph.tree import Held, graph_module, held_tensors
 from penjing.log import silenced
@@ -32,7 +32,6 @@ CUMULATIVE = "cumulative norms"
 _GIVEN = (Tensor, int, float, str, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
 
 _FIXED = "the batch size is fixed"
-_PLACE = re.compile(r"Caused by: \(?([^\s()]+\.py):(\d+)")  # as torch.export names the line
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,8 +306,8 @@ def _export(
 
 
 def _refused(model: nn.Module, error: Exception) -> TraceError:
-    found = _PLACE.search(str(error))
-    where = f" (at {short_place(*found.groups())})" if found else ""
+    found = raised_at(error)
+    where = f" (at {found})" if found else ""
     return TraceError(
         f"torch.export refuses the forward: {_first_line(error)}{where}",
         layer=type(model).__name__,
@@ -407,19 +406,13 @@ def _run_export(
     with (
         warnings.catch_warnings(),
         torch.enable_grad(),
+        forgotten(model),  # a recurrent layer keeps its weights in a list, too
         _DropoutApart(),
         replayed(decisions),
         watch or nullcontext(),
     ):
         warnings.simplefilter("ignore")
-        try:
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-        finally:
-            for module in model.modules():
-                if isinstance(module, nn.RNNBase):  # export leaves traced stand-ins in this cache
-                    module._flat_weights = [
-                        getattr(module, name, None) for name in module._flat_weights_names
-                    ]
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def _free_batch(
@@ -459,7 +452,7 @@ def is_symbolic(size: Any) -> bool:
 
 def _check_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), forgotten(model):
             model(*args, **kwargs)
     except Exception as error:
         leaves = pytree.tree_leaves((args, kwargs))
