@@ -259,7 +259,13 @@ def share(batch: Batch, rank: int, world: int) -> Batch | None:
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
-    """``model(x)``, ``model(*tuple)`` or ``model(**dict)``; a dict of other keys than arguments is one."""
+    """``model(x)``, ``model(*tuple)`` or ``model(**dict)``; a dict of other keys than arguments is one.
+
+    The inputs stay as they are, also where the forward writes into them.
+    """
+    from penjing.graph.remembered import own_copies
+
+    inputs = own_copies(inputs)
     if isinstance(inputs, dict):
         from penjing.graph.trace import bind_inputs
 

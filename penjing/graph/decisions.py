@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from penjing.errors import TraceError
-from penjing.graph.remembered import forgotten
+from penjing.graph.remembered import forgotten, own_copies
 from penjing.graph.source import place
 
 _OTHERS = 4  # passes over other inputs, before a decision counts as independent of them
@@ -154,7 +154,7 @@ def decide(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 
 def _recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Decision, ...]:
     with torch.no_grad(), forgotten(model), _Record() as record:
-        model(*args, **kwargs)
+        model(*own_copies(args), **own_copies(kwargs))
     return tuple(record.decisions)
 
 

@@ -1,7 +1,8 @@
-"""What a forward keeps on its modules between calls: anchors of the last size, statistics to undo a scaling.
+"""What a forward changes besides its outputs: what it keeps on its modules, and the inputs themselves.
 
-A forward that is traced, or only tried, keeps the tracer's stand-ins there, or answers for inputs that nobody
-gave; the next real call would read them.
+Anchors of the last size and statistics to undo a scaling are kept between calls. A forward that is traced,
+or only tried, keeps the tracer's stand-ins there, or answers for inputs that nobody gave; the next real call
+would read them. And ``x.sub_(mean).div_(std)`` changes the caller's data, which others are to see unchanged.
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 _EVERY = frozenset(vars(nn.Module()))  # parameters, hooks, mode: looked after by those who change them
 _ABSENT = object()
 _HOLDERS = (dict, list, OrderedDict, defaultdict)
+
+
+def own_copies(inputs: Any) -> Any:
+    """Inputs that a forward may write into."""
+    return pytree.tree_map_only(Tensor, Tensor.clone, inputs)
 
 
 @contextmanager

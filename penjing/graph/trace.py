@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import PenjingError, TraceError
 from penjing.graph.decisions import Decision, decide, replayed
-from penjing.graph.remembered import forgotten
+from penjing.graph.remembered import forgotten, own_copies
 from penjing.graph.source import is_users, place, raised_at, short_place, source_of
 from penjing.graph.tidy import tidy
 from penjing.graph.tree import Held, graph_module, held_tensors
@@ -453,7 +453,7 @@ def is_symbolic(size: Any) -> bool:
 def _check_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
         with torch.no_grad(), forgotten(model):
-            model(*args, **kwargs)
+            model(*own_copies(args), **own_copies(kwargs))
     except Exception as error:
         leaves = pytree.tree_leaves((args, kwargs))
         shapes = (
