@@ -175,6 +175,7 @@ def _program(
                     )
                 _check_states(program)
                 _check_unit(program)
+                _check_groups(program)
                 return program
             except Exception as error:  # torch.export raises many kinds; all are reported below
                 failure = error
@@ -209,6 +210,14 @@ def _check_unit(program: torch.export.ExportedProgram) -> None:
     unit = batch_unit(program.graph)
     if unit > 1:
         raise ValueError(f"the forward takes batches in multiples of {unit}")
+
+
+def _check_groups(program: torch.export.ExportedProgram) -> None:
+    """Refuse a free batch that counts a convolution's groups, as where each sample brings its own weights."""
+    for node in program.graph.nodes:
+        groups = node.args[6:7] if str(node.target).startswith("aten.conv") else ()
+        if any(isinstance(count, torch.fx.Node) for count in groups):
+            raise ValueError(f"{node.target} has a group for each sample, and files hold numbers of groups")
 
 
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

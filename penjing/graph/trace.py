@@ -395,6 +395,25 @@ class _DropoutApart(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _DataWatch(TorchFunctionMode):
+    """Sees which line of the user's gives a tensor other values by ``tensor.data = …``, unseen by the tracer.
+
+    Attributes:
+        at: ``" at folder/file.py:line"``, or "".
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = ""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func == Tensor.data.__set__:  # type: ignore[attr-defined]
+            self.at = f" at {place(sys._getframe(1))}"
+        return func(*args, **(kwargs or {}))
+
+
 def _run_export(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -408,11 +427,21 @@ def _run_export(
         torch.enable_grad(),
         forgotten(model),  # a recurrent layer keeps its weights in a list, too
         _DropoutApart(),
+        _DataWatch() as assigned,
         replayed(decisions),
         watch or nullcontext(),
     ):
         warnings.simplefilter("ignore")
-        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        try:
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            if not assigned.at:
+                raise
+            raise TraceError(
+                f"the forward gives a tensor other values by .data{assigned.at}, which cannot be followed",
+                layer=type(model).__name__,
+                remedy="Do that in the training loop, after the optimizer's step, or by a parametrization",
+            ) from error
 
 
 def _free_batch(

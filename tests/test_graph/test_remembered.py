@@ -65,6 +65,14 @@ class Turning(nn.Module):
         return self.a(x)[:, : torch.zeros(size).numel()]  # type: ignore[no-any-return]
 
 
+class Constrained(nn.Conv1d):
+    """Keeps its weights within a norm by setting them anew in every forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=1)
+        return super().forward(x)
+
+
 def _kept(model: nn.Module) -> dict[str, Any]:
     common = vars(nn.Module())
     return {name: value for name, value in vars(model).items() if name not in common}
@@ -110,3 +118,12 @@ def test_what_was_kept_comes_back() -> None:
 def test_a_refusal_names_the_line_of_the_network() -> None:
     with pytest.raises(TraceError, match=r"test_remembered\.py:\d+"):
         trace(Turning(), torch.rand(2, 5))
+
+
+def test_weights_that_a_forward_sets_are_named() -> None:
+    model = nn.Sequential(Constrained(3, 8, 3), nn.ReLU(), nn.Conv1d(8, 2, 1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(TraceError, match=r"\.data at .*test_remembered\.py:\d+"):
+        trace(model, torch.randn(2, 3, 9))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    copy.deepcopy(model)
