@@ -106,7 +106,8 @@ def take_apart(item: Any, names: Sequence[str] = ()) -> tuple[Any, Any, Any]:
         return (rest["inputs"] if rest.keys() == {"inputs"} else rest), target, logits
     if isinstance(item, (tuple, list)) and 1 <= len(item) <= 3:
         arrays = [leaf for leaf in pytree.tree_leaves(item) if isinstance(leaf, (Tensor, np.ndarray))]
-        if not len(arrays) == len(names) > 1:
+        is_pair = not isinstance(item[0], (Tensor, np.ndarray)) and all(part is None for part in item[1:])
+        if is_pair or not len(arrays) == len(names) > 1:
             inputs, target, logits = (*item, None, None)[:3]
             return inputs, target, logits
     return item, None, None

@@ -154,7 +154,7 @@ class OwnWeights(nn.Module):
 
 
 def test_a_group_for_each_sample_fixes_the_batch(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="batch size cannot be left free: aten.conv2d"):
+    with pytest.raises(ExportError, match="cannot be left free: aten"):
         pe.export_onnx(OwnWeights(), tmp_path / "m.onnx", X)
     made = pe.export(OwnWeights(), tmp_path, ["onnx"], example_inputs=X)
     assert made.ok
