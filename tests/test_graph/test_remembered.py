@@ -22,6 +22,7 @@ class Scaling(nn.Module):
 
     mean: Tensor
     std: Tensor
+    extra: int
 
     def __init__(self) -> None:
         super().__init__()
