@@ -43,7 +43,7 @@ def find_writes(graph: fx.Graph) -> Writes:
     families: dict[fx.Node, list[fx.Node]] = {}
     root: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        root[node] = root[node.args[0]] if _aliases(node) else node  # type: ignore[index]
+        root[node] = root[node.args[0]] if _aliases(node) else node
         families.setdefault(root[node], []).append(node)
     found = Writes()
     for node in filter(is_in_place, graph.nodes):

@@ -53,7 +53,8 @@ class Anchored(nn.Module):
         if self.shape != x.shape:
             self.shape = x.shape
             self.anchors = torch.cat([torch.full((1, y.shape[2]), stride) for stride in self.stride])
-        return y * self.anchors + torch.arange(self.stride[0]).sum()  # type: ignore[no-any-return]
+        count: Any = self.stride[0]  # a tensor that torch reads for a number
+        return y * self.anchors + torch.arange(count).sum()  # type: ignore[no-any-return]
 
 
 class Turning(nn.Module):
