@@ -106,7 +106,8 @@ def take_apart(item: Any, names: Sequence[str] = ()) -> tuple[Any, Any, Any]:
         return (rest["inputs"] if rest.keys() == {"inputs"} else rest), target, logits
     if isinstance(item, (tuple, list)) and 1 <= len(item) <= 3:
         arrays = [leaf for leaf in pytree.tree_leaves(item) if isinstance(leaf, (Tensor, np.ndarray))]
-        if not len(arrays) == len(names) > 1:
+        is_pair = not isinstance(item[0], (Tensor, np.ndarray)) and all(part is None for part in item[1:])
+        if is_pair or not len(arrays) == len(names) > 1:
             inputs, target, logits = (*item, None, None)[:3]
             return inputs, target, logits
     return item, None, None
@@ -259,7 +260,13 @@ def share(batch: Batch, rank: int, world: int) -> Batch | None:
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
-    """``model(x)``, ``model(*tuple)`` or ``model(**dict)``; a dict of other keys than arguments is one."""
+    """``model(x)``, ``model(*tuple)`` or ``model(**dict)``; a dict of other keys than arguments is one.
+
+    The inputs stay as they are, also where the forward writes into them.
+    """
+    from penjing.graph.remembered import own_copies
+
+    inputs = own_copies(inputs)
     if isinstance(inputs, dict):
         from penjing.graph.trace import bind_inputs
 

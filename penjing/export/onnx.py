@@ -29,6 +29,7 @@ from penjing.export.translations import even_bounds, translations
 from penjing.files import atomic_write
 from penjing.graph.batch import batch_unit
 from penjing.graph.decisions import Decision, decide, replayed
+from penjing.graph.remembered import forgotten
 from penjing.graph.trace import eval_view, plain_outputs
 from penjing.log import silenced
 from penjing.models.onnx_read import external_files
@@ -96,13 +97,8 @@ def export_onnx(
 @contextlib.contextmanager
 def inference(model: nn.Module) -> Iterator[set[str]]:
     """The model in eval mode without gradients, as it was afterwards; gives the buffers it wrote."""
-    recurrent = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
-    try:
-        with eval_view(model) as written, plain_outputs(model), torch.no_grad():
-            yield written
-    finally:
-        for rnn in recurrent:  # torch.export leaves its stand-ins in this cache of the weights
-            rnn._flat_weights = [getattr(rnn, name, None) for name in rnn._flat_weights_names]
+    with eval_view(model) as written, plain_outputs(model), torch.no_grad(), forgotten(model):
+        yield written
 
 
 @contextlib.contextmanager
@@ -169,7 +165,7 @@ def _program(
             dyn_args, dyn_kwargs = torch.utils._pytree.tree_unflatten(wide, spec)
             shape_args, shape_kwargs = torch.utils._pytree.tree_unflatten(shapes, spec)
             try:
-                with replayed(decisions):
+                with replayed(decisions), forgotten(model):
                     program = torch.export.export(
                         model,
                         dyn_args,
@@ -179,6 +175,7 @@ def _program(
                     )
                 _check_states(program)
                 _check_unit(program)
+                _check_groups(program)
                 return program
             except Exception as error:  # torch.export raises many kinds; all are reported below
                 failure = error
@@ -188,7 +185,7 @@ def _program(
                 remedy="Pass dynamic_batch=False (or 'auto') to keep the batch size of example_inputs",
             ) from failure
     try:
-        with replayed(decisions):
+        with replayed(decisions), forgotten(model):
             return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise ExportError(
@@ -213,6 +210,14 @@ def _check_unit(program: torch.export.ExportedProgram) -> None:
     unit = batch_unit(program.graph)
     if unit > 1:
         raise ValueError(f"the forward takes batches in multiples of {unit}")
+
+
+def _check_groups(program: torch.export.ExportedProgram) -> None:
+    """Refuse a free batch that counts a convolution's groups, as where each sample brings its own weights."""
+    for node in program.graph.nodes:
+        groups = node.args[6:7] if str(node.target).startswith("aten.conv") else ()
+        if any(isinstance(count, torch.fx.Node) for count in groups):
+            raise ValueError(f"{node.target} has a group for each sample, and files hold numbers of groups")
 
 
 def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -26,6 +26,7 @@ from penjing.export.inputs import (
     to_numpy,
 )
 from penjing.export.resolution import sigmoid_outputs
+from penjing.graph.remembered import own_copies
 
 TOLERANCE = 1e-4
 """Largest difference allowed between float files, relative to the largest output."""
@@ -147,7 +148,7 @@ class TorchRunner(Runner):
             next(given).to(device=device, dtype=leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf
             for leaf in self._leaves
         ]
-        args, kwargs = torch.utils._pytree.tree_unflatten(leaves, self._spec)
+        args, kwargs = torch.utils._pytree.tree_unflatten(own_copies(leaves), self._spec)
         with inference(self.model) as written:
             out = self.model(*args, **kwargs)
         self.written |= written

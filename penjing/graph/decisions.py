@@ -20,10 +20,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from penjing.errors import TraceError
+from penjing.graph.remembered import forgotten, own_copies
 from penjing.graph.source import place
 
 _OTHERS = 4  # passes over other inputs, before a decision counts as independent of them
 _QUESTIONS = ("__bool__", "__int__", "__float__", "__index__", "item", "tolist")
+_SCALARS = ("full", "arange")  # torch reads tensors that are given to these for numbers, unseen
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,18 @@ class _Record(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        name = getattr(func, "__name__", "")
+        source = place(sys._getframe(1)) if name in (*_QUESTIONS, *_SCALARS) else ""
+        if name in _SCALARS:
+            args, kwargs = pytree.tree_map_only(Tensor, partial(self._number, source=source), (args, kwargs))
         result = func(*args, **(kwargs or {}))
-        if (name := getattr(func, "__name__", "")) in _QUESTIONS:
-            self.decisions.append(Decision(name, result, place(sys._getframe(1))))
+        if name in _QUESTIONS:
+            self.decisions.append(Decision(name, result, source))
         return result
+
+    def _number(self, value: Tensor, source: str) -> Any:
+        self.decisions.append(Decision("item", value.item(), source))
+        return self.decisions[-1].answer
 
 
 class _Replay(TorchFunctionMode):
@@ -77,9 +87,14 @@ class _Replay(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name not in _QUESTIONS:
-            return func(*args, **(kwargs or {}))
-        key = (name, place(sys._getframe(1)))
+        if name in _QUESTIONS:
+            return self._answer((name, place(sys._getframe(1))))
+        if name in _SCALARS:
+            key = ("item", place(sys._getframe(1)))
+            args, kwargs = pytree.tree_map_only(Tensor, lambda _: self._answer(key), (args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+    def _answer(self, key: tuple[str, str]) -> Any:
         if not self._left.get(key):
             raise _otherwise(key[1])
         self._asked.add(key)
@@ -138,8 +153,8 @@ def decide(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 
 
 def _recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Decision, ...]:
-    with torch.no_grad(), _Record() as record:
-        model(*args, **kwargs)
+    with torch.no_grad(), forgotten(model), _Record() as record:
+        model(*own_copies(args), **own_copies(kwargs))
     return tuple(record.decisions)
 
 

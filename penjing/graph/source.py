@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from types import FrameType
@@ -12,6 +13,7 @@ from torch import fx
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parent)  # what traces; no network is defined here
+_PYTHON = str(Path(os.__file__).parent)
 
 
 def source_of(node: fx.Node) -> str:
@@ -34,6 +36,27 @@ def place(frame: FrameType | None) -> str:
             return short_place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return ""
+
+
+def raised_at(error: BaseException) -> str:
+    """``"folder/file.py:line"`` of the innermost frame outside torch that an error or its cause left."""
+    found = ""
+    seen: BaseException | None = error
+    while seen is not None and not found:
+        frame = seen.__traceback__
+        while frame is not None:
+            path = frame.tb_frame.f_code.co_filename
+            if is_users(path) and not _is_tool(path):
+                found = short_place(path, frame.tb_lineno)
+            frame = frame.tb_next
+        seen = seen.__cause__ or seen.__context__
+    return found
+
+
+def _is_tool(path: str) -> bool:
+    """Whether a file is of Python, or of what torch counts sizes with."""
+    is_pythons = path.startswith(_PYTHON) and "-packages" not in path
+    return is_pythons or "sympy" in Path(path).parts
 
 
 def is_users(path: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -21,7 +20,8 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import PenjingError, TraceError
 from penjing.graph.decisions import Decision, decide, replayed
-from penjing.graph.source import is_users, place, short_place, source_of
+from penjing.graph.remembered import forgotten, own_copies
+from penjing.graph.source import is_users, place, raised_at, short_place, source_of
 from penjing.graph.tidy import tidy
 from penjing.graph.tree import Held, graph_module, held_tensors
 from penjing.log import silenced
@@ -33,7 +33,6 @@ _GIVEN = (Tensor, int, float, str, torch.SymInt, torch.SymFloat, torch.SymBool, 
 
 _QUANTIZED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
 _FIXED = "the batch size is fixed"
-_PLACE = re.compile(r"Caused by: \(?([^\s()]+\.py):(\d+)")  # as torch.export names the line
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,8 +319,8 @@ def _export(
 
 
 def _refused(model: nn.Module, error: Exception) -> TraceError:
-    found = _PLACE.search(str(error))
-    where = f" (at {short_place(*found.groups())})" if found else ""
+    found = raised_at(error)
+    where = f" (at {found})" if found else ""
     return TraceError(
         f"torch.export refuses the forward: {_first_line(error)}{where}",
         layer=type(model).__name__,
@@ -409,6 +408,25 @@ class _DropoutApart(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _DataWatch(TorchFunctionMode):
+    """Sees which line of the user's gives a tensor other values by ``tensor.data = …``, unseen by the tracer.
+
+    Attributes:
+        at: ``" at folder/file.py:line"``, or "".
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = ""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func == Tensor.data.__set__:  # type: ignore[attr-defined]
+            self.at = f" at {place(sys._getframe(1))}"
+        return func(*args, **(kwargs or {}))
+
+
 def _run_export(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -420,19 +438,23 @@ def _run_export(
     with (
         warnings.catch_warnings(),
         torch.enable_grad(),
+        forgotten(model),  # a recurrent layer keeps its weights in a list, too
         _DropoutApart(),
+        _DataWatch() as assigned,
         replayed(decisions),
         watch or nullcontext(),
     ):
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-        finally:
-            for module in model.modules():
-                if isinstance(module, nn.RNNBase):  # export leaves traced stand-ins in this cache
-                    module._flat_weights = [
-                        getattr(module, name, None) for name in module._flat_weights_names
-                    ]
+        except Exception as error:
+            if not assigned.at:
+                raise
+            raise TraceError(
+                f"the forward gives a tensor other values by .data{assigned.at}, which cannot be followed",
+                layer=type(model).__name__,
+                remedy="Do that in the training loop, after the optimizer's step, or by a parametrization",
+            ) from error
 
 
 def _free_batch(
@@ -472,8 +494,8 @@ def is_symbolic(size: Any) -> bool:
 
 def _check_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)
+        with torch.no_grad(), forgotten(model):
+            model(*own_copies(args), **own_copies(kwargs))
     except Exception as error:
         leaves = pytree.tree_leaves((args, kwargs))
         shapes = (

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from penjing.errors import MeasureError
+from penjing.graph.remembered import own_copies
 from penjing.graph.trace import bind_inputs, eval_view
 
 
@@ -234,7 +235,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
     stack: list[str] = []
     counter = _Counter(owners, stack)
     with eval_view(model), _module_names(model, stack), torch.no_grad(), counter:
-        output = model(*args, **kwargs)
+        output = model(*own_copies(args), **own_copies(kwargs))
     leaves = pytree.tree_leaves(output)
     return counter.seen, {len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()}
 

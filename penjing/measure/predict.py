@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from penjing.batches import take_apart
 from penjing.errors import MeasureError
+from penjing.graph.remembered import own_copies
 from penjing.modes import eval_mode
 
 Predict = Callable[[Any], NDArray[Any]]
@@ -80,6 +81,7 @@ def are_classes(targets: NDArray[Any]) -> bool:
 
 
 def _call(model: nn.Module, inputs: Any, device: torch.device) -> Any:
+    inputs = own_copies(inputs)
     if isinstance(inputs, Mapping):
         return model(**{name: value.to(device) for name, value in inputs.items()})
     if isinstance(inputs, tuple | list):

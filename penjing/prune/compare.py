@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from penjing.graph.remembered import own_copies
 from penjing.graph.trace import bind_inputs, eval_view
 from penjing.prune.lockstep import runs_alike
 
@@ -20,7 +21,8 @@ def compare(module: nn.Module, reference: fx.GraphModule, example_inputs: Any) -
     Where both make the very same calls on the same tensors, only one of them is computed.
     """
     with eval_view(module):  # around all: what writes buffers back is no call of the model's
-        if runs_alike(lambda: forward(module, example_inputs), reference, _flat(reference, example_inputs)):
+        both = own_copies(example_inputs)
+        if runs_alike(lambda: _forward(module, both), reference, _flat(reference, both)):
             return ""
     ours, theirs = run(module, example_inputs), interpret(reference, example_inputs)
     error = relative_error(ours, theirs)
@@ -38,7 +40,7 @@ def run(model: nn.Module, inputs: Any) -> Any:
 def interpret(graph: fx.GraphModule, inputs: Any) -> Any:
     """The flat outputs of one pass over a traced graph, op by op: no code is written for it."""
     with torch.no_grad():
-        return fx.Interpreter(graph).run(*_flat(graph, inputs), enable_io_processing=False)
+        return fx.Interpreter(graph).run(*_flat(graph, own_copies(inputs)), enable_io_processing=False)
 
 
 def _flat(graph: fx.GraphModule, inputs: Any) -> list[Any]:
@@ -47,6 +49,10 @@ def _flat(graph: fx.GraphModule, inputs: Any) -> list[Any]:
 
 def forward(model: nn.Module, inputs: Any) -> Any:
     """One forward pass without gradients, in the mode the model is in."""
+    return _forward(model, own_copies(inputs))
+
+
+def _forward(model: nn.Module, inputs: Any) -> Any:
     args, kwargs = bind_inputs(model, inputs)
     with torch.no_grad():
         return model(*args, **kwargs)

@@ -51,7 +51,8 @@ class Refit:
             raise DataError(
                 f"the network cannot be run on what the data gives: {error.cause}",
                 layer=error.layer,
-                remedy="Give batches as the network takes them",
+                remedy="Give batches as the network takes them: inputs or (inputs, target); several are a "
+                "tuple or dict of their own: ((a, b), target)",
             ) from error
         self.tensors = {**self.student.params, **self.student.buffers}
         self.teacher = teacher if isinstance(teacher, Graph) else trace(teacher, batches[0])

@@ -23,6 +23,7 @@ from penjing.errors import BudgetError, PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Graph, GraphModel, couple, trace
 from penjing.graph.branches import Branch, WithoutBranches, chosen, cut, find_branches
+from penjing.graph.remembered import own_copies
 from penjing.graph.solve import matches
 from penjing.graph.trace import bind_inputs
 from penjing.prune.compare import difference, relative_error, run, spread
@@ -215,7 +216,7 @@ def _without(model: nn.Module, graph: Graph, gone: Sequence[Branch], example_inp
     short = cut(graph, gone)
     result = GraphModel(short)
     result.train(model.training)
-    flat = pytree.tree_leaves(bind_inputs(graph.module, example_inputs))
+    flat = pytree.tree_leaves(own_copies(bind_inputs(graph.module, example_inputs)))
     with torch.no_grad():
         expected = WithoutBranches(graph, gone).run(*flat, enable_io_processing=False)
     error = relative_error(run(result, example_inputs), expected)

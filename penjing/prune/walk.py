@@ -6,7 +6,7 @@ while its data waits in front of the next layer, and every layer is computed onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from penjing.batches import Inputs, limited, tensors
 from penjing.graph import Graph
+from penjing.prune.writes import find_writes, is_in_place
 
 Hook = Callable[[fx.Node], None]
 _FEWEST = 8
@@ -86,18 +87,21 @@ class Walk:
         self._readers = {node: len(node.users) for node in nodes}
         for node in pinned:
             self._readers[node] += 1
-        self._constant = _constants(graph)
+        self._writes = find_writes(graph.module.graph)
+        self._constant = _constants(graph, set(self._writes.roots.values()))
         self._done |= self._constant
         placeholders = [node for node in nodes if node.op == "placeholder"]
         self.inputs = [dict(zip(placeholders, batch, strict=True)) for batch in batches]
         for node in placeholders:
-            self._values[node] = [batch[node] for batch in self.inputs]
+            values = [batch[node] for batch in self.inputs]
+            is_written = node in self._writes.roots.values()  # the data stay as they are
+            self._values[node] = [value.clone() for value in values] if is_written else values
             self._done.add(node)
 
     def run(self, before: Hook | None = None) -> None:
         """Compute the outputs; ``before`` as in `ensure`."""
         output = next(node for node in self.graph.module.graph.nodes if node.op == "output")
-        for node in output.all_input_nodes:
+        for node in [*self._writes.first.get(output, ()), *output.all_input_nodes]:
             self.ensure(node, before)
 
     def ensure(self, wanted: fx.Node, before: Hook | None = None) -> list[Any]:
@@ -113,7 +117,8 @@ class Walk:
             if node in self._done:
                 stack.pop()
                 continue
-            missing = [source for source in node.all_input_nodes if source not in self._done]
+            needed = [*self._writes.first.get(node, ()), *node.all_input_nodes]
+            missing = [source for source in needed if source not in self._done]
             if missing:
                 stack.extend(reversed(missing))
                 continue
@@ -152,8 +157,9 @@ class Walk:
     @torch.no_grad()
     def _compute(self, node: fx.Node) -> None:
         given = {source: self.values(source) for source in node.all_input_nodes}
+        writes = node in self._writes.roots
         self._values[node] = [
-            called(node, {source: values[index] for source, values in given.items()}.__getitem__)
+            called(node, {source: values[index] for source, values in given.items()}.__getitem__, writes)
             for index in range(self._count)
         ]
         self._done.add(node)
@@ -180,11 +186,13 @@ def _num_bytes(values: Iterable[Any]) -> int:
     return sum(storages.values())
 
 
-def _constants(graph: Graph) -> set[fx.Node]:
-    """Parameters and buffers, and what is computed from them alone."""
+def _constants(graph: Graph, written: Collection[fx.Node] = ()) -> set[fx.Node]:
+    """Parameters and buffers, and what is computed from them alone; not values that are written into."""
     found: set[fx.Node] = set()
     for node in graph.module.graph.nodes:
         sources = node.all_input_nodes
+        if node in written:
+            continue
         if node.op == "get_attr" or (node.op == "call_function" and sources and found.issuperset(sources)):
             found.add(node)
     return found
@@ -198,17 +206,11 @@ def attribute(graph: Graph, node: fx.Node) -> Any:
     return value
 
 
-def called(node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
-    """The value of a call, from the values of its inputs, which it does not change."""
+def called(node: fx.Node, value: Callable[[fx.Node], Any], writes: bool = False) -> Any:
+    """The value of a call, from the values of its inputs, which it does not change unless it ``writes``."""
     given: Any = fx.node.map_arg((node.args, node.kwargs), value)
     args, kwargs = given
-    if _in_place(node):
+    if is_in_place(node) and not writes:
         args = (args[0].clone(), *args[1:])
     assert callable(node.target), "placeholders, attributes and the output are not evaluated"
     return node.target(*args, **kwargs)
-
-
-def _in_place(node: fx.Node) -> bool:
-    """Whether the op writes into its first argument, which other nodes may still read."""
-    schema = getattr(node.target, "_schema", None)
-    return bool(schema is not None and schema.is_mutable and node.args)

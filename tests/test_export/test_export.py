@@ -138,6 +138,29 @@ def test_a_model_that_fixes_its_batch_is_refused_or_fixed(tmp_path: Path) -> Non
     assert runner.inputs[0].shape == (4, 3, 16, 16)
 
 
+class OwnWeights(nn.Module):
+    """Each sample is convolved with weights of its own: as many groups as samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(3, 2)
+        self.weight = nn.Parameter(torch.randn(2, 5 * 3 * 9))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = x.shape
+        weight = self.mix(x.mean((2, 3))).sigmoid() @ self.weight
+        y = nn.functional.conv2d(x.view(1, n * c, h, w), weight.view(n * 5, c, 3, 3), padding=1, groups=n)
+        return y.view(n, 5, h, w)
+
+
+def test_a_group_for_each_sample_fixes_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot be left free: aten"):
+        pe.export_onnx(OwnWeights(), tmp_path / "m.onnx", X)
+    made = pe.export(OwnWeights(), tmp_path, ["onnx"], example_inputs=X)
+    assert made.ok
+    assert pe.OnnxRunner(tmp_path / "model.onnx").inputs[0].shape == (4, 3, 16, 16)
+
+
 @pytest.mark.tf
 @needs_tensorflow
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])

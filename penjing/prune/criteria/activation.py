@@ -16,6 +16,7 @@ from penjing.errors import DataError
 from penjing.events import Event
 from penjing.graph import Axis, leaves
 from penjing.graph.axes import slot_index
+from penjing.graph.remembered import own_copies
 from penjing.graph.trace import bind_inputs
 from penjing.prune.criteria.base import Criterion, Material, Scores, criterion
 
@@ -40,7 +41,7 @@ class Activation(Criterion):
         batches = 0
         for batch in material.batches:
             inputs, *_ = take_apart(batch, material.graph.input_names)
-            args, kwargs = bind_inputs(material.model, inputs)
+            args, kwargs = own_copies(bind_inputs(material.model, inputs))
             with torch.no_grad():
                 ask(lambda _: meter.run(*pytree.tree_leaves((args, kwargs))), inputs, "model")  # noqa: B023
             batches += 1

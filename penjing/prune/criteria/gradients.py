@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from penjing.batches import IGNORED, ask, check_labels, labels_of, logits_of, take_apart
 from penjing.errors import DataError, PruneError
 from penjing.events import Event
+from penjing.graph.remembered import own_copies
 from penjing.graph.trace import bind_inputs
 from penjing.modes import eval_mode
 from penjing.prune.criteria.base import Criterion, Material, as_real
@@ -54,7 +55,7 @@ def gradients(material: Material, ignored: int = IGNORED) -> Iterator[dict[str, 
         for count, batch in enumerate(material.batches, start=1):
             params = {n: material.graph.params[n].detach().requires_grad_() for n in names}
             inputs, target, _ = take_apart(batch, material.graph.input_names)
-            args, kwargs = bind_inputs(model, inputs)
+            args, kwargs = own_copies(bind_inputs(model, inputs))
             with torch.enable_grad():
                 output = ask(
                     lambda _: functional_call(model, params, args, kwargs, tie_weights=True),  # noqa: B023

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from penjing.errors import PruneError
 from penjing.graph import Axis, Coupling, Graph, Product, couple, is_kept_whole, leaves, positions, trace
 from penjing.graph.branches import Branch, chosen, find_branches
+from penjing.graph.remembered import own_copies
 from penjing.graph.trace import bind_inputs
 from penjing.prune.compare import relative_error, run
 from penjing.prune.masked.restrict import RULES, Kept, Mask, Restricted
@@ -189,7 +190,7 @@ def masked_output(
     interpreter = MaskedInterpreter(graph, coupling, kept, off)
     args, kwargs = bind_inputs(graph.module, inputs)
     with torch.no_grad():
-        return interpreter.run(*pytree.tree_leaves((args, kwargs))), interpreter.leaks
+        return interpreter.run(*pytree.tree_leaves(own_copies((args, kwargs)))), interpreter.leaks
 
 
 def masked_equivalence(model: nn.Module, pruned: PruneResult | Plan, inputs: Any) -> float:

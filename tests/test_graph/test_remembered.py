@@ -1,0 +1,131 @@
+"""Forwards that keep things on their modules: no trace leaves its stand-ins there, or goes by what was."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import penjing as pj
+from penjing.errors import TraceError
+from penjing.graph import trace
+from penjing.graph.remembered import forgotten
+from penjing.prune import masked_equivalence
+
+
+class Scaling(nn.Module):
+    """Normalizes on the way in and remembers what undoes it on the way out, as forecasters do."""
+
+    mean: Tensor
+    std: Tensor
+    extra: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Any] = {"calls": 0}
+        self.sizes: list[Any] = []
+        self.hidden, self.out = nn.Linear(6, 16), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean, self.std = x.mean(1, keepdim=True).detach(), x.std(1, keepdim=True).detach() + 1e-5
+        self.seen["last"] = (x - self.mean) / self.std
+        self.sizes.append(x.shape[0])
+        return self.out(self.hidden(self.seen["last"]).relu()) * self.std + self.mean  # type: ignore[no-any-return]
+
+
+class Anchored(nn.Module):
+    """Makes its anchors when the size of the map is a new one, of strides that are a plain tensor."""
+
+    shape: Any = None
+    anchors: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stride = torch.tensor([8.0, 16.0])
+        self.body, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(self.body(x).relu()).flatten(2)
+        if self.shape != x.shape:
+            self.shape = x.shape
+            self.anchors = torch.cat([torch.full((1, y.shape[2]), stride) for stride in self.stride])
+        count: Any = self.stride[0]  # a tensor that torch reads for a number
+        return y * self.anchors + torch.arange(count).sum()  # type: ignore[no-any-return]
+
+
+class Turning(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = int(x.sum())
+        return self.a(x)[:, : torch.zeros(size).numel()]  # type: ignore[no-any-return]
+
+
+class Constrained(nn.Conv1d):
+    """Keeps its weights within a norm by setting them anew in every forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=1)
+        return super().forward(x)
+
+
+def _kept(model: nn.Module) -> dict[str, Any]:
+    common = vars(nn.Module())
+    return {name: value for name, value in vars(model).items() if name not in common}
+
+
+@pytest.mark.parametrize(("make", "shape"), [(Scaling, (4, 6)), (Anchored, (2, 3, 8, 8))])
+@pytest.mark.parametrize("called", [False, True])
+def test_nothing_of_the_trace_stays_behind(
+    make: type[nn.Module], shape: tuple[int, ...], called: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, x, other = make().eval(), torch.randn(shape), torch.randn(3, *shape[1:])
+    if called:
+        model(torch.randn(5, *shape[1:]))
+    before, held = _kept(model), {name: copy.copy(value) for name, value in _kept(model).items()}
+    pruned = pj.prune(model, x, ratio=0.5)
+    pj.export(pruned.model, tmp_path, formats=("onnx",), example_inputs=x)
+    assert pruned.plan.groups
+    assert masked_equivalence(model, pruned, other) < 1e-5
+    for each in (model, pruned.model):
+        torch.testing.assert_close(each(other), copy.deepcopy(each)(other))
+    model = make().eval() if not called else model
+    trace(model, x)
+    assert _kept(model).keys() == (held.keys() if called else _kept(make()).keys())
+    assert called == ("shape" in before or "mean" in before)
+
+
+def test_what_was_kept_comes_back() -> None:
+    model = Scaling()
+    model(torch.randn(2, 6))
+    before, contents = _kept(model), (dict(model.seen), list(model.sizes))
+    with forgotten(model):
+        model(torch.randn(3, 6))
+        model.extra = 1
+        del model.std
+    assert _kept(model).keys() == before.keys()
+    assert all(_kept(model)[name] is value for name, value in before.items())
+    assert model.seen.keys() == contents[0].keys()
+    assert model.seen["last"] is contents[0]["last"]
+    assert model.sizes == contents[1]
+
+
+def test_a_refusal_names_the_line_of_the_network() -> None:
+    with pytest.raises(TraceError, match=r"test_remembered\.py:\d+"):
+        trace(Turning(), torch.rand(2, 5))
+
+
+def test_weights_that_a_forward_sets_are_named() -> None:
+    model = nn.Sequential(Constrained(3, 8, 3), nn.ReLU(), nn.Conv1d(8, 2, 1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(TraceError, match=r"\.data at .*test_remembered\.py:\d+"):
+        trace(model, torch.randn(2, 3, 9))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    copy.deepcopy(model)
