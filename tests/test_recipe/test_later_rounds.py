@@ -32,7 +32,7 @@ def test_own_ratios_are_taken_once() -> None:
 def test_widths_are_of_the_original_by_its_names() -> None:
     """One head is left after the first round: its slots go by another id in the second."""
     x = torch.randn(2, 3, 6)
-    first = prune(Heads(), x, 0.5)
+    first = prune(Heads(), x, ratios={"*:*": 0.5})  # of heads and of their sizes
     second = prune(first.model, x, 0.5)
     plan = first.plan.then(second.plan)
     widths = {w["name"]: (w["before"], w["after"]) for w in _widths(first.groups, plan)}
