@@ -238,7 +238,6 @@ def _check(model: Any, inputs: Any, ratio: float, onnx: bool, row: dict[str, Any
     from penjing.graph import couple, trace
     from penjing.graph.trace import bind_inputs
     from penjing.prune import Cost, Plan, allocate, apply, make_criterion, prune_slots
-    from penjing.prune.allocate import Kept
     from penjing.prune.compare import relative_error, run
     from penjing.prune.criteria import Material
     from penjing.prune.masked import masked_output
@@ -255,9 +254,8 @@ def _check(model: Any, inputs: Any, ratio: float, onnx: bool, row: dict[str, Any
     coupling = couple(graph)
     lap("couple")
     scores = make_criterion("magnitude").scores(Material(model, graph, coupling))
-    kept: Kept = {}
-    for group in coupling.groups:  # every factor of a product: heads and their sizes
-        kept |= allocate([group], scores, ratio=ratio)
+    # by ids: every factor of a product, heads and their sizes
+    kept = allocate(coupling.groups, scores, ratios={"*:*": ratio})
     lap("plan")
     result = prune_slots(model, inputs, graph, coupling, kept)
     lap("apply")

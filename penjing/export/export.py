@@ -239,7 +239,7 @@ def _one(
         notes = exporter.write(source, path) or ()
     except ExportError as error:
         error.layer = exporter.name if error.layer == str(path) else error.layer  # that path is gone by now
-        if floats := _other_floats(reference):
+        if floats := other_floats(_params(reference)):
             error.remedy = f"Call model.float() (its weights are {floats}). Or: {error.remedy}"
         raise
     seconds = time.perf_counter() - started + (onnx_seconds if exporter.name == "onnx" else 0.0)
@@ -266,14 +266,13 @@ def _one(
 
 def _step(reference: Runner) -> float:
     """Relative step between numbers of the coarsest format that the model computes in."""
-    params = reference.model.parameters() if isinstance(reference, TorchRunner) else ()
-    return max((torch.finfo(p.dtype).eps for p in params if p.is_floating_point()), default=0.0)
+    floats = (p for p in _params(reference) if p.is_floating_point())
+    return max((torch.finfo(p.dtype).eps for p in floats), default=0.0)
 
 
-def _other_floats(reference: Runner) -> str:
-    """The formats of a module's floating-point weights that are not float32."""
-    params = reference.model.parameters() if isinstance(reference, TorchRunner) else ()
-    return other_floats(params)
+def _params(reference: Runner) -> Iterable[nn.Parameter]:
+    """A module's parameters; a file's are its own."""
+    return reference.model.parameters() if isinstance(reference, TorchRunner) else ()
 
 
 def _state(reference: Runner) -> tuple[str, ...]:
@@ -288,7 +287,7 @@ def _state(reference: Runner) -> tuple[str, ...]:
 
 def _opened(exporter: Exporter, path: Path, reference: Runner) -> Runner:
     """The file just written, in its runtime."""
-    other = _other_floats(reference)  # for which runtimes lack kernels
+    other = other_floats(_params(reference))  # for which runtimes lack kernels
     remedy = "Leave this format out, or " + ("call model.float()" if other else "replace the layer named")
     try:
         return exporter.open(path)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from torch import nn
 
-from penjing.graph import Coupling, Graph, Group, count
+from penjing.graph import Axis, Coupling, Graph, Group, count
 from penjing.graph.axes import leaves
 from penjing.prune.follow import WEIGHT_SHAPE_OP, given_axes, integers, made_axes
 from penjing.prune.layers import standard
@@ -55,35 +55,35 @@ def torn(
     groups = {group.leaf for group in coupling.groups}
     shaped: _Shaped = defaultdict(lambda: defaultdict(set))
     for path, axis, weight in made_axes(graph, coupling):
-        behind = {leaf.id for leaf in leaves(axis)} & groups
+        behind = _behind(axis, groups)
         if behind and weight == WEIGHT_SHAPE_OP:
             shaped[path, axis.size][count(axis, kept)] |= behind
-    found = []
-    for path, module in model.named_modules():
-        for name, value in integers(module):
-            if isinstance(value, tuple) or standard(module, name, value, {}) is not None:
-                continue
-            by_size = shaped.get((path, value), {})
-            if len(by_size) > 1:
-                full = f"{path}.{name}" if path else name
-                found.append(Torn(full, value, tuple(sorted(by_size)), frozenset().union(*by_size.values())))
-    for (path, value), by_size in _given(graph, coupling, kept, shaped).items():
-        if len(by_size) > 1:
-            full = f"the width that {path or 'the network'} is given"
-            found.append(Torn(full, value, tuple(sorted(by_size)), frozenset().union(*by_size.values())))
-    return tuple(found)
-
-
-def _given(graph: Graph, coupling: Coupling, kept: Mapping[int, Positions], shaped: _Shaped) -> _Shaped:
-    """Sizes of what modules are given that they also write into shapes, with the groups behind both."""
-    groups = {group.leaf for group in coupling.groups}
-    found: _Shaped = {}
+    numbers = [
+        (f"{path}.{name}" if path else name, value, shaped.get((path, value), {}))
+        for path, module in model.named_modules()
+        for name, value in integers(module)
+        if not isinstance(value, tuple) and standard(module, name, value, {}) is None
+    ]
+    given: _Shaped = {}
     for path, axis in given_axes(graph, coupling):
-        behind = {leaf.id for leaf in leaves(axis)} & groups
-        if behind and (path, axis.size) in shaped:
-            new = found.setdefault((path, axis.size), defaultdict(set, shaped[path, axis.size]))
-            new[count(axis, kept)] = new[count(axis, kept)] | behind
-    return found
+        behind, key = _behind(axis, groups), (path, axis.size)
+        if behind and key in shaped:  # it is written into shapes, too
+            by_size = given.setdefault(key, {size: set(ids) for size, ids in shaped[key].items()})
+            by_size.setdefault(count(axis, kept), set()).update(behind)
+    numbers += [
+        (f"the width that {path or 'the network'} is given", value, by_size)
+        for (path, value), by_size in given.items()
+    ]
+    return tuple(
+        Torn(name, value, tuple(sorted(by_size)), frozenset().union(*by_size.values()))
+        for name, value, by_size in numbers
+        if len(by_size) > 1
+    )
+
+
+def _behind(axis: Axis, groups: Set[int]) -> set[int]:
+    """Leaf ids of the groups that an axis is made of."""
+    return {leaf.id for leaf in leaves(axis)} & groups
 
 
 def blame(found: tuple[Torn, ...]) -> str:

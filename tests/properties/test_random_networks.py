@@ -10,7 +10,6 @@ from random_networks import Program, RandomNetwork, programs
 
 from penjing.graph import count, couple, trace
 from penjing.prune import allocate, make_criterion, prune_slots
-from penjing.prune.allocate import Kept
 from penjing.prune.compare import relative_error, run
 from penjing.prune.criteria import Material
 from penjing.prune.masked import masked_output
@@ -27,9 +26,8 @@ def check(program: Program, ratio: float) -> None:
     coupling = couple(graph)
     assert not [f for f in coupling.frozen if f.reason.startswith("no rule")]
     scores = make_criterion("random").scores(Material(model, graph, coupling, seed=program.seed))
-    kept: Kept = {}
-    for group in coupling.groups:  # every factor, also where a dimension loses more by their product
-        kept |= allocate([group], scores, ratio=ratio)
+    # by ids: every factor, also where a dimension loses more by their product
+    kept = allocate(coupling.groups, scores, ratios={"*:*": ratio})
     result = prune_slots(model, x, graph, coupling, kept)
     expected, leak = masked_output(graph, coupling, by_leaf(coupling, kept), x)
     assert leak <= 1e-4

@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 
 from penjing.graph import Coupling, Graph, couple, trace
 from penjing.prune import Plan, PruneResult, allocate, apply, make_criterion, prune, prune_slots
-from penjing.prune.allocate import Kept
 from penjing.prune.block_fit import Blocks, Counterpart
 from penjing.prune.compare import relative_error, run
 from penjing.prune.criteria import Material
@@ -54,9 +53,7 @@ def pruned(name: str) -> Traced:
     graph = trace(model, inputs)
     coupling = couple(graph)
     scores = make_criterion("random").scores(Material(model, graph, coupling))
-    kept: Kept = {}
-    for group in coupling.groups:  # every factor of a product
-        kept |= allocate([group], scores, ratio=0.5)
+    kept = allocate(coupling.groups, scores, ratios={"*:*": 0.5})  # ids: every factor of a product
     return Traced(model, inputs, graph, coupling, prune_slots(model, inputs, graph, coupling, kept))
 
 
