@@ -25,7 +25,7 @@ from penjing.models.onnx_door import OnnxModel, present
 from penjing.models.onnx_ops import as_tensor
 from penjing.models.onnx_ops.node import Value
 from penjing.models.onnx_read import Body, Step
-from penjing.quantize.feeds import Feeds
+from penjing.quantize.feeds import Feed, Feeds
 from penjing.quantize.job import Job
 from penjing.quantize.student import QuantizedStudent, student_of, teach
 
@@ -137,29 +137,30 @@ def _batches(reference: OnnxModel, blocks: Sequence[Section], feeds: Feeds) -> l
     Raises:
         QuantizeError: where some cannot be held back.
     """
-    found: list[Values] = []
-    most, size = feeds.samples, 0
+    read: list[Feed] = []
+    most, size, count = feeds.samples, 0, 0
     for feed, _ in feeds.batches(_BATCH):
-        values: Values = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
-        count = len(next(iter(feed.values())))
-        if not found:
-            size = count
-            env = reference.after(reference.steps, values)
+        if not read:
+            size = len(next(iter(feed.values())))
+            env = reference.after(reference.steps, {name: torch.from_numpy(x) for name, x in feed.items()})
             largest = max(as_tensor(present(env, end)).nbytes for block in blocks for end in block.ends)
-            most = max(_MEMORY // (3 * largest), 2) * count
-        elif count != size:
+            most = max(_MEMORY // (3 * largest), 2) * size
+        elif any(x.shape[1:] != read[0][name].shape[1:] for name, x in feed.items()):
             break
-        found.append(values)
-        if len(found) * count >= most:
+        read.append(feed)
+        count += len(next(iter(feed.values())))
+        if count >= most:
             break
-    if len(found) == 1 and not feeds.fixed:
-        part = size // _HELD
-        starts = range(0, part * _HELD, max(part, 1))
-        found = [{name: as_tensor(x)[at : at + part] for name, x in found[0].items()} for at in starts]
+    whole = {name: torch.from_numpy(np.concatenate([feed[name] for feed in read])) for name in read[0]}
+    if count < 2 * size and not feeds.fixed:
+        size = max(count // _HELD, 1) if count >= _HELD - 1 else count
+    found: list[Values] = [
+        {name: x[at : at + size] for name, x in whole.items()} for at in range(0, count - size + 1, size)
+    ]
     if len(found) < 2:
         raise QuantizeError(
             "rounding 'blocks' holds samples back to judge by, and there are too few",
-            remedy=f"Calibrate with at least {_HELD} samples, or {_HELD} batches where the batch is fixed",
+            remedy=f"Calibrate with at least {_HELD} samples, or as many batches where the batch is fixed",
         )
     return found
 

@@ -27,7 +27,7 @@ class QuantizeConfig(Config):
             error.
         weight_bits: Bits of a weight's levels. Below 8 they are still stored in bytes, which makes nothing
             faster: a simulation of what fewer bits cost.
-        samples: Calibration samples read from the data, at most.
+        samples: Samples read from the data, at most: those of ``check_samples`` and of calibration.
         values_per_sample: Values per tensor and sample that enter the histograms (extremes are always exact).
         memory_mb: Activations held at one time while calibrating, at most (at least one sample is).
         equalize: Even out channel ranges across layers where the function stays the same.
@@ -51,7 +51,7 @@ class QuantizeConfig(Config):
             than this, they must at least be as close to fp32 as the simulation is (to 1 dB), or it is an
             error; -inf never looks.
         check_samples: Samples on which the written file is compared with fp32 and with its simulation, at
-            most.
+            most: of every four samples one, which is kept out of calibration until there are so many.
     """
 
     mode: Literal["static", "dynamic", "weight_only"] = "static"

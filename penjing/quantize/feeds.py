@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from penjing.batches import take_apart
 from penjing.errors import QuantizeError
 
 Feed = dict[str, NDArray[np.generic]]
+
+_EVERY = 4
+"""Of so many samples one may be held back."""
 
 _KINDS = {ir.DataType.FLOAT: np.float32, ir.DataType.INT64: np.int64, ir.DataType.INT32: np.int32}
 
@@ -64,13 +68,29 @@ def rereadable(data: Iterable[Any], samples: int) -> Iterable[Any]:
 
 
 class Feeds:
-    """Calibration samples, read from the user's batches as often as needed; see `rereadable`."""
+    """Calibration samples, read from the user's batches as often as needed; see `rereadable`.
 
-    def __init__(self, data: Iterable[Any], specs: tuple[InputSpec, ...], samples: int) -> None:
+    Args:
+        data: The batches.
+        specs: What the graph takes.
+        samples: Samples read, at most.
+        held: How many of them, at most, are no part of this: every fourth one, which `spared` gives.
+    """
+
+    def __init__(
+        self, data: Iterable[Any], specs: tuple[InputSpec, ...], samples: int, held: int = 0
+    ) -> None:
         self.specs = specs
         self.samples = samples
         self.fixed = specs[0].dims[0] if specs and specs[0].dims else None
         self._data = rereadable(data, samples)
+        self._held, self._spared = held, False
+
+    def spared(self) -> Feeds | None:
+        """The samples held back; None if there are too few. Data that shuffles does not keep them apart."""
+        found = copy(self)
+        found._spared = True
+        return found if next(found._parts(False), None) is not None else None
 
     def batches(
         self, size: int | None = None, limit: int | None = None, *, targets: bool = False
@@ -89,20 +109,17 @@ class Feeds:
         # A graph with a fixed batch takes a whole one, however few samples are asked for.
         left = max(min(self.samples, limit or self.samples), self.fixed or 0)
         given = 0
-        for index, batch in enumerate(self._data):
-            feed, held = self._feed(batch, index)
-            whole = len(next(iter(feed.values())))
-            target = _target(held, whole, index) if targets else None
-            count = min(whole, left - given)
+        for feed, target in self._parts(targets):
+            count = min(_samples(feed), left - given)
             step = self.fixed or size or count
-            for start in range(0, count, max(step, 1)):
+            for start in range(0, count, step):
                 stop = min(start + step, count)
                 if self.fixed and stop - start < self.fixed:
                     break  # a graph with a fixed batch cannot take the rest
                 part = None if target is None else target[start:stop]
                 yield {name: array[start:stop] for name, array in feed.items()}, part
                 given += stop - start
-            if given >= left or count <= 0:
+            if given >= left:
                 break
         if not given:
             raise QuantizeError(
@@ -110,6 +127,31 @@ class Feeds:
                 remedy="Give at least one batch"
                 + (f" of {self.fixed} samples, the batch size of the graph" if self.fixed else " of samples"),
             )
+
+    def _parts(self, targets: bool) -> Iterator[tuple[Feed, NDArray[np.generic] | None]]:
+        """Of each of the user's batches the samples that belong here; whole ones for a fixed batch size."""
+        unit = self.fixed or 1
+        left, seen = max(self.samples, unit), 0
+        for index, batch in enumerate(self._data):
+            feed, held = self._feed(batch, index)
+            whole = _samples(feed)
+            target = _target(held, whole, index) if targets else None
+            count = min(whole, left - seen)
+            if not count:
+                break
+            count -= count % unit
+            number_N = (seen + np.arange(count)) // unit
+            kept_N = (number_N % _EVERY == _EVERY - 1) & (number_N // _EVERY * unit < self._held)
+            rows = np.flatnonzero(kept_N == self._spared)
+            seen += count
+            if len(rows):
+                some = slice(count) if len(rows) == count else rows  # no copy where all are taken
+                yield (
+                    {name: array[some] for name, array in feed.items()},
+                    None if target is None else target[some],
+                )
+            if seen >= left:
+                break
 
     def _feed(self, batch: Any, index: int) -> tuple[Feed, Any]:
         inputs, target, _ = take_apart(batch, [spec.name for spec in self.specs])
@@ -189,6 +231,10 @@ def _to_numpy(value: Any) -> NDArray[np.generic]:
         value = value.detach().cpu()
         value = value.float() if value.dtype == torch.bfloat16 else value  # numpy has no such numbers
     return np.asarray(value)
+
+
+def _samples(feed: Feed) -> int:
+    return len(next(iter(feed.values())))
 
 
 def _count(batch: Any) -> int:

@@ -131,7 +131,9 @@ class Job:
     def __post_init__(self) -> None:
         self.model, self.reference = prepare(load_onnx(self.source)), self.source
         self.fp32_bytes = size_bytes(self.source)
-        self.feeds = Feeds(self.data, input_specs(self.model.graph), self.config.samples)
+        self.feeds = Feeds(
+            self.data, input_specs(self.model.graph), self.config.samples, self.config.check_samples
+        )
         self.guard = (
             ("pairs" if sums_pairs_in_16_bits() else "off")
             if self.config.reduce_range == "auto"
@@ -308,7 +310,8 @@ class Job:
         """Return layers to float until the drop holds; gives fp32 metric, int8 metric, sample count."""
         limit = self.config.max_drop
         assert limit is not None
-        feeds = self.feeds if eval_data is None else Feeds(eval_data, self.feeds.specs, 2**62)
+        judged, most = (self.data, self.config.samples) if eval_data is None else (eval_data, 2**62)
+        feeds = Feeds(judged, self.feeds.specs, most)
         reference = Session(self.reference)
         fp32, count = mixed.measure(reference, feeds, metric, reference)
         value = mixed.measure(Session(self.rebuild(())), feeds, metric, reference)[0]
@@ -346,7 +349,7 @@ class Job:
         if self.guard == "pairs":
             make_even(written)
         save_model(written, out)
-        measured = check_file(out, Session(self.reference), self.feeds, config.check_samples)
+        measured = check_file(out, Session(self.reference), self.fresh(), config.check_samples)
         if not measured.sound(config.min_agreement_db):
             out.unlink()
             weights_path.unlink()
@@ -365,6 +368,10 @@ class Job:
         if stems := feed_whole(written, fold=self.guard != "pairs"):
             self.notes.append(f"inputs folded or padded to channels that int8 kernels take whole: {stems}")
 
+    def fresh(self) -> Feeds:
+        """Samples that nothing was fitted to, where the data has enough to spare some."""
+        return self.feeds.spared() or self.feeds
+
     def result(
         self,
         out: Path,
@@ -375,6 +382,11 @@ class Job:
         guard: Guard,
     ) -> QuantizeResult:
         """What is told of the files that were written and checked."""
+        if self.feeds.spared() is None:
+            self.notes.append(
+                "the outputs were compared on the samples of calibration, which flatters: give 4 or more"
+                + (f" batches of {self.feeds.fixed}" if self.feeds.fixed else "")
+            )
         if measured.sqnr < _POOR_DB:
             self.notes.append(
                 f"the outputs are {measured.sqnr:.1f} dB from fp32 only: max_drop returns layers to float"
@@ -413,7 +425,7 @@ class Job:
             self.model,
             quantized,
             tensors,
-            self.feeds,
+            self.fresh(),
             samples=min(self.config.check_samples, _LAYER_SAMPLES),
             memory_mb=self.config.memory_mb,
         )

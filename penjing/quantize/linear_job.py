@@ -53,7 +53,7 @@ def write_linears(job: Job, out: Path) -> QuantizeResult:
         named[name] = (name_of(weight), placement.layers[name], numbers)
     scheme = f"{config.weight_bits}-bit symmetric, {config.mode}"
     weights_path = save_linears(out.with_suffix(".safetensors"), job.model, named, scheme)
-    measured = check_file(out, Session(job.reference), job.feeds, config.check_samples)
+    measured = check_file(out, Session(job.reference), job.fresh(), config.check_samples)
     rows = tuple(
         LayerRow(
             layer,

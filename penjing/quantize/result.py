@@ -78,7 +78,8 @@ class QuantizeResult(InShort):
         path: The QDQ ONNX file.
         weights_path: The safetensors file with int8 weights, scales and zero points.
         layers: One row per layer with weights.
-        sqnr_db: Signal to error of the file's outputs against fp32, in dB (the worst output).
+        sqnr_db: Signal to error of the file's outputs against fp32, in dB (the worst output), on samples kept
+            out of calibration.
         agreement_db: The file's int8 kernels against the simulation of the same file, in dB.
         simulated_db: Signal to error of the simulation against fp32, in dB.
         num_quantized: Layers whose weights are int8.

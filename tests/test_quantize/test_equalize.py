@@ -105,7 +105,7 @@ def test_equalizing_keeps_the_function(make: type[nn.Module], shape: tuple[int, 
 
 @pytest.mark.parametrize(
     ("make", "shape", "least"),
-    [(Mobile, (3, 12, 12), 1.0), (Smooth, (7, 32), 6.0), (PostNorm, (7, 32), 3.0)],
+    [(Mobile, (3, 12, 12), 0.5), (Smooth, (7, 32), 6.0), (PostNorm, (7, 32), 3.0)],
 )
 def test_equalizing_gains(
     make: type[nn.Module], shape: tuple[int, ...], least: float, tmp_path: Path
