@@ -100,11 +100,13 @@ class _Way:
         node: Where it has come to.
         order: The layer's dimensions in the order of this node's.
         channel: The layer's dimension of channels.
+        calls: How often the layer is called, and so all that belongs to it.
     """
 
     node: fx.Node
     order: tuple[int, ...]
     channel: int
+    calls: int
 
     @property
     def at(self) -> int:
@@ -131,19 +133,22 @@ class _Way:
         return None if back == tuple(range(len(back))) else back
 
 
-def what_follows(node: fx.Node, channel: int, bias: str | None, params: Container[str]) -> Behind:
-    """What stands behind a layer.
+def what_follows(
+    node: fx.Node, channel: int, bias: str | None, params: Container[str], calls: int = 1
+) -> Behind:
+    """What stands behind a call of a layer.
 
     Args:
         node: The layer's node.
         channel: Its dimension of channels, counted from the end where negative.
         bias: Name of its own bias, or None.
         params: Names of what may be taken for a bias.
+        calls: How often the layer is called: a bias or norm behind it is read as often, or is not its own.
     """
     rank = rank_of(node)
     if rank is None:
         return Behind(shift=None if bias is None else (bias, 1))
-    way = _Way(node, tuple(range(rank)), channel % rank)
+    way = _Way(node, tuple(range(rank)), channel % rank, calls)
     way.go()
     late = None if bias is not None else _added_vector(way)
     late = late if late in params else None
@@ -174,7 +179,7 @@ def _added_vector(way: _Way) -> str | None:
 
 def _vector(node: Any, way: _Way) -> str | None:
     """The name of a tensor of the network with one number a channel."""
-    found = parameter(node)
+    found = parameter(node, way.calls)
     if found is None:
         return None
     name, dims = found
@@ -187,15 +192,15 @@ def _vector(node: Any, way: _Way) -> str | None:
 
 def _norm_after(way: _Way) -> Norm | None:
     reader = only_reader(way.node)
-    norm = None if reader is None else _as_norm(reader) or _as_written_norm(reader, way)
+    norm = None if reader is None else _as_norm(reader, way.calls) or _as_written_norm(reader, way)
     return norm if norm is not None and norm.source is way.node and norm.channel == way.at else None
 
 
-def _as_norm(node: fx.Node) -> Norm | None:
+def _as_norm(node: fx.Node, calls: int = 1) -> Norm | None:
     if str(node.target) != "aten.batch_norm.default":
         return None
     source, weight, bias, mean, var, _, _, eps, _ = filled(node)
-    names = [parameter(part) for part in (weight, bias, mean, var)]
+    names = [parameter(part, calls) for part in (weight, bias, mean, var)]
     gamma, beta, running_mean, running_var = (None if name is None else name[0] for name in names)
     if gamma is None or beta is None or running_mean is None or running_var is None:
         return None

@@ -52,15 +52,20 @@ def same_type(node: fx.Node, before: fx.Node) -> bool:
     return isinstance(mine, Tensor) and isinstance(its, Tensor) and mine.dtype == its.dtype
 
 
-def parameter(node: Any) -> tuple[str, tuple[int | None, ...]] | None:
-    """The tensor that a node hands on, read by nothing else; and its dimension behind each of the node's."""
+def parameter(node: Any, readers: int | None = 1) -> tuple[str, tuple[int | None, ...]] | None:
+    """The tensor that a node hands on to one reader, and its dimension behind each of the node's.
+
+    Args:
+        node: The node.
+        readers: How often the tensor itself is read; None takes any number.
+    """
     steps: list[fx.Node] = []
-    while isinstance(node, fx.Node) and len(node.users) == 1:
-        if node.op == "get_attr":
-            break
+    while isinstance(node, fx.Node) and node.op == "call_function" and node.args:
+        if len(node.users) != 1:
+            return None
         steps.append(node)
-        node = node.args[0] if node.op == "call_function" and node.args else None
-    else:
+        node = node.args[0]
+    if not isinstance(node, fx.Node) or node.op != "get_attr" or readers not in (None, len(node.users)):
         return None
     rank = rank_of(node)
     dims: tuple[int | None, ...] | None = None if rank is None else tuple(range(rank))

@@ -7,7 +7,7 @@ all layers, without labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,37 +18,38 @@ from penjing.graph import Graph
 
 
 def output_gains(
-    graph: Graph, nodes: Mapping[str, fx.Node], batches: Sequence[Sequence[Any]], generator: torch.Generator
+    graph: Graph, nodes: Mapping[fx.Node, str], batches: Sequence[Sequence[Any]], generator: torch.Generator
 ) -> tuple[dict[str, Tensor], float]:
-    """The squared gain from each channel of each node to the network's output.
+    """The squared gain from each channel of each layer to the network's output.
 
     Args:
         graph: The traced network.
-        nodes: Nodes whose channels are asked for, by any name: convolutions ``[N, O, …]`` or linear layers
-            ``[…, O]``.
+        nodes: Calls of the layers whose channels are asked for, and the layer's name: convolutions
+            ``[N, O, …]`` or linear layers ``[…, O]``.
         batches: The flat inputs of each batch, in the order of the graph's placeholders.
         generator: Draws the signs.
 
     Returns:
-        For each node float64 ``[O]``: how much a unit squared error at every position of a channel raises the
-        output's squared error, mean over samples; and the output's total variance over the samples, the size
-        that such a rise is to be compared with.
+        For each layer float64 ``[O]``: how much a unit squared error at every position of a channel raises
+        the output's squared error, mean over samples; and the output's total variance over the samples, the
+        size that such a rise is to be compared with.
     """
     totals: dict[str, Tensor] = {}
     samples, sums, squares = 0, [], 0.0
     for batch in batches:
         tapped, outputs = _forward(graph, nodes, batch)
-        names = [name for name in nodes if name in tapped]
+        called = [node for node in nodes if node in tapped]
         with torch.enable_grad():
             signs = [torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1 for y in outputs]
             projected = torch.stack([(y * v).sum() for y, v in zip(outputs, signs, strict=True)]).sum()
-        tensors = [tapped[name] for name in names]
+        tensors = [tapped[node] for node in called]
         grads: tuple[Tensor | None, ...] = torch.autograd.grad(projected, tensors, allow_unused=True)
-        for name, grad in zip(names, grads, strict=True):
+        for node, grad in zip(called, grads, strict=True):
             if grad is None:  # nothing of it reaches the output
                 continue
-            channels = 1 if "conv" in str(nodes[name].target) else grad.dim() - 1
+            channels = 1 if "conv" in str(node.target) else grad.dim() - 1
             dims = [dim for dim in range(grad.dim()) if dim != channels]
+            name = nodes[node]
             totals[name] = totals.get(name, torch.zeros(())) + grad.double().square().sum(dims)
         samples += len(outputs[0])
         flat = torch.cat([y.detach().double().flatten(1) for y in outputs], 1)
@@ -60,19 +61,18 @@ def output_gains(
 
 
 def _forward(
-    graph: Graph, nodes: Mapping[str, fx.Node], batch: Sequence[Any]
-) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """The named nodes' values, with a way back from the outputs to them."""
-    names = {node: name for name, node in nodes.items()}
-    tapped: dict[str, Tensor] = {}
+    graph: Graph, nodes: Collection[fx.Node], batch: Sequence[Any]
+) -> tuple[dict[fx.Node, Tensor], list[Tensor]]:
+    """The nodes' values, with a way back from the outputs to them."""
+    tapped: dict[fx.Node, Tensor] = {}
 
     class Tapping(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
-            if n not in names:
+            if n not in nodes:
                 return value
             value = value if value.requires_grad else value.detach().requires_grad_()
-            tapped[names[n]] = value
+            tapped[n] = value
             return value.clone()  # ops in place then leave the tapped value alone
 
     with torch.enable_grad():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx
 
 from penjing.graph import Graph
-from penjing.prune.behind import Behind, what_follows
+from penjing.prune.behind import Behind, Norm, what_follows
+from penjing.prune.circles import without_circles
 from penjing.prune.moments import Patches
 from penjing.prune.nodes import filled, parameter, rank_of
 
@@ -18,25 +19,52 @@ _PRODUCTS = {"aten.matmul.default", "aten.mm.default"}
 
 
 @dataclass(frozen=True)
-class Place:
-    """One layer that can be refitted.
+class Call:
+    """One use of a layer.
 
     Attributes:
         node: Its node: a convolution, or a product with a matrix.
         source: What it reads.
-        weight: Name of its weight.
-        dims: The weight's dimension behind each of ``[out, in, …]``; None where the op reads a size of 1 that
-            the weight has not.
-        patches: How rows of its input are cut.
         behind: What stands behind it.
     """
 
     node: fx.Node
     source: fx.Node
+    behind: Behind
+
+    @property
+    def needed(self) -> list[fx.Node]:
+        """What a refit has to know before: the input, and the other side of the residual sum."""
+        other = self.behind.other
+        return [self.source] if other is None else [self.source, other]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One layer that can be refitted.
+
+    Attributes:
+        calls: Its uses, none of which needs another; most layers have one.
+        weight: Name of its weight.
+        dims: The weight's dimension behind each of ``[out, in, …]``; None where the op reads a size of 1 that
+            the weight has not.
+        patches: How rows of its input are cut.
+    """
+
+    calls: tuple[Call, ...]
     weight: str
     dims: tuple[int | None, ...]
     patches: Patches
-    behind: Behind
+
+    @property
+    def node(self) -> fx.Node:
+        """The node of the first call."""
+        return self.calls[0].node
+
+    @property
+    def behind(self) -> Behind:
+        """What stands behind the first call; shift, norm and range are the same behind all."""
+        return self.calls[0].behind
 
     def kernel(self, params: Mapping[str, Tensor]) -> Tensor:
         """The weight as the op reads it, ``[out, in, …]``: a view, to write into as well."""
@@ -49,28 +77,77 @@ class Place:
 
 
 def find_places(graph: Graph) -> dict[str, Place]:
-    """Layers by weight name: convolutions (grouped ones too) and products with a matrix, no weight shared.
+    """Layers by weight name: convolutions (grouped ones too) and products with a matrix.
 
     A weight may come turned or reshaped, and a bias may be added behind the layer, in another layout too (as
-    Keras and the Conv1D of GPT do it).
+    Keras and the Conv1D of GPT do it). A layer may be called several times (a head on several levels, an
+    encoder of two inputs), but not on what it or a layer behind it gave.
     """
-    places: dict[str, Place] = {}
+    found: dict[str, list[Place]] = {}
     for node in graph.module.graph.nodes:
-        layer = _layer(node)
-        weight = None if layer is None else parameter(layer.weight)
-        if layer is None or weight is None or weight[0] not in graph.params:
-            continue
-        name, dims = weight
-        dims = dims[::-1] if layer.turned else dims
-        bias = None
-        if layer.bias is not None:
-            if (read := parameter(layer.bias)) is None:
-                continue
-            bias = read[0]
-        patches = _patches(node, [graph.params[name].shape[d] if d is not None else 1 for d in dims[2:]])
-        behind = what_follows(node, 1 if patches.kernel else -1, bias, graph.params)
-        places[name] = Place(node, layer.source, name, dims, patches, behind)
-    return places
+        place = _place(graph, node)
+        if place is not None:
+            found.setdefault(place.weight, []).append(place)
+    places = {name: _joined(parts) for name, parts in found.items()}
+    return without_circles(graph, {name: place for name, place in places.items() if place is not None})
+
+
+def _place(graph: Graph, node: fx.Node) -> Place | None:
+    """One call of a layer that has a weight of its own."""
+    layer = _layer(node)
+    weight = None if layer is None else parameter(layer.weight, None)
+    if layer is None or weight is None or weight[0] not in graph.params:
+        return None
+    name, dims = weight
+    dims = dims[::-1] if layer.turned else dims
+    calls, bias = _readers(layer.weight), None
+    if layer.bias is not None:
+        if (read := parameter(layer.bias, calls)) is None:
+            return None
+        bias = read[0]
+    patches = _patches(node, [graph.params[name].shape[d] if d is not None else 1 for d in dims[2:]])
+    behind = what_follows(node, 1 if patches.kernel else -1, bias, graph.params, calls)
+    return Place((Call(node, layer.source, behind),), name, dims, patches)
+
+
+def _readers(weight: fx.Node) -> int:
+    """How often the tensor that a node hands on is read."""
+    while weight.op != "get_attr":
+        weight = weight.all_input_nodes[0]
+    return len(weight.users)
+
+
+def _joined(parts: Sequence[Place]) -> Place | None:
+    """A layer with all its calls; None where its weight is read by something else too, or in another way."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first if _readers(_weight_of(first.node)) == 1 else None
+    if _readers(_weight_of(first.node)) != len(parts):
+        return None
+    if any((part.dims, part.patches) != (first.dims, first.patches) for part in parts):
+        return None
+    all_behind = [part.behind for part in parts]
+    if any(behind.shift != all_behind[0].shift for behind in all_behind):
+        all_behind = [replace(behind, shift=None) for behind in all_behind]
+    if any(
+        _names(b.norm) != _names(all_behind[0].norm) or b.bounds != all_behind[0].bounds for b in all_behind
+    ):
+        all_behind = [
+            replace(behind, norm=None, total=None, other=None, bounds=None) for behind in all_behind
+        ]
+    calls = [replace(part.calls[0], behind=b) for part, b in zip(parts, all_behind, strict=True)]
+    return replace(first, calls=tuple(calls))
+
+
+def _weight_of(node: fx.Node) -> fx.Node:
+    layer = _layer(node)
+    assert layer is not None
+    weight: fx.Node = layer.weight
+    return weight
+
+
+def _names(norm: Norm | None) -> str | None:
+    return None if norm is None else norm.weight
 
 
 @dataclass(frozen=True)

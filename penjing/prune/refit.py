@@ -20,7 +20,7 @@ from penjing.prune.block_fit import Blocks, Counterpart
 from penjing.prune.compare import difference, spread
 from penjing.prune.least_squares import Fit, fit_moments, fit_samples
 from penjing.prune.moments import EXACT_FEATURES, Moments, thin_out
-from penjing.prune.places import Place, find_places
+from penjing.prune.places import Call, Place, find_places
 from penjing.prune.plan import Plan
 from penjing.prune.recalibrate import rebase_
 from penjing.prune.reconstruct import BlockFit, LayerFit, ReconstructConfig, counterparts, kept_positions
@@ -69,23 +69,22 @@ class Refit:
         both = (footprint(graph, tensors(few)) for graph in (self.student, self.teacher))
         self.batches, note = within_memory(batches, config.max_memory, *both, unit=unit)
         places = find_places(self.student)
+        if config.block_steps:  # a block ends before what else its layers do begins
+            places = {name: place for name, place in places.items() if len(place.calls) == 1}
         reading = {
             name
             for name, dims in self.kept.items()
             if (places[name].dims[1] if name in places else 1) in dims
         }
         self.notes = [note] if note else []
-        self.notes += [
-            f"{name} reads pruned channels and was not refitted (its op is not supported)"
-            for name in sorted(reading - places.keys())
-            if name in self.student.params
-        ]
+        self.notes += left_out(self.student, sorted(reading - places.keys()))
         chosen = places if config.layers == "all" else {n: p for n, p in places.items() if n in reading}
-        self.places = {place.node: place for place in chosen.values()}
-        behind = (place.behind.norm for place in places.values())
+        self.places = {call.node: place for place in chosen.values() for call in place.calls}
+        self.refitted: set[str] = set()
+        behind = (place.behind.norm for place in places.values() if len(place.calls) == 1)
         norms = [*find_norms(self.student), *(norm for norm in behind if norm is not None)]
         self.norms = {norm.first: norm for norm in norms} if config.rebase_norms else {}
-        self.total = len(self.places)
+        self.total = len(chosen)
         self.num_samples = sum(len(tensors(batch)[0]) for batch in self.batches)
         self.done: list[LayerFit] = []
         counterpart = Counterpart(self.teacher, self.twin, whole)
@@ -157,7 +156,8 @@ class Refit:
 
     def _before(self, node: fx.Node) -> None:
         if node in self.places:
-            self._refit(self.places[node])
+            if self.places[node].weight not in self.refitted:
+                self._refit(self.places[node])
         elif node in self.norms:
             norm = self.norms[node]
             self._rebase(norm, self.mine.values(norm.source))
@@ -181,20 +181,24 @@ class Refit:
         return error / max(size, 1e-30)
 
     def _refit(self, place: Place) -> None:
-        twin = self.twin[place.node]
-        sums = self._shortcut_ready(place)
-        self.theirs.ensure(twin)
-        targets = _Targets(self, place, sums)
+        self.refitted.add(place.weight)
+        for call in place.calls:
+            self.mine.ensure(call.source, self._before)
+        sums = [self._shortcut_ready(call) for call in place.calls]
+        for call in place.calls:
+            self.theirs.ensure(self.twin[call.node])
+        targets = [_Targets(self, place, call, total) for call, total in zip(place.calls, sums, strict=True)]
         weight = place.kernel(self.student.params)
         wide = place.patches.groups == 1 and weight[0].numel() > self.config.max_features
         fit, held, size = (self._by_samples if wide else self._by_moments)(place, targets)
         self._put(place, fit)
-        self.theirs.release(twin)
+        for call in place.calls:
+            self.theirs.release(self.twin[call.node])
         method = "samples" if wide else "moments"
         if fit.change_GOF is None:
             method = "shift" if bool(fit.shift_GO.any()) else "kept"
         scale = max(held * len(weight) * size, 1e-30)
-        kind = "output" if sums is None else "sum"
+        kind = "output" if None in sums else "sum"
         self.done.append(
             LayerFit(place.weight, method, kind, fit.ridge, fit.before / scale, fit.after / scale)
         )
@@ -203,54 +207,57 @@ class Refit:
             Event("reconstruct", "progress", len(self.done), self.total, "layer", metrics, place.weight)
         )
 
-    def _by_samples(self, place: Place, targets: _Targets) -> tuple[Fit, int, float]:
+    def _by_samples(self, place: Place, targets: Sequence[_Targets]) -> tuple[Fit, int, float]:
         """A layer's fit, rows held back, and mean square of its target; from rows themselves."""
-        inputs = self.mine.values(place.source)
         rows = _Rows(place, self._wanted_rows(place), self.generator)
-        size, parts = 0.0, []
-        for index, x in enumerate(inputs):
-            target, current = targets.at(index), self.mine.evaluate(place.node, index)
-            start = self._split(len(x))
-            size += float(target[start:].double().square().mean()) / len(inputs)
-            parts.append(rows.flat(x, target - current, start, len(inputs)))
+        size, parts, times = 0.0, [], len(targets) * len(self.batches)
+        for aim in targets:
+            for index, x in enumerate(self.mine.values(aim.call.source)):
+                target, current = aim.at(index), self.mine.evaluate(aim.call.node, index)
+                start = self._split(len(x))
+                size += float(target[start:].double().square().mean()) / times
+                parts.append(rows.flat(x, target - current, start, times))
         x_RF, r_RO, held_R = (torch.cat(column) for column in zip(*parts, strict=True))
-        fit = fit_samples(x_RF, r_RO, held_R, self.config.ridges, targets.weights_O(), place.behind.shiftable)
+        weights_O = targets[0].weights_O()
+        fit = fit_samples(x_RF, r_RO, held_R, self.config.ridges, weights_O, place.behind.shiftable)
         return fit, int(held_R.sum()), size
 
-    def _by_moments(self, place: Place, targets: _Targets) -> tuple[Fit, int, float]:
+    def _by_moments(self, place: Place, targets: Sequence[_Targets]) -> tuple[Fit, int, float]:
         """The same from second moments, and where a ReLU follows, on through it."""
-        inputs, patches = self.mine.values(place.source), place.patches
+        patches, samples = place.patches, self.num_samples * len(targets)
         rows = _Rows(place, self._wanted_rows(place), self.generator)
         weight, shiftable = place.kernel(self.student.params), place.behind.shiftable
         features = weight[0].numel()
         shape, exact = (patches.groups, features, len(weight) // patches.groups), features <= EXACT_FEATURES
         learn, held = Moments(*shape, exact=exact), Moments(*shape, exact=exact)
-        seen, size = _Seen(place, targets.total, self.config.through_relu), 0.0
-        for index, x in enumerate(inputs):
-            target, current = targets.at(index), self.mine.evaluate(place.node, index)
-            start = self._split(len(x))
-            size += float(target[start:].double().square().mean()) / len(inputs)
-            positions = rows.positions(current, self.num_samples)
-            for part, moments in ((slice(None, start), learn), (slice(start, None), held)):
-                x_GRF = _at_least_single(patches.inputs(x[part], positions))
-                y_GRO, target_GRO = (
-                    _at_least_single(patches.outputs(each[part], positions)) for each in (current, target)
-                )
-                moments.add(x_GRF, target_GRO - y_GRO)
-                if seen.wanted:
-                    offset = targets.offset(index, current.dim()).expand_as(current)
-                    offset_GRO = _at_least_single(patches.outputs(offset[part], positions))
-                    seen.add(moments is held, Rows(x_GRF, y_GRO, target_GRO, offset_GRO))
-        weights_GO = targets.weights_O().reshape(patches.groups, -1)
+        met = all(aim.total is aim.call.behind.total for aim in targets)
+        seen, size = _Seen(self.config.through_relu and met and place.behind.bounds is not None), 0.0
+        for aim in targets:
+            for index, x in enumerate(self.mine.values(aim.call.source)):
+                target, current = aim.at(index), self.mine.evaluate(aim.call.node, index)
+                start = self._split(len(x))
+                size += float(target[start:].double().square().mean()) / (len(targets) * len(self.batches))
+                positions = rows.positions(current, samples)
+                for part, moments in ((slice(None, start), learn), (slice(start, None), held)):
+                    x_GRF = _at_least_single(patches.inputs(x[part], positions))
+                    y_GRO, target_GRO = (
+                        _at_least_single(patches.outputs(each[part], positions)) for each in (current, target)
+                    )
+                    moments.add(x_GRF, target_GRO - y_GRO)
+                    if seen.wanted:
+                        offset = aim.offset(index, current.dim()).expand_as(current)
+                        offset_GRO = _at_least_single(patches.outputs(offset[part], positions))
+                        seen.add(moments is held, Rows(x_GRF, y_GRO, target_GRO, offset_GRO))
+        weights_GO = targets[0].weights_O().reshape(patches.groups, -1)
         fit = fit_moments(learn, held, self.config.ridges, weights_GO, shiftable)
         if fit.ridge is not None and seen.wanted and place.behind.bounds is not None:
-            scale_GO = targets.scale_O().reshape(patches.groups, -1)
+            scale_GO = targets[0].scale_O().reshape(patches.groups, -1)
             fit = fit_rectified(fit, *seen.rows(), scale_GO, place.behind.bounds, intercept=shiftable)
         return fit, held.count, size
 
-    def _shortcut_ready(self, place: Place) -> fx.Node | None:
+    def _shortcut_ready(self, call: Call) -> fx.Node | None:
         """The residual sum to aim at, with the shortcut's values and the teacher's sum computed; or None."""
-        total, other = place.behind.total, place.behind.other
+        total, other = call.behind.total, call.behind.other
         if not self.config.drift or total is None or other is None or total in self._sums_in_work:
             return None
         if total not in self.twin:
@@ -300,29 +307,46 @@ class Refit:
         return kept
 
 
+def left_out(graph: Graph, names: Sequence[str]) -> list[str]:
+    """Why weights that read pruned channels stay as they are; of an embedding, none are read."""
+    notes = []
+    for name in names:
+        read = [n for n in graph.module.graph.nodes if n.op == "get_attr" and str(n.target) == name]
+        users = [user for node in read for user in node.users]
+        if not users or all("embedding" in str(user.target) for user in users):
+            continue
+        why = (
+            "its op is not supported"
+            if len(users) == 1
+            else "it is read in several places, one behind another"
+        )
+        notes.append(f"{name} reads pruned channels and was not refitted ({why})")
+    return notes
+
+
 def _at_least_single(x: Tensor) -> Tensor:
     """The values in float32 or better: networks in half precision are fitted, too."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Targets:
-    """What a layer should give, batch by batch."""
+    """What a layer should give in one of its calls, batch by batch."""
 
-    def __init__(self, work: Refit, place: Place, total: fx.Node | None) -> None:
-        self.work, self.place, self.total = work, place, total
+    def __init__(self, work: Refit, place: Place, call: Call, total: fx.Node | None) -> None:
+        self.work, self.place, self.call, self.total = work, place, call, total
         self.kept = work.kept_outputs(place)
         self.dim = 1 if place.patches.kernel else -1
 
     def weights_O(self) -> Tensor:
         """What a squared error of each output counts: its scale behind the batch norm."""
-        norm = self.place.behind.norm
+        norm = self.call.behind.norm
         if norm is None:
             return self._ones_O()
         return self._gain(norm).square().clamp_min(1e-12)
 
     def scale_O(self) -> Tensor:
         """Factor between an output and what is read behind the batch norm; 0 where it is all but off."""
-        norm = self.place.behind.norm
+        norm = self.call.behind.norm
         if norm is None:
             return self._ones_O()
         gain = self._gain(norm)
@@ -336,11 +360,11 @@ class _Targets:
 
     def at(self, index: int) -> Tensor:
         """The target of one batch, in the student's channels."""
-        work, place = self.work, self.place
-        plain = self._cut(work.theirs.values(work.twin[place.node])[index])
+        work, behind = self.work, self.call.behind
+        plain = self._cut(work.theirs.values(work.twin[self.call.node])[index])
         if self.total is None:
             return plain
-        theirs = place.behind.laid_out(work.theirs.values(work.twin[self.total])[index])
+        theirs = behind.laid_out(work.theirs.values(work.twin[self.total])[index])
         branch = self._cut(theirs) - self._shortcut(index)
         gain = self.scale_O()
         live = gain != 0
@@ -350,12 +374,12 @@ class _Targets:
 
     def _shortcut(self, index: int) -> Tensor:
         """The student's value on the other side of the residual sum."""
-        assert self.place.behind.other is not None
-        return self.place.behind.laid_out(self.work.mine.values(self.place.behind.other)[index])
+        assert self.call.behind.other is not None
+        return self.call.behind.laid_out(self.work.mine.values(self.call.behind.other)[index])
 
     def _offset_O(self) -> Tensor:
         """What is added to each output once it is scaled: by a bias behind the layer, and by the norm."""
-        params, norm, late = self.work.student.params, self.place.behind.norm, self.place.behind.late
+        params, norm, late = self.work.student.params, self.call.behind.norm, self.call.behind.late
         bias_O = torch.zeros(()) if late is None else params[late].detach().flatten()
         if norm is None:
             return bias_O.expand(len(self._ones_O()))
@@ -381,8 +405,8 @@ class _Targets:
 class _Seen:
     """Rows kept for a fit through the ReLU behind a layer, while they are wanted and few enough."""
 
-    def __init__(self, place: Place, total: fx.Node | None, wanted: bool) -> None:
-        self.wanted = wanted and place.behind.bounds is not None and total is place.behind.total
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
         self.learn: list[Rows] = []
         self.held: list[Rows] = []
         self.num_bytes = 0

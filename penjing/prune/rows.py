@@ -15,7 +15,7 @@ from penjing.prune.walk import Walk
 def input_rows(
     walk: Walk, place: Place, samples: int, max_rows: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """Input rows ``[groups, rows, features]`` of a layer, one tensor a batch.
+    """Input rows ``[groups, rows, features]`` of a layer, one tensor for each of its calls and batches.
 
     Args:
         walk: Has computed what the layer reads.
@@ -24,12 +24,14 @@ def input_rows(
         max_rows: Most rows (samples × positions) in all; positions are taken by chance.
         generator: Draws them.
     """
-    for index, x in enumerate(walk.values(place.source)):
-        positions = None
-        if place.patches.kernel:
-            total = place.patches.num_positions(walk.evaluate(place.node, index)[:1])
-            positions = thin_out(total, max(max_rows // samples, 1), generator)
-        yield place.patches.inputs(x, positions)
+    for call in place.calls:
+        for index, x in enumerate(walk.values(call.source)):
+            positions = None
+            if place.patches.kernel:
+                total = place.patches.num_positions(walk.evaluate(call.node, index)[:1])
+                wanted = max(max_rows // (samples * len(place.calls)), 1)
+                positions = thin_out(total, wanted, generator)
+            yield place.patches.inputs(x, positions)
 
 
 def input_moments(rows: Iterator[Tensor], groups: int, features: int) -> Moments:

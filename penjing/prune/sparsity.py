@@ -220,16 +220,19 @@ def _walk_through(
         batches, _ = within_memory(batches, _MAX_MEMORY, footprint(graph, tensors(example)))
     samples = sum(len(tensors(batch)[0]) for batch in batches)
     wanted = set(names)
-    by_node = {place.node: place for name, place in find_places(graph).items() if name in wanted}
+    places = (place for name, place in find_places(graph).items() if name in wanted)
+    by_node = {call.node: place for place in places for call in place.calls}
     generator = torch.Generator().manual_seed(seed)
     walk = Walk(graph, [tensors(batch) for batch in batches])
     masks: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def before(node: fx.Node) -> None:
-        if node not in by_node:
+        if node not in by_node or by_node[node].weight in masks:
             return
         place = by_node[node]
+        for call in place.calls:
+            walk.ensure(call.source, before)
         weight = place.kernel(graph.params)
         groups, features = place.patches.groups, weight[0].numel()
         rows = input_rows(walk, place, samples, _MAX_ROWS, generator)

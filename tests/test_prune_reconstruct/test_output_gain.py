@@ -19,7 +19,7 @@ def rows(count: int = 64, size: int = 6) -> Tensor:
 
 def gains_of(model: nn.Module, x: Tensor) -> tuple[dict[str, Tensor], float]:
     graph = trace(model, x[:2])
-    nodes = {name: place.node for name, place in find_places(graph).items()}
+    nodes = {call.node: name for name, place in find_places(graph).items() for call in place.calls}
     return output_gains(graph, nodes, [[x[:40]], [x[40:]]], torch.Generator().manual_seed(2))
 
 

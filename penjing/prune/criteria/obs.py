@@ -108,7 +108,7 @@ class BrainSurgeon(Criterion):
         gains: dict[str, Tensor] = {}
         size = None
         if self.weighting == "output":
-            nodes = {name: place.node for name, place in places.items()}
+            nodes = {call.node: name for name, place in places.items() for call in place.calls}
             few = [
                 [part[at : at + at_once] for part in tensors(inputs)]
                 for inputs in limited(given, self.gain_samples)
@@ -116,15 +116,17 @@ class BrainSurgeon(Criterion):
             ]
             gains, size = output_gains(material.graph, nodes, few, generator)
         walk = Walk(material.graph, batches)
-        by_node = {place.node: name for name, place in places.items()}
+        by_node = {call.node: name for name, place in places.items() for call in place.calls}
         readers: dict[str, _Reader] = {}
 
         @torch.no_grad()
         def before(node: fx.Node) -> None:
             name = by_node.get(node)
-            if name is None:
+            if name is None or name in readers:
                 return
             place = places[name]
+            for call in place.calls:
+                walk.ensure(call.source, before)
             gain_O = self._gain(material.graph, place) if size is None else gains.get(name)
             if gain_O is None:  # nothing of it reaches the output
                 gain_O = torch.zeros(len(place.kernel(material.graph.params)), dtype=torch.float64)
