@@ -276,13 +276,17 @@ def _params(reference: Runner) -> Iterable[nn.Parameter]:
 
 
 def _state(reference: Runner) -> tuple[str, ...]:
-    """What to know of a model that remembers: files do not."""
-    written = sorted(reference.written) if isinstance(reference, TorchRunner) else []
-    if not written:
+    """What to know of the model's own forward: files remember nothing, and compute in one format."""
+    if not isinstance(reference, TorchRunner):
         return ()
-    return (
-        f"the forward writes {', '.join(written)}; every call of the file starts from the present values",
-    )
+    notes = []
+    if reference.written:
+        names = ", ".join(sorted(reference.written))
+        notes.append(f"the forward writes {names}; every call of the file starts from the present values")
+    if reference.autocast:
+        formats = ", ".join(sorted(reference.autocast))
+        notes.append(f"the forward has autocast to {formats}; the file computes in the format of the weights")
+    return tuple(notes)
 
 
 def _opened(exporter: Exporter, path: Path, reference: Runner) -> Runner:

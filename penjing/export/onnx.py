@@ -27,6 +27,7 @@ from penjing.export.onnx_softmax import floor_masked
 from penjing.export.program_ops import target_name
 from penjing.export.translations import even_bounds, translations
 from penjing.files import atomic_write
+from penjing.floats import autocast_off
 from penjing.graph.batch import batch_unit
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.remembered import forgotten
@@ -96,8 +97,11 @@ def export_onnx(
 
 @contextlib.contextmanager
 def inference(model: nn.Module) -> Iterator[set[str]]:
-    """The model in eval mode without gradients, as it was afterwards; gives the buffers it wrote."""
-    with eval_view(model) as written, plain_outputs(model), torch.no_grad(), forgotten(model):
+    """The model in eval mode without gradients, as it was afterwards; gives the buffers it wrote.
+
+    It computes in the format of its weights, whatever autocast it has in its forward.
+    """
+    with eval_view(model) as written, plain_outputs(model), torch.no_grad(), forgotten(model), autocast_off():
         yield written
 
 

@@ -26,6 +26,7 @@ from penjing.export.inputs import (
     to_numpy,
 )
 from penjing.export.resolution import sigmoid_outputs
+from penjing.floats import autocast_off
 from penjing.graph.remembered import own_copies
 
 TOLERANCE = 1e-4
@@ -122,6 +123,7 @@ class TorchRunner(Runner):
 
     Attributes:
         written: Buffers that the forward wrote, and that were put back.
+        autocast: Formats that blocks of the forward were to be computed in, and are not here.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, names: Sequence[str] | None = None) -> None:
@@ -132,6 +134,7 @@ class TorchRunner(Runner):
         leaves, self._spec = torch.utils._pytree.tree_flatten(as_call(example_inputs, model))
         self._leaves = leaves
         self.written: set[str] = set()
+        self.autocast: set[str] = set()
         self.inputs = ()
         self.outputs = ()
 
@@ -149,9 +152,10 @@ class TorchRunner(Runner):
             for leaf in self._leaves
         ]
         args, kwargs = torch.utils._pytree.tree_unflatten(own_copies(leaves), self._spec)
-        with inference(self.model) as written:
+        with inference(self.model) as written, autocast_off() as autocast:
             out = self.model(*args, **kwargs)
         self.written |= written
+        self.autocast |= autocast
         self.outputs = tuple(output_names(out, self.names))
         return [to_numpy(t) for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from penjing.floats import autocast_off
 from penjing.graph.remembered import own_copies
 from penjing.graph.trace import bind_inputs, eval_view
 from penjing.prune.lockstep import runs_alike
@@ -54,7 +55,7 @@ def forward(model: nn.Module, inputs: Any) -> Any:
 
 def _forward(model: nn.Module, inputs: Any) -> Any:
     args, kwargs = bind_inputs(model, inputs)
-    with torch.no_grad():
+    with torch.no_grad(), autocast_off():  # a traced graph has none of it
         return model(*args, **kwargs)
 
 

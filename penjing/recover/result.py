@@ -18,7 +18,7 @@ class StopReason(Enum):
 
     EPOCHS = "all epochs are done"
     MAX_STEPS = "max_steps was reached; raise it to train longer"
-    MAX_SECONDS = "max_seconds was used up; raise it to train longer"
+    MAX_SECONDS = "the time given (max_seconds) was used up"
     PATIENCE = "validation stopped getting better; keep='best' gives the best weights, patience waits longer"
 
 

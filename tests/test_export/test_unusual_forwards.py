@@ -261,3 +261,52 @@ def test_a_dict_that_is_the_one_argument_goes_through_every_stage(tmp_path: Path
     session = ort.InferenceSession(exported["onnx"].path, providers=["CPUExecutionProvider"])
     assert [value.name for value in session.get_inputs()] == ["image", "depth"]
     assert [value.name for value in session.get_outputs()] == ["seg", "output_depth"]
+
+
+class Mixed(nn.Module):
+    """Computes in bfloat16 what its author trained so: within the forward, and by a decorated method."""
+
+    def __init__(self, mixed: bool) -> None:
+        super().__init__()
+        self.mixed = mixed
+        self.conv, self.hidden, self.scores = nn.Conv2d(3, 8, 3), nn.Linear(8, 16), nn.Linear(16, 5)
+
+    @torch.autocast("cpu", dtype=torch.bfloat16)  # type: ignore[untyped-decorator]
+    def _last(self, x: Tensor) -> Tensor:
+        return torch.relu(self.hidden(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.mixed):
+            x = self.conv(x).mean((2, 3))
+        with torch.autocast("cpu", enabled=False):
+            x = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-6)
+        x = self._last(x) if self.mixed else torch.relu(self.hidden(x))
+        scores: Tensor = self.scores(x.float())
+        return scores
+
+
+def test_autocast_in_a_forward_becomes_a_float_file(tmp_path: Path) -> None:
+    """Files compute in float32, as the same network without autocast does; the module has its own again."""
+    torch.manual_seed(0)
+    mixed, plain = Mixed(True).eval(), Mixed(False).eval()
+    plain.load_state_dict(mixed.state_dict())
+    x = torch.randn(8, 3, 12, 12)
+    with torch.no_grad():
+        before, wanted = mixed(x), plain(x).numpy()
+    pruned = pj.prune(mixed, x, ratio=0.5)
+    assert type(pruned.model) is Mixed
+    formats = ["onnx", "saved_model", "litert"] if find_spec("tensorflow") else ["onnx"]
+    made = pj.export(mixed, tmp_path / "whole", formats, example_inputs=x)
+    for file in made.files:
+        assert any("autocast to bfloat16" in note for note in file.notes), file.notes
+        assert all(row.relative < 1e-4 for row in file.verification.rows)
+    session = ort.InferenceSession(str(made["onnx"].path), providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    assert abs(found - wanted).max() < 1e-5 * abs(wanted).max() + 1e-6
+    with torch.no_grad():
+        assert torch.equal(mixed(x), before)
+        assert abs(before.numpy() - wanted).max() > 1e-4
+    assert not any(
+        "autocast" in note for note in pj.export(plain, tmp_path / "plain", example_inputs=x).files[0].notes
+    )
+    assert pj.quantize(pruned.model, [x], out=tmp_path / "q.onnx", time_it=False).num_quantized == 3
