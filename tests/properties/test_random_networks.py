@@ -27,7 +27,7 @@ def check(program: Program, ratio: float) -> None:
     assert not [f for f in coupling.frozen if f.reason.startswith("no rule")]
     scores = make_criterion("random").scores(Material(model, graph, coupling, seed=program.seed))
     # by ids: every factor, also where a dimension loses more by their product
-    kept = allocate(coupling.groups, scores, ratios={"*:*": ratio})
+    kept = allocate(coupling.groups, scores, ratios={"*:*": ratio} if coupling.groups else {})
     result = prune_slots(model, x, graph, coupling, kept)
     expected, leak = masked_output(graph, coupling, by_leaf(coupling, kept), x)
     assert leak <= 1e-4
