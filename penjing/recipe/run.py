@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,13 +151,13 @@ def _check_table(space: Workspace) -> None:
 
 def _has_classes(space: Workspace) -> bool:
     """Whether the targets are classes of the network's outputs."""
-    logits_NK, target = _answers(space)
+    logits_NK, target = _answers(space, space.feed.split("val"))
     return target is not None and classifies(target, logits_NK)
 
 
-def _answers(space: Workspace) -> tuple[torch.Tensor, Any]:
-    """What the network says to a validation batch, and its target."""
-    model, batch = space.original().eval(), unpack(next(iter(space.feed.split("val"))))
+def _answers(space: Workspace, batches: Iterable[Any]) -> tuple[torch.Tensor, Any]:
+    """What the network says to the first batch, and its target."""
+    model, batch = space.original().eval(), unpack(next(iter(batches)))
     with torch.no_grad():
         return logits_of(ask(model, batch.inputs, "model"), batch.target), batch.target
 
@@ -169,7 +169,7 @@ def _check_labels(space: Workspace) -> None:
     begun = space.store.read("train") is not None
     if begun or space.metric is not None or not isinstance(space.bundle.val, Split):
         return
-    logits_NK, target = _answers(space)
+    logits_NK, target = _answers(space, space.feed.split("val", 2))
     if not classifies(target, logits_NK):
         return
     for part in (space.bundle.train, space.bundle.val, space.bundle.test):
