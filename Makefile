@@ -32,9 +32,10 @@ bench: $(VENV)/.dev  ## everything measured beside its peers (hours)
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+# Where ensurepip is missing (Debian's python3-venv), venv fails and leaves a python without pip: it must not count as made.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Penjing needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.demo: $(VENV)/bin/python $(DEPS)
 	@echo "Setting up $(VENV) (a few minutes, once)"

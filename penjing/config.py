@@ -24,7 +24,7 @@ class Config(BaseModel):
                 if key not in cls.model_fields:
                     near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
                     hint = (
-                        f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(cls.model_fields)}"
+                        f" (did you mean {near[0]!r}?)" if near else f"; known: {', '.join(cls.model_fields)}"
                     )
                     raise ValueError(f"unknown key {key!r} in {cls.__name__}{hint}")
         return values

@@ -108,7 +108,7 @@ def in_points(max_drop: str) -> str:
 
 
 def budget_of(given: Sequence[str] | None) -> dict[str, Any] | None:
-    """The bounds of ``--budget``, or None; a latency keeps its unit.
+    """The bounds of ``--budget``, or None; a latency stays a text, with the unit that it needs.
 
     Raises:
         RecipeError: for a value that is not a number.
@@ -116,7 +116,10 @@ def budget_of(given: Sequence[str] | None) -> dict[str, Any] | None:
     split = [part for entry in given or () for part in entry.split(",") if part.strip()]
     found = pairs(split, "--budget")
     for key, value in found.items():
-        if key in ("latency", "runtime", "precision") and isinstance(value, str):
+        if key == "latency":
+            found[key] = str(value)  # its unit is asked for as after --latency
+            continue
+        if key in ("runtime", "precision") and isinstance(value, str):
             continue
         try:
             found[key] = float(value)

@@ -122,7 +122,7 @@ def _loader(spec: str) -> _Loader:
     )
     near = difflib.get_close_matches(prefix, PREFIXES, n=1) if colon else []
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    what = "does not exist" if path.suffix == "" and not colon else "is no model spec"
+    what = "does not exist" if path.suffix == "" and not colon and not path.exists() else "is no model spec"
     raise ArtifactError(
         f"{spec!r} {what}", remedy=f"{hint}Give one of: {known}".replace("? Give", "? Or give")
     )

@@ -162,14 +162,17 @@ def prune(
     if reconstruct and result.reconstruction is None:
         result = refit(result)
     if not result.plan.groups and not result.plan.branches:
-        listen(Event("prune", "warning", message=_nothing_went(result, round_to, min_slots)))
+        listen(Event("prune", "warning", message=_nothing_went(result, budget, round_to, min_slots)))
     metrics = {name: float(n) for name, n in result.after.items()}
     listen(Event("prune", "end", metrics=metrics, message=_went(result)))
     return result
 
 
-def _nothing_went(result: PruneResult, round_to: int, min_slots: int) -> str:
+def _nothing_went(result: PruneResult, budget: Budget | None, round_to: int, min_slots: int) -> str:
     """Why the network came back whole."""
+    if budget is not None:  # out of reach it would have been an error
+        allowed = ", ".join(f"{name} {budget.in_words(name)}" for name in budget.bounds)
+        return f"nothing was removed: the network as given is within the budget ({allowed})"
     if max(round_to, min_slots) > 1:
         return f"nothing was removed: every group keeps round_to={round_to}, min_slots={min_slots}"
     return (

@@ -90,6 +90,13 @@ class Budget(Config):
         """Whether latency is bounded, and as a share of the original's."""
         return self.latency is not None and _parse_latency(self.latency)[1]
 
+    def in_words(self, name: str) -> str:
+        """A bound as it was given: ``"0.5x"``, ``"0.5 s"``, ``"2,000,000"``."""
+        value = getattr(self, name)
+        if isinstance(value, str):
+            return value
+        return f"{value:g} s" if name == "latency" else f"{value:g}" if value <= 1 else f"{value:,.0f}"
+
     def limits(self, original: Mapping[str, float]) -> dict[str, float]:
         """The bounds as absolute amounts (counts, bytes, seconds), given the original's by the same names."""
         out: dict[str, float] = {}
@@ -141,11 +148,14 @@ def _parse_latency(value: float | str) -> tuple[float, bool]:
             number = float(found.group(1) if found else value)
         except ValueError:
             number = float("nan")
-        unit = found.group(2).lower() if found else "s"
+        unit = found.group(2).lower() if found else ""
     else:
         number, unit = float(value), "s"
     if not 0 < number < float("inf"):
-        raise ValueError(f"{value!r} is no latency; write '0.5x' (of the original), '2ms', or seconds")
+        raise ValueError(f"{value!r} is no latency; write '0.5x' (of the original), '2ms', or '0.002s'")
+    if not unit:  # a share is what is meant more often than seconds, and half a second allows everything
+        units = f"'{value}x' (of the original), '{value}ms' or '{value}s'"
+        raise ValueError(f"the latency {value!r} has no unit; write {units}")
     if unit == "x":
         if number > 1:
             raise ValueError(f"{value!r} is slower than the original; give a share up to '1x'")

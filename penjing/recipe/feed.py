@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
 from penjing.batches import first_tensor, take_apart
@@ -99,20 +100,17 @@ class Feed:
             return self._laid_out(self.bundle.loader(which, self.config.eval_batch_size))
         if not isinstance(found, Split):
             return self._laid_out(Take(found, limit))
-        if limit >= len(found):
-            return self._laid_out(self.bundle.loader(which, self.config.eval_batch_size))
-        indices = np.linspace(0, len(found) - 1, limit).round().astype(np.int64)
-        loader = Loader(
-            found.subset(indices),
-            self.config.eval_batch_size,
-            mean=self.bundle.mean,
-            std=self.bundle.std,
-        )
-        return self._laid_out(loader)
+        return self._chosen(found, _spread(len(found), limit))
 
     def calibration(self) -> Iterable[Any]:
-        """Training samples without augmentation, for statistics."""
-        return self.split("train", self.config.calibration)
+        """Training samples without augmentation, for statistics. They come in mixed order: who reads only the
+        first ones, as quantization does, would see but some classes of a folder.
+        """
+        found, limit = self.bundle.train, self.config.calibration
+        if not isinstance(found, Split):
+            return self.split("train", limit)
+        order = np.random.default_rng(self.seed).permutation(_spread(len(found), limit))
+        return self._chosen(found, order)
 
     def examples(self, num: int = 2) -> Any:
         """Inputs of the first validation samples, as the model takes them."""
@@ -130,8 +128,18 @@ class Feed:
         """Whether there is such a split."""
         return getattr(self.bundle, which) is not None
 
+    def _chosen(self, split: Split, indices: NDArray[np.int64]) -> Iterable[Any]:
+        """These samples, in this order."""
+        mean, std = self.bundle.mean, self.bundle.std
+        return self._laid_out(Loader(split.subset(indices), self.config.eval_batch_size, mean=mean, std=std))
+
     def _laid_out(self, batches: Iterable[Any]) -> Iterable[Any]:
         return Changed(batches, _channels_last) if self.layout == "nhwc" else batches
+
+
+def _spread(size: int, limit: int) -> NDArray[np.int64]:
+    """Places of ``limit`` samples of ``size``, or of all where there are fewer, evenly spread."""
+    return np.linspace(0, size - 1, min(limit, size)).round().astype(np.int64)
 
 
 def _statistics(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from penjing.batches import ask, classifies, logits_of, unpack
+from penjing.batches import ask, check_labels, classifies, logits_of, unpack
 from penjing.data import Split
 from penjing.errors import PenjingError, RecipeError, RunError
 from penjing.events import Event, Listener, silent
@@ -151,10 +151,31 @@ def _check_table(space: Workspace) -> None:
 
 def _has_classes(space: Workspace) -> bool:
     """Whether the targets are classes of the network's outputs."""
-    model, batch = space.original().eval(), unpack(next(iter(space.feed.split("val"))))
+    logits_NK, target = _answers(space, space.feed.split("val"))
+    return target is not None and classifies(target, logits_NK)
+
+
+def _answers(space: Workspace, batches: Iterable[Any]) -> tuple[torch.Tensor, Any]:
+    """What the network says to the first batch, and its target."""
+    model, batch = space.original().eval(), unpack(next(iter(batches)))
     with torch.no_grad():
-        logits_NK = logits_of(ask(model, batch.inputs, "model"), batch.target)
-    return batch.target is not None and classifies(batch.target, logits_NK)
+        return logits_of(ask(model, batch.inputs, "model"), batch.target), batch.target
+
+
+def _check_labels(space: Workspace) -> None:
+    """A class that the network does not have is found by the labels alone, before anything is measured. What
+    labels are to a metric is not known.
+    """
+    begun = space.store.read("train") is not None
+    if begun or space.metric is not None or not isinstance(space.bundle.val, Split):
+        return
+    logits_NK, target = _answers(space, space.feed.split("val", 2))
+    if not classifies(target, logits_NK):
+        return
+    for part in (space.bundle.train, space.bundle.val, space.bundle.test):
+        if isinstance(part, Split):
+            ignored = space.recipe.recover.ignore_index
+            check_labels(torch.from_numpy(part.labels), logits_NK.shape[1], part.name, ignored)
 
 
 def _check_images(space: Workspace) -> None:
@@ -207,6 +228,7 @@ def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str
     _check_inputs(space, listen, finished=_is_finished(space, stages, given_digests))
     _check_pruning(space)
     _check_table(space)
+    _check_labels(space)
     _check_images(space)
     total = len(stages)
     listen(Event("run", "start", 0, total, "stage", message=f"{recipe.name} in {folder}"))

@@ -36,8 +36,8 @@ class Registry(Generic[C]):
         """
         if name not in self._known:
             near = difflib.get_close_matches(name, self._known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.names())}"
-            raise ValueError(f"unknown {self._what} {name!r}; {hint}")
+            hint = f" (did you mean {near[0]!r}?)" if near else f"; known: {', '.join(self.names())}"
+            raise ValueError(f"unknown {self._what} {name!r}{hint}")
         return self._known[name].model_validate(dict(options or {}))
 
     def known(self) -> Mapping[str, type[C]]:

@@ -244,6 +244,14 @@ class Metrics(Config):
         """Whether quality is the share of samples answered right; else it is the user's metric."""
         return all(cell.low is not None for row in self.rows for cell in row.accuracy.values())
 
+    @property
+    def beside_accuracy(self) -> str:
+        """Name of the user's metric where it goes beside the share answered right; "" where one of the two is
+        all there is.
+        """
+        measured = any(row.metric is not None for row in self.rows)
+        return self.metric if self.classifies and measured else ""
+
     def row(self, key: str) -> Row | None:
         """The row of that key, if there is one."""
         return next((row for row in self.rows if row.key == key), None)

@@ -163,7 +163,7 @@ def _search(metrics: Metrics) -> str:
     """Score against what was left, of every size tried and the original."""
     if metrics.search is None:
         return ""
-    factor, unit = (100, ", %") if metrics.classifies else (1, "")
+    factor, unit = (1, "") if metrics.metric else (100, ", %")
     series = []
     for held, name in ((True, "held"), (False, "did not hold")):
         points = tuple(
@@ -180,7 +180,8 @@ def _search(metrics: Metrics) -> str:
         if points:
             series.append(svg.Series(name, points))
     what = metrics.metric or "validation accuracy"
-    return svg.chart(series, x_label="parameters", y_label=f"{what}{unit}", **_scatter(metrics))
+    scatter = _scatter(metrics) | ({"most": None} if metrics.metric else {})
+    return svg.chart(series, x_label="parameters", y_label=f"{what}{unit}", **scatter)
 
 
 def _quantization(metrics: Metrics) -> str:

@@ -30,7 +30,7 @@ def splits(metrics: Metrics) -> tuple[str, ...]:
 def records(metrics: Metrics) -> list[dict[str, Any]]:
     """One flat dict a row, with the same keys in each: what the CSV and JSON files hold."""
     what = "accuracy" if metrics.classifies else metrics.metric
-    return [_record(row, what, batches(metrics)) for row in metrics.rows]
+    return [_record(row, what, batches(metrics), bool(metrics.beside_accuracy)) for row in metrics.rows]
 
 
 def build_table(metrics: Metrics) -> pd.DataFrame:
@@ -57,7 +57,7 @@ def terminal_table(metrics: Metrics) -> Group:
     from rich.table import Table
 
     heads = headers(metrics)
-    quality = len(splits(metrics)) + 1
+    quality = len(splits(metrics)) + 1 + bool(metrics.beside_accuracy)
     parts = (range(quality + 1), (0, *range(quality + 1, len(heads))))
     tables = []
     for columns in parts:
@@ -80,6 +80,7 @@ def headers(metrics: Metrics) -> list[str]:
         "",
         *(f"{name} %" if metrics.classifies else f"{name} {metrics.metric}" for name in names),
         f"{names[-1] if names else ''} 95% interval".strip(),
+        *([f"val {metrics.beside_accuracy}"] if metrics.beside_accuracy else []),
         "params",
         "MACs",
         "file",
@@ -102,11 +103,16 @@ def cells(row: Row, metrics: Metrics) -> list[str]:
         row.label,
         *shown,
         text.interval(last).partition("%")[0] if last and last.low is not None else "–",
+        *([_value(row.metric)] if metrics.beside_accuracy else []),
         text.count(row.num_params),
         text.count(row.num_macs),
         text.size(row.size_bytes),
         *latency,
     ]
+
+
+def _value(metric: float | None) -> str:
+    return "–" if metric is None else f"{metric:.4g}"
 
 
 def conditions(metrics: Metrics) -> str:
@@ -126,7 +132,7 @@ def conditions(metrics: Metrics) -> str:
     return "; ".join(parts)
 
 
-def _record(row: Row, what: str, all_batches: tuple[int, ...]) -> dict[str, Any]:
+def _record(row: Row, what: str, all_batches: tuple[int, ...], metric: bool) -> dict[str, Any]:
     out: dict[str, Any] = {"row": row.key, "label": row.label}
     for split in SPLITS:
         cell = row.accuracy.get(split)
@@ -136,6 +142,7 @@ def _record(row: Row, what: str, all_batches: tuple[int, ...]) -> dict[str, Any]
             f"{split}_low95": cell.low if cell else None,
             f"{split}_high95": cell.high if cell else None,
         }
+    out |= {"val_metric": row.metric} if metric else {}
     out |= {"num_params": row.num_params, "num_macs": row.num_macs, "size_bytes": row.size_bytes}
     for batch in all_batches:
         timed = row.latency_at(batch)

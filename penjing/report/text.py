@@ -109,14 +109,14 @@ def verdict(metrics: Metrics) -> str:
 
 def score(value: float, metrics: Metrics) -> str:
     """Of a network that was tried: ``95.12%``, or the value of a metric as it is: ``0.8991``."""
-    return percent(value) if metrics.classifies else f"{value:.4g}"
+    return f"{value:.4g}" if metrics.metric else percent(value)
 
 
 def lost(drop: float, kind: str, metrics: Metrics) -> str:
     """Its loss in the unit of `allowed`: ``0.50 points``, ``1.00%``, of a metric ``0.0084``."""
     if kind == "relative":
         return percent(drop)
-    return f"{100 * drop:.2f} points" if metrics.classifies else f"{drop:.4f}"
+    return f"{drop:.4f}" if metrics.metric else f"{100 * drop:.2f} points"
 
 
 def allowed(loss: float, drop: str, metric: str) -> str:
@@ -149,5 +149,13 @@ def _quality_part(metrics: Metrics, before: Row, after: Row) -> str:
             same = abs(points) < 0.005
             change = "unchanged" if same else f"{'+' if points > 0 else '−'}{abs(points):.2f} points"
             change = f"{change}, n={new.n}"
-            return f"; {name} accuracy {percent(old.value)} → {percent(new.value)} ({change})"
+            shown = f"; {name} accuracy {percent(old.value)} → {percent(new.value)} ({change})"
+            return shown + _beside_part(metrics, before, after)
     return ""
+
+
+def _beside_part(metrics: Metrics, before: Row, after: Row) -> str:
+    """The metric that the loss is measured in, where the accuracy is shown too."""
+    if not metrics.beside_accuracy or before.metric is None or after.metric is None:
+        return ""
+    return f", validation {metrics.beside_accuracy} {before.metric:.4g} → {after.metric:.4g}"

@@ -310,6 +310,8 @@ BAD = (
     Bad("unknown export format", compressing(PIXELS, "--formats", "onxx"), ("onnx",)),
     Bad("a loss of words", compressing(PIXELS, "--max-drop", "little"), ("little",)),
     Bad("a loss above all", compressing(PIXELS, "--max-drop", "300"), ("300",)),
+    Bad("a latency without a unit", compressing(PIXELS, "--latency", "0.5"), ("'0.5x'",)),
+    Bad("a number as latency", compressing(PIXELS, "--budget", "latency=0.5"), ("'0.5x'",)),
     Bad("unknown runtime", compressing(PIXELS, "--latency", "0.5x", "--runtime", "tensorrt"), ("runtime",)),
     Bad("unknown recovery option", compressing(PIXELS, "--recover", "epoch=3"), ("epochs",)),
     Bad("recovery that explodes", compressing(PIXELS, "--lr", "1e30", "--epochs", "1"), ("NaN or infinite",)),
@@ -406,6 +408,17 @@ def nothing_half_written(folder: Path, before: dict[Path, int]) -> bool:
         run_files = inside[:2] in (("out", "work"), ("out", "log.jsonl")) or inside == ("out",)
         assert run_files, f"{path} was left"
     return True
+
+
+def test_a_class_too_many_is_said_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.arange(16) % 4
+    labels[-1] = 4
+    with pytest.raises(SystemExit):
+        main(compressing(pixels(y_train=labels))(tmp_path))
+    assert "train: label 4 is outside the model's classes 0 … 3" in capsys.readouterr().err
+    assert not [*(tmp_path / "out" / "work").glob("*/*"), *(tmp_path / "out" / "work").glob("*.safetensors")]
 
 
 def test_enough_of_them() -> None:

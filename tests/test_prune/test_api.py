@@ -642,7 +642,12 @@ def test_one_pattern_needs_no_list() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"round_to": 64}, "round_to=64"), ({"ratio": 0.0}, "nothing was removed")]
+    ("options", "words"),
+    [
+        ({"round_to": 64}, "round_to=64"),
+        ({"ratio": 0.0}, "nothing was removed"),
+        ({"budget": {"params": 10**7, "macs": 1.0}}, "within the budget (params 10,000,000, macs 1)"),
+    ],
 )
 def test_nothing_removed_is_said(options: dict[str, Any], words: str) -> None:
     heard: list[Event] = []

@@ -41,6 +41,22 @@ def test_limit_is_spread_evenly_and_in_order() -> None:
     assert sum(len(y) for _, y in feed().split("train")) == 10
 
 
+@given(st.integers(2, 4), st.integers(60, 90), st.integers(40, 600), st.integers(0, 3))
+def test_the_first_of_the_calibration_are_of_every_class(
+    classes: Any, each: Any, limit: Any, seed: Any
+) -> None:
+    labels = np.repeat(np.arange(classes), each)  # as a folder lists them
+    images = np.arange(len(labels) * 3).reshape(-1, 1, 1, 3).astype(np.uint8)
+    split = ArraySplit(images, labels, [str(one) for one in range(classes)])
+    sorted_by_class = DataBundle(split, split, None, split.classes, (0.0,) * 3, (1.0,) * 3, (3, 1, 1))
+    feed = Feed(DataConfig(spec="x", calibration=limit), sorted_by_class, layout="nchw", seed=seed)
+    found = torch.cat([y for _, y in feed.calibration()])
+    assert set(found[: 20 * classes].tolist()) == set(range(classes))
+    assert torch.equal(found, torch.cat([y for _, y in feed.calibration()]))
+    in_order = torch.cat([y for _, y in feed.split("train", limit)])
+    assert torch.equal(found.sort().values, in_order)
+
+
 def test_layouts_hold_the_same_numbers() -> None:
     for (x, y), (turned, same) in zip(feed().split("val"), feed(layout="nhwc").split("val"), strict=True):
         assert torch.equal(x.permute(0, 2, 3, 1), turned)

@@ -47,6 +47,23 @@ def test_metrics_that_are_none(tmp_path: Path, content: str | None) -> None:
         Metrics.read(tmp_path)
 
 
+def test_a_metric_that_decides_beside_the_accuracy_is_shown(metrics: Metrics) -> None:
+    assert not metrics.beside_accuracy
+    rows = tuple(row.model_copy(update={"metric": 0.5 + 0.125 * at}) for at, row in enumerate(metrics.rows))
+    judged = metrics.model_copy(update={"rows": rows, "metric": "iou"})
+    out = io.StringIO()
+    Console(file=out, width=200).print(terminal_table(judged))
+    shown = out.getvalue()
+    assert "val iou" in shown
+    assert all(value in shown for value in ("0.5", "0.625", "0.75"))
+    assert list(build_table(judged)["val_metric"]) == [0.5, 0.625, 0.75]
+    assert "accuracy" in text.headline(judged)
+    assert "validation iou 0.5 → 0.75" in text.headline(judged)
+    assert text.score(0.625, judged) == "0.625"
+    assert text.lost(0.0084, "absolute", judged) == "0.0084"
+    assert "validation iou</th>" in render(judged)
+
+
 def test_csv_json_and_frame_agree(metrics: Metrics, tmp_path: Path) -> None:
     csv, plain = write_table(metrics, tmp_path)
     frame, read = build_table(metrics), pd.read_csv(csv, keep_default_na=True)

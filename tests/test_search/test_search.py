@@ -80,7 +80,16 @@ class TestBudget:
         assert budget.eased(original, 1.0).limits(original) == {"params": 25, "latency": pytest.approx(0.001)}
 
     @pytest.mark.parametrize(
-        "values", [{}, {"batch": 2}, {"latency": "fast"}, {"latency": "2x"}, {"latency": 0}, {"runtime": "x"}]
+        "values",
+        [
+            {},
+            {"batch": 2},
+            {"latency": "fast"},
+            {"latency": "2x"},
+            {"latency": "0.5"},
+            {"latency": 0},
+            {"runtime": "x"},
+        ],
     )
     def test_wrong(self, values: dict[str, Any]) -> None:
         with pytest.raises(RecipeError):
