@@ -30,7 +30,7 @@ from penjing.files import atomic_write
 from penjing.graph.batch import batch_unit
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.remembered import forgotten
-from penjing.graph.trace import eval_view, plain_outputs
+from penjing.graph.trace import FIXED, BatchWatch, eval_view, plain_outputs
 from penjing.log import silenced
 from penjing.models.onnx_read import external_files
 
@@ -40,6 +40,9 @@ DEFAULT_OPSET = 20
 _EXTERNAL_ABOVE = 2**31 - 2**24
 """Protocol buffers end at 2 GiB; beyond this many bytes of weights they go to ``<name>.data`` beside the
 file."""
+
+FIXED_BATCH = "fixed_batch"
+"""Entry of a file's metadata: why its batch is fixed, where the network leaves no choice."""
 
 _KEPT_NODE_METADATA = "pkg.torch.onnx.name_scopes"
 
@@ -65,7 +68,8 @@ def export_onnx(
         path: The file; replaced atomically.
         example_inputs: A tensor, a tuple or a dict of tensors, as the model is called; dimension 0 is the
             batch.
-        dynamic_batch: Leave the batch size free. ``"auto"`` fixes it only where the model itself does.
+        dynamic_batch: Leave the batch size free. ``"auto"`` fixes it only where the model itself does; the
+            file's metadata says then why (key ``fixed_batch``).
         opset: ONNX operator set, by default 20.
         input_names: Names for the inputs; by default ``input``, or the argument names where there are
             several.
@@ -84,11 +88,11 @@ def export_onnx(
     args, kwargs = as_call(example_inputs, model)
     names = list(input_names) if input_names is not None else default_input_names(model, example_inputs)
     with inference(model), quiet():
-        program = _to_program(model, args, kwargs, dynamic_batch, names)
+        program, fixed = _to_program(model, args, kwargs, dynamic_batch, names)
         graph = _to_onnx(program, names, opset)
         merge_pads(graph.graph)
         floor_masked(graph.graph)
-        _clean(graph, opset, metadata or {})
+        _clean(graph, opset, {**({FIXED_BATCH: fixed} if fixed else {}), **(metadata or {})})
         _save(graph, path)
     _check(path)
     return path
@@ -116,8 +120,9 @@ def quiet() -> Iterator[None]:
 
 def _to_program(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool | str, names: Sequence[str]
-) -> torch.export.ExportedProgram:
-    """The traced network; a second try knows what the forward decides in Python."""
+) -> tuple[torch.export.ExportedProgram, str]:
+    """The traced network, and why its batch is fixed if it was to be free; a second try knows what the
+    forward decides in Python."""
     try:
         return _program(model, args, kwargs, dynamic, names, ())
     except ExportError as refusal:
@@ -142,7 +147,7 @@ def _program(
     dynamic: bool | str,
     names: Sequence[str],
     decisions: Sequence[Decision],
-) -> torch.export.ExportedProgram:
+) -> tuple[torch.export.ExportedProgram, str]:
     leaves, spec = torch.utils._pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     if len(tensors) != len(names):
@@ -153,6 +158,7 @@ def _program(
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 0
     batched = [isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch for leaf in leaves]
     failure: Exception | None = None
+    fixed = ""
     if dynamic and batch:
         for dim in (torch.export.Dim("batch"), torch.export.Dim.DYNAMIC):
             # A batch of one would be read as a constant, so the example is doubled. Copies in any case:
@@ -164,8 +170,9 @@ def _program(
             shapes = [({0: dim} if is_batched else None) for is_batched in batched]
             dyn_args, dyn_kwargs = torch.utils._pytree.tree_unflatten(wide, spec)
             shape_args, shape_kwargs = torch.utils._pytree.tree_unflatten(shapes, spec)
+            watch = BatchWatch()
             try:
-                with replayed(decisions), forgotten(model):
+                with replayed(decisions), forgotten(model), watch:
                     program = torch.export.export(
                         model,
                         dyn_args,
@@ -176,9 +183,10 @@ def _program(
                 _check_states(program)
                 _check_unit(program)
                 _check_groups(program)
-                return program
+                return program, ""
             except Exception as error:  # torch.export raises many kinds; all are reported below
                 failure = error
+                fixed = f"every batch has {batch} samples: {FIXED}{watch.at}: {_first_line(error)}"
         if dynamic != "auto":
             raise ExportError(
                 f"the batch size cannot be left free: {_first_line(failure)}",
@@ -186,7 +194,7 @@ def _program(
             ) from failure
     try:
         with replayed(decisions), forgotten(model):
-            return torch.export.export(model, args, kwargs, strict=False)
+            return torch.export.export(model, args, kwargs, strict=False), fixed
     except Exception as error:
         raise ExportError(
             f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}",

@@ -26,13 +26,15 @@ from penjing.graph.tidy import tidy
 from penjing.graph.tree import Held, graph_module, held_tensors
 from penjing.log import silenced
 
+FIXED = "the batch size is fixed"
+"""How a note on it begins."""
+
 CUMULATIVE = "cumulative norms"
 """Key of a traced network's ``meta``: see `Graph.cumulative_norms`."""
 
 _GIVEN = (Tensor, int, float, str, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
 
 _QUANTIZED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
-_FIXED = "the batch size is fixed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,7 @@ class Graph:
     @property
     def fixed_batch(self) -> str:
         """Why, and where, the batch size is fixed; "" where it is free."""
-        return next((note for note in self.notes if note.startswith(_FIXED)), "")
+        return next((note for note in self.notes if note.startswith(FIXED)), "")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph, with the original's signature."""
@@ -344,19 +346,19 @@ def _tried(
         redirect_stderr(nowhere),  # torch.export prints the graph it had when it gave up
     ):
         if dynamic:
-            watch = _BatchWatch()
+            watch = BatchWatch()
             try:
                 program = _run_export(model, *_free_batch(model, args, kwargs), decisions, watch)
             except Exception as error:  # any refusal: the fixed batch is tried next and reports what remains
-                notes.append(f"{_FIXED}{watch.at}: {_first_line(error)}")
+                notes.append(f"{FIXED}{watch.at}: {_first_line(error)}")
             else:
                 if _batch_is_free(program):
                     return program, True
-                notes.append(f"{_FIXED}{watch.at}: the model's forward computes with it as a plain number")
+                notes.append(f"{FIXED}{watch.at}: the model's forward computes with it as a plain number")
         return _run_export(model, args, kwargs, None, decisions), False
 
 
-class _BatchWatch(TorchFunctionMode):
+class BatchWatch(TorchFunctionMode):
     """Sees which line of the user's fixes a batch size that was free.
 
     Attributes:
@@ -433,7 +435,7 @@ def _run_export(
     kwargs: dict[str, Any],
     shapes: Any,
     decisions: Sequence[Decision],
-    watch: _BatchWatch | None = None,
+    watch: BatchWatch | None = None,
 ) -> ExportedProgram:
     with (
         warnings.catch_warnings(),

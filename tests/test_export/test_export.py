@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import penjing.export as pe
 from penjing.errors import ExportError, VerifyError
 from penjing.events import Event
 from penjing.export.base import Layout, get_format
+from penjing.quantize import quantize
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 DATA = [torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
@@ -136,6 +138,29 @@ def test_a_model_that_fixes_its_batch_is_refused_or_fixed(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
     runner = pe.OnnxRunner(pe.export_onnx(Fixed(), tmp_path / "m.onnx", X, dynamic_batch="auto"))
     assert runner.inputs[0].shape == (4, 3, 16, 16)
+
+
+class Counting(nn.Module):
+    """Makes a plain number of its batch, as ``int(windows.shape[0] / count)`` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mix(x).view(int(x.shape[0] / 1), -1)
+
+
+@needs_tensorflow
+def test_files_whose_batch_the_network_fixes_say_so(tmp_path: Path) -> None:
+    made = pe.export(Counting(), tmp_path, ["onnx", "saved_model", "program"], example_inputs=X)
+    for file in made.files:
+        assert [row.batch for row in file.verification.rows] == [4]
+        assert any(re.search(r"batch size is fixed at \S+/test_export\.py:\d+", note) for note in file.notes)
+    assert all("every batch has 4 samples" in made[name].notes[0] for name in ("onnx", "saved_model"))
+    done = quantize(Counting(), [X], out=tmp_path / "m.int8.onnx", time_it=False)
+    assert any("every batch has 4 samples" in note for note in done.notes)
+    assert not pe.export(nn.Conv2d(3, 4, 1), tmp_path, ["onnx"], example_inputs=X)["onnx"].notes
 
 
 class OwnWeights(nn.Module):
