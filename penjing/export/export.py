@@ -264,7 +264,8 @@ def _one(
         raise
     if exporter.from_onnx:
         notes = (*notes, *_fixed_batch(source.onnx))
-    return ExportedFile(exporter.name, path, size_bytes(path), seconds, found, (*notes, *_state(reference)))
+    notes = (*notes, *found.notes, *_state(reference))
+    return ExportedFile(exporter.name, path, size_bytes(path), seconds, found, notes)
 
 
 def _step(reference: Runner) -> float:

@@ -30,7 +30,7 @@ from penjing.files import atomic_write
 from penjing.graph.batch import batch_unit
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.remembered import forgotten
-from penjing.graph.trace import FIXED, BatchWatch, eval_view, plain_outputs
+from penjing.graph.trace import FIXED, PLAIN_NUMBER, BatchWatch, eval_view, plain_outputs
 from penjing.log import silenced
 from penjing.models.onnx_read import external_files
 
@@ -186,7 +186,9 @@ def _program(
                 return program, ""
             except Exception as error:  # torch.export raises many kinds; all are reported below
                 failure = error
-                fixed = f"every batch has {batch} samples: {FIXED}{watch.at}: {_first_line(error)}"
+                told = _first_line(error)
+                reason = PLAIN_NUMBER if told.startswith("Constraints violated") else told
+                fixed = f"every batch has {batch} samples: {FIXED}{watch.at}: {reason}"
         if dynamic != "auto":
             raise ExportError(
                 f"the batch size cannot be left free: {_first_line(failure)}",

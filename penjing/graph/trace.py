@@ -29,6 +29,9 @@ from penjing.log import silenced
 FIXED = "the batch size is fixed"
 """How a note on it begins."""
 
+PLAIN_NUMBER = "the model's forward computes with it as a plain number"
+"""Why, where torch only says that a constraint is violated."""
+
 CUMULATIVE = "cumulative norms"
 """Key of a traced network's ``meta``: see `Graph.cumulative_norms`."""
 
@@ -354,7 +357,7 @@ def _tried(
             else:
                 if _batch_is_free(program):
                     return program, True
-                notes.append(f"{FIXED}{watch.at}: the model's forward computes with it as a plain number")
+                notes.append(f"{FIXED}{watch.at}: {PLAIN_NUMBER}")
         return _run_export(model, args, kwargs, None, decisions), False
 
 

@@ -163,6 +163,33 @@ def test_files_whose_batch_the_network_fixes_say_so(tmp_path: Path) -> None:
     assert not pe.export(nn.Conv2d(3, 4, 1), tmp_path, ["onnx"], example_inputs=X)["onnx"].notes
 
 
+class Squeezing(nn.Module):
+    """Names no dimension to squeeze, so that a batch of one goes, too."""
+
+    def __init__(self, dim: int | None) -> None:
+        super().__init__()
+        self.head, self.dim = nn.Linear(3, 2), dim
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.head(x.mean((2, 3), keepdim=True).squeeze())
+        return y if self.dim is None else y.log_softmax(self.dim)
+
+
+@needs_tensorflow
+def test_a_batch_of_one_that_the_model_drops_is_named(tmp_path: Path) -> None:
+    with pytest.raises(VerifyError, match=r"with batch 1 .*drops a batch of one"):
+        pe.export(Squeezing(None), tmp_path, ["saved_model"], example_inputs=X)
+    assert pe.export(Squeezing(None), tmp_path, ["saved_model"], example_inputs=X, batch_sizes=(2, 3)).ok
+
+
+def test_batches_on_which_the_model_fails_are_left_out_with_a_note(tmp_path: Path) -> None:
+    made = pe.export(Squeezing(1), tmp_path, ["onnx"], example_inputs=X)["onnx"]
+    assert [row.batch for row in made.verification.rows] == [3, 8]
+    assert any("batch 1, on which the model itself fails: IndexError" in note for note in made.notes)
+    with pytest.raises(VerifyError, match="the model itself fails"):
+        pe.export(Squeezing(1), tmp_path, ["onnx"], example_inputs=X, batch_sizes=(1,))
+
+
 class OwnWeights(nn.Module):
     """Each sample is convolved with weights of its own: as many groups as samples."""
 
