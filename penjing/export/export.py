@@ -287,7 +287,9 @@ def _fixed_batch(onnx_path: Path) -> tuple[str, ...]:
 
 def _state(reference: Runner) -> tuple[str, ...]:
     """What to know of a model that remembers: files do not."""
-    written = sorted(reference.written) if isinstance(reference, TorchRunner) else []
+    if not isinstance(reference, TorchRunner):
+        return ()
+    written = sorted(reference.written | (reference.read_again or set()))
     if not written:
         return ()
     return (

@@ -101,7 +101,7 @@ def export_onnx(
 @contextlib.contextmanager
 def inference(model: nn.Module) -> Iterator[set[str]]:
     """The model in eval mode without gradients, as it was afterwards; gives the buffers it wrote."""
-    with eval_view(model) as written, plain_outputs(model), torch.no_grad(), forgotten(model):
+    with eval_view(model) as written, plain_outputs(model), torch.no_grad():
         yield written
 
 
@@ -263,9 +263,15 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
     except Exception as error:
         calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
         foreign = next((str(call) for call in calls if target_name(call) is None), "")
+        told = _first_line(error)
+        if "is mutated in the forward" in told:
+            raise ExportError(
+                f"the forward writes into a tensor that it keeps, which files cannot do: {told}",
+                remedy="Hold it by register_buffer, whose present values a file starts from",
+            ) from error
         remedy = "Replace the op named, or export the format 'program', which keeps it"
         raise ExportError(
-            f"torch has no ONNX translation for this model: {_first_line(error)}",
+            f"torch has no ONNX translation for this model: {told}",
             remedy=f"Replace {foreign}, which no format holds" if foreign else remedy,
         ) from error
     assert exported is not None

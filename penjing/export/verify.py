@@ -26,7 +26,7 @@ from penjing.export.inputs import (
     to_numpy,
 )
 from penjing.export.resolution import sigmoid_outputs
-from penjing.graph.remembered import own_copies
+from penjing.graph.remembered import forgotten, own_copies
 
 TOLERANCE = 1e-4
 """Largest difference allowed between float files, relative to the largest output."""
@@ -123,6 +123,7 @@ class TorchRunner(Runner):
 
     Attributes:
         written: Buffers that the forward wrote, and that were put back.
+        read_again: Other attributes that it kept tensors in, where a second call answers otherwise for them.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, names: Sequence[str] | None = None) -> None:
@@ -133,6 +134,7 @@ class TorchRunner(Runner):
         leaves, self._spec = torch.utils._pytree.tree_flatten(as_call(example_inputs, model))
         self._leaves = leaves
         self.written: set[str] = set()
+        self.read_again: set[str] | None = None
         self.inputs = ()
         self.outputs = ()
 
@@ -149,12 +151,25 @@ class TorchRunner(Runner):
             next(given).to(device=device, dtype=leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf
             for leaf in self._leaves
         ]
-        args, kwargs = torch.utils._pytree.tree_unflatten(own_copies(leaves), self._spec)
-        with inference(self.model) as written:
-            out = self.model(*args, **kwargs)
+
+        def call() -> Any:
+            args, kwargs = torch.utils._pytree.tree_unflatten(own_copies(leaves), self._spec)
+            return self.model(*args, **kwargs)
+
+        with inference(self.model) as written, forgotten(self.model) as changed:
+            out = call()
+            kept = changed()
+            if self.read_again is None:
+                self.read_again = kept if kept and not _same(out, call()) else set()
         self.written |= written
         self.outputs = tuple(output_names(out, self.names))
         return [to_numpy(t) for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+
+
+def _same(a: Any, b: Any) -> bool:
+    leaves = [torch.utils._pytree.tree_leaves(out) for out in (a, b)]
+    pairs = [(x, y) for x, y in zip(*leaves, strict=True) if isinstance(x, torch.Tensor)]
+    return all(x.shape == y.shape and torch.allclose(x, y, equal_nan=True) for x, y in pairs)
 
 
 def verify(

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import PenjingError, TraceError
 from penjing.graph.decisions import Decision, decide, replayed
-from penjing.graph.remembered import forgotten, own_copies
+from penjing.graph.remembered import forgotten, own_copies, put_back
 from penjing.graph.source import is_users, place, raised_at, short_place, source_of
 from penjing.graph.tidy import tidy
 from penjing.graph.tree import Held, graph_module, held_tensors
@@ -254,7 +254,8 @@ def _check_weights(model: nn.Module) -> None:
 
 @contextmanager
 def eval_view(model: nn.Module) -> Iterator[set[str]]:
-    """The model in eval mode for a while; every module's own flag, and every buffer, restored afterwards.
+    """The model in eval mode for a while; every module's own flag, and what the forward writes, restored
+    afterwards.
 
     Attention runs op by op: the fused op would hide its matmuls. An einsum of many operands contracts from
     left to right, as files of it do: an order that goes by their sizes would fix the batch.
@@ -263,39 +264,18 @@ def eval_view(model: nn.Module) -> Iterator[set[str]]:
         Names of the buffers that were written, complete when the view ends.
     """
     flags = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (f"{prefix}.{name}".lstrip("."), module, name, buffer, buffer.detach().clone())
-        for prefix, module in model.named_modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    versions = [_version(buffer) for *_, buffer, _ in buffers]
-    written: set[str] = set()
     fastpath, by_size = torch.backends.mha.get_fastpath_enabled(), torch.backends.opt_einsum.enabled
     torch.backends.mha.set_fastpath_enabled(False)
     torch.backends.opt_einsum.enabled = False
     model.eval()
     try:
-        yield written
+        with put_back(model) as written:
+            yield written
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         torch.backends.opt_einsum.enabled = by_size
         for module, training in flags:
             module.training = training
-        for (path, module, name, buffer, value), version in zip(buffers, versions, strict=True):
-            is_held = getattr(module, name, None) is buffer
-            if is_held and _version(buffer) == version:
-                continue
-            written.add(path)
-            if not is_held:
-                setattr(module, name, buffer)
-            with torch.no_grad():
-                buffer.copy_(value)
-
-
-def _version(tensor: torch.Tensor) -> int:
-    """How often a tensor was written; tensors made in inference mode do not count it."""
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def _export(

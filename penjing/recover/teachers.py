@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from penjing.batches import Batch, ask, outputs_of, tensors
 from penjing.errors import RecoverError
+from penjing.graph.remembered import put_back
 from penjing.modes import eval_mode
 from penjing.recover.features import FeatureSpec, Taps, align
 
@@ -24,7 +25,7 @@ Teacher = nn.Module | Callable[[Any], Tensor]
 class Teachers:
     """Original networks that answer without gradient, in eval mode, for the time of a ``with`` block.
 
-    Their modules are not changed: train/eval flags and devices are given back.
+    Their modules are not changed: what their forwards write, train/eval flags and devices are given back.
 
     Args:
         teachers: Modules, or functions from inputs to logits.
@@ -50,6 +51,7 @@ class Teachers:
     def __enter__(self) -> Self:
         for teacher in self.teachers:
             if isinstance(teacher, nn.Module):
+                self._stack.enter_context(put_back(teacher))
                 self._stack.enter_context(eval_mode(teacher))
         if self._specs:
             first = self.teachers[0] if self.teachers else None

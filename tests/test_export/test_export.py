@@ -140,6 +140,23 @@ def test_a_model_that_fixes_its_batch_is_refused_or_fixed(tmp_path: Path) -> Non
     assert runner.inputs[0].shape == (4, 3, 16, 16)
 
 
+@needs_tensorflow
+def test_the_largest_token_is_found_in_litert(tmp_path: Path) -> None:
+    class Last(nn.Module):
+        """Reads each text at its end, the token with the largest number, as CLIP does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.out = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+        def forward(self, text: torch.Tensor) -> torch.Tensor:
+            ends: torch.Tensor = self.tokens(text)[torch.arange(text.shape[0]), text.argmax(-1)]
+            return self.out(ends)  # type: ignore[no-any-return]
+
+    text = torch.tensor([[1, 8, 0, 0], [3, 2, 8, 8]])
+    assert pe.export(Last(), tmp_path, ["litert"], example_inputs=text).ok
+
+
 class Counting(nn.Module):
     """Makes a plain number of its batch, as ``int(windows.shape[0] / count)`` does."""
 
