@@ -165,7 +165,8 @@ class Counting(nn.Module):
         self.mix = nn.Conv2d(3, 4, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mix(x).view(int(x.shape[0] / 1), -1)
+        y: torch.Tensor = self.mix(x).view(int(x.shape[0] / 1), -1)
+        return y
 
 
 @needs_tensorflow
