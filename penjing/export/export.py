@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import onnx
 import torch
 from torch import nn
 
@@ -17,7 +18,7 @@ from penjing.errors import ExportError, VerifyError
 from penjing.events import Event, Listener, silent
 from penjing.export.base import Exporter, Layout, Runner, Source, get_format
 from penjing.export.inputs import Feeds, as_feeds, input_names, resized
-from penjing.export.onnx import OnnxRunner, export_onnx
+from penjing.export.onnx import FIXED_BATCH, OnnxRunner, export_onnx
 from penjing.export.onnx_examples import example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
 from penjing.files import staged, temporary
@@ -261,7 +262,10 @@ def _one(
     except VerifyError as error:
         error.layer = f"{exporter.name} ({path.name})"
         raise
-    return ExportedFile(exporter.name, path, size_bytes(path), seconds, found, (*notes, *_state(reference)))
+    if exporter.from_onnx:
+        notes = (*notes, *_fixed_batch(source.onnx))
+    notes = (*notes, *found.notes, *_state(reference))
+    return ExportedFile(exporter.name, path, size_bytes(path), seconds, found, notes)
 
 
 def _step(reference: Runner) -> float:
@@ -275,13 +279,19 @@ def _params(reference: Runner) -> Iterable[nn.Parameter]:
     return reference.model.parameters() if isinstance(reference, TorchRunner) else ()
 
 
+def _fixed_batch(onnx_path: Path) -> tuple[str, ...]:
+    """Why the batch of all files is fixed, if the network leaves no choice."""
+    metadata = onnx.load(str(onnx_path), load_external_data=False).metadata_props
+    return tuple(entry.value for entry in metadata if entry.key == FIXED_BATCH)
+
+
 def _state(reference: Runner) -> tuple[str, ...]:
     """What to know of the model's own forward: files remember nothing, and compute in one format."""
     if not isinstance(reference, TorchRunner):
         return ()
     notes = []
-    if reference.written:
-        names = ", ".join(sorted(reference.written))
+    if written := sorted(reference.written | (reference.read_again or set())):
+        names = ", ".join(written)
         notes.append(f"the forward writes {names}; every call of the file starts from the present values")
     if reference.autocast:
         formats = ", ".join(sorted(reference.autocast))

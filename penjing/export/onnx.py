@@ -31,7 +31,7 @@ from penjing.floats import autocast_off
 from penjing.graph.batch import batch_unit
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.remembered import forgotten
-from penjing.graph.trace import eval_view, plain_outputs
+from penjing.graph.trace import FIXED, PLAIN_NUMBER, BatchWatch, eval_view, plain_outputs
 from penjing.log import silenced
 from penjing.models.onnx_read import external_files
 
@@ -41,6 +41,9 @@ DEFAULT_OPSET = 20
 _EXTERNAL_ABOVE = 2**31 - 2**24
 """Protocol buffers end at 2 GiB; beyond this many bytes of weights they go to ``<name>.data`` beside the
 file."""
+
+FIXED_BATCH = "fixed_batch"
+"""Entry of a file's metadata: why its batch is fixed, where the network leaves no choice."""
 
 _KEPT_NODE_METADATA = "pkg.torch.onnx.name_scopes"
 
@@ -66,7 +69,8 @@ def export_onnx(
         path: The file; replaced atomically.
         example_inputs: A tensor, a tuple or a dict of tensors, as the model is called; dimension 0 is the
             batch.
-        dynamic_batch: Leave the batch size free. ``"auto"`` fixes it only where the model itself does.
+        dynamic_batch: Leave the batch size free. ``"auto"`` fixes it only where the model itself does; the
+            file's metadata says then why (key ``fixed_batch``).
         opset: ONNX operator set, by default 20.
         input_names: Names for the inputs; by default ``input``, or the argument names where there are
             several.
@@ -85,11 +89,11 @@ def export_onnx(
     args, kwargs = as_call(example_inputs, model)
     names = list(input_names) if input_names is not None else default_input_names(model, example_inputs)
     with inference(model), quiet():
-        program = _to_program(model, args, kwargs, dynamic_batch, names)
+        program, fixed = _to_program(model, args, kwargs, dynamic_batch, names)
         graph = _to_onnx(program, names, opset)
         merge_pads(graph.graph)
         floor_masked(graph.graph)
-        _clean(graph, opset, metadata or {})
+        _clean(graph, opset, {**({FIXED_BATCH: fixed} if fixed else {}), **(metadata or {})})
         _save(graph, path)
     _check(path)
     return path
@@ -101,7 +105,7 @@ def inference(model: nn.Module) -> Iterator[set[str]]:
 
     It computes in the format of its weights, whatever autocast it has in its forward.
     """
-    with eval_view(model) as written, plain_outputs(model), torch.no_grad(), forgotten(model), autocast_off():
+    with eval_view(model) as written, plain_outputs(model), torch.no_grad(), autocast_off():
         yield written
 
 
@@ -120,8 +124,9 @@ def quiet() -> Iterator[None]:
 
 def _to_program(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool | str, names: Sequence[str]
-) -> torch.export.ExportedProgram:
-    """The traced network; a second try knows what the forward decides in Python."""
+) -> tuple[torch.export.ExportedProgram, str]:
+    """The traced network, and why its batch is fixed if it was to be free; a second try knows what the
+    forward decides in Python."""
     try:
         return _program(model, args, kwargs, dynamic, names, ())
     except ExportError as refusal:
@@ -146,7 +151,7 @@ def _program(
     dynamic: bool | str,
     names: Sequence[str],
     decisions: Sequence[Decision],
-) -> torch.export.ExportedProgram:
+) -> tuple[torch.export.ExportedProgram, str]:
     leaves, spec = torch.utils._pytree.tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     if len(tensors) != len(names):
@@ -157,6 +162,7 @@ def _program(
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 0
     batched = [isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch for leaf in leaves]
     failure: Exception | None = None
+    fixed = ""
     if dynamic and batch:
         for dim in (torch.export.Dim("batch"), torch.export.Dim.DYNAMIC):
             # A batch of one would be read as a constant, so the example is doubled. Copies in any case:
@@ -168,8 +174,9 @@ def _program(
             shapes = [({0: dim} if is_batched else None) for is_batched in batched]
             dyn_args, dyn_kwargs = torch.utils._pytree.tree_unflatten(wide, spec)
             shape_args, shape_kwargs = torch.utils._pytree.tree_unflatten(shapes, spec)
+            watch = BatchWatch()
             try:
-                with replayed(decisions), forgotten(model):
+                with replayed(decisions), forgotten(model), watch:
                     program = torch.export.export(
                         model,
                         dyn_args,
@@ -180,9 +187,12 @@ def _program(
                 _check_states(program)
                 _check_unit(program)
                 _check_groups(program)
-                return program
+                return program, ""
             except Exception as error:  # torch.export raises many kinds; all are reported below
                 failure = error
+                told = _first_line(error)
+                reason = PLAIN_NUMBER if told.startswith("Constraints violated") else told
+                fixed = f"every batch has {batch} samples: {FIXED}{watch.at}: {reason}"
         if dynamic != "auto":
             raise ExportError(
                 f"the batch size cannot be left free: {_first_line(failure)}",
@@ -190,7 +200,7 @@ def _program(
             ) from failure
     try:
         with replayed(decisions), forgotten(model):
-            return torch.export.export(model, args, kwargs, strict=False)
+            return torch.export.export(model, args, kwargs, strict=False), fixed
     except Exception as error:
         raise ExportError(
             f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}",
@@ -257,9 +267,15 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
     except Exception as error:
         calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
         foreign = next((str(call) for call in calls if target_name(call) is None), "")
+        told = _first_line(error)
+        if "is mutated in the forward" in told:
+            raise ExportError(
+                f"the forward writes into a tensor that it keeps, which files cannot do: {told}",
+                remedy="Hold it by register_buffer, whose present values a file starts from",
+            ) from error
         remedy = "Replace the op named, or export the format 'program', which keeps it"
         raise ExportError(
-            f"torch has no ONNX translation for this model: {_first_line(error)}",
+            f"torch has no ONNX translation for this model: {told}",
             remedy=f"Replace {foreign}, which no format holds" if foreign else remedy,
         ) from error
     assert exported is not None

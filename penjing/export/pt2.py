@@ -57,8 +57,8 @@ class ProgramExporter(Exporter):
         """A folder with ``program.json`` in it."""
         return (path / "program.json").is_file()
 
-    def write(self, source: Source, path: Path) -> None:
-        """Trace the module and store it.
+    def write(self, source: Source, path: Path) -> tuple[str, ...]:
+        """Trace the module and store it; gives what there is to know of the trace.
 
         Raises:
             ExportError: if the source is an ONNX file, which has no ATen graph.
@@ -73,6 +73,7 @@ class ProgramExporter(Exporter):
         graph = trace(source.model, source.example_inputs)
         with atomic_dir(path) as aside:
             save_program(graph, aside)
+        return graph.notes
 
     def open(self, path: Path) -> Runner:
         """The program in PyTorch."""

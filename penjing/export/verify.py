@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from penjing.batches import take_apart
-from penjing.errors import VerifyError
+from penjing.errors import PenjingError, VerifyError
 from penjing.export.base import Runner, open_file
 from penjing.export.inputs import (
     Feeds,
@@ -27,7 +27,7 @@ from penjing.export.inputs import (
 )
 from penjing.export.resolution import sigmoid_outputs
 from penjing.floats import autocast_off
-from penjing.graph.remembered import own_copies
+from penjing.graph.remembered import forgotten, own_copies
 
 TOLERANCE = 1e-4
 """Largest difference allowed between float files, relative to the largest output."""
@@ -85,6 +85,7 @@ class VerifyResult:
         latency_ms: Median time of a call with the smallest batch, milliseconds.
         ok: Whether every row passes.
         diverges_at: First op whose output differs, when a check failed and the graphs could be compared.
+        notes: What was not compared, and why.
     """
 
     path: str
@@ -124,6 +125,7 @@ class TorchRunner(Runner):
     Attributes:
         written: Buffers that the forward wrote, and that were put back.
         autocast: Formats that blocks of the forward were to be computed in, and are not here.
+        read_again: Other attributes that it kept tensors in, where a second call answers otherwise for them.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, names: Sequence[str] | None = None) -> None:
@@ -135,6 +137,7 @@ class TorchRunner(Runner):
         self._leaves = leaves
         self.written: set[str] = set()
         self.autocast: set[str] = set()
+        self.read_again: set[str] | None = None
         self.inputs = ()
         self.outputs = ()
 
@@ -151,13 +154,30 @@ class TorchRunner(Runner):
             next(given).to(device=device, dtype=leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf
             for leaf in self._leaves
         ]
-        args, kwargs = torch.utils._pytree.tree_unflatten(own_copies(leaves), self._spec)
-        with inference(self.model) as written, autocast_off() as autocast:
-            out = self.model(*args, **kwargs)
+
+        def call() -> Any:
+            args, kwargs = torch.utils._pytree.tree_unflatten(own_copies(leaves), self._spec)
+            return self.model(*args, **kwargs)
+
+        with (
+            inference(self.model) as written,
+            autocast_off() as autocast,
+            forgotten(self.model) as changed,
+        ):
+            out = call()
+            kept = changed()
+            if self.read_again is None:
+                self.read_again = kept if kept and not _same(out, call()) else set()
         self.written |= written
         self.autocast |= autocast
         self.outputs = tuple(output_names(out, self.names))
         return [to_numpy(t) for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
+
+
+def _same(a: Any, b: Any) -> bool:
+    leaves = [torch.utils._pytree.tree_leaves(out) for out in (a, b)]
+    pairs = [(x, y) for x, y in zip(*leaves, strict=True) if isinstance(x, torch.Tensor)]
+    return all(x.shape == y.shape and torch.allclose(x, y, equal_nan=True) for x, y in pairs)
 
 
 def verify(
@@ -193,7 +213,8 @@ def verify(
 
     Raises:
         VerifyError: if shapes or values differ or are not finite, naming the first op that diverges where
-            possible.
+            possible; if the reference fails on every batch size. A size on which it fails, as after a
+            ``squeeze()`` that drops a batch of one, is left out, and the notes say so.
     """
     runner = file if isinstance(file, Runner) else open_file(file)
     names = [spec.name for spec in runner.inputs]
@@ -208,21 +229,31 @@ def verify(
     graph = runner.path if runner.path.suffix.lower() == ".onnx" else source
     rounded = cache(lambda: None if graph is None else sigmoid_outputs(graph))
     rows = []
+    notes: list[str] = []
+    dropped, failure = False, None
     for size in sizes:
         given = resized(feeds, size)
-        theirs = reference.run(given)
+        try:
+            theirs = reference.run(given)
+        except Exception as error:  # any that a forward can raise
+            notes.append(f"not compared with batch {size}, on which the model itself fails: {_told(error)}")
+            failure = error
+            continue
         order = _order(runner, reference)
         ours = _run(runner, given, layout)
         ours = [ours[i] for i in order] if order else ours
         floors = _floors([runner.outputs[i] for i in order], theirs, rounded)
         rows.append(_compare(size, ours, theirs, floors))
+        dropped |= size == 1 and any(t.ndim < o.ndim for t, o in zip(theirs, ours, strict=False))
+    if failure is not None and not rows:
+        if isinstance(failure, PenjingError):
+            raise failure
+        raise VerifyError(notes[-1], layer=str(runner.path), remedy="Give inputs that the model takes")
     measure = "rms_relative" if quantized else "relative"
     bad = [row for row in rows if not (row.shapes_match and row.finite and getattr(row, measure) <= allowed)]
     diverges = None
     if bad:
-        from penjing.export.diverge import first_divergence
-
-        diverges = first_divergence(runner, reference, resized(feeds, bad[0].batch), allowed, source)
+        diverges = _diverging(runner, reference, resized(feeds, bad[0].batch), allowed, source)
     result = VerifyResult(
         path=str(runner.path),
         runtime=runner.runtime,
@@ -230,16 +261,39 @@ def verify(
         tolerance=allowed,
         quantized=quantized,
         metric=None if metric is None else float(metric(runner)),
-        latency_ms=_latency(runner, _turned(resized(feeds, sizes[0]), layout)),
+        latency_ms=_latency(runner, _turned(resized(feeds, rows[0].batch), layout)),
         ok=not bad,
         diverges_at=diverges,
+        notes=tuple(notes),
     )
     if bad and raise_on_failure:
-        raise VerifyError(_why(bad[0], measure, allowed, diverges), layer=str(runner.path), remedy=_REMEDY)
+        remedy = _DROPS if dropped and bad[0].batch == 1 else _REMEDY
+        raise VerifyError(_why(bad[0], measure, allowed, diverges), layer=str(runner.path), remedy=remedy)
     return result
 
 
 _REMEDY = "Do not deploy this file; look at the op named, or allow a larger tolerance"
+_DROPS = (
+    "The model drops a batch of one, as squeeze() does where no dimension is named: name it in the forward, "
+    "x.squeeze(-1), or leave 1 out of batch_sizes"
+)
+
+
+def _told(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {(lines or [''])[0][:200]}"
+
+
+def _diverging(
+    runner: Runner, reference: Runner, feeds: Feeds, allowed: float, source: Path | None
+) -> str | None:
+    """The first op that differs; None where the graphs cannot be walked, which is no word on the file."""
+    from penjing.export.diverge import first_divergence
+
+    try:
+        return first_divergence(runner, reference, feeds, allowed, source)
+    except Exception:  # each runtime has its own; what was found to differ is to be said
+        return None
 
 
 def _has_free_dimension(runner: Runner) -> bool:

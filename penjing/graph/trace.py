@@ -20,11 +20,17 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import PenjingError, TraceError
 from penjing.graph.decisions import Decision, decide, replayed
-from penjing.graph.remembered import forgotten, own_copies
+from penjing.graph.remembered import forgotten, own_copies, put_back
 from penjing.graph.source import is_users, place, raised_at, short_place, source_of
 from penjing.graph.tidy import tidy
 from penjing.graph.tree import Held, graph_module, held_tensors
 from penjing.log import silenced
+
+FIXED = "the batch size is fixed"
+"""How a note on it begins."""
+
+PLAIN_NUMBER = "the model's forward computes with it as a plain number"
+"""Why, where torch only says that a constraint is violated."""
 
 CUMULATIVE = "cumulative norms"
 """Key of a traced network's ``meta``: see `Graph.cumulative_norms`."""
@@ -32,7 +38,6 @@ CUMULATIVE = "cumulative norms"
 _GIVEN = (Tensor, int, float, str, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
 
 _QUANTIZED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
-_FIXED = "the batch size is fixed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +70,7 @@ class Graph:
     @property
     def fixed_batch(self) -> str:
         """Why, and where, the batch size is fixed; "" where it is free."""
-        return next((note for note in self.notes if note.startswith(_FIXED)), "")
+        return next((note for note in self.notes if note.startswith(FIXED)), "")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph, with the original's signature."""
@@ -249,7 +254,8 @@ def _check_weights(model: nn.Module) -> None:
 
 @contextmanager
 def eval_view(model: nn.Module) -> Iterator[set[str]]:
-    """The model in eval mode for a while; every module's own flag, and every buffer, restored afterwards.
+    """The model in eval mode for a while; every module's own flag, and what the forward writes, restored
+    afterwards.
 
     Attention runs op by op: the fused op would hide its matmuls. An einsum of many operands contracts from
     left to right, as files of it do: an order that goes by their sizes would fix the batch.
@@ -258,39 +264,18 @@ def eval_view(model: nn.Module) -> Iterator[set[str]]:
         Names of the buffers that were written, complete when the view ends.
     """
     flags = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (f"{prefix}.{name}".lstrip("."), module, name, buffer, buffer.detach().clone())
-        for prefix, module in model.named_modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    versions = [_version(buffer) for *_, buffer, _ in buffers]
-    written: set[str] = set()
     fastpath, by_size = torch.backends.mha.get_fastpath_enabled(), torch.backends.opt_einsum.enabled
     torch.backends.mha.set_fastpath_enabled(False)
     torch.backends.opt_einsum.enabled = False
     model.eval()
     try:
-        yield written
+        with put_back(model) as written:
+            yield written
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         torch.backends.opt_einsum.enabled = by_size
         for module, training in flags:
             module.training = training
-        for (path, module, name, buffer, value), version in zip(buffers, versions, strict=True):
-            is_held = getattr(module, name, None) is buffer
-            if is_held and _version(buffer) == version:
-                continue
-            written.add(path)
-            if not is_held:
-                setattr(module, name, buffer)
-            with torch.no_grad():
-                buffer.copy_(value)
-
-
-def _version(tensor: torch.Tensor) -> int:
-    """How often a tensor was written; tensors made in inference mode do not count it."""
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def _export(
@@ -344,19 +329,19 @@ def _tried(
         redirect_stderr(nowhere),  # torch.export prints the graph it had when it gave up
     ):
         if dynamic:
-            watch = _BatchWatch()
+            watch = BatchWatch()
             try:
                 program = _run_export(model, *_free_batch(model, args, kwargs), decisions, watch)
             except Exception as error:  # any refusal: the fixed batch is tried next and reports what remains
-                notes.append(f"{_FIXED}{watch.at}: {_first_line(error)}")
+                notes.append(f"{FIXED}{watch.at}: {_first_line(error)}")
             else:
                 if _batch_is_free(program):
                     return program, True
-                notes.append(f"{_FIXED}{watch.at}: the model's forward computes with it as a plain number")
+                notes.append(f"{FIXED}{watch.at}: {PLAIN_NUMBER}")
         return _run_export(model, args, kwargs, None, decisions), False
 
 
-class _BatchWatch(TorchFunctionMode):
+class BatchWatch(TorchFunctionMode):
     """Sees which line of the user's fixes a batch size that was free.
 
     Attributes:
@@ -433,7 +418,7 @@ def _run_export(
     kwargs: dict[str, Any],
     shapes: Any,
     decisions: Sequence[Decision],
-    watch: _BatchWatch | None = None,
+    watch: BatchWatch | None = None,
 ) -> ExportedProgram:
     with (
         warnings.catch_warnings(),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from penjing.batches import take_apart
 from penjing.errors import MeasureError
-from penjing.graph.remembered import own_copies
+from penjing.graph.remembered import own_copies, put_back
 from penjing.modes import eval_mode
 
 Predict = Callable[[Any], NDArray[Any]]
@@ -32,7 +32,7 @@ def as_predict(model: Any) -> Iterator[Predict]:
     """
     if isinstance(model, nn.Module):
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        with eval_mode(model), torch.inference_mode():
+        with put_back(model), eval_mode(model), torch.inference_mode():
             yield lambda inputs: _first(_call(model, inputs, device))
     elif hasattr(model, "get_inputs"):
         names = [entry.name for entry in model.get_inputs()]

@@ -13,6 +13,7 @@ from penjing.batches import check_reiterable
 from penjing.errors import BudgetError, PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, couple, trace
+from penjing.graph.remembered import put_back
 from penjing.graph.solve import matches
 from penjing.prune.allocate import Scope, allocate, check_widths, matching, own_ratios
 from penjing.prune.apply import carry_out
@@ -142,25 +143,26 @@ def prune(
         refitted = refit_layers(result.model, model, result.plan, data or (), refit_config, listen=listen)
         return replace(result, model=refitted.model, reconstruction=refitted)
 
-    if branches == "auto":
-        if budget is None or data is None:
-            raise PruneError("branches 'auto' needs a budget and data", remedy="Pass both, or a number")
-        result = best_depth(
-            model,
-            example_inputs,
-            data,
-            shorten_first,
-            refit,
-            refitted=bool(reconstruct),
-            ignore=ignore,
-            listen=listen,
-        )
-    elif isinstance(branches, str):
-        raise PruneError(f"branches {branches!r}", remedy="Give a number, 'auto', or a list of names")
-    else:
-        result = shorten_first(branches)
-    if reconstruct and result.reconstruction is None:
-        result = refit(result)
+    with put_back(model):  # a forward that is run, or its graph, writes what it keeps
+        if branches == "auto":
+            if budget is None or data is None:
+                raise PruneError("branches 'auto' needs a budget and data", remedy="Pass both, or a number")
+            result = best_depth(
+                model,
+                example_inputs,
+                data,
+                shorten_first,
+                refit,
+                refitted=bool(reconstruct),
+                ignore=ignore,
+                listen=listen,
+            )
+        elif isinstance(branches, str):
+            raise PruneError(f"branches {branches!r}", remedy="Give a number, 'auto', or a list of names")
+        else:
+            result = shorten_first(branches)
+        if reconstruct and result.reconstruction is None:
+            result = refit(result)
     if not result.plan.groups and not result.plan.branches:
         listen(Event("prune", "warning", message=_nothing_went(result, budget, round_to, min_slots)))
     metrics = {name: float(n) for name, n in result.after.items()}

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from penjing.floats import autocast_off
-from penjing.graph.remembered import own_copies
+from penjing.graph.remembered import own_copies, put_back
 from penjing.graph.trace import bind_inputs, eval_view
 from penjing.prune.lockstep import runs_alike
 
@@ -21,7 +21,7 @@ def compare(module: nn.Module, reference: fx.GraphModule, example_inputs: Any) -
 
     Where both make the very same calls on the same tensors, only one of them is computed.
     """
-    with eval_view(module):  # around all: what writes buffers back is no call of the model's
+    with eval_view(module), put_back(reference):  # around all: what writes buffers back is no call of theirs
         both = own_copies(example_inputs)
         if runs_alike(lambda: _forward(module, both), reference, _flat(reference, both)):
             return ""
@@ -33,14 +33,18 @@ def compare(module: nn.Module, reference: fx.GraphModule, example_inputs: Any) -
 
 
 def run(model: nn.Module, inputs: Any) -> Any:
-    """One forward pass in eval mode without gradients; the training flags are as before afterwards."""
+    """One forward pass in eval mode without gradients; training flags and what it writes are as before
+    afterwards."""
     with eval_view(model):
         return forward(model, inputs)
 
 
 def interpret(graph: fx.GraphModule, inputs: Any) -> Any:
-    """The flat outputs of one pass over a traced graph, op by op: no code is written for it."""
-    with torch.no_grad():
+    """The flat outputs of one pass over a traced graph, op by op: no code is written for it.
+
+    What the pass writes into buffers and constants is put back.
+    """
+    with torch.no_grad(), put_back(graph):
         return fx.Interpreter(graph).run(*_flat(graph, own_copies(inputs)), enable_io_processing=False)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from penjing.batches import take_apart
 from penjing.errors import Int8LossError, QuantizeError
 from penjing.events import Listener
+from penjing.export.onnx import FIXED_BATCH, export_onnx
 from penjing.files import atomic_write
 from penjing.floats import other_floats
 from penjing.measure.sizes import size_bytes
@@ -65,8 +66,6 @@ def as_onnx(model: nn.Module | Path | str, data: Iterable[Any], example_inputs: 
         raise QuantizeError(
             f"the weights are {other_floats(floats)}", remedy="Call model.float(), and give data of float32"
         )
-    from penjing.export.onnx import export_onnx
-
     if example_inputs is None:
         first = next(iter(data), None)
         if first is None:
@@ -139,6 +138,8 @@ class Job:
             if self.config.reduce_range == "auto"
             else self.config.reduce_range
         )
+        if fixed := self.model.metadata_props.get(FIXED_BATCH):
+            self.notes.append(fixed)
         self.nodes = _by_output(self.model)
         self.names = layer_names(self.model.graph)
         _check_patterns(self.config.ignore, self.model.graph, self.names)

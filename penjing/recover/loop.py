@@ -412,7 +412,9 @@ class Loop:
         outputs = outputs_of(output, batch.size) if objective.needs_outputs else (logits_NK,)
         for theirs in answers:
             scores = (logits_of(theirs[0], batch.target),)
-            check_alike(outputs, theirs if objective.needs_outputs else scores)
+            check_alike(
+                outputs, theirs if objective.needs_outputs else scores, lambda: self._in_eval_mode(batch)
+            )
         mine = self.taps.features if self.taps is not None else {}
         learned = labels_N if target is batch.target and not _is_soft(target) else target
         loss, parts = objective(
@@ -433,6 +435,13 @@ class Loop:
             right = right[counts_of(batch.target, labels_N, self.config.ignore_index)]
         meter.add(len(logits_NK), value, {name: float(part) for name, part in parts.items()}, right)
         return loss
+
+    def _in_eval_mode(self, batch: Batch) -> Sequence[Tensor]:
+        """What the student gives in eval mode: all outputs, or the scores alone, by what is compared."""
+        with torch.no_grad(), eval_view(self.model):
+            output = ask(self.model, batch.inputs, "model")
+        every = self.objective is not None and self.objective.needs_outputs
+        return outputs_of(output, batch.size) if every else (logits_of(output, batch.target),)
 
     def _mixed(self, batch: Batch, number: int) -> tuple[Batch, Tensor | None]:
         """The batch with mixed inputs, and its mixed targets: a function of seed, epoch and number.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from penjing.batches import Batch, ask, outputs_of, tensors
 from penjing.errors import RecoverError
+from penjing.graph.remembered import put_back
 from penjing.modes import eval_mode
 from penjing.recover.features import FeatureSpec, Taps, align
 
@@ -24,7 +25,7 @@ Teacher = nn.Module | Callable[[Any], Tensor]
 class Teachers:
     """Original networks that answer without gradient, in eval mode, for the time of a ``with`` block.
 
-    Their modules are not changed: train/eval flags and devices are given back.
+    Their modules are not changed: what their forwards write, train/eval flags and devices are given back.
 
     Args:
         teachers: Modules, or functions from inputs to logits.
@@ -50,6 +51,7 @@ class Teachers:
     def __enter__(self) -> Self:
         for teacher in self.teachers:
             if isinstance(teacher, nn.Module):
+                self._stack.enter_context(put_back(teacher))
                 self._stack.enter_context(eval_mode(teacher))
         if self._specs:
             first = self.teachers[0] if self.teachers else None
@@ -99,19 +101,39 @@ class Teachers:
         return tuple(output.float() for output in (found if self._every_output else found[:1]))
 
 
-def check_alike(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+def check_alike(
+    mine: Sequence[Tensor],
+    theirs: Sequence[Tensor],
+    in_eval_mode: Callable[[], Sequence[Tensor]] | None = None,
+) -> None:
     """Refuse outputs of other shapes than the teacher's.
+
+    Args:
+        mine: The student's outputs.
+        theirs: The teacher's, which is in eval mode.
+        in_eval_mode: Gives the student's in eval mode, where ``mine`` are of training mode.
 
     Raises:
         RecoverError: naming the shapes.
     """
-    ours, others = [list(output.shape) for output in mine], [list(output.shape) for output in theirs]
-    if ours != others:
+    ours, others = _shapes(mine), _shapes(theirs)
+    if ours == others:
+        return
+    if in_eval_mode is not None and _shapes(in_eval_mode()) == others:
         raise RecoverError(
-            f"the teacher answers with shape {', '.join(map(str, others))}, "
-            f"the student with {', '.join(map(str, ours))}",
-            remedy="Use a teacher with the same classes and inputs as the student",
+            f"the forward gives outputs of shape {ours} in training mode and {others} in eval mode, "
+            "in which the teacher answers",
+            remedy="Give both as modules whose forward returns the same in either mode, or use a loss on the "
+            "scores or on features",
         )
+    raise RecoverError(
+        f"the teacher answers with shape {others}, the student with {ours}",
+        remedy="Use a teacher with the same classes and inputs as the student",
+    )
+
+
+def _shapes(outputs: Sequence[Tensor]) -> str:
+    return ", ".join(str(list(output.shape)) for output in outputs)
 
 
 class AnswerCache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import penjing.export as pe
 from penjing.errors import ExportError, VerifyError
 from penjing.events import Event
 from penjing.export.base import Layout, get_format
+from penjing.quantize import quantize
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 DATA = [torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
@@ -136,6 +138,74 @@ def test_a_model_that_fixes_its_batch_is_refused_or_fixed(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
     runner = pe.OnnxRunner(pe.export_onnx(Fixed(), tmp_path / "m.onnx", X, dynamic_batch="auto"))
     assert runner.inputs[0].shape == (4, 3, 16, 16)
+
+
+@needs_tensorflow
+def test_the_largest_token_is_found_in_litert(tmp_path: Path) -> None:
+    class Last(nn.Module):
+        """Reads each text at its end, the token with the largest number, as CLIP does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.out = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+        def forward(self, text: torch.Tensor) -> torch.Tensor:
+            ends: torch.Tensor = self.tokens(text)[torch.arange(text.shape[0]), text.argmax(-1)]
+            return self.out(ends)  # type: ignore[no-any-return]
+
+    text = torch.tensor([[1, 8, 0, 0], [3, 2, 8, 8]])
+    assert pe.export(Last(), tmp_path, ["litert"], example_inputs=text).ok
+
+
+class Counting(nn.Module):
+    """Makes a plain number of its batch, as ``int(windows.shape[0] / count)`` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.mix(x).view(int(x.shape[0] / 1), -1)
+        return y
+
+
+@needs_tensorflow
+def test_files_whose_batch_the_network_fixes_say_so(tmp_path: Path) -> None:
+    made = pe.export(Counting(), tmp_path, ["onnx", "saved_model", "program"], example_inputs=X)
+    for file in made.files:
+        assert [row.batch for row in file.verification.rows] == [4]
+        assert any(re.search(r"batch size is fixed at \S+/test_export\.py:\d+", note) for note in file.notes)
+    assert all("every batch has 4 samples" in made[name].notes[0] for name in ("onnx", "saved_model"))
+    done = quantize(Counting(), [X], out=tmp_path / "m.int8.onnx", time_it=False)
+    assert any("every batch has 4 samples" in note for note in done.notes)
+    assert not pe.export(nn.Conv2d(3, 4, 1), tmp_path, ["onnx"], example_inputs=X)["onnx"].notes
+
+
+class Squeezing(nn.Module):
+    """Names no dimension to squeeze, so that a batch of one goes, too."""
+
+    def __init__(self, dim: int | None) -> None:
+        super().__init__()
+        self.head, self.dim = nn.Linear(3, 2), dim
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.head(x.mean((2, 3), keepdim=True).squeeze())
+        return y if self.dim is None else y.log_softmax(self.dim)
+
+
+@needs_tensorflow
+def test_a_batch_of_one_that_the_model_drops_is_named(tmp_path: Path) -> None:
+    with pytest.raises(VerifyError, match=r"with batch 1 .*drops a batch of one"):
+        pe.export(Squeezing(None), tmp_path, ["saved_model"], example_inputs=X)
+    assert pe.export(Squeezing(None), tmp_path, ["saved_model"], example_inputs=X, batch_sizes=(2, 3)).ok
+
+
+def test_batches_on_which_the_model_fails_are_left_out_with_a_note(tmp_path: Path) -> None:
+    made = pe.export(Squeezing(1), tmp_path, ["onnx"], example_inputs=X)["onnx"]
+    assert [row.batch for row in made.verification.rows] == [3, 8]
+    assert any("batch 1, on which the model itself fails: IndexError" in note for note in made.notes)
+    with pytest.raises(VerifyError, match="the model itself fails"):
+        pe.export(Squeezing(1), tmp_path, ["onnx"], example_inputs=X, batch_sizes=(1,))
 
 
 class OwnWeights(nn.Module):

@@ -282,6 +282,12 @@ def test_shape_and_index_ops_agree(
     same_answer(model, {"x": IMAGE})
 
 
+@pytest.mark.parametrize("op_type", ["ArgMax", "ArgMin"])
+def test_the_place_of_an_extreme_integer_is_found(op_type: str, same_answer: Check) -> None:
+    x = np.array([[3, 2**40 + 1, 2**40, 2**40 + 1], [5, -(2**40), -(2**40), 7]], np.int64)
+    same_answer(one_op(op_type, {"x": x}, axis=1, keepdims=1), {"x": x})
+
+
 @pytest.mark.parametrize("mode", ["DCR", "CRD"])
 def test_depth_to_space_agrees(mode: str, same_answer: Check) -> None:
     x = f32(2, 8, 3, 4)

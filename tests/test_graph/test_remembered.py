@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import penjing as pj
-from penjing.errors import TraceError
+from penjing.errors import ExportError, TraceError
 from penjing.graph import trace
 from penjing.graph.remembered import forgotten
 from penjing.prune import masked_equivalence
@@ -55,6 +55,29 @@ class Anchored(nn.Module):
             self.anchors = torch.cat([torch.full((1, y.shape[2]), stride) for stride in self.stride])
         count: Any = self.stride[0]  # a tensor that torch reads for a number
         return y * self.anchors + torch.arange(count).sum()  # type: ignore[no-any-return]
+
+
+class Stateful(nn.Module):
+    """Answers by what it saw before: written into a plain tensor, into a buffer, or kept anew."""
+
+    state: Tensor
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.hidden, self.out = nn.Linear(6, 16), nn.Linear(16, 6)
+        if how == "buffer":
+            self.register_buffer("state", torch.zeros(6))
+        else:
+            self.state = torch.zeros(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.out(self.hidden(x).relu())
+        if self.how == "anew":
+            self.state = 0.5 * self.state + y.mean(0).detach()
+        else:
+            self.state.mul_(0.5).add_(y.mean(0).detach())
+        return y - self.state  # type: ignore[no-any-return]
 
 
 class Turning(nn.Module):
@@ -115,6 +138,33 @@ def test_what_was_kept_comes_back() -> None:
     assert model.seen.keys() == contents[0].keys()
     assert model.seen["last"] is contents[0]["last"]
     assert model.sizes == contents[1]
+
+
+@pytest.mark.parametrize("how", ["in place", "buffer", "anew"])
+def test_the_state_of_the_original_is_its_own(how: str) -> None:
+    torch.manual_seed(0)
+    model, x, data = Stateful(how).eval(), torch.randn(4, 6), [torch.randn(8, 6) for _ in range(2)]
+    with torch.no_grad():
+        model(x)
+    held, numbers = model.state, model.state.clone()
+    pruned = pj.prune(model, x, ratio=0.5, criterion="taylor", data=data, reconstruct=True)
+    pj.inspect(model, x)
+    pj.recover(pruned.model, model, data, pj.RecoverConfig(epochs=1), val=data, plan=pruned.plan)
+    assert model.state is held
+    assert torch.equal(model.state, numbers)
+    again = pj.prune(model, x, ratio=0.5)
+    assert again.in_place, again.reason
+    assert torch.equal(again.model.state, numbers)  # type: ignore[arg-type]
+
+
+def test_a_file_says_what_its_calls_start_from(tmp_path: Path) -> None:
+    x = torch.randn(4, 6)
+    for how in ("buffer", "anew"):
+        file = pj.export(Stateful(how).eval(), tmp_path, formats=("onnx",), example_inputs=x)["onnx"]
+        assert "the forward writes state; every call of the file starts" in file.notes[0]
+    assert not pj.export(Scaling().eval(), tmp_path, formats=("onnx",), example_inputs=x)["onnx"].notes
+    with pytest.raises(ExportError, match=r"writes into a tensor that it keeps.* register_buffer"):
+        pj.export(Stateful("in place").eval(), tmp_path, formats=("onnx",), example_inputs=x)
 
 
 def test_a_refusal_names_the_line_of_the_network() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import penjing.recipe.stages.exporting as exporting
 from penjing.errors import Int8LossError, RecipeError
+from penjing.export import ExportResult, export
 from penjing.recipe import Recipe, RunResult
 from penjing.recipe.run import run
 from penjing.recipe.store import Store
@@ -60,11 +62,17 @@ def test_without_an_int8_file_that_holds_the_float_network_is_delivered(
     def refuse(*_: Any, **__: Any) -> None:
         raise Int8LossError("no int8 layer can stay within max_drop=0.0", remedy="Accept a larger drop")
 
+    def noting(*args: Any, **options: Any) -> ExportResult:
+        made = export(*args, **options)
+        return ExportResult(tuple(replace(file, notes=("its batch is fixed",)) for file in made.files))
+
     monkeypatch.setattr(exporting, "quantize", refuse)
+    monkeypatch.setattr(exporting, "export", noting)
     metrics = run(Recipe.parse({**values, "quantize": {"max_drop": 0.0}}), tmp_path / "a").metrics
     assert metrics.after == "recovered"
     assert metrics.row("int8") is None
     assert any("no int8 layer can stay" in note for note in metrics.notes)
+    assert "model.onnx: its batch is fixed" in metrics.notes
     assert {file.file for file in metrics.files} == {"model.onnx"}
     assert not (tmp_path / "a" / "model.int8.safetensors").exists()
 

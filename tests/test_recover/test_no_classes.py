@@ -161,6 +161,24 @@ def test_what_is_not_said_is_refused() -> None:
         recover(other, boxes(), batches(), CONFIG)
 
 
+class Decoding(nn.Module):
+    """Gives raw maps in training and decodes them in use, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        y = self.body(x)
+        return y if self.training else (y.flatten(2).sigmoid(), y)
+
+
+def test_outputs_that_go_by_the_mode_are_named() -> None:
+    wanted = r"\[8, 4, 6, 6\] in training mode and \[8, 4, 36\], \[8, 4, 6, 6\] in eval mode"
+    with pytest.raises(RecoverError, match=wanted):
+        recover(Decoding(), Decoding(), [x for x, _ in batches(1)], CONFIG)
+
+
 def test_what_counts_as_classes() -> None:
     scores, one = torch.randn(6, 3), torch.randn(6, 1)
     assert classifies(torch.tensor([0, 1, 2, 0, 1, 2]), scores)

@@ -48,7 +48,7 @@ def command(
     chosen = common.names(formats)
     if verify_only:
         found = _verify(source, out, chosen, inputs, batches)
-        common.emit({"files": [one.to_dict() for one in found]}, "\n".join(map(_line, found)), json)
+        common.emit({"files": [one.to_dict() for one in found]}, _lines(found), json)
         return
     with progress(quiet=json) as listen:
         made = export(
@@ -56,6 +56,10 @@ def command(
         )
     lines = [line for file in made.files for line in (_line(file.verification), *file.notes)]
     common.emit(made, "\n".join(lines), json)
+
+
+def _lines(found: list[Any]) -> str:
+    return "\n".join(line for one in found for line in (_line(one), *one.notes))
 
 
 def _verify(source: Any, out: Path, chosen: tuple[str, ...], inputs: Any, batches: Any) -> list[Any]:

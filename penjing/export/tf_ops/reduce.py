@@ -53,7 +53,11 @@ def _arg(node: Node) -> Value:
     x = value.plain()
     if node.attr("select_last_index", 0):
         raise node.error("it picks the last of equal elements")
-    out = (tf.argmax if node.op == "ArgMax" else tf.argmin)(x, axis)
+    largest = node.op == "ArgMax"
+    if x.dtype == tf.int64:  # of these LiteRT finds the extreme, but not where it is
+        extreme = (tf.reduce_max if largest else tf.reduce_min)(x, axis, keepdims=True)
+        x, largest = tf.cast(tf.equal(x, extreme), tf.int32), True
+    out = (tf.argmax if largest else tf.argmin)(x, axis)
     return plain(tf.expand_dims(out, axis) if node.attr("keepdims", 1) else out)
 
 

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from penjing.batches import IGNORED, ask, check_labels, labels_of, logits_of, take_apart
 from penjing.errors import DataError, PruneError
 from penjing.events import Event
-from penjing.graph.remembered import own_copies
+from penjing.graph.remembered import own_copies, put_back
 from penjing.graph.trace import bind_inputs
 from penjing.modes import eval_mode
 from penjing.prune.criteria.base import Criterion, Material, as_real
@@ -51,7 +51,7 @@ def gradients(material: Material, ignored: int = IGNORED) -> Iterator[dict[str, 
     model, generator = material.model, torch.Generator().manual_seed(material.seed)
     names = [n for n, p in material.graph.params.items() if p.is_floating_point() or p.is_complex()]
     count = 0
-    with eval_mode(model):
+    with put_back(model), eval_mode(model):
         for count, batch in enumerate(material.batches, start=1):
             params = {n: material.graph.params[n].detach().requires_grad_() for n in names}
             inputs, target, _ = take_apart(batch, material.graph.input_names)

@@ -149,12 +149,14 @@ def export_student(space: Workspace, listen: Listener) -> Output:
             listen=listen,
         ).files
     ]
-    files, seconds = [], {}
+    files, seconds, told = [], {}, dict[str, list[str]]()
     for file in made:
         files.append({"format": file.format, "file": file.path.name, "size_bytes": file.size_bytes})
         seconds[file.format] = file.seconds
+        for note in file.notes:
+            told.setdefault(note, []).append(file.path.name)
     return Output(
-        {"files": files},
+        {"files": files, "notes": [f"{', '.join(names)}: {note}" for note, names in told.items()]},
         {"seconds": seconds},
         tuple(space.relative(file.path) for file in made),
     )

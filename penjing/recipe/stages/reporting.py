@@ -184,6 +184,7 @@ def _notes(space: Workspace, pruned: dict[str, Any]) -> list[str]:
     marker = space.store.read("quantize")
     if marker is not None:
         notes += marker.timing.get("notes", [])
+    notes += space.result("export").get("notes", [])  # a run of before has none
     return notes
 
 
