@@ -93,6 +93,7 @@ def export_onnx(
         graph = _to_onnx(program, names, opset)
         merge_pads(graph.graph)
         floor_masked(graph.graph)
+        _name_batch(graph.graph)
         _clean(graph, opset, {**({FIXED_BATCH: fixed} if fixed else {}), **(metadata or {})})
         _save(graph, path)
     _check(path)
@@ -305,6 +306,20 @@ def _given(program: torch.export.ExportedProgram) -> list[Any]:
     specs = program.graph_signature.output_specs
     outputs = [spec.arg for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
     return [arg.value if isinstance(arg, ConstantArgument) else torch.empty(0) for arg in outputs]
+
+
+def _name_batch(graph: Any) -> None:
+    """Call a free batch ``batch`` where the tracer has a symbol of its own for it, such as ``s77``."""
+    import onnx_ir
+
+    firsts = (value.shape[0] for value in graph.inputs if value.shape)
+    symbol = next((dim.value for dim in firsts if not isinstance(dim, int) and dim.value), "batch")
+    if not re.fullmatch(r"s\d+", symbol):
+        return
+    for value in (*graph.inputs, *(out for node in graph.all_nodes() for out in node.outputs)):
+        for at, dim in enumerate(value.shape or ()):
+            if not isinstance(dim, int) and dim.value:  # or a term of it, such as 4*s77
+                value.shape[at] = onnx_ir.SymbolicDim(re.sub(rf"\b{symbol}\b", "batch", dim.value))
 
 
 def _clean(graph: Any, opset: int, metadata: Mapping[str, str]) -> None:

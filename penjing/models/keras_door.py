@@ -56,6 +56,15 @@ def import_keras() -> Any:
     return keras
 
 
+class _Held:
+    """A Keras model, whose own parameters are not to be registered, and which a pass may have to rebuild: what
+    a forward keeps in attributes of its module is forgotten afterwards, what it keeps in here is not.
+    """
+
+    def __init__(self, net: Any) -> None:
+        self.net = net
+
+
 class KerasModule(nn.Module):
     """A Keras model as a torch module that owns the weights.
 
@@ -68,7 +77,7 @@ class KerasModule(nn.Module):
 
     def __init__(self, net: Any) -> None:
         super().__init__()
-        self._net = [net]  # in a list: its own parameters are not to be registered
+        self._held = _Held(net)
         self._names: list[str | None] = []
         for variable in net.variables:
             value = variable.value
@@ -97,18 +106,18 @@ class KerasModule(nn.Module):
     @property
     def net(self) -> Any:
         """The Keras model, rebuilt if the weights changed their sizes; its own weights are out of date."""
-        net = self._net[0]
+        net = self._held.net
         shapes = [
             tuple(variable.shape if name is None else self._tensor(name).shape)
             for variable, name in zip(net.variables, self._names, strict=True)
         ]
         if any(tuple(v.shape) != shape for v, shape in zip(net.variables, shapes, strict=True)):
-            self._net = [self._filled(resized(net, shapes))]
-        return self._net[0]
+            self._held.net = self._filled(resized(net, shapes))
+        return self._held.net
 
     def _filled(self, made: Any) -> Any:
         """``made`` with the present weights; seeds and the like come from the Keras model."""
-        for variable, source, name in zip(made.variables, self._net[0].variables, self._names, strict=True):
+        for variable, source, name in zip(made.variables, self._held.net.variables, self._names, strict=True):
             variable.assign(source.value if name is None else self._tensor(name).detach())
         for layer in made._flatten_layers():
             if type(layer).__name__ == "Normalization":  # it computes with copies of its variables
@@ -153,7 +162,7 @@ class KerasModule(nn.Module):
         twin = type(self).__new__(type(self))
         nn.Module.__init__(twin)
         memo[id(self)] = twin
-        twin._net, twin._names = [self._net[0]], list(self._names)
+        twin._held, twin._names = _Held(self._held.net), list(self._names)
         for name, child in self._modules.items():
             twin.add_module(name, copy.deepcopy(child, memo))
         for name, parameter in self._parameters.items():
