@@ -57,8 +57,9 @@ def import_keras() -> Any:
 
 
 class _Held:
-    """A Keras model, whose own parameters are not to be registered, and which a pass may have to rebuild: what
-    a forward keeps in attributes of its module is forgotten afterwards, what it keeps in here is not.
+    """A Keras model, whose own parameters are not to be registered, and which a pass may have to rebuild.
+
+    What a forward keeps in attributes of its module is forgotten afterwards; what it keeps in here is not.
     """
 
     def __init__(self, net: Any) -> None:

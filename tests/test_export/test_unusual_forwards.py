@@ -310,3 +310,23 @@ def test_autocast_in_a_forward_becomes_a_float_file(tmp_path: Path) -> None:
         "autocast" in note for note in pj.export(plain, tmp_path / "plain", example_inputs=x).files[0].notes
     )
     assert pj.quantize(pruned.model, [x], out=tmp_path / "q.onnx", time_it=False).num_quantized == 3
+
+
+class Windows(nn.Module):
+    """Cuts images into windows and takes the batch back from their number, as Swin does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cut = self.conv(x).reshape(-1, 8, 2, 4, 2, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 8, 4, 4)
+        summed: Tensor = cut.reshape(cut.shape[0] // 4, 2, 2, 8, 4, 4).sum((1, 2))
+        return summed
+
+
+def test_a_free_batch_has_its_name_whatever_the_tracer_called_it(tmp_path: Path) -> None:
+    made = pj.export(Windows().eval(), tmp_path, ["onnx"], example_inputs=torch.randn(2, 3, 8, 8))
+    session = ort.InferenceSession(str(made["onnx"].path), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, 8, 8]
+    assert session.get_outputs()[0].shape == ["batch", 8, 4, 4]
