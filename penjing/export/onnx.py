@@ -317,9 +317,11 @@ def _name_batch(graph: Any) -> None:
     if not re.fullmatch(r"s\d+", symbol):
         return
     for value in (*graph.inputs, *(out for node in graph.all_nodes() for out in node.outputs)):
-        for at, dim in enumerate(value.shape or ()):
-            if not isinstance(dim, int) and dim.value:  # or a term of it, such as 4*s77
-                value.shape[at] = onnx_ir.SymbolicDim(re.sub(rf"\b{symbol}\b", "batch", dim.value))
+        if value.shape is not None:  # a new one, as some are frozen; a dim may be a term, such as 4*s77
+            dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
+            value.shape = onnx_ir.Shape(
+                re.sub(rf"\b{symbol}\b", "batch", dim) if isinstance(dim, str) else dim for dim in dims
+            )
 
 
 def _clean(graph: Any, opset: int, metadata: Mapping[str, str]) -> None:
