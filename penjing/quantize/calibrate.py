@@ -148,7 +148,7 @@ def stream(
     if session is not None and feeds.fixed is None:
         first = next(iter(feeds.batches(limit=1)))[0]
         size = batch_limit(session, first, memory_mb)
-    total = min(feeds.samples, limit or feeds.samples)
+    total = min(feeds.most, limit or feeds.most)
     for feed, _ in feeds.batches(size, limit):
         values = session.run(feed) if session is not None else {}
         for name in wanted:

@@ -86,6 +86,12 @@ class Feeds:
         self._data = rereadable(data, samples)
         self._held, self._spared = held, False
 
+    @property
+    def most(self) -> int:
+        """Samples that this gives where the data has as many as may be read."""
+        held = min(self._held, self.samples // _EVERY)
+        return held if self._spared else self.samples - held
+
     def spared(self) -> Feeds | None:
         """The samples held back; None if there are too few. Data that shuffles does not keep them apart."""
         found = copy(self)

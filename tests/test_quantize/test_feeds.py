@@ -49,6 +49,8 @@ def test_every_sample_is_fitted_to_or_judged_by_and_none_is_both(
             parts[judged] += x.tolist()
     assert sorted(parts[False] + parts[True]) == read
     units = len(read) // (fixed or 1)
+    if not fixed and len(read) == samples:
+        assert len(parts[False]) == feeds.most
     assert len(parts[True]) == min(units // 4, -(-held // (fixed or 1))) * (fixed or 1)
 
 
