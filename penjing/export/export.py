@@ -158,6 +158,7 @@ def export(
         needed = any(exporter.from_onnx for exporter in exporters)
         onnx_path, reference, feeds = _onnx_source(model, scratch, example_inputs, data, opset, needed)
         onnx_seconds = time.perf_counter() - started
+        fixed = _fixed_batch(onnx_path) if needed else ()
         source = Source(
             onnx=onnx_path,
             feeds=feeds,
@@ -172,7 +173,10 @@ def export(
         for done, exporter in enumerate(exporters, 1):
             with staged(folder) as aside:  # only what agrees with the model gets its place
                 path = aside / exporter.filename
-                file = _one(exporter, source, path, reference, batch_sizes, metric, tolerance, onnx_seconds)
+                given = fixed if exporter.from_onnx else ()
+                file = _one(
+                    exporter, source, path, reference, batch_sizes, metric, tolerance, onnx_seconds, given
+                )
                 names = [entry.name for entry in aside.iterdir()]
             admit(folder, names)
             files.append(file.moved_to(folder))
@@ -234,6 +238,7 @@ def _one(
     metric: Metric | None,
     tolerance: float | None,
     onnx_seconds: float,
+    given: tuple[str, ...],
 ) -> ExportedFile:
     started = time.perf_counter()
     try:
@@ -262,9 +267,7 @@ def _one(
     except VerifyError as error:
         error.layer = f"{exporter.name} ({path.name})"
         raise
-    if exporter.from_onnx:
-        notes = (*notes, *_fixed_batch(source.onnx))
-    notes = (*notes, *found.notes, *_state(reference))
+    notes = (*notes, *given, *found.notes, *_state(reference))
     return ExportedFile(exporter.name, path, size_bytes(path), seconds, found, notes)
 
 

@@ -83,24 +83,27 @@ def find_places(graph: Graph) -> dict[str, Place]:
     Keras and the Conv1D of GPT do it). A layer may be called several times (a head on several levels, an
     encoder of two inputs), but not on what it or a layer behind it gave.
     """
+    nodes = graph.module.graph.nodes
+    readers = {str(node.target): len(node.users) for node in nodes if node.op == "get_attr"}
     found: dict[str, list[Place]] = {}
-    for node in graph.module.graph.nodes:
-        place = _place(graph, node)
+    for node in nodes:
+        place = _place(graph, node, readers)
         if place is not None:
             found.setdefault(place.weight, []).append(place)
-    places = {name: _joined(parts) for name, parts in found.items()}
+    # a weight that something else reads too is no layer's own
+    places = {name: _joined(parts) for name, parts in found.items() if len(parts) == readers[name]}
     return without_circles(graph, {name: place for name, place in places.items() if place is not None})
 
 
-def _place(graph: Graph, node: fx.Node) -> Place | None:
-    """One call of a layer that has a weight of its own."""
+def _place(graph: Graph, node: fx.Node, readers: Mapping[str, int]) -> Place | None:
+    """One call of a layer; ``readers`` says how often each tensor is read."""
     layer = _layer(node)
     weight = None if layer is None else parameter(layer.weight, None)
     if layer is None or weight is None or weight[0] not in graph.params:
         return None
     name, dims = weight
     dims = dims[::-1] if layer.turned else dims
-    calls, bias = _readers(layer.weight), None
+    calls, bias = readers[name], None
     if layer.bias is not None:
         if (read := parameter(layer.bias, calls)) is None:
             return None
@@ -110,27 +113,16 @@ def _place(graph: Graph, node: fx.Node) -> Place | None:
     return Place((Call(node, layer.source, behind),), name, dims, patches)
 
 
-def _readers(weight: fx.Node) -> int:
-    """How often the tensor that a node hands on is read."""
-    while weight.op != "get_attr":
-        weight = weight.all_input_nodes[0]
-    return len(weight.users)
-
-
 def _joined(parts: Sequence[Place]) -> Place | None:
-    """A layer with all its calls; None where its weight is read by something else too, or in another way."""
+    """A layer with all its calls; None where they read its weight in different ways."""
     first = parts[0]
-    if len(parts) == 1:
-        return first if _readers(_weight_of(first.node)) == 1 else None
-    if _readers(_weight_of(first.node)) != len(parts):
-        return None
     if any((part.dims, part.patches) != (first.dims, first.patches) for part in parts):
         return None
     all_behind = [part.behind for part in parts]
     if any(behind.shift != all_behind[0].shift for behind in all_behind):
         all_behind = [replace(behind, shift=None) for behind in all_behind]
     if any(
-        _names(b.norm) != _names(all_behind[0].norm) or b.bounds != all_behind[0].bounds for b in all_behind
+        _gamma(b.norm) != _gamma(all_behind[0].norm) or b.bounds != all_behind[0].bounds for b in all_behind
     ):
         all_behind = [
             replace(behind, norm=None, total=None, other=None, bounds=None) for behind in all_behind
@@ -139,14 +131,7 @@ def _joined(parts: Sequence[Place]) -> Place | None:
     return replace(first, calls=tuple(calls))
 
 
-def _weight_of(node: fx.Node) -> fx.Node:
-    layer = _layer(node)
-    assert layer is not None
-    weight: fx.Node = layer.weight
-    return weight
-
-
-def _names(norm: Norm | None) -> str | None:
+def _gamma(norm: Norm | None) -> str | None:
     return None if norm is None else norm.weight
 
 

@@ -77,7 +77,7 @@ class Refit:
             if (places[name].dims[1] if name in places else 1) in dims
         }
         self.notes = [note] if note else []
-        self.notes += left_out(self.student, sorted(reading - places.keys()))
+        self.notes += _left_out(self.student, sorted(reading - places.keys()))
         chosen = places if config.layers == "all" else {n: p for n, p in places.items() if n in reading}
         self.places = {call.node: place for place in chosen.values() for call in place.calls}
         self.refitted: set[str] = set()
@@ -307,7 +307,7 @@ class Refit:
         return kept
 
 
-def left_out(graph: Graph, names: Sequence[str]) -> list[str]:
+def _left_out(graph: Graph, names: Sequence[str]) -> list[str]:
     """Why weights that read pruned channels stay as they are; of an embedding, none are read."""
     notes = []
     for name in names:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -369,9 +370,14 @@ class Job:
         if stems := feed_whole(written, fold=self.guard != "pairs"):
             self.notes.append(f"inputs folded or padded to channels that int8 kernels take whole: {stems}")
 
+    @cached_property
+    def spared(self) -> Feeds | None:
+        """Samples that nothing was fitted to, where the data has enough to spare some; asking reads it."""
+        return self.feeds.spared()
+
     def fresh(self) -> Feeds:
-        """Samples that nothing was fitted to, where the data has enough to spare some."""
-        return self.feeds.spared() or self.feeds
+        """These, or else the samples of calibration themselves."""
+        return self.spared or self.feeds
 
     def result(
         self,
@@ -383,7 +389,7 @@ class Job:
         guard: Guard,
     ) -> QuantizeResult:
         """What is told of the files that were written and checked."""
-        if self.feeds.spared() is None:
+        if self.spared is None:
             self.notes.append(
                 "the outputs were compared on the samples of calibration, which flatters: give 4 or more"
                 + (f" batches of {self.feeds.fixed}" if self.feeds.fixed else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,18 +49,19 @@ def command(
     chosen = common.names(formats)
     if verify_only:
         found = _verify(source, out, chosen, inputs, batches)
-        common.emit({"files": [one.to_dict() for one in found]}, _lines(found), json)
+        lines = _lines((one, one.notes) for one in found)
+        common.emit({"files": [one.to_dict() for one in found]}, lines, json)
         return
     with progress(quiet=json) as listen:
         made = export(
             source, out, chosen, example_inputs=inputs, data=batches, int8=int8, opset=opset, listen=listen
         )
-    lines = [line for file in made.files for line in (_line(file.verification), *file.notes)]
-    common.emit(made, "\n".join(lines), json)
+    common.emit(made, _lines((file.verification, file.notes) for file in made.files), json)
 
 
-def _lines(found: list[Any]) -> str:
-    return "\n".join(line for one in found for line in (_line(one), *one.notes))
+def _lines(told: Iterable[tuple[Any, Iterable[str]]]) -> str:
+    """What each file's check found, and its notes."""
+    return "\n".join(line for found, notes in told for line in (_line(found), *notes))
 
 
 def _verify(source: Any, out: Path, chosen: tuple[str, ...], inputs: Any, batches: Any) -> list[Any]:
