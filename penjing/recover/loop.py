@@ -1,16 +1,15 @@
 """The one training loop: it serves training from scratch and recovery from the original alike.
 
-Read `Loop.run`, `Loop._epoch` and `Loop._step`: that is all there is. Everything else sets up, watches or
-records.
+Read `Loop.run`, `Loop._epoch` and `Loop._step`: that is all there is; the loss of a step is made in
+`Supervision.loss`. Everything else sets up, watches or records.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from itertools import islice
 from typing import Any
@@ -21,36 +20,27 @@ from torch import Tensor, nn
 from penjing.batches import (
     Batch,
     ask,
-    call_model,
     check,
     check_reiterable,
-    classifies,
     count_batches,
-    counts_of,
-    labels_of,
     logits_of,
-    map_inputs,
     move,
-    outputs_of,
     share,
     unpack,
     used_up,
 )
 from penjing.errors import RecoverError
 from penjing.events import Event
-from penjing.graph.trace import eval_view
 from penjing.recover import chance
 from penjing.recover.checkpoint import load_checkpoint, model_tensors, restore_model, save_checkpoint
-from penjing.recover.config import LossTerm
 from penjing.recover.dropout import dropout_at
 from penjing.recover.ema import WeightAverage
-from penjing.recover.features import Taps
 from penjing.recover.guards import non_finite
 from penjing.recover.job import Job
 from penjing.recover.judge import Judge
 from penjing.recover.memory import kept_memory
-from penjing.recover.mix import mix, mixable
-from penjing.recover.objective import Objective, default_terms, with_blocks
+from penjing.recover.memory_order import takes_channels_last
+from penjing.recover.mix import mix
 from penjing.recover.optim import build_optimizer, optimizer_tensors, restore_optimizer, set_lr
 from penjing.recover.precision import MIN_STEPS, can_gain, choose, speedup
 from penjing.recover.processes import Processes
@@ -60,7 +50,7 @@ from penjing.recover.schedule import learning_rate
 from penjing.recover.sparse import Sparse
 from penjing.recover.start import Start
 from penjing.recover.state import EpochSums, Progress
-from penjing.recover.teachers import AnswerCache, Teachers, check_alike
+from penjing.recover.supervision import Moment, Supervision, num_labels
 
 _SECONDS_BETWEEN_EVENTS = 0.25
 
@@ -76,9 +66,7 @@ class Loop:
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.best_is_new = False
-        self.saved_cache: dict[str, Tensor] = {}
-        self.objective: Objective | None = None
-        self.taps: Taps | None = None
+        self.channels_last = False
 
     def run(self) -> RecoverResult:
         """Set up, resume where there is something to resume, go through the epochs, give the result."""
@@ -111,7 +99,8 @@ class Loop:
             self.total_steps = min(self.total_steps, config.max_steps)
         self.model = copy.deepcopy(self.job.model).to(self.device)
         self.model.zero_grad(set_to_none=True)
-        self.channels_last = self._takes_channels_last()
+        asked, networks = config.channels_last, (self.model, *self.job.teachers)
+        self.channels_last = takes_channels_last(networks, self._first_inputs) if asked is None else asked
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         self.model.to(memory_format=order)
         if self.job.val is not None:
@@ -127,74 +116,11 @@ class Loop:
         self.sparse = Sparse(config, self.model, self.job.model) if config.regularize else None
         aims_elsewhere = self.sparse is not None and self.sparse.aims_elsewhere
         self.start = Start(guarded=self.job.stage == "recover" and not aims_elsewhere)
-        if config.losses:
-            self._aim(config.losses, lambda: next(iter(self._moved())))
-
-    def _takes_channels_last(self) -> bool:
-        """As asked; else where there are 2-d convolutions and no network insists on the other order."""
-        if self.config.channels_last is not None:
-            return self.config.channels_last
-        if not any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
-            return False
-        self.channels_last = True
-        self.model.to(memory_format=torch.channels_last)
-        inputs = map_inputs(next(iter(self._moved())), lambda x: x[:2])
-        for network in (self.model, *self.job.teachers):
-            if isinstance(network, nn.Module):
-                home = next((p.device for p in network.parameters()), self.device)
-                here = map_inputs(inputs, lambda x, home=home: x.to(home))
-                try:
-                    with torch.no_grad(), eval_view(network):
-                        call_model(network, here)
-                except (RuntimeError, TypeError):  # ``view`` of another order; all else is said in use
-                    return False
-        return True
-
-    def _settle(self, batch: Batch) -> None:
-        """Settle what is minimised where the options do not say: by what the first batch has to learn from,
-        and, where a plan lines them up, by the blocks of both networks.
-        """
-        job = self.job
-        with torch.no_grad(), eval_view(self.model):
-            output = ask(self.model, batch.inputs, "model")
-        brought, labelled = batch.teacher_logits is not None, batch.target is not None
-        classes = classifies(batch.target, logits_of(output, batch.target))
-        if not (labelled or brought) and len(outputs_of(output, batch.size)) > 1:
-            classes = False  # nobody says that the first output is the one that is meant
-        terms = default_terms(labelled, bool(job.teachers) or brought, classes=classes)
-        # features are not remembered: where answers are, the original would have to run again for them
-        if job.plan is not None and len(job.teachers) == 1 and not (brought or self._remembered()):
-            try:
-                return self._aim(with_blocks(terms), lambda: batch.inputs)
-            except RecoverError as error:
-                self._tell("note", message=f"blocks are not held to the original's: {error.cause}")
-        return self._aim(terms, lambda: batch.inputs)
-
-    def _aim(self, terms: Sequence[LossTerm], inputs: Callable[[], Any]) -> None:
-        """Settle what is minimised, and tap the features it looks at; ``inputs`` gives a batch's."""
-        job = self.job
-        self.objective = Objective(
-            job.config,
-            terms,
-            self.model,
-            job.teachers[0] if job.teachers else None,
-            job.plan,
-            example=lambda: map_inputs(inputs(), lambda x: x[:2]),
+        self.supervision = Supervision(
+            self.job, self.model, self.processes, self.stack, lambda said: self._tell("note", message=said)
         )
-        specs, every = self.objective.specs, self.objective.needs_outputs
-        asked = job.teachers if self.objective.needs_teacher else ()
-        teachers = Teachers(asked, specs, self._remembered(), every_output=every)
-        self.teachers = self.stack.enter_context(teachers)
-        self.teachers.to(self.device)
-        self.taps = self.stack.enter_context(Taps(self.model, specs)) if specs else None
-        if self._cache is not None:
-            self._cache.restore(self.saved_cache)
-
-    def _remembered(self) -> int:
-        """Most samples whose teacher logits are kept."""
-        if self.config.teacher_cache is not None:
-            return self.config.teacher_cache
-        return sys.maxsize if self.config.distinct_epochs else 0
+        if config.losses:
+            self.supervision.aim(config.losses, self._first_inputs)
 
     def _precision(self) -> str:
         """The number format asked for, or the faster one by the first batch; all processes take the same."""
@@ -205,11 +131,15 @@ class Loop:
         model = copy.deepcopy(self.job.model).to(self.device).train()
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
-        inputs = next(iter(self._moved()))
+        inputs = self._first_inputs()
         found = speedup(model, lambda asked: logits_of(ask(asked, inputs, "model")), self.device)
         found = self.processes.of_the_first(found)
         self._tell("note", {"bf16_speedup": found}, "a training step in bf16 against one in fp32")
         return choose(found)
+
+    @property
+    def _bf16(self) -> bool:
+        return self.progress.precision == "bf16"
 
     def _look_at_start(self) -> None:
         """Validate what the run begins with, and bring its batch norms to what they will read."""
@@ -247,19 +177,18 @@ class Loop:
             for generator, state in held:
                 generator.set_state(state)
 
+    def _first_inputs(self) -> Any:
+        """Those of the first batch, where the model is."""
+        return next(iter(self._moved()))
+
     def _drawn_epoch(self) -> int:
         """The epoch whose draws of chance this one takes."""
         distinct, epoch = self.config.distinct_epochs, self.progress.epoch
         return epoch if distinct is None else epoch % distinct
 
-    @property
-    def _cache(self) -> AnswerCache | None:
-        """The remembered answers; None before it is settled what is minimised, too."""
-        return None if self.objective is None else self.teachers.cache
-
     def _see_repeats(self) -> None:
         """Say so where the first epoch that should have been seen before was not."""
-        cache = self._cache
+        cache = self.supervision.cache
         if cache is None or self.progress.epoch != self.config.distinct_epochs:
             return
         if not cache.hits and len(cache.known) < cache.capacity:
@@ -343,11 +272,11 @@ class Loop:
         batches = self._own(window, index * config.grad_accumulation)
         if not batches:
             return
-        if self.objective is None:
+        if not self.supervision.settled:
             with chance.private_globals():
-                self._settle(move(batches[0][1], self.device, self.channels_last))
+                self.supervision.settle(move(batches[0][1], self.device, self.channels_last))
         samples = sum(batch.size for _, batch in batches)
-        labels = [_num_labels(batch, config.ignore_index) for _, batch in batches]
+        labels = [num_labels(batch, config.ignore_index) for _, batch in batches]
         all_labels = self.processes.mean(sum(labels))
         for (number, batch), own in zip(batches, labels, strict=True):
             batch = move(batch, self.device, self.channels_last)
@@ -355,7 +284,8 @@ class Loop:
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 part = batch.size / samples
                 weight = own / all_labels / part if all_labels else 1.0
-                loss = self._loss(batch, number, done, meter, weight)
+                moment = Moment(number, self._drawn_epoch(), progress.steps + 1, done, self._bf16)
+                loss = self.supervision.loss(self.forward, batch, moment, meter, weight)
                 self.accelerator.backward(loss * part)
         norm = self._gradient_norm()
         if not math.isfinite(norm):
@@ -385,95 +315,6 @@ class Loop:
             check(own, number)
             batches.append((number, own))
         return batches
-
-    def _loss(self, batch: Batch, number: int, done: float, meter: EpochSums, weight: float) -> Tensor:
-        """The loss of one batch, checked; adds to the meter. The weight is that of losses with labels: how
-        much more the batch has of the step's labels than of its samples.
-        """
-        target = batch.target
-        if self.config.mixup or self.config.cutmix:
-            batch, target = self._mixed(batch, number)
-        with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.progress.precision == "bf16"
-        ):
-            output = ask(self.forward, batch.inputs, "model")
-        logits_NK = logits_of(output, batch.target)
-        labels_N = labels_of(batch.target, logits_NK)
-        classes = classifies(batch.target, logits_NK)
-        objective = self.objective
-        assert objective is not None
-        objective.check(batch, bool(self.job.teachers), logits_NK)
-        counts = classes and objective.needs_target
-        check(batch, number, logits_NK.shape[1] if counts else None, ignored=self.config.ignore_index)
-        with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.progress.precision == "bf16"
-        ):
-            answers, features = self.teachers.answer(batch)
-        outputs = outputs_of(output, batch.size) if objective.needs_outputs else (logits_NK,)
-        for theirs in answers:
-            scores = (logits_of(theirs[0], batch.target),)
-            check_alike(
-                outputs, theirs if objective.needs_outputs else scores, lambda: self._in_eval_mode(batch)
-            )
-        mine = self.taps.features if self.taps is not None else {}
-        learned = labels_N if target is batch.target and not _is_soft(target) else target
-        loss, parts = objective(
-            outputs, mine, answers, features, learned, done, labels=batch.target, label_weight=weight
-        )
-        if not loss.requires_grad:
-            raise RecoverError(
-                "the loss depends on no parameter that is trained",
-                remedy="Unfreeze layers before the place it looks at, or add a loss on the outputs",
-            )
-        if self.world > 1:  # gradients are exchanged once all that the scores depend on have theirs
-            loss = loss + 0 * logits_NK.sum()
-        if not math.isfinite(value := float(loss.detach())):
-            raise non_finite(self.model, batch.inputs, self.progress.steps + 1, f"the loss is {value}")
-        right = None
-        if labels_N is not None:
-            right = logits_NK.detach().argmax(1) == labels_N
-            right = right[counts_of(batch.target, labels_N, self.config.ignore_index)]
-        meter.add(len(logits_NK), value, {name: float(part) for name, part in parts.items()}, right)
-        return loss
-
-    def _in_eval_mode(self, batch: Batch) -> Sequence[Tensor]:
-        """What the student gives in eval mode: all outputs, or the scores alone, by what is compared."""
-        with torch.no_grad(), eval_view(self.model):
-            output = ask(self.model, batch.inputs, "model")
-        every = self.objective is not None and self.objective.needs_outputs
-        return outputs_of(output, batch.size) if every else (logits_of(output, batch.target),)
-
-    def _mixed(self, batch: Batch, number: int) -> tuple[Batch, Tensor | None]:
-        """The batch with mixed inputs, and its mixed targets: a function of seed, epoch and number.
-
-        Raises:
-            RecoverError: inputs or targets that cannot be mixed, or answers that were given for other inputs.
-        """
-        assert self.objective is not None
-        reads_labels, asks = self.objective.needs_target, bool(self.job.teachers)
-        x, target = mixable(batch, number, self.config, labels=reads_labels, asks=asks)
-        if target is not None:
-            check(batch, number, self._num_classes(batch))
-        generator = chance.derived_generator(self.job.seed, self._drawn_epoch(), number, self.rank)
-        mixed, target_NK = mix(
-            x,
-            target,
-            0 if target is None else self._num_classes(batch),
-            generator,
-            mixup=self.config.mixup,
-            cutmix=self.config.cutmix,
-        )
-        return Batch(mixed, batch.target, None), target_NK
-
-    def _num_classes(self, batch: Batch) -> int:
-        """Classes of the model, asked once with a single sample in eval mode."""
-        if not hasattr(self, "_classes"):
-            self.model.eval()
-            with torch.no_grad():
-                first = Batch(batch.inputs[:1] if isinstance(batch.inputs, Tensor) else batch.inputs)
-                self._classes = logits_of(call_model(self.model, first.inputs)).shape[1]
-            self.model.train()
-        return self._classes
 
     def _gradient_norm(self) -> float:
         """Total gradient norm; gradients are clipped to ``grad_clip`` where that is set."""
@@ -509,7 +350,7 @@ class Loop:
 
     def _judged(self, model: nn.Module) -> dict[str, float]:
         """What validation finds of a model."""
-        return self.judge(model, bf16=self.progress.precision == "bf16")
+        return self.judge(model, bf16=self._bf16)
 
     def _validate(self) -> dict[str, float]:
         """What validation finds; remembers the best weights."""
@@ -542,7 +383,7 @@ class Loop:
             parts["average"] = {} if self.average is None else model_tensors(self.average.model)
             parts["best"] = self.best if self.best_is_new else {}
             parts["start"] = self.start.tensors if self.start.is_new else {}
-            parts["cache"] = {} if self._cache is None else self._cache.tensors()
+            parts["cache"] = {} if self.supervision.cache is None else self.supervision.cache.tensors()
             generators = chance.loader_generators(self.job.data)
             parts["generators"] = {str(i): g.get_state() for i, g in enumerate(generators)}
             state = {"run": self._identity(), "progress": self.progress.to_dict()}
@@ -569,9 +410,7 @@ class Loop:
         if self.average is not None:
             restore_model(self.average.model, parts["average"])
         self.best, self.start.tensors = parts.get("best", {}), parts.get("start", {})
-        self.saved_cache = parts.get("cache", {})
-        if self._cache is not None:
-            self._cache.restore(self.saved_cache)
+        self.supervision.restore(parts.get("cache", {}))
         for index, generator in enumerate(chance.loader_generators(self.job.data)):
             generator.set_state(parts["generators"][str(index)])
         self._tell("note", message=f"resumed after epoch {self.progress.epoch}")
@@ -626,18 +465,6 @@ class Loop:
                     message,
                 )
             )
-
-
-def _num_labels(batch: Batch, ignored: int) -> int:
-    """How many labels count; with probabilities, or without labels, each sample does."""
-    target = batch.target
-    if not isinstance(target, Tensor) or target.is_floating_point():
-        return batch.size
-    return int((target != ignored).sum())
-
-
-def _is_soft(target: Any) -> bool:
-    return isinstance(target, Tensor) and target.is_floating_point()
 
 
 def _windows(data: Iterable[Any], size: int, limit: int) -> Iterator[list[Any]]:

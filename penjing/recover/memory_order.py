@@ -1,0 +1,38 @@
+"""Whether networks take images with the channels last in memory, which CPUs convolve faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from penjing.batches import Batch, call_model, map_inputs, move
+from penjing.graph.trace import eval_view
+
+
+def takes_channels_last(networks: Sequence[Any], inputs: Callable[[], Any]) -> bool:
+    """Whether the first network has 2-d convolutions, and none insists on the other order.
+
+    Args:
+        networks: The one that trains, whose memory order this changes, then its teachers; those that are no
+            modules are not asked.
+        inputs: Gives a batch's inputs.
+    """
+    trained = networks[0]
+    if not any(isinstance(module, nn.Conv2d) for module in trained.modules()):
+        return False
+    trained.to(memory_format=torch.channels_last)
+    few = Batch(map_inputs(inputs(), lambda x: x[:2]))
+    usual = next(trained.parameters()).device
+    for network in networks:
+        if not isinstance(network, nn.Module):
+            continue
+        home = next((p.device for p in network.parameters()), usual)
+        try:
+            with torch.no_grad(), eval_view(network):
+                call_model(network, move(few, home, channels_last=True).inputs)
+        except (RuntimeError, TypeError):  # ``view`` of another order; all else is said in use
+            return False
+    return True
