@@ -6,8 +6,8 @@ import gc
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,12 +61,13 @@ class Latency:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something to time: a function and the facts to print beside its number."""
+    """Something to time: a function, the facts to print beside its number, what holds while it is timed."""
 
     run: Callable[[], object]
     batch: int = 1
     threads: int = 1
     runtime: str = "python"
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 def latency(
@@ -103,13 +104,14 @@ def latency(
         (name, each if isinstance(each, Candidate) else Candidate(each, batch, threads, runtime))
         for name, each in candidates.items()
     ]
-    for _ in range(num_warmup):
-        for name, candidate in items:
-            _run_once(name, candidate)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in items}
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with ExitStack() as stack:
+        for _, candidate in items:
+            stack.enter_context(candidate.around())
+        for _ in range(num_warmup):
+            for name, candidate in items:
+                _run_once(name, candidate)
+        stack.enter_context(_no_collection())
         started = time.perf_counter()
         for done in range(num_runs):
             if done >= 5 and time.perf_counter() - started > max_seconds:
@@ -117,10 +119,18 @@ def latency(
             turn = done % len(items)
             for name, candidate in items[turn:] + items[:turn]:
                 times[name].append(_run_once(name, candidate))
+    return {name: _summary(times[name], candidate) for name, candidate in items}
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
-    return {name: _summary(times[name], candidate) for name, candidate in items}
 
 
 def _run_once(name: str, candidate: Candidate) -> tuple[float, float]:
@@ -264,10 +274,14 @@ def latency_onnx(
 
 
 def torch_candidate(model: Any, example_inputs: Any, *, batch: int = 1, threads: int = 1) -> Candidate:
-    """A module to time in eval mode; its first sample is repeated to make the batch."""
+    """A module to time in eval mode; its first sample is repeated to make the batch. What its forward writes
+    is put back afterwards.
+    """
     import torch
 
+    from penjing.graph.remembered import put_back
     from penjing.measure.count import first_sample  # the same notion of what a sample is
+    from penjing.modes import eval_mode
 
     args, kwargs, _ = first_sample(model, example_inputs)
 
@@ -279,27 +293,19 @@ def torch_candidate(model: Any, example_inputs: Any, *, batch: int = 1, threads:
     args, kwargs = torch.utils._pytree.tree_map(widen, (args, kwargs))
 
     def run() -> None:
-        with _eval_mode(model), _torch_threads(threads), torch.inference_mode():
+        with _torch_threads(threads), torch.inference_mode():
             model(*args, **kwargs)
 
-    return Candidate(run, batch, threads, f"torch {torch.__version__}")
+    @contextmanager
+    def around() -> Iterator[None]:
+        with put_back(model), eval_mode(model):
+            yield
+
+    return Candidate(run, batch, threads, f"torch {torch.__version__}", around)
 
 
 @contextmanager
-def _eval_mode(model: Any) -> Any:
-    # Flags are set only where they differ: this is inside the timed run.
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Any:
+def _torch_threads(threads: int) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()

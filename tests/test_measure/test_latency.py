@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.errors import MeasureError
 from penjing.export.coexist import make_peace
@@ -98,21 +98,30 @@ def test_a_file_that_is_no_model_is_an_error(tmp_path: Path) -> None:
 
 
 class Spy(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[int, bool, int]] = []
+    calls: Tensor
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen.append((len(x), self.training, torch.get_num_threads()))
+    def __init__(self, seen: list[tuple[int, bool, int]]) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.last: Tensor | None = None
+        self.see = seen.append
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.see((len(x), self.training, torch.get_num_threads()))
+        self.calls += 1
+        self.last = x
         return x
 
 
 def test_torch_runs_in_eval_mode_with_its_threads_and_batch_and_is_left_as_it_was() -> None:
-    model = Spy().train()
+    seen: list[tuple[int, bool, int]] = []
+    model = Spy(seen).train()
     threads = torch.get_num_threads()
     found = latency_torch(model, torch.zeros(2, 3), batch=4, threads=2, num_runs=5)
-    assert set(model.seen) == {(4, False, 2)}
+    assert set(seen) == {(4, False, 2)}
     assert model.training
+    assert model.calls == 0
+    assert model.last is None
     assert torch.get_num_threads() == threads
     assert found.runtime == f"torch {torch.__version__}"
 
