@@ -28,7 +28,7 @@ class QuantizeConfig(Config):
         weight_bits: Bits of a weight's levels. Below 8 they are still stored in bytes, which makes nothing
             faster: a simulation of what fewer bits cost.
         samples: Samples read from the data, at most, with those of ``check_samples``: its first ones, so in
-            Python give batches that are not sorted by class.
+            Python give batches that are not sorted by class (a note says so where labels show it).
         values_per_sample: Values per tensor and sample that enter the histograms (extremes are always exact).
         memory_mb: Activations held at one time while calibrating, at most (at least one sample is).
         equalize: Even out channel ranges across layers where the function stays the same.

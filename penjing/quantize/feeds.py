@@ -20,6 +20,9 @@ Feed = dict[str, NDArray[np.generic]]
 _EVERY = 4
 """Of so many samples one may be held back."""
 
+_FEW = 32
+"""Fewer labels than this may be in order by chance."""
+
 _KINDS = {ir.DataType.FLOAT: np.float32, ir.DataType.INT64: np.int64, ir.DataType.INT32: np.int32}
 
 
@@ -134,6 +137,18 @@ class Feeds:
                 + (f" of {self.fixed} samples, the batch size of the graph" if self.fixed else " of samples"),
             )
 
+    def sorted_by_class(self) -> str:
+        """A warning where the samples come class by class and the data goes on behind them; "" otherwise."""
+        labels: list[int] = []
+        for batch in self._data:
+            _, target, _ = take_apart(batch, [spec.name for spec in self.specs])
+            labels += (found := _labels(target))
+            if not found:
+                break
+            if len(labels) > self.samples:
+                return _one_by_one(labels[: self.samples])
+        return ""
+
     def _parts(self, targets: bool) -> Iterator[tuple[Feed, NDArray[np.generic] | None]]:
         """Of each of the user's batches the samples that belong here; whole ones for a fixed batch size."""
         unit = self.fixed or 1
@@ -226,6 +241,29 @@ def _target(target: Any, samples: int, index: int) -> NDArray[np.generic] | None
             remedy="Give one target per sample; without targets, agreement with fp32 is measured",
         )
     return array
+
+
+def _labels(target: Any) -> list[int]:
+    """The label of each sample; nothing where the targets are no labels."""
+    if isinstance(target, (torch.Tensor, np.ndarray, list, tuple)):
+        try:
+            array = _to_numpy(target)
+        except (ValueError, TypeError, RuntimeError):
+            return []
+        if array.ndim == 1 and array.dtype.kind in "iu":
+            return [int(label) for label in array]
+    return []
+
+
+def _one_by_one(labels: list[int]) -> str:
+    if labels != sorted(labels) or len(labels) < _FEW:
+        return ""
+    first, last = labels[0], labels[-1]
+    seen = f"label {first} alone" if first == last else f"labels {first} to {last}"
+    return (
+        f"the first {len(labels)} samples of the data come class by class ({seen}), and ranges and fidelity "
+        "are theirs: give the samples in mixed order (DataLoader(…, shuffle=True, generator=…))"
+    )
 
 
 def _is_array(value: Any) -> bool:

@@ -141,6 +141,8 @@ class Job:
         )
         if fixed := self.model.metadata_props.get(FIXED_BATCH):
             self.notes.append(fixed)
+        if sorted_data := self.feeds.sorted_by_class():
+            self.notes.append(sorted_data)
         self.nodes = _by_output(self.model)
         self.names = layer_names(self.model.graph)
         _check_patterns(self.config.ignore, self.model.graph, self.names)

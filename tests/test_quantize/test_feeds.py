@@ -70,3 +70,19 @@ def test_what_is_told_holds_on_other_samples(tmp_path: Path) -> None:
     few = quantize(fp32, [x[:3]], out=tmp_path / "few.onnx", time_it=False)
     assert any("flatters" in note for note in few.notes)
     assert not any("flatters" in note for note in made.notes)
+
+
+@given(st.integers(1, 5), st.integers(16, 80), st.booleans())
+def test_samples_in_order_of_their_classes_are_told(classes: int, each: int, more: bool) -> None:
+    labels = np.repeat(np.arange(classes), each)
+    count = len(labels) - 16 * more
+
+    def told(labels: np.ndarray) -> str:
+        parts = np.split(labels, range(16, len(labels), 16))
+        data = [(np.zeros((len(part), 1), np.float32), part) for part in parts]
+        return Feeds(data, (InputSpec("x", (None, 1), np.dtype(np.float32)),), count).sorted_by_class()
+
+    assert ("class by class" in told(labels)) == (more and count >= 32)
+    if classes > 1:
+        assert told(labels[::-1].copy()) == ""
+    assert told(labels.astype(np.float32)) == ""
