@@ -1,16 +1,19 @@
-"""What a result shows of itself in a notebook and on a terminal: one sentence and a short table."""
+"""What a result shows of itself, printed or in a notebook: one sentence and a short table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from io import StringIO
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 MOST_ROWS = 12
+_TEXT_WIDTH = 1000
+"""As wide as it is: where a terminal is narrower, it breaks the lines."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,25 @@ class Brief:
             parts.append(table)
         return Group(*parts, *([Text(self.rest)] if self.rest else ()))
 
+    def to_text(self) -> str:
+        """The same for ``print``."""
+        from rich.console import Console
+
+        console = Console(file=StringIO(), width=_TEXT_WIDTH, color_system=None)
+        with console.capture() as capture:
+            console.print(self.to_rich())
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
 
 class InShort:
-    """A result that shows itself by its `in_short`."""
+    """A result that shows itself by its `in_short`, as ``repr``, too: a dataclass would print networks."""
 
     def in_short(self) -> Brief:
         """The outcome in a sentence and a short table."""
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return self.in_short().to_text()
 
     def _repr_html_(self) -> str:
         return self.in_short().to_html()

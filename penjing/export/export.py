@@ -68,7 +68,7 @@ class ExportedFile:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExportResult(InShort):
     """All files of one export, in the order asked for."""
 

@@ -59,7 +59,7 @@ class AttributeEdit:
     new: int | Shape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan(InShort):
     """What pruning does to one model.
 

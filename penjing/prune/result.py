@@ -15,7 +15,7 @@ from penjing.prune.plan import Plan
 from penjing.prune.ranges import Positions
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PruneResult(InShort):
     """A pruned model, and how it came about.
 

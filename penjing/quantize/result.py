@@ -70,7 +70,7 @@ class Timing:
         return asdict(self) | {"pays": self.pays}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QuantizeResult(InShort):
     """A quantized network, written and checked.
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from penjing.brief import Brief, InShort
 from penjing.report.metrics import Metrics
 from penjing.report.text import headline
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from penjing.prune import Plan
 
 
-@dataclass(frozen=True)
-class RunResult:
+@dataclass(frozen=True, repr=False)
+class RunResult(InShort):
     """A finished run: its folder (an artifact that `penjing.load` reads) and all its numbers.
 
     Attributes:
@@ -76,15 +77,9 @@ class RunResult:
             "metrics": self.metrics.to_dict(),
         }
 
-    def _repr_html_(self) -> str:
-        from html import escape
-
+    def in_short(self) -> Brief:
+        """The headline; the table."""
         from penjing.report import table
 
-        head = "".join(f"<th>{escape(name)}</th>" for name in table.headers(self.metrics))
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in table.cells(row, self.metrics)) + "</tr>"
-            for row in self.metrics.rows
-        )
-        table_html = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        return f"<p>{escape(self.headline)}</p>{table_html}"
+        rows = [tuple(table.cells(row, self.metrics)) for row in self.metrics.rows]
+        return Brief(self.headline, tuple(table.headers(self.metrics)), rows)

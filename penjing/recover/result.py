@@ -22,7 +22,7 @@ class StopReason(Enum):
     PATIENCE = "validation stopped getting better; keep='best' gives the best weights, patience waits longer"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RecoverResult(InShort):
     """A trained model and how it came about.
 

@@ -35,7 +35,7 @@ from penjing.recover.mix import mix, mixable
 from penjing.recover.objective import Objective, default_terms, with_blocks
 from penjing.recover.processes import Processes
 from penjing.recover.state import EpochSums
-from penjing.recover.teachers import AnswerCache, Teachers, check_alike
+from penjing.recover.teachers import AnswerCache, Teachers, check_alike, only_in_training
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,10 @@ class Supervision:
         )
         specs, every = self._objective.specs, self._objective.needs_outputs
         asked = job.teachers if self._objective.needs_teacher else ()
-        teachers = Teachers(asked, specs, self._remembered, every_output=every)
+        why = only_in_training(self.model, asked, map_inputs(inputs(), lambda x: x[:2])) if every else ""
+        if why:
+            self._note(why)
+        teachers = Teachers(asked, specs, self._remembered, every_output=every, as_trained=bool(why))
         self._teachers = self._stack.enter_context(teachers)
         self._teachers.to(self.processes.device)
         self._taps = self._stack.enter_context(Taps(self.model, specs)) if specs else None

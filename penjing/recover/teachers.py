@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self
@@ -13,17 +13,19 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from penjing.batches import Batch, ask, outputs_of, tensors
+from penjing.batches import Batch, ask, map_inputs, outputs_of, tensors
 from penjing.errors import RecoverError
 from penjing.graph.remembered import put_back
-from penjing.modes import eval_mode
+from penjing.modes import eval_mode, train_mode, training_form
+from penjing.recover import chance
 from penjing.recover.features import FeatureSpec, Taps, align
 
 Teacher = nn.Module | Callable[[Any], Tensor]
 
 
 class Teachers:
-    """Original networks that answer without gradient, in eval mode, for the time of a ``with`` block.
+    """Original networks that answer without gradient, in eval mode as a rule, for the time of a ``with``
+    block.
 
     Their modules are not changed: what their forwards write, train/eval flags and devices are given back.
 
@@ -32,6 +34,7 @@ class Teachers:
         specs: Where features are taken, in the first teacher, and which channels of them are asked for.
         cache: Most samples whose answers are remembered (one teacher only).
         every_output: Give all outputs, not only the scores.
+        as_trained: Answer in the form of training mode; see `penjing.modes.training_form`.
     """
 
     def __init__(
@@ -41,10 +44,12 @@ class Teachers:
         cache: int = 0,
         *,
         every_output: bool = False,
+        as_trained: bool = False,
     ) -> None:
         self.teachers = tuple(teachers)
         self.cache = AnswerCache(cache) if cache and len(self.teachers) == 1 and not specs else None
         self._specs, self._every_output = specs, every_output
+        self._mode = training_form if as_trained else eval_mode
         self._taps: Taps | None = None
         self._stack = ExitStack()
 
@@ -52,7 +57,7 @@ class Teachers:
         for teacher in self.teachers:
             if isinstance(teacher, nn.Module):
                 self._stack.enter_context(put_back(teacher))
-                self._stack.enter_context(eval_mode(teacher))
+                self._stack.enter_context(self._mode(teacher))
         if self._specs:
             first = self.teachers[0] if self.teachers else None
             if not isinstance(first, nn.Module):
@@ -99,6 +104,43 @@ class Teachers:
     def _run(self, teacher: Teacher, batch: Batch) -> tuple[Tensor, ...]:
         found = outputs_of(ask(teacher, batch.inputs, "teacher", RecoverError), batch.size, RecoverError)
         return tuple(output.float() for output in (found if self._every_output else found[:1]))
+
+
+def only_in_training(student: nn.Module, teachers: Sequence[Teacher], inputs: Any) -> str:
+    """Why teachers should answer in the form of training mode: the student, which trains, gives outputs of
+    other shapes than they do in eval mode, and then of the same. "" where that is not so, or where their
+    answers would go by chance, or move what they measure.
+
+    Args:
+        student: The network that learns; left as it is.
+        teachers: The originals; left as they are.
+        inputs: Of a few samples.
+    """
+    modules = [teacher for teacher in teachers if isinstance(teacher, nn.Module)]
+    if not modules or len(modules) < len(teachers):
+        return ""
+
+    def asked(model: nn.Module, mode: Callable[[nn.Module], AbstractContextManager[None]]) -> list[Tensor]:
+        home = next((p.device for p in model.parameters()), tensors(inputs)[0].device)
+        there = map_inputs(inputs, lambda x: x.to(home))
+        with torch.no_grad(), put_back(model) as written, mode(model):
+            found = outputs_of(ask(model, there, "model"), len(tensors(inputs)[0]))
+        return [] if written and mode is training_form else list(found)
+
+    with chance.private_globals():
+        wanted = _shapes(asked(student, train_mode))
+        usual = {_shapes(asked(teacher, eval_mode)) for teacher in modules}
+        if usual == {wanted}:
+            return ""
+        for teacher in modules:
+            once, again = asked(teacher, training_form), asked(teacher, training_form)
+            same = len(once) == len(again) and all(map(torch.equal, once, again))
+            if _shapes(once) != wanted or not same:
+                return ""
+    return (
+        f"the original answers as it does in training (outputs {wanted}), batch norms and dropout as in eval "
+        f"mode, where it gives {' or '.join(sorted(usual))}"
+    )
 
 
 def check_alike(

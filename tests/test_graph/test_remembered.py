@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import penjing as pj
 from penjing.errors import ExportError, TraceError
 from penjing.graph import trace
-from penjing.graph.remembered import forgotten
+from penjing.graph.remembered import forgotten, put_back
 from penjing.prune import masked_equivalence
 
 
@@ -179,3 +179,16 @@ def test_weights_that_a_forward_sets_are_named() -> None:
         trace(model, torch.randn(2, 3, 9))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     copy.deepcopy(model)
+
+
+def test_statistics_that_batch_norms_write_are_put_back() -> None:
+    norm = nn.BatchNorm1d(3)
+    norm.running_var = torch.tensor([1.0, torch.nan, 2.0])
+    with put_back(norm) as written:
+        norm(torch.randn(4, 3))
+    assert written == {"running_mean", "running_var", "num_batches_tracked"}
+    assert norm.running_mean is not None
+    assert not norm.running_mean.any()
+    with put_back(norm.eval()) as written:
+        norm(torch.randn(4, 3))
+    assert written == set()

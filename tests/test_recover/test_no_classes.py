@@ -164,19 +164,45 @@ def test_what_is_not_said_is_refused() -> None:
 class Decoding(nn.Module):
     """Gives raw maps in training and decodes them in use, as detectors do."""
 
-    def __init__(self) -> None:
+    def __init__(self, noise: float = 0.0) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 4, 1))
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.Dropout(0.1), nn.ReLU()
+        )
+        self.head, self.noise = nn.Conv2d(12, 4, 1), noise
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        y = self.body(x)
-        return y if self.training else (y.flatten(2).sigmoid(), y)
+        y = self.head(self.body(x))
+        return y + self.noise * torch.rand(()) if self.training else (y.flatten(2).sigmoid(), y)
 
 
-def test_outputs_that_go_by_the_mode_are_named() -> None:
+@pytest.mark.parametrize("named", [False, True])
+def test_outputs_of_training_mode_are_learned_from_the_original_in_that_form(named: bool) -> None:
+    torch.manual_seed(0)
+    original, data = Decoding().eval(), [x for x, _ in batches()]
+    state = {name: value.clone() for name, value in original.state_dict().items()}
+    pruned = prune(original, data[0], ratio=0.5)
+    said: list[str] = []
+    done = recover(
+        pruned.model,
+        original,
+        data,
+        config(losses={"outputs": 1.0} if named else {}),
+        val=[(x, None) for x in data],
+        plan=pruned.plan,
+        listen=lambda event: said.append(event.message),
+    )
+    assert done.start["val_fidelity"] < done.history[-1]["val_fidelity"]
+    assert sum("as it does in training (outputs [2, 4, 6, 6])" in one for one in said) == 1
+    assert not original.training
+    assert all(torch.equal(value, state[name]) for name, value in original.state_dict().items())
+    assert len(done.model(data[0])) == 2
+
+
+def test_outputs_that_go_by_the_mode_and_by_chance_are_named() -> None:
     wanted = r"\[8, 4, 6, 6\] in training mode and \[8, 4, 36\], \[8, 4, 6, 6\] in eval mode"
     with pytest.raises(RecoverError, match=wanted):
-        recover(Decoding(), Decoding(), [x for x, _ in batches(1)], CONFIG)
+        recover(Decoding(1.0), Decoding(1.0), [x for x, _ in batches(1)], CONFIG)
 
 
 def test_what_counts_as_classes() -> None:

@@ -14,11 +14,11 @@ import penjing as pj
 from penjing.brief import MOST_ROWS, Brief, InShort
 
 
-def shown(value: InShort) -> tuple[str, str]:
-    """As a notebook has it, and as `rich.print` does."""
+def shown(value: InShort) -> tuple[str, str, str]:
+    """As a notebook has it, as `rich.print` does, and as `print` does."""
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(value)
-    return value._repr_html_(), console.export_text()
+    return value._repr_html_(), console.export_text(), str(value)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,12 @@ def test_text_is_escaped_and_long_tables_are_cut() -> None:
     assert html.count("<tr>") == MOST_ROWS + 1
     assert "and 5 more" in html
     assert "<table>" not in Brief("alone").to_html()
+
+
+def test_print_shows_no_network(net: nn.Module) -> None:
+    made = pj.prune(net, torch.zeros(2, 6), 0.5)
+    assert "Linear(" not in repr(made)
+    assert len(str(made).splitlines()) < 20
 
 
 def test_pruning_and_its_plan(net: nn.Module) -> None:
