@@ -319,12 +319,21 @@ _GUIDED: dict[str, Any] = {
     "losses": {"kd": 1.0, "mse": {"weight": 40.0, "layers": "blocks"}},
     "mixup": 1.0,
 }
+_LABELS: dict[str, Any] = {
+    "lr": 0.1,
+    "schedule": "cosine",
+    "warmup": 0.05,
+    "losses": {"ce": 0.5, "kd": 0.5},
+    "weight_decay": 5e-4,
+    "grad_clip": None,
+}
 
 # the same for every network; at a rate that keeps what a refit earned; on images mixed in pairs, where the
 # original is not sure of itself and says more; this with what every block gives held to the original's, too;
 # and with the last epochs' weights averaged; held on the images as they are; on mixed images for long, the
 # original asked in a few epochs only; trained anew from labels and original alike, at the rate that the
-# original was trained at; and what Torch-Pruning's own benchmark does: plain fine-tuning
+# original was trained at; this for long, the original asked in ten epochs only; and what Torch-Pruning's own
+# benchmark does: plain fine-tuning
 RECOVERIES: dict[str, dict[str, Any]] = {
     "same": {"lr": 0.02, "schedule": "cosine", "warmup": 0.05, "losses": {"ce": 0.1, "kd": 0.9}},
     "gentle": {"lr": 0.008, "schedule": "cosine", "warmup": 0.05, "losses": {"ce": 0.1, "kd": 0.9}},
@@ -345,14 +354,8 @@ RECOVERIES: dict[str, dict[str, Any]] = {
         "mixup": 1.0,
         "distinct_epochs": 6,
     },
-    "labels": {
-        "lr": 0.1,
-        "schedule": "cosine",
-        "warmup": 0.05,
-        "losses": {"ce": 0.5, "kd": 0.5},
-        "weight_decay": 5e-4,
-        "grad_clip": None,
-    },
+    "labels": _LABELS,
+    "long": {**_LABELS, "distinct_epochs": 10},
     "fine-tuning": {"lr": 0.01, "schedule": "cosine", "losses": {"ce": 1.0}, "weight_decay": 5e-4},
 }
 
@@ -380,7 +383,10 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("torch-pruning global L2", "guided"),
     ("penjing, by blocks", "held"),
     ("torch-pruning global L2", "held"),
+    ("uniform magnitude", "held"),
+    ("random", "held"),
     ("penjing, by blocks", "labels"),
+    ("penjing, by blocks", "long"),
     ("torch-pruning global L2", "labels"),
 )
 
@@ -400,7 +406,8 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
     # its logits serve every row, unless images are mixed, blocks are compared, it is not asked at all, or few
     # rows would use them
     asked_of_both = {term.name for term in config.losses} == {"ce", "kd"}
-    taught = asked_of_both and not config.mixup and recovery != "labels"
+    by_labels = RECOVERIES[recovery].items() >= _LABELS.items()
+    taught = asked_of_both and not config.mixup and not by_labels
     done = recover(
         before.model,
         None if taught else bench.teacher,
@@ -408,7 +415,7 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
         config,
         # the original knows these images by heart: what imitates it looks best on them, and what has learned
         # from labels would be given up for the weights from before
-        val=None if recovery == "labels" else bench.val,
+        val=None if by_labels else bench.val,
         plan=before.plan,
         checkpoint=setting.out / "checkpoints" / name,
         seed=seed,
@@ -426,6 +433,7 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
         "latency": before.latency,
         "prune_seconds": before.seconds,
         "val_pruned": done.start.get("val_accuracy"),
+        "epochs": setting.epochs,
         "val": [record["val_accuracy"] for record in done.history if "val_accuracy" in record],
         "recover_seconds": done.seconds,
         "kept": done.kept,
@@ -557,7 +565,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "test_std": statistics.stdev(tests) if len(tests) > 1 else None,
                 "test_low": low,
                 "test_high": high,
-                "epochs": len(same[0]["val"]),
+                "epochs": same[0].get("epochs", len(same[0]["val"])),
                 "n": dense["n"],
             }
         )
