@@ -88,7 +88,7 @@ class ExportResult(InShort):
 
     def in_short(self) -> Brief:
         """Every file with its size and what its own runtime gave."""
-        from penjing.report.text import size
+        from penjing.report.text import size, some
 
         rows = [
             (
@@ -100,7 +100,7 @@ class ExportResult(InShort):
             )
             for file in self.files
         ]
-        title = f"{len(rows)} files" if self.ok else "not every file agrees with the model"
+        title = some(len(rows), "file") if self.ok else "not every file agrees with the model"
         return Brief(title, ("file", "size", "runtime", "largest difference", ""), rows)
 
     def to_dict(self) -> dict[str, Any]:

@@ -178,9 +178,7 @@ def _nothing_went(result: PruneResult, budget: Budget | None, round_to: int, min
     if max(round_to, min_slots) > 1:
         return f"nothing was removed: every group keeps round_to={round_to}, min_slots={min_slots}"
     return (
-        f"nothing was removed; {len(result.frozen)} axes are frozen"
-        if result.frozen
-        else "nothing was removed"
+        f"nothing was removed; frozen axes: {len(result.frozen)}" if result.frozen else "nothing was removed"
     )
 
 

@@ -122,13 +122,15 @@ class Plan(InShort):
 
     def in_short(self) -> Brief:
         """What every pruned group keeps, and which branches go."""
+        from penjing.report.text import some
+
         rows = [(name, "goes whole") for name in self.branches]
         rows += [(name, f"{len(edit.kept):,} of {edit.size:,}") for name, edit in self.groups.items()]
         made = ", ".join(
             f"{key} {value}" for key, value in self.created_by.items() if value not in (None, "")
         )
-        counts = [f"{len(self.groups)} groups pruned"] if self.groups or not self.branches else []
-        counts += [f"{len(self.branches)} branches removed"] if self.branches else []
+        counts = [f"{some(len(self.groups), 'group')} pruned"] if self.groups or not self.branches else []
+        counts += [f"{some(len(self.branches), 'branch', 'branches')} removed"] if self.branches else []
         return Brief(", ".join(counts) + (f" ({made})" if made else ""), ("group", "kept"), rows)
 
     # -- slicing --------------------------------------------------------------------------------------------
