@@ -71,10 +71,7 @@ def test_quick(key: str) -> None:
 def test_slow(key: str) -> None:
     row = check(key, SLOW[key])
     assert row["ok"], row
-    if key.endswith("googlenet"):  # half of it are auxiliary classifiers that only training reads
-        assert any(frozen["kind"] == "unused" for frozen in row["frozen"])
-    else:
-        assert row["removed"] >= 0.4
+    assert row["removed"] >= 0.4  # of GoogLeNet, too: half of it are classifiers that only training reads
 
 
 def test_cifar_resnet_with_zero_padded_shortcuts() -> None:
