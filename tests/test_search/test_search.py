@@ -333,4 +333,6 @@ class TestPrune:
         made = pj.prune(wide, x, budget=pj.Budget(latency="0.5x"), scope="sensitivity", data=[x])
         assert made.latency is not None
         last = made.latency["checks"][-1]["seconds"]
-        assert last == pytest.approx(0.5 * made.latency["original"], rel=0.15)
+        # how close it comes is shown with made-up clocks: other work may make this one jump by a half
+        assert last < 0.75 * made.latency["original"]
+        assert made.after["macs"] < 0.75 * made.before["macs"]
