@@ -17,11 +17,11 @@ from penjing.batches import (
     ask,
     call_model,
     check,
+    choose_samples,
     classifies,
     counts_of,
     labels_of,
     logits_of,
-    map_inputs,
     outputs_of,
 )
 from penjing.errors import RecoverError
@@ -125,7 +125,7 @@ class Supervision:
             self.model,
             job.teachers[0] if job.teachers else None,
             job.plan,
-            example=lambda: map_inputs(inputs(), lambda x: x[:2]),
+            example=lambda: choose_samples(inputs(), lambda x: x[:2]),
         )
         specs, every = self._objective.specs, self._objective.needs_outputs
         asked = job.teachers if self._objective.needs_teacher else ()
