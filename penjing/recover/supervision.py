@@ -129,7 +129,7 @@ class Supervision:
         )
         specs, every = self._objective.specs, self._objective.needs_outputs
         asked = job.teachers if self._objective.needs_teacher else ()
-        why = only_in_training(self.model, asked, map_inputs(inputs(), lambda x: x[:2])) if every else ""
+        why = only_in_training(self.model, asked, choose_samples(inputs(), lambda x: x[:2])) if every else ""
         if why:
             self._note(why)
         teachers = Teachers(asked, specs, self._remembered, every_output=every, as_trained=bool(why))
