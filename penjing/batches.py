@@ -103,10 +103,13 @@ def limited(batches: Sequence[Inputs], samples: int) -> list[Inputs]:
     taken: list[Inputs] = []
     for inputs in batches:
         if samples > 0:
-            room = samples
-            taken.append(choose_samples(inputs, lambda x, room=room: x[:room]))
+            taken.append(_first(inputs, samples))
             samples -= count_samples(inputs)
     return taken
+
+
+def _first(inputs: Inputs, samples: int) -> Any:
+    return choose_samples(inputs, lambda x: x[:samples])
 
 
 def first_samples(data: Iterable[Any], samples: int) -> list[Inputs]:

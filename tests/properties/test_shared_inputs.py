@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.batches import Batch, share
+from penjing.batches import Batch, share, tensors
 from penjing.export.base import Source
 from penjing.export.litert import calibration
 from penjing.graph import couple, trace
@@ -160,7 +160,7 @@ def test_timed_at_another_batch(tmp_path: Path) -> None:
 def test_parts_of_batches_keep_it_whole() -> None:
     part = share(Batch((X[0], ADJACENCY), Y[0]), 1, 2)
     assert part is not None
-    assert [tuple(x.shape) for x in part.inputs] == [(5, NODES, 5), (NODES, NODES)]
+    assert [tuple(x.shape) for x in tensors(part.inputs)] == [(5, NODES, 5), (NODES, NODES)]
     few = cut({"x": X[0], "adjacency": ADJACENCY, "step": torch.tensor(3)}, 2)
     assert few["x"].shape[0] == 2
     assert few["adjacency"] is ADJACENCY
