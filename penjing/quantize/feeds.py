@@ -302,4 +302,4 @@ def _count(batch: Any) -> int:
     first = batch
     while isinstance(first, (tuple, list, Mapping)) and len(first):
         first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
-    return len(first) if hasattr(first, "__len__") and getattr(first, "ndim", 1) else 1
+    return len(first) if hasattr(first, "__len__") and getattr(first, "shape", True) else 1
