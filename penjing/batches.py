@@ -83,6 +83,11 @@ def choose_samples(inputs: Any, take: Callable[[Tensor], Tensor]) -> Any:
     return pytree.tree_map(of, inputs)
 
 
+def between(inputs: Any, start: int, stop: int | None = None) -> Any:
+    """The inputs of some samples on end."""
+    return choose_samples(inputs, lambda x: x[start:stop])
+
+
 def join_samples(batches: Sequence[Any]) -> Any:
     """One batch of several; what belongs to all samples is the first one's."""
     counts = [count_samples(inputs) for inputs in batches]
@@ -103,13 +108,9 @@ def limited(batches: Sequence[Inputs], samples: int) -> list[Inputs]:
     taken: list[Inputs] = []
     for inputs in batches:
         if samples > 0:
-            taken.append(_first(inputs, samples))
+            taken.append(between(inputs, 0, samples))
             samples -= count_samples(inputs)
     return taken
-
-
-def _first(inputs: Inputs, samples: int) -> Any:
-    return choose_samples(inputs, lambda x: x[:samples])
 
 
 def first_samples(data: Iterable[Any], samples: int) -> list[Inputs]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from penjing.batches import Inputs, call_model, choose_samples, count_samples, tensors
+from penjing.batches import Inputs, between, call_model, choose_samples, count_samples, tensors
 from penjing.errors import DataError, PruneError, TraceError
 from penjing.events import Event, Listener
 from penjing.graph import Graph, trace
@@ -171,7 +171,7 @@ class Refit:
             if samples < 2 * self.unit:
                 continue
             start = self.unit * self._split(samples // self.unit)
-            held = choose_samples(batch, lambda x, start=start: x[start:])
+            held = between(batch, start)
             answers = (call_model(graph.module, held) for graph in (self.student, self.teacher))
             outputs = zip(*(pytree.tree_leaves(answer) for answer in answers), strict=True)
             for a, b in outputs:

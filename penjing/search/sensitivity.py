@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from penjing.batches import choose_samples, count_samples, first_tensor, join_samples, take_apart
+from penjing.batches import between, count_samples, first_tensor, join_samples, take_apart
 from penjing.errors import DataError, PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, Group
@@ -174,7 +174,7 @@ def _first_batch(data: Iterable[Any], samples: int, names: Sequence[str]) -> tup
     for batch in data:
         inputs, target, _ = take_apart(batch, names)
         room = samples - count
-        taken.append(choose_samples(inputs, lambda t, room=room: t[:room]))
+        taken.append(between(inputs, 0, room))
         if target is not None:
             targets.append(target[:room])
         count += count_samples(taken[-1])

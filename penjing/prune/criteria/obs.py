@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from penjing.batches import choose_samples, count_samples, first_samples, limited, tensors
+from penjing.batches import between, choose_samples, count_samples, first_samples, limited, tensors
 from penjing.errors import DataError
 from penjing.events import Event
 from penjing.graph import Graph, Group
@@ -110,7 +110,7 @@ class BrainSurgeon(Criterion):
         if self.weighting == "output":
             nodes = {call.node: name for name, place in places.items() for call in place.calls}
             few = [
-                tensors(choose_samples(inputs, lambda x, at=at: x[at : at + at_once]))
+                tensors(between(inputs, at, at + at_once))
                 for inputs in limited(given, self.gain_samples)
                 for at in range(0, count_samples(inputs), at_once)
             ]
