@@ -40,7 +40,7 @@ class Batch:
     @property
     def size(self) -> int:
         """Number of samples."""
-        return len(tensors(self.inputs)[0])
+        return count_samples(self.inputs)
 
 
 def tensors(inputs: Inputs) -> list[Tensor]:
@@ -59,14 +59,57 @@ def map_inputs(inputs: Inputs, change: Any) -> Inputs:
     return tuple(change(value) for value in inputs)
 
 
+def count_samples(inputs: Any) -> int:
+    """Number of samples: the length of the first tensor (in lists and dicts, too) that has one.
+
+    Raises:
+        DataError: where there is no tensor.
+    """
+    first_tensor(inputs)
+    return next((len(leaf) for leaf in pytree.tree_leaves(inputs) if _has_length(leaf)), 1)
+
+
+def choose_samples(inputs: Any, take: Callable[[Tensor], Tensor]) -> Any:
+    """The inputs with ``take``, which chooses samples, applied to each tensor that has an entry for each.
+
+    What is of another length than the first tensor (the adjacency of a graph, a number) belongs to all
+    samples and stays, as it does where networks are traced and exported.
+    """
+    count = count_samples(inputs)
+
+    def of(leaf: Any) -> Any:
+        return take(leaf) if _has_length(leaf) and len(leaf) == count else leaf
+
+    return pytree.tree_map(of, inputs)
+
+
+def between(inputs: Any, start: int, stop: int | None = None) -> Any:
+    """The inputs of some samples on end."""
+    return choose_samples(inputs, lambda x: x[start:stop])
+
+
+def join_samples(batches: Sequence[Any]) -> Any:
+    """One batch of several; what belongs to all samples is the first one's."""
+    counts = [count_samples(inputs) for inputs in batches]
+
+    def joined(*parts: Any) -> Any:
+        each = all(_has_length(part) and len(part) == n for part, n in zip(parts, counts, strict=True))
+        return torch.cat(parts) if each else parts[0]
+
+    return pytree.tree_map(joined, *batches)
+
+
+def _has_length(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
 def limited(batches: Sequence[Inputs], samples: int) -> list[Inputs]:
     """The first ``samples`` samples of some batches of inputs."""
     taken: list[Inputs] = []
     for inputs in batches:
         if samples > 0:
-            room = samples
-            taken.append(map_inputs(inputs, lambda x, room=room: x[:room]))
-            samples -= len(tensors(inputs)[0])
+            taken.append(between(inputs, 0, samples))
+            samples -= count_samples(inputs)
     return taken
 
 
@@ -184,9 +227,10 @@ def check(
         raise DataError("the batch has no samples", layer=where, remedy="Remove empty batches from the data")
     for part in tensors(batch.inputs):
         if part.is_floating_point() and not bool(torch.isfinite(part.sum(dtype=torch.float64))):
-            bad = int((~torch.isfinite(part)).reshape(len(part), -1).any(1).nonzero()[0])
+            each = _has_length(part) and len(part) == batch.size
+            bad = f"sample {_first_bad(part)}" if each else "what belongs to all samples"
             raise DataError(
-                f"sample {bad} of the batch contains NaN or infinity",
+                f"{bad} of the batch contains NaN or infinity",
                 layer=where,
                 remedy="Clean the data or its normalisation (a zero standard deviation does this)",
             )
@@ -201,6 +245,10 @@ def check(
         )
     if num_classes is not None:
         check_labels(batch.target, num_classes, where, ignored)
+
+
+def _first_bad(part: Tensor) -> int:
+    return int((~torch.isfinite(part)).reshape(len(part), -1).any(1).nonzero()[0])
 
 
 def check_labels(target: Tensor, num_classes: int, place: str, ignored: int = IGNORED) -> None:
@@ -253,7 +301,7 @@ def share(batch: Batch, rank: int, world: int) -> Batch | None:
         return x[rank:even:world]
 
     return Batch(
-        map_inputs(batch.inputs, part),
+        choose_samples(batch.inputs, part),
         None if batch.target is None else part(batch.target),
         None if batch.teacher_logits is None else part(batch.teacher_logits),
     )

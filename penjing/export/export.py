@@ -17,7 +17,7 @@ from penjing.brief import Brief, InShort
 from penjing.errors import ExportError, VerifyError
 from penjing.events import Event, Listener, silent
 from penjing.export.base import Exporter, Layout, Runner, Source, get_format
-from penjing.export.inputs import Feeds, as_feeds, input_names, resized
+from penjing.export.inputs import Feeds, as_feeds, input_names, num_samples, resized
 from penjing.export.onnx import FIXED_BATCH, OnnxRunner, export_onnx
 from penjing.export.onnx_examples import example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
@@ -256,7 +256,7 @@ def _one(
         found = verify(
             _opened(exporter, path, reference),
             reference,
-            resized(source.feeds, max(1, *(min(b, _given(source.feeds)) for b in batch_sizes))),
+            resized(source.feeds, max(1, *(min(b, num_samples(source.feeds)) for b in batch_sizes))),
             batch_sizes=batch_sizes,
             metric=metric,
             tolerance=allowed,
@@ -314,10 +314,6 @@ def _opened(exporter: Exporter, path: Path, reference: Runner) -> Runner:
             layer=exporter.name,
             remedy=f"Nothing was kept. {remedy}",
         ) from error
-
-
-def _given(feeds: Feeds) -> int:
-    return next((a.shape[0] for a in feeds.values() if a.ndim), 1)
 
 
 def _told(file: ExportedFile, done: int, total: int) -> Event:

@@ -121,6 +121,20 @@ def to_numpy(value: torch.Tensor | np.ndarray) -> np.ndarray:
     return np.asarray(value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy())
 
 
+def num_samples(feeds: Feeds) -> int:
+    """Length of the first input that has one."""
+    return next((array.shape[0] for array in feeds.values() if array.ndim), 1)
+
+
+def single(feeds: Feeds, index: int) -> Feeds:
+    """One of the samples; inputs that are not batched (see `resized`) as they are."""
+    given = num_samples(feeds)
+    return {
+        name: array[index : index + 1] if array.ndim and array.shape[0] == given else array
+        for name, array in feeds.items()
+    }
+
+
 def resized(feeds: Feeds, batch: int, *, seed: int = 0) -> Feeds:
     """``feeds`` with ``batch`` samples: real rows first, further ones are earlier rows with a little noise.
 
@@ -128,8 +142,7 @@ def resized(feeds: Feeds, batch: int, *, seed: int = 0) -> Feeds:
     whose first dimension differs from the first input's are not batched and stay as they are.
     """
     rng = np.random.default_rng(seed)
-    sizes = [array.shape[0] for array in feeds.values() if array.ndim]
-    given = sizes[0] if sizes else 0
+    given = num_samples(feeds)
     out: Feeds = {}
     for name, array in feeds.items():
         if not array.ndim or array.shape[0] != given or given == batch:

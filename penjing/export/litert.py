@@ -14,7 +14,7 @@ import numpy as np
 from penjing.batches import take_apart
 from penjing.errors import ExportError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
-from penjing.export.inputs import Feeds, as_feeds
+from penjing.export.inputs import Feeds, as_feeds, num_samples, single
 from penjing.export.saved_model import SIGNATURE, noted_names, write_saved_model
 from penjing.files import atomic_write, temporary
 
@@ -120,8 +120,8 @@ def calibration(source: Source) -> list[Feeds]:
     room = CALIBRATION_BYTES
     for batch in () if source.data is None else source.data:
         feeds = as_feeds(take_apart(batch, list(source.feeds))[0], list(source.feeds))
-        for i in range(next(iter(feeds.values())).shape[0]):
-            sample = {name: array[i : i + 1] for name, array in feeds.items()}
+        for i in range(num_samples(feeds)):
+            sample = single(feeds, i)
             if turned:
                 sample = {k: v.transpose(0, 2, 3, 1) if v.ndim == 4 else v for k, v in sample.items()}
             sample = {k: np.array(v, order="C") for k, v in sample.items()}  # not the batch it is a part of

@@ -235,6 +235,8 @@ def onnx_candidate(
 def _random_feeds(session: Any, batch: int, path: str) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     feeds = {}
+    # beside a free batch, a first size that is fixed is that of what all samples share
+    free = any(entry.shape and not isinstance(entry.shape[0], int) for entry in session.get_inputs())
     for entry in session.get_inputs():
         shape = [
             batch if at == 0 and not isinstance(size, int) else size for at, size in enumerate(entry.shape)
@@ -245,7 +247,7 @@ def _random_feeds(session: Any, batch: int, path: str) -> dict[str, Any]:
                 layer=path,
                 remedy="Give feeds",
             )
-        if shape and shape[0] != batch:
+        if shape and shape[0] != batch and not free:
             raise MeasureError(
                 f"input {entry.name!r} takes batches of {shape[0]} only, not {batch}",
                 layer=path,
@@ -373,7 +375,7 @@ def saved_model_candidate(
         rng = np.random.default_rng(0)
         feeds = {}
         for name, spec in specs.items():
-            shape = [batch if at == 0 else size for at, size in enumerate(spec.shape)]
+            shape = [batch if at == 0 and size is None else size for at, size in enumerate(spec.shape)]
             if None in shape:
                 raise MeasureError(
                     f"input {name!r} of shape {spec.shape} leaves open what to feed",

@@ -161,8 +161,11 @@ class Blocks:
             for node in wanted[0]
         }
 
+        each = {node for node in given[0] if is_batched(node)}  # the others belong to all samples
+
         def loss(batch: int, rows: slice | Tensor) -> Tensor:
-            values = self.run(section, {node: value[rows] for node, value in given[batch].items()})
+            part = {node: value[rows] if node in each else value for node, value in given[batch].items()}
+            values = self.run(section, part)
             errors = [
                 (values[node] - its[rows]).square().mean() / max(power[node], 1e-30)
                 for node, its in wanted[batch].items()

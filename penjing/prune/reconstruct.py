@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, fx, nn
 
-from penjing.batches import Inputs, first_samples, tensors
+from penjing.batches import Inputs, count_samples, first_samples
 from penjing.config import Config
 from penjing.errors import DataError, PruneError
 from penjing.events import Event, Listener, silent
@@ -196,7 +196,7 @@ def calibration_batches(data: Iterable[Any], max_samples: int) -> list[Inputs]:
         DataError: no data, or NaN in it.
     """
     taken = first_samples(data, max_samples)
-    if sum(len(tensors(inputs)[0]) for inputs in taken) < 2:
+    if sum(count_samples(inputs) for inputs in taken) < 2:
         raise DataError(
             "the data has fewer than two samples",
             remedy="Give some hundreds of samples of the training set",

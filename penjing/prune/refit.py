@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from penjing.batches import Inputs, call_model, map_inputs, tensors
+from penjing.batches import Inputs, between, call_model, choose_samples, count_samples, tensors
 from penjing.errors import DataError, PruneError, TraceError
 from penjing.events import Event, Listener
 from penjing.graph import Graph, trace
@@ -65,7 +65,7 @@ class Refit:
         whole = plan if isinstance(plan, Plan) else None
         self.twin = counterparts(self.student, self.teacher, () if whole is None else tuple(whole.branches))
         self.unit = unit = batch_unit(self.student.module.graph)
-        few = map_inputs(batches[0], lambda x: x[: unit * -(-2 // unit)])
+        few = choose_samples(batches[0], lambda x: x[: unit * -(-2 // unit)])
         both = (footprint(graph, tensors(few)) for graph in (self.student, self.teacher))
         self.batches, note = within_memory(batches, config.max_memory, *both, unit=unit)
         places = find_places(self.student)
@@ -85,7 +85,7 @@ class Refit:
         norms = [*find_norms(self.student), *(norm for norm in behind if norm is not None)]
         self.norms = {norm.first: norm for norm in norms} if config.rebase_norms else {}
         self.total = len(chosen)
-        self.num_samples = sum(len(tensors(batch)[0]) for batch in self.batches)
+        self.num_samples = sum(count_samples(batch) for batch in self.batches)
         self.done: list[LayerFit] = []
         counterpart = Counterpart(self.teacher, self.twin, whole)
         self.parts = Blocks(self.student, self.places, counterpart, config.block_steps, seed)
@@ -124,7 +124,7 @@ class Refit:
             if shows.fits(node):
                 for aims, value in zip(wanted, self.theirs.ensure(self.twin[node]), strict=True):
                     aims[node] = shows.of(node, value)
-        sizes = [len(tensors(batch)[0]) // self.unit for batch in self.batches]
+        sizes = [count_samples(batch) // self.unit for batch in self.batches]
         splits = [self.unit * self._split(size) for size in sizes]
         fit = self.parts.fit(section, given, wanted, splits)
         for node in wanted[0]:
@@ -167,11 +167,11 @@ class Refit:
         """Squared difference of the outputs on the held-back samples, relative to the teacher's variance."""
         error = size = 0.0
         for batch in self.batches:
-            samples = len(tensors(batch)[0])
+            samples = count_samples(batch)
             if samples < 2 * self.unit:
                 continue
             start = self.unit * self._split(samples // self.unit)
-            held = map_inputs(batch, lambda x, start=start: x[start:])
+            held = between(batch, start)
             answers = (call_model(graph.module, held) for graph in (self.student, self.teacher))
             outputs = zip(*(pytree.tree_leaves(answer) for answer in answers), strict=True)
             for a, b in outputs:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from penjing.batches import map_inputs, tensors
+from penjing.batches import choose_samples, count_samples, tensors
 from penjing.errors import PruneError
 from penjing.prune.api import check_model
 from penjing.prune.apply import copied
@@ -214,11 +214,11 @@ def _walk_through(
     from penjing.prune.walk import Walk, footprint, within_memory
 
     batches = calibration_batches(data, max_samples)
-    example = map_inputs(batches[0], lambda x: x[:2])
+    example = choose_samples(batches[0], lambda x: x[:2])
     graph = trace(model, example)
     if graph.batch_dim:
         batches, _ = within_memory(batches, _MAX_MEMORY, footprint(graph, tensors(example)))
-    samples = sum(len(tensors(batch)[0]) for batch in batches)
+    samples = sum(count_samples(batch) for batch in batches)
     wanted = set(names)
     places = (place for name, place in find_places(graph).items() if name in wanted)
     by_node = {call.node: place for place in places for call in place.calls}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from penjing.batches import Inputs, limited, tensors
+from penjing.batches import Inputs, count_samples, limited
 from penjing.graph import Graph
 from penjing.prune.writes import find_writes, is_in_place
 
@@ -40,7 +40,7 @@ def footprint(graph: Graph, inputs: Sequence[Any]) -> Footprint:
     # copies: a slice of a large batch holds all of its memory
     walk = Walk(graph, [[value.clone() if isinstance(value, Tensor) else value for value in inputs]])
     walk.run()
-    samples = max(len(inputs[0]), 1)
+    samples = max(count_samples(inputs), 1)
     return Footprint(-(-walk.footprint.peak // samples), -(-walk.footprint.total // samples))
 
 
@@ -53,7 +53,7 @@ def within_memory(
     batches: Sequence[Inputs], gibibytes: float, *footprints: Footprint, unit: int = 1
 ) -> tuple[list[Inputs], str]:
     """As many samples as can wait at once, in multiples of the unit, and a note where these are not all."""
-    given = sum(len(tensors(batch)[0]) for batch in batches)
+    given = sum(count_samples(batch) for batch in batches)
     room = samples_within(gibibytes, *footprints)
     if room >= given:
         return list(batches), ""

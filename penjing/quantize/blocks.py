@@ -8,7 +8,7 @@ rounding found. Blocks go in order: each one reads what the int8 blocks before i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,21 +141,25 @@ def _batches(reference: OnnxModel, blocks: Sequence[Section], feeds: Feeds) -> l
     most, size, count = feeds.samples, 0, 0
     for feed, _ in feeds.batches(_BATCH):
         if not read:
-            size = len(next(iter(feed.values())))
+            size = feeds.count(feed)
             env = reference.after(reference.steps, {name: torch.from_numpy(x) for name, x in feed.items()})
             largest = max(as_tensor(present(env, end)).nbytes for block in blocks for end in block.ends)
             most = max(_MEMORY // (3 * largest), 2) * size
-        elif any(x.shape[1:] != read[0][name].shape[1:] for name, x in feed.items()):
+        elif not _goes_on(feed, read[0], feeds.each):
             break
         read.append(feed)
-        count += len(next(iter(feed.values())))
+        count += feeds.count(feed)
         if count >= most:
             break
-    whole = {name: torch.from_numpy(np.concatenate([feed[name] for feed in read])) for name in read[0]}
+    whole = {
+        name: torch.from_numpy(np.concatenate([feed[name] for feed in read]) if name in feeds.each else x)
+        for name, x in read[0].items()
+    }
     if count < 2 * size and not feeds.fixed:
         size = max(count // _HELD, 1) if count >= _HELD - 1 else count
     found: list[Values] = [
-        {name: x[at : at + size] for name, x in whole.items()} for at in range(0, count - size + 1, size)
+        {name: x[at : at + size] if name in feeds.each else x for name, x in whole.items()}
+        for at in range(0, count - size + 1, size)
     ]
     if len(found) < 2:
         raise QuantizeError(
@@ -163,6 +167,14 @@ def _batches(reference: OnnxModel, blocks: Sequence[Section], feeds: Feeds) -> l
             remedy=f"Calibrate with at least {_HELD} samples, or as many batches where the batch is fixed",
         )
     return found
+
+
+def _goes_on(feed: Feed, first: Feed, each: Set[str]) -> bool:
+    """Whether samples can stand behind those of the first feed, with what belongs to all of them."""
+    return all(
+        x.shape[1:] == first[name].shape[1:] if name in each else np.array_equal(x, first[name])
+        for name, x in feed.items()
+    )
 
 
 def _run(model: OnnxModel, block: Section, feed: Values, x: Values) -> Values:

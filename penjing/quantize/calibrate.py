@@ -153,6 +153,6 @@ def stream(
         values = session.run(feed) if session is not None else {}
         for name in wanted:
             visit(name, feed[name] if name in inputs else values[name])
-        seen += len(next(iter(feed.values())))
+        seen += feeds.count(feed)
         listen(Event("quantize", "progress", seen, total, "sample", message="calibrating"))
     return seen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +78,10 @@ class Feeds:
         specs: What the graph takes.
         samples: Samples read, at most.
         held: How many of them, at most, are no part of this: every fourth one, which `spared` gives.
+
+    Attributes:
+        fixed: Batch size of the graph, where it is fixed.
+        each: Inputs with an entry for each sample; the others (a graph's adjacency) belong to all of them.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class Feeds:
     ) -> None:
         self.specs = specs
         self.samples = samples
-        self.fixed = specs[0].dims[0] if specs and specs[0].dims else None
+        self.fixed, self.each = _of_samples(specs)
         self._data = rereadable(data, samples)
         self._held, self._spared = held, False
 
@@ -119,14 +123,14 @@ class Feeds:
         left = max(min(self.samples, limit or self.samples), self.fixed or 0)
         given = 0
         for feed, target in self._parts(targets):
-            count = min(_samples(feed), left - given)
+            count = min(self.count(feed), left - given)
             step = self.fixed or size or count
             for start in range(0, count, step):
                 stop = min(start + step, count)
                 if self.fixed and stop - start < self.fixed:
                     break  # a graph with a fixed batch cannot take the rest
                 part = None if target is None else target[start:stop]
-                yield {name: array[start:stop] for name, array in feed.items()}, part
+                yield self._taken(feed, slice(start, stop)), part
                 given += stop - start
             if given >= left:
                 break
@@ -155,7 +159,7 @@ class Feeds:
         left, seen = max(self.samples, unit), 0
         for index, batch in enumerate(self._data):
             feed, held = self._feed(batch, index)
-            whole = _samples(feed)
+            whole = self.count(feed)
             target = _target(held, whole, index) if targets else None
             count = min(whole, left - seen)
             if not count:
@@ -167,25 +171,40 @@ class Feeds:
             seen += count
             if len(rows):
                 some = slice(count) if len(rows) == count else rows  # no copy where all are taken
-                yield (
-                    {name: array[some] for name, array in feed.items()},
-                    None if target is None else target[some],
-                )
+                yield self._taken(feed, some), None if target is None else target[some]
             if seen >= left:
                 break
+
+    def count(self, feed: Feed) -> int:
+        """Samples of a feed."""
+        return next((len(array) for name, array in feed.items() if name in self.each), 1)
+
+    def _taken(self, feed: Feed, some: Any) -> Feed:
+        """Some samples of a feed."""
+        return {name: array[some] if name in self.each else array for name, array in feed.items()}
 
     def _feed(self, batch: Any, index: int) -> tuple[Feed, Any]:
         inputs, target, _ = take_apart(batch, [spec.name for spec in self.specs])
         arrays = _by_name(inputs, self.specs)
         for spec in self.specs:
-            arrays[spec.name] = _check(arrays[spec.name], spec, index)
-        counts = {len(array) for array in arrays.values()}
+            arrays[spec.name] = _check(arrays[spec.name], spec, index, each=spec.name in self.each)
+        counts = {len(array) for name, array in arrays.items() if name in self.each}
         if len(counts) > 1:
             raise QuantizeError(
                 f"calibration batch {index} has inputs of {sorted(counts)} samples",
                 remedy="Give every input the same batch size",
             )
         return arrays, target
+
+
+def _of_samples(specs: Sequence[InputSpec]) -> tuple[int | None, frozenset[str]]:
+    """The fixed batch size, or None, and the inputs that have it: their first dim is free, or the first
+    one's."""
+    free = frozenset(spec.name for spec in specs if spec.dims and spec.dims[0] is None)
+    if free:
+        return None, free
+    fixed = next((spec.dims[0] for spec in specs if spec.dims), None)
+    return fixed, frozenset(spec.name for spec in specs if spec.dims and spec.dims[0] == fixed)
 
 
 def _by_name(inputs: Any, specs: tuple[InputSpec, ...]) -> dict[str, NDArray[np.generic]]:
@@ -206,12 +225,14 @@ def _by_name(inputs: Any, specs: tuple[InputSpec, ...]) -> dict[str, NDArray[np.
     return {spec.name: _to_numpy(value) for spec, value in zip(specs, values, strict=True)}
 
 
-def _check(array: NDArray[np.generic], spec: InputSpec, index: int) -> NDArray[np.generic]:
+def _check(array: NDArray[np.generic], spec: InputSpec, index: int, *, each: bool) -> NDArray[np.generic]:
     fits = array.ndim == len(spec.dims) and all(
-        want is None or want == have for want, have in list(zip(spec.dims, array.shape, strict=False))[1:]
+        want is None or want == have
+        for want, have in list(zip(spec.dims, array.shape, strict=False))[1 if each else 0 :]
     )
-    if not fits or array.ndim == 0:
-        want = "×".join("N" if i == 0 or d is None else str(d) for i, d in enumerate(spec.dims))
+    if not fits:
+        sizes = (None if i == 0 and each else dim for i, dim in enumerate(spec.dims))
+        want = "×".join("N" if size is None else str(size) for size in sizes) or "a number"
         raise QuantizeError(
             f"batch {index} has shape {'×'.join(map(str, array.shape))} where the graph takes {want}",
             layer=spec.name,
@@ -277,12 +298,8 @@ def _to_numpy(value: Any) -> NDArray[np.generic]:
     return np.asarray(value)
 
 
-def _samples(feed: Feed) -> int:
-    return len(next(iter(feed.values())))
-
-
 def _count(batch: Any) -> int:
     first = batch
     while isinstance(first, (tuple, list, Mapping)) and len(first):
         first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
-    return len(first) if hasattr(first, "__len__") else 1
+    return len(first) if hasattr(first, "__len__") and getattr(first, "shape", True) else 1

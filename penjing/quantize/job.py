@@ -231,7 +231,7 @@ class Job:
         self.model = model
         self.nodes = _by_output(model)
         self.placement = placement
-        self.seen = Calibration({})
+        self.seen = Calibration({}, samples=self.seen.samples)
         self.moments = {}
         self.params, self.scales = dict(params), dict(scales)
         # what was learned is written as it is

@@ -99,7 +99,6 @@ def _set_outputs(graph: ir.Graph, names: list[str]) -> None:
 
 
 def batch_limit(session: Session, feed: Feed, memory_mb: int) -> int:
-    """Samples a call may have so that its outputs stay within the memory, from a run on the first sample."""
-    one = {name: array[:1] for name, array in feed.items()}
-    size = sum(array.nbytes for array in session.run(one).values())
+    """Samples a call may have so that its outputs stay within the memory, from a run on one sample."""
+    size = sum(array.nbytes for array in session.run(feed).values())
     return max(1, min(256, (memory_mb << 20) // max(size, 1)))

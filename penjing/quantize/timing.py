@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from penjing.export.inputs import num_samples
 from penjing.quantize.feeds import Feed
 from penjing.quantize.result import Timing
 from penjing.quantize.runtime import Session
@@ -38,5 +39,5 @@ def time_against_fp32(
             session.run(feed)
             times.append(time.perf_counter() - start)
     fp32_ms, int8_ms = (float(np.median(times)) * 1e3 for times in taken)
-    batch = len(next(iter(feed.values())))
+    batch = num_samples(feed)
     return Timing(fp32_ms, int8_ms, fp32_ms / int8_ms, batch, threads, f"onnxruntime {ort.__version__}")

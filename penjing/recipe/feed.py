@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
-from penjing.batches import first_tensor, take_apart
+from penjing.batches import choose_samples, count_samples, take_apart
 from penjing.data import DataBundle, Loader, Split
 from penjing.errors import DataError
 from penjing.recipe.schema import DataConfig
@@ -47,7 +47,7 @@ class Take:
     def __iter__(self) -> Iterator[Any]:
         left = self._num
         for batch in self._batches:
-            size = len(first_tensor(batch))
+            size = count_samples(batch)
             yield batch if size <= left else cut(batch, left)
             left -= size
             if left <= 0:
@@ -181,13 +181,7 @@ def layout_of(example_inputs: Any, bundle: DataBundle) -> str:
 
 def cut(value: Any, num: int) -> Any:
     """The first ``num`` samples of tensors in tuples, lists and dicts."""
-    if isinstance(value, torch.Tensor):
-        return value[:num]
-    if isinstance(value, Mapping):
-        return {key: cut(part, num) for key, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(cut(part, num) for part in value)
-    return value
+    return choose_samples(value, lambda x: x[:num])
 
 
 def _channels_last(batch: Any) -> Any:

@@ -17,11 +17,11 @@ from penjing.batches import (
     ask,
     call_model,
     check,
+    choose_samples,
     classifies,
     counts_of,
     labels_of,
     logits_of,
-    map_inputs,
     outputs_of,
 )
 from penjing.errors import RecoverError
@@ -125,11 +125,11 @@ class Supervision:
             self.model,
             job.teachers[0] if job.teachers else None,
             job.plan,
-            example=lambda: map_inputs(inputs(), lambda x: x[:2]),
+            example=lambda: choose_samples(inputs(), lambda x: x[:2]),
         )
         specs, every = self._objective.specs, self._objective.needs_outputs
         asked = job.teachers if self._objective.needs_teacher else ()
-        why = only_in_training(self.model, asked, map_inputs(inputs(), lambda x: x[:2])) if every else ""
+        why = only_in_training(self.model, asked, choose_samples(inputs(), lambda x: x[:2])) if every else ""
         if why:
             self._note(why)
         teachers = Teachers(asked, specs, self._remembered, every_output=every, as_trained=bool(why))

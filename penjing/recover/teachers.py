@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from penjing.batches import Batch, ask, map_inputs, outputs_of, tensors
+from penjing.batches import Batch, ask, count_samples, map_inputs, outputs_of, tensors
 from penjing.errors import RecoverError
 from penjing.graph.remembered import put_back
 from penjing.modes import eval_mode, train_mode, training_form
@@ -124,7 +124,7 @@ def only_in_training(student: nn.Module, teachers: Sequence[Teacher], inputs: An
         home = next((p.device for p in model.parameters()), tensors(inputs)[0].device)
         there = map_inputs(inputs, lambda x: x.to(home))
         with torch.no_grad(), put_back(model) as written, mode(model):
-            found = outputs_of(ask(model, there, "model"), len(tensors(inputs)[0]))
+            found = outputs_of(ask(model, there, "model"), count_samples(inputs))
         return [] if written and mode is training_form else list(found)
 
     with chance.private_globals():

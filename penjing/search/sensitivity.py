@@ -17,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
-from penjing.batches import first_tensor, take_apart
+from penjing.batches import between, count_samples, first_tensor, join_samples, take_apart
 from penjing.errors import DataError, PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, Group
@@ -159,7 +158,7 @@ def sensitivity(
         ratios=chosen,
         damage=np.stack([*rows.values()]) if rows else np.zeros((0, len(chosen))),
         measure=measure,
-        samples=len(first_tensor(inputs)),
+        samples=count_samples(inputs),
     )
 
 
@@ -175,18 +174,15 @@ def _first_batch(data: Iterable[Any], samples: int, names: Sequence[str]) -> tup
     for batch in data:
         inputs, target, _ = take_apart(batch, names)
         room = samples - count
-        taken.append(pytree.tree_map(lambda t, room=room: t[:room], inputs))
+        taken.append(between(inputs, 0, room))
         if target is not None:
             targets.append(target[:room])
-        count += len(first_tensor(taken[-1]))
+        count += count_samples(taken[-1])
         if count >= samples:
             break
     if not count:
         raise DataError("the data has no batches", remedy="Give at least one batch of inputs")
-    leaves = [pytree.tree_flatten(one)[0] for one in taken]
-    joined = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
-    whole = pytree.tree_unflatten(joined, pytree.tree_flatten(taken[0])[1])
-    return whole, torch.cat(targets) if len(targets) == len(taken) else None
+    return join_samples(taken), torch.cat(targets) if len(targets) == len(taken) else None
 
 
 def _as_output(value: Any) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from penjing.batches import first_samples, limited, map_inputs, tensors
+from penjing.batches import between, choose_samples, count_samples, first_samples, limited, tensors
 from penjing.errors import DataError
 from penjing.events import Event
 from penjing.graph import Graph, Group
@@ -97,22 +97,22 @@ class BrainSurgeon(Criterion):
             raise DataError("no batches", remedy="Give at least one batch of training data")
         at_once = self.max_samples
         if material.graph.batch_dim:
-            takes = footprint(material.graph, tensors(map_inputs(given[0], lambda x: x[:2])))
+            takes = footprint(material.graph, tensors(choose_samples(given[0], lambda x: x[:2])))
             at_once = max(_GAIN_MEMORY // max(takes.total, 1), 1)
             given, note = within_memory(given, self.max_memory, takes)
             if note:
                 material.listen(Event("prune", "note", message=note))
         batches = [tensors(inputs) for inputs in given]
-        count = sum(len(batch[0]) for batch in batches)
+        count = sum(count_samples(batch) for batch in batches)
         generator = torch.Generator().manual_seed(material.seed)
         gains: dict[str, Tensor] = {}
         size = None
         if self.weighting == "output":
             nodes = {call.node: name for name, place in places.items() for call in place.calls}
             few = [
-                [part[at : at + at_once] for part in tensors(inputs)]
+                tensors(between(inputs, at, at + at_once))
                 for inputs in limited(given, self.gain_samples)
-                for at in range(0, len(tensors(inputs)[0]), at_once)
+                for at in range(0, count_samples(inputs), at_once)
             ]
             gains, size = output_gains(material.graph, nodes, few, generator)
         walk = Walk(material.graph, batches)
