@@ -9,10 +9,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 
 import typer
 
+import penjing
 from penjing.cli.codes import Code
 from penjing.cli.interrupts import interrupts
 from penjing.errors import PenjingError
@@ -42,9 +42,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 done, 2 an error (its cause and remedy are printed), 3 done but the allowed loss "
-    "of accuracy did not hold, 130 interrupted, 143 terminated. --debug after any verb shows the traceback "
-    "of an error.",
+    epilog="Exit codes: 0 done, 2 an error (its cause and remedy are printed), 3 done but the goal was not "
+    "reached (the allowed loss, the budget), 130 interrupted, 143 terminated. --debug after any verb shows "
+    "the traceback of an error.",
 )
 for _verb in VERBS:
     app.command(_verb)(import_module(f"penjing.cli.verbs.{_verb}").command)
@@ -52,7 +52,7 @@ for _verb in VERBS:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"penjing {version('penjing')}")
+        print(f"penjing {penjing.__version__}")
         raise typer.Exit()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from penjing.cli.app import _how_to_resume, main
-from penjing.cli.common import budget_of, emit, names, pairs
+from penjing.cli.common import budget_of, emit, in_points, names, pairs
 from penjing.cli.verbs.bench import _table
 from penjing.cli.verbs.quantize import _text
 from penjing.errors import RecipeError, RunError
@@ -186,6 +186,15 @@ class TestParsing:
         assert budget_of(["params=0.1,macs=5e7"]) == {"params": 0.1, "macs": 5e7}
         assert budget_of(["params=0.1", "macs=2"]) == {"params": 0.1, "macs": 2.0}
         assert budget_of(None) is None
+
+    def test_allowed_loss(self) -> None:
+        given = ("0.5", " 1% ", "0.5pt", "0", "100")
+        assert [in_points(one) for one in given] == ["0.5pt", "1%", "0.5pt", "0pt", "100pt"]
+
+    @pytest.mark.parametrize("given", ["-1", "200", "nan", "1%%", "-1%", "few", ""])
+    def test_bad_allowed_loss_is_quoted_as_typed(self, given: str) -> None:
+        with pytest.raises(RecipeError, match=rf"^recipe at --max-drop: '{given}' is no allowed loss"):
+            in_points(given)
 
     def test_names(self) -> None:
         assert names("onnx, saved_model,") == ("onnx", "saved_model")
