@@ -15,7 +15,7 @@ import typer
 import penjing
 from penjing.cli.codes import Code
 from penjing.cli.interrupts import interrupts
-from penjing.errors import PenjingError
+from penjing.errors import PenjingError, no_room
 from penjing.user_file import users_fault
 
 VERBS = (
@@ -120,6 +120,9 @@ def _run(arguments: list[str], debug: bool) -> int:
             return Code.WRONG
         if isinstance(error, OSError) and error.filename is not None:  # of the file system, not of ours
             _say(f"penjing: {error.filename} cannot be used ({error.strerror}). Give a path that can")
+            return Code.WRONG
+        if no_room(error):  # told by a library, without the file
+            _say(f"penjing: a file cannot be written ({error}). Make room, or choose another place")
             return Code.WRONG
         _say(f"penjing: unexpected {type(error).__name__}: {error}. This is a bug; --debug shows where")
         return Code.BUG

@@ -49,7 +49,7 @@ Metric = Annotated[
     str | None,
     typer.Option(help="What quality is, instead of accuracy: file.py:function of outputs and targets."),
 ]
-Seed = Annotated[int, typer.Option(help="Seeds everything that draws.")]
+Seed = Annotated[int, typer.Option(help="Seeds everything that draws.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]

@@ -94,6 +94,14 @@ def test_unknown_options_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--ful" in err
 
 
+@pytest.mark.parametrize("verb", ["prune", "recover", "quantize", "compress"])
+def test_a_negative_seed_is_a_wrong_option(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    teacher = ["--teacher", "t"] if verb == "recover" else []
+    code, _, err = call(capsys, verb, "m", "--data", "d", "--out", "o", "--seed", "-1", *teacher)
+    assert code == 2
+    assert "--seed" in err
+
+
 def test_debug_lets_the_error_through(capsys: pytest.CaptureFixture[str]) -> None:
     from penjing.errors import ArtifactError
 
@@ -254,6 +262,11 @@ def test_what_standard_output_cannot_write_is_escaped(
     [
         (EOFError("Ran out of input"), 1, "unexpected EOFError: Ran out of input"),
         (PermissionError(13, "Permission denied", "w.npz"), 2, "w.npz cannot be used (Permission denied)"),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "cannot be written ([Errno 28] No space left on device). Make room",
+        ),
         (MemoryError("Unable to allocate 7 TiB"), 2, "not enough memory (Unable to allocate 7 TiB). Give"),
         (
             RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
