@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import typer.main
 import yaml
-from torch import nn
 
 from penjing.cli.app import app
 from penjing.recipe import Recipe
@@ -33,29 +31,6 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     names: dict[str, Any] = {"__name__": "guide"}
     for block in blocks(path, "python"):
         exec(compile(block, f"{path.name}", "exec"), names)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
-def test_readme_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a network and data such as a reader has; half a latency would need a quiet machine."""
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    x_NF = torch.randn(96, 12)
-    batches = [(x_NF[i : i + 32], (x_NF[i : i + 32, :6].sum(1) > 0).long()) for i in (0, 32, 64)]
-    names: dict[str, Any] = {
-        "model": nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2)),
-        "example_inputs": x_NF[:2],
-        **dict.fromkeys(("train", "train_loader", "calibration_batches"), batches[:2]),
-        **dict.fromkeys(("val", "val_loader"), batches[2:]),
-        "data": (batches[:2], batches[2:]),
-    }
-    for block in blocks(ROOT / name, "python"):
-        block = block.replace('latency="0.5x"', "macs=0.5")
-        exec(compile(block, name, "exec"), names)
-    assert (tmp_path / "out" / "model.int8.onnx").is_file()
-    assert (tmp_path / "out" / "saved_model").is_dir()
-    assert (tmp_path / "runs" / "compressed" / "report.html").is_file()
 
 
 def test_there_is_something_to_run() -> None:
