@@ -5,6 +5,7 @@ The command line prints exactly ``str(error)`` and exits with code 2; nothing ha
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -109,3 +110,8 @@ class RunError(PenjingError):
 
 class LockedError(RunError):
     """Raised when another process holds the run's folder."""
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether a full disk (or quota, or limit of the process) is what went wrong."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

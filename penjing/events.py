@@ -12,7 +12,8 @@ class Event:
 
     Attributes:
         stage: The stage, e.g. ``"recover"``.
-        kind: ``"start"``, ``"progress"``, ``"metric"``, ``"note"``, ``"warning"`` or ``"end"``.
+        kind: ``"start"``, ``"progress"``, ``"metric"``, ``"note"``, ``"warning"``, ``"end"``, or ``"error"``:
+            what is raised next, for the log (who shows the exception has no need of it).
         step: Steps finished so far, of ``total`` (both 0 when there is nothing to count).
         total: Steps in all.
         unit: What a step is: ``"batch"``, ``"layer"``, ``"file"``…

@@ -9,13 +9,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 
 import typer
 
+import penjing
 from penjing.cli.codes import Code
 from penjing.cli.interrupts import interrupts
-from penjing.errors import PenjingError
+from penjing.errors import PenjingError, no_room
 from penjing.user_file import users_fault
 
 VERBS = (
@@ -42,9 +42,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 done, 2 an error (its cause and remedy are printed), 3 done but the allowed loss "
-    "of accuracy did not hold, 130 interrupted, 143 terminated. --debug after any verb shows the traceback "
-    "of an error.",
+    epilog="Exit codes: 0 done, 2 an error (its cause and remedy are printed), 3 done but the goal was not "
+    "reached (the allowed loss, the budget), 130 interrupted, 143 terminated. --debug after any verb shows "
+    "the traceback of an error.",
 )
 for _verb in VERBS:
     app.command(_verb)(import_module(f"penjing.cli.verbs.{_verb}").command)
@@ -52,7 +52,7 @@ for _verb in VERBS:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"penjing {version('penjing')}")
+        print(f"penjing {penjing.__version__}")
         raise typer.Exit()
 
 
@@ -120,6 +120,9 @@ def _run(arguments: list[str], debug: bool) -> int:
             return Code.WRONG
         if isinstance(error, OSError) and error.filename is not None:  # of the file system, not of ours
             _say(f"penjing: {error.filename} cannot be used ({error.strerror}). Give a path that can")
+            return Code.WRONG
+        if no_room(error):  # told by a library, without the file
+            _say(f"penjing: a file cannot be written ({error}). Make room, or choose another place")
             return Code.WRONG
         _say(f"penjing: unexpected {type(error).__name__}: {error}. This is a bug; --debug shows where")
         return Code.BUG

@@ -49,7 +49,7 @@ Metric = Annotated[
     str | None,
     typer.Option(help="What quality is, instead of accuracy: file.py:function of outputs and targets."),
 ]
-Seed = Annotated[int, typer.Option(help="Seeds everything that draws.")]
+Seed = Annotated[int, typer.Option(help="Seeds everything that draws.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
@@ -94,17 +94,18 @@ def names(given: str) -> tuple[str, ...]:
 def in_points(max_drop: str) -> str:
     """An allowed loss as it is typed, with its unit: ``"0.5"`` is in points, ``"1%"`` says what it is."""
     given = max_drop.strip()
-    if given.endswith(("%", "pt")):
-        return given
+    unit = next((unit for unit in ("%", "pt") if given.endswith(unit)), "")
     try:
-        float(given)
+        allowed = 0 <= float(given.removesuffix(unit)) <= 100
     except ValueError:
+        allowed = False
+    if not allowed:
         raise RecipeError(
             f"{max_drop!r} is no allowed loss",
             layer="--max-drop",
-            remedy="Write 0.5 (points) or 1% (of the original's value)",
-        ) from None
-    return f"{given}pt"
+            remedy="Write 0.5 (points) or 1% (of the original's value), up to 100",
+        )
+    return given if unit else f"{given}pt"
 
 
 def budget_of(given: Sequence[str] | None) -> dict[str, Any] | None:

@@ -86,7 +86,7 @@ class _Live:
             self._advance(event)
         elif event.kind == "end":
             self._end(event)
-        elif event.message:
+        elif event.message and event.kind != "error":  # it is said at the end
             style = "yellow" if event.kind == "warning" else "dim"
             self._shown.console.print(f"  {event.message}", style=style, markup=False, highlight=False)
         elif event.metrics and self._stage is not None:
@@ -147,6 +147,8 @@ class _Plain:
             print(line, file=self._stream, flush=True)
 
     def _line(self, event: Event, now: float) -> str:
+        if event.kind == "error":  # it is said at the end
+            return ""
         parts = [f"[{event.stage}]"]
         if event.kind == "progress":
             parts.append(f"{event.step}/{event.total} {event.unit}")

@@ -244,6 +244,7 @@ class DataBundle:
         mean: Of each channel over the training images, in [0, 1].
         std: Likewise.
         image_shape: ``(C, H, W)``.
+        source: What was opened.
     """
 
     train: Split | Iterable[Any]

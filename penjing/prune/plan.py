@@ -76,6 +76,7 @@ class Plan(InShort):
             come down to a single slot.
         in_place: Whether the user's own class serves the result; otherwise the traced graph does.
         reason: Why not in place, or "".
+        created_by: The options it was made with.
     """
 
     shapes: Mapping[str, Shape]

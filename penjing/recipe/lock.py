@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from penjing.errors import LockedError, RunError
 from penjing.files import release, unshared, unwritable
+
+_ATTEMPTS = 10
 
 
 @contextmanager
@@ -33,30 +36,58 @@ def run_lock(folder: Path) -> Iterator[str]:
         RunError: if the folder cannot be written.
     """
     path = folder / "work" / "lock.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = unshared(os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "rb+", buffering=0))
-    except OSError as error:
-        raise unwritable(path, error) from error
-    with file:
+    with _locked(folder, path) as file:
         handle = file.fileno()
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(
-                f"{folder} is in use by {_owner(handle) or 'another process'}",
-                remedy="Wait for it, end that process, or choose another folder",
-            ) from error
-        except OSError as error:
-            cause = f"{folder} cannot be locked ({error.strerror or error})"
-            raise RunError(cause, remedy="Choose a folder on a file system with locks") from error
         stale = _owner(handle)
-        _write(handle, json.dumps(_self(), indent=2) + "\n")
+        try:
+            _write(handle, json.dumps(_self(), indent=2) + "\n")
+        except OSError as error:  # a full disk
+            raise unwritable(path, error) from error
         try:
             yield f"taken over from {stale}, which ended without finishing" if stale else ""
         finally:
             _write(handle, "")  # the file stays: removing it would let two processes lock two files
             release(file)
+
+
+def _locked(folder: Path, path: Path) -> IO[bytes]:
+    """The file, open and locked. A run that is refused removes its own (`penjing.recipe.refused`), and a lock
+    on what was removed between opening and locking keeps nobody out: then it is made again.
+    """
+    for left in reversed(range(_ATTEMPTS)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = unshared(os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "rb+", buffering=0))
+        except OSError as error:
+            if left and isinstance(error, FileNotFoundError):
+                continue
+            raise unwritable(path, error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, file):
+                return file
+            release(file)
+        except BlockingIOError as error:
+            with file:
+                owner = _owner(file.fileno()) or "another process"
+            raise LockedError(
+                f"{folder} is in use by {owner}",
+                remedy="Wait for it, end that process, or choose another folder",
+            ) from error
+        except OSError as error:
+            file.close()
+            cause = f"{folder} cannot be locked ({error.strerror or error})"
+            raise RunError(cause, remedy="Choose a folder on a file system with locks") from error
+    raise LockedError(
+        f"{folder} is in use by other processes", remedy="Wait for them, or choose another folder"
+    )
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _self() -> dict[str, str | int]:

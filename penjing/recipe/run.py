@@ -22,6 +22,7 @@ from penjing.log import JsonLog, tee
 from penjing.manifest import read_json
 from penjing.prune import prune
 from penjing.recipe.lock import run_lock
+from penjing.recipe.refused import is_untouched, leave_nothing, no_empty_folders
 from penjing.recipe.result import RunResult
 from penjing.recipe.schema import Recipe, first_difference
 from penjing.recipe.stages.base import Stage
@@ -45,7 +46,8 @@ def run(
     """Do everything the recipe says, and leave an artifact in the folder.
 
     Every stage reads and writes files and leaves a marker with the hash of all it depended on, so a run that
-    ended anywhere (in the middle of an epoch too) goes on from there to the same files.
+    ended anywhere (in the middle of an epoch too) goes on from there to the same files. One that is refused
+    before its first stage leaves nothing in a new folder.
 
     Args:
         recipe: What to do.
@@ -75,16 +77,28 @@ def run(
     if full:
         recipe = recipe.model_copy(update={"baselines": True})
     _check_free(folder, resume)
-    with run_lock(folder) as taken_over, JsonLog(folder / "log.jsonl") as log:
+    untouched = is_untouched(folder)
+    with (
+        no_empty_folders(folder),
+        run_lock(folder) as taken_over,
+        JsonLog(folder / "log.jsonl") as log,
+    ):
         listen = tee(log, listen)
-        if taken_over:
-            listen(Event("run", "note", message=taken_over))
-        if not _begun(folder):
-            for name in ("recipe.yaml", "inputs.json"):
-                (folder / "work" / name).unlink(missing_ok=True)
-        _warn_of_points(recipe, given, listen)
-        _store_recipe(recipe, folder)
-        skipped = _do(recipe, folder, given, listen)
+        try:
+            if taken_over:
+                listen(Event("run", "note", message=taken_over))
+            if not _begun(folder):
+                for name in ("recipe.yaml", "inputs.json"):
+                    (folder / "work" / name).unlink(missing_ok=True)
+            _warn_of_points(recipe, given, listen)
+            _store_recipe(recipe, folder)
+            space, stages = _checked(recipe, folder, given, listen)
+        except BaseException:
+            log.close()
+            if untouched and not _begun(folder):
+                leave_nothing(folder)
+            raise
+        skipped = _do(space, stages, listen)
         return RunResult(folder, Metrics.read(folder), skipped)
 
 
@@ -220,23 +234,28 @@ def _warn_of_points(recipe: Recipe, given: Any, listen: Listener) -> None:
         listen(Event("run", "warning", message=f"{points}; 0.01 is one point"))
 
 
-def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str, ...]:
+def _checked(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[Workspace, Sequence[Stage]]:
+    """The opened run and what it is going to do, when nothing speaks against it any more."""
     from penjing.recipe.stages import stages_of
 
     space = Workspace(recipe, folder, given)
-    stages, given_digests = stages_of(recipe), space.fingerprints
-    _check_inputs(space, listen, finished=_is_finished(space, stages, given_digests))
+    stages = stages_of(recipe)
+    _check_inputs(space, listen, finished=_is_finished(space, stages, space.fingerprints))
     _check_pruning(space)
     _check_table(space)
     _check_labels(space)
     _check_images(space)
-    total = len(stages)
-    listen(Event("run", "start", 0, total, "stage", message=f"{recipe.name} in {folder}"))
+    return space, stages
+
+
+def _do(space: Workspace, stages: Sequence[Stage], listen: Listener) -> tuple[str, ...]:
+    given_digests, total = space.fingerprints, len(stages)
+    listen(Event("run", "start", 0, total, "stage", message=f"{space.recipe.name} in {space.folder}"))
     skipped: list[str] = []
     completed: list[str] = []
     digests = dict(given_digests)
     for index, stage in enumerate(stages):
-        key = _key(stage, recipe.seed, given_digests, digests)
+        key = _key(stage, space.recipe.seed, given_digests, digests)
         marker = space.store.finished(stage.name, key)
         if marker is not None:
             skipped.append(stage.name)
@@ -251,9 +270,9 @@ def _do(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[str
             except Exception as error:  # any: the log tells why a run ended
                 if isinstance(error, PenjingError):
                     error.completed = tuple(completed)
-                    listen(Event(stage.name, "warning", message=str(error)))
+                    listen(Event(stage.name, "error", message=str(error)))
                 else:
-                    listen(Event(stage.name, "warning", message=f"{type(error).__name__}: {error}"))
+                    listen(Event(stage.name, "error", message=f"{type(error).__name__}: {error}"))
                 raise
             spent = _spent(output.timing, time.perf_counter() - started)
             marker = Marker(

@@ -250,7 +250,7 @@ class Recipe(Config):
     """
 
     name: str = "run"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     data: DataConfig
     model: ModelConfig
     article: RecoverConfig | None = None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from penjing.config import Config
 from penjing.errors import RecipeError, RunError
@@ -45,7 +45,7 @@ class StudyConfig(Config):
     recipe: Recipe
     space: Space = Space()
     trials: int = 20
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _every_trial_is_a_recipe(self) -> Self:
@@ -53,6 +53,10 @@ class StudyConfig(Config):
         for values in self.space.corners():
             self.space.recipe(self.recipe, values)
         return self
+
+    def tries_as(self, other: StudyConfig) -> bool:
+        """Whether the trials of both are of one kind, however many they are."""
+        return (self.recipe, self.space) == (other.recipe, other.space)
 
 
 @dataclass(frozen=True)
@@ -94,14 +98,7 @@ class Study:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        path = self.folder / "study.json"
-        try:
-            self.config = StudyConfig.model_validate_json(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.folder} holds no study ({path.name} cannot be read)",
-                remedy="Give the folder that `penjing study` made",
-            ) from error
+        self.config = self._read()
         self._optuna = _optuna()
         with self._alone():
             self._storage = self._optuna.storages.JournalStorage(_backend(self._journal))
@@ -111,25 +108,46 @@ class Study:
 
     @classmethod
     def create(cls, folder: Path | str, config: StudyConfig) -> Study:
-        """Make a study in a new folder, or go on with one of the same recipe and space.
+        """Make a study in a new folder, or go on with one of the same recipe and space. One in which no trial
+        was begun holds nobody to its recipe.
 
         Raises:
-            RunError: if the folder holds another study.
+            RunError: if the folder holds another study, or other files.
+            RecipeError: without Optuna.
         """
         folder = Path(folder)
         path = folder / "study.json"
+        _optuna()
+        # looked at first: whoever is making the same study now writes its `study.json` before all else
+        others = any(not one.name.startswith(".") for one in folder.glob("*"))
         if path.is_file():
             old = cls(folder)
-            if (old.config.recipe, old.config.space) != (config.recipe, config.space):
-                raise RunError(
-                    f"{folder} holds a study of another recipe or space", remedy="Choose another folder"
-                )
-        write_json(path, config.to_dict())
+            with old._alone():
+                if not old.config.tries_as(config) and old._study.get_trials(deepcopy=False):
+                    raise RunError(
+                        f"{folder} holds a study of another recipe or space", remedy="Choose another folder"
+                    )
+                write_json(path, config.to_dict())
+        elif others:
+            raise RunError(f"{folder} holds other files", remedy="Choose a new or empty folder")
+        else:
+            write_json(path, config.to_dict())
         return cls(folder)
 
     def claim(self) -> Claim | None:
-        """The next trial for this process, or None if all that are needed are done or under way."""
+        """The next trial for this process, or None if all that are needed are done or under way.
+
+        Raises:
+            RunError: if another study was made in the folder meanwhile, or it cannot be written.
+        """
         with self._alone():
+            now = self._read()
+            if not now.tries_as(self.config):
+                raise RunError(
+                    f"{self.folder} holds a study of another recipe or space now",
+                    remedy="Start the worker again",
+                )
+            self.config = now  # more trials may be wanted
             running = self._reap()
             if self._done() + running >= self.config.trials:
                 return None
@@ -205,6 +223,16 @@ class Study:
         front = pareto([(-r["accuracy"], r["latency_ms"], r["size_bytes"]) for r in rows])
         return [{**row, "front": row_on} for row, row_on in zip(rows, front, strict=True)]
 
+    def _read(self) -> StudyConfig:
+        path = self.folder / "study.json"
+        try:
+            return StudyConfig.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.folder} holds no study ({path.name} cannot be read)",
+                remedy="Give the folder that `penjing study` made",
+            ) from error
+
     @property
     def _journal(self) -> Path:
         return self.folder / "journal.log"
@@ -218,11 +246,14 @@ class Study:
 
     def _take_lease(self, number: int) -> IO[str]:
         path = self.folder / "leases" / str(number)
-        path.parent.mkdir(exist_ok=True)
-        lease = unshared(open(path, "w"))  # noqa: SIM115 (held until the trial is finished)
-        fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        lease.write(f"{os.uname().nodename} {os.getpid()}\n")
-        lease.flush()
+        try:
+            path.parent.mkdir(exist_ok=True)
+            lease = unshared(open(path, "w"))  # noqa: SIM115 (held until the trial is finished)
+            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lease.write(f"{os.uname().nodename} {os.getpid()}\n")
+            lease.flush()
+        except OSError as error:
+            raise unwritable(path, error) from error
         return lease
 
     def _reap(self) -> int:

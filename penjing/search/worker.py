@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from penjing.errors import LockedError, PenjingError, RunError
+from penjing.errors import LockedError, PenjingError, RunError, no_room
 from penjing.events import Event, Listener, silent
 from penjing.files import atomic_dir
 from penjing.recipe.schema import Recipe
@@ -66,9 +66,9 @@ def _tried(study: Study, claim: Claim, evaluate: Evaluate, listen: Listener) -> 
     """Carry out a trial; whether it finished, or keeps an error of its own."""
     try:
         study.finish(claim, evaluate(claim.recipe, claim.folder, listen))
-    except RunError:  # a full disk, a folder that cannot be written: the next trial would meet it here, too
-        raise
     except Exception as error:  # whatever it is, the next worker would meet it in the same trial
+        if isinstance(error, RunError) or no_room(error):  # the next trial would meet it here, too
+            raise
         said = str(error) if isinstance(error, PenjingError) else f"{type(error).__name__}: {error}"
         # before it is recorded: this raises an interrupt, if the error came of one
         listen(Event("run", "warning", message=f"trial {claim.number}: {said}"))

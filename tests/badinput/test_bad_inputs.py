@@ -396,7 +396,10 @@ def parts(message: str) -> tuple[str, str, str]:
 
 
 def nothing_half_written(folder: Path, before: dict[Path, int]) -> bool:
-    """New files are those of a run that can go on (its ``work`` folder and log), and no temporary ones."""
+    """New files are those of a run that can go on (its ``work`` folder and log; none before its first stage),
+    and no temporary ones.
+    """
+    begun = '"kind": "start"' in _text_of(folder / "out" / "log.jsonl")
     for path in folder.rglob("*"):
         if path in before:
             assert path.is_dir() or path.stat().st_size == before[path], f"{path} was changed"
@@ -407,7 +410,12 @@ def nothing_half_written(folder: Path, before: dict[Path, int]) -> bool:
         assert not path.name.endswith(".part"), f"{path} was left"
         run_files = inside[:2] in (("out", "work"), ("out", "log.jsonl")) or inside == ("out",)
         assert run_files, f"{path} was left"
+        assert begun, f"{path} was left"
     return True
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def test_a_class_too_many_is_said_before_anything_is_done(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from penjing.cli.app import _how_to_resume, main
-from penjing.cli.common import budget_of, emit, names, pairs
+from penjing.cli.common import budget_of, emit, in_points, names, pairs
 from penjing.cli.verbs.bench import _table
 from penjing.cli.verbs.quantize import _text
 from penjing.errors import RecipeError, RunError
@@ -92,6 +92,14 @@ def test_unknown_options_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, "demo", "--ful")
     assert code == 2
     assert "--ful" in err
+
+
+@pytest.mark.parametrize("verb", ["prune", "recover", "quantize", "compress"])
+def test_a_negative_seed_is_a_wrong_option(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    teacher = ["--teacher", "t"] if verb == "recover" else []
+    code, _, err = call(capsys, verb, "m", "--data", "d", "--out", "o", "--seed", "-1", *teacher)
+    assert code == 2
+    assert "--seed" in err
 
 
 def test_debug_lets_the_error_through(capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +195,15 @@ class TestParsing:
         assert budget_of(["params=0.1", "macs=2"]) == {"params": 0.1, "macs": 2.0}
         assert budget_of(None) is None
 
+    def test_allowed_loss(self) -> None:
+        given = ("0.5", " 1% ", "0.5pt", "0", "100")
+        assert [in_points(one) for one in given] == ["0.5pt", "1%", "0.5pt", "0pt", "100pt"]
+
+    @pytest.mark.parametrize("given", ["-1", "200", "nan", "1%%", "-1%", "few", ""])
+    def test_bad_allowed_loss_is_quoted_as_typed(self, given: str) -> None:
+        with pytest.raises(RecipeError, match=rf"^recipe at --max-drop: '{given}' is no allowed loss"):
+            in_points(given)
+
     def test_names(self) -> None:
         assert names("onnx, saved_model,") == ("onnx", "saved_model")
 
@@ -245,6 +262,11 @@ def test_what_standard_output_cannot_write_is_escaped(
     [
         (EOFError("Ran out of input"), 1, "unexpected EOFError: Ran out of input"),
         (PermissionError(13, "Permission denied", "w.npz"), 2, "w.npz cannot be used (Permission denied)"),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "cannot be written ([Errno 28] No space left on device). Make room",
+        ),
         (MemoryError("Unable to allocate 7 TiB"), 2, "not enough memory (Unable to allocate 7 TiB). Give"),
         (
             RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 9 bytes"),

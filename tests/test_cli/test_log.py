@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penjing.errors import RunError
 from penjing.events import Event
 from penjing.log import JsonLog, event_to_dict, read_log, tee
 
@@ -24,6 +27,16 @@ def test_log_survives_being_cut_anywhere(tmp_path_factory: pytest.TempPathFactor
         lines = read_log(path)
         assert lines[-1]["message"] == "again"
         assert len(lines) == whole[:cut].count(b"\n") + 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    """And closing, which tries to write again, says nothing else in its place."""
+    log = JsonLog(tmp_path / "log.jsonl")
+    with open("/dev/full", "ab") as full:
+        os.dup2(full.fileno(), log._file.fileno())
+    with log, pytest.raises(RunError, match=r"log.jsonl \(No space left"):
+        log(Event("train", "note", message="one"))
 
 
 @given(st.floats(), st.text(max_size=20))

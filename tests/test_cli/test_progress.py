@@ -69,6 +69,15 @@ def test_terminal_keeps_what_happened() -> None:
     assert "slow disk" in text
 
 
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_an_error_is_left_to_who_catches_it(stream: Any) -> None:
+    shown = stream()
+    with progress(stream=shown) as listen:
+        listen(Event("train", "start", message="train"))
+        listen(Event("train", "error", message="out of luck"))
+    assert "out of luck" not in shown.getvalue()
+
+
 def test_quiet_is_silent() -> None:
     assert shown(io.StringIO(), quiet=True) == ""
 

@@ -467,7 +467,8 @@ class TestRefusals:
         values = {**tiny_recipe.to_dict(), "train": None}
         with pytest.raises(ZeroDivisionError):
             run(Recipe.parse(values), tmp_path / "run")
-        assert read_log(tmp_path / "run" / "log.jsonl")[-1]["message"] == "ZeroDivisionError: by nought"
+        last = read_log(tmp_path / "run" / "log.jsonl")[-1]
+        assert (last["kind"], last["message"]) == ("error", "ZeroDivisionError: by nought")
 
     def test_failing_stage_lists_what_was_done(self, tiny_values: dict[str, Any], tmp_path: Path) -> None:
         train = {"epochs": 1, "lr": 1e30, "grad_clip": None, "schedule": "constant"}

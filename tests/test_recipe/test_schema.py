@@ -57,6 +57,7 @@ def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
         ({"prunee": {}}, "Recipe", "did you mean 'prune'"),
         ({"data": {"spec": "glyphs", "batchsize": 3}}, "data", "did you mean 'batch_size'"),
         ({"prune": {"ratio": 1.0}}, "prune.ratio", "less than 1"),
+        ({"seed": -1}, "seed", "greater than or equal to 0"),
         ({"prune": {}}, "prune", "budget"),
         ({"prune": {"ratio": 0.5, "budget": {"params": 0.1}}}, "prune", "either"),
         ({"prune": {"ratio": 0.5, "steps": 3}}, "prune", "budget"),

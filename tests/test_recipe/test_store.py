@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penjing.errors import LockedError
+from penjing.errors import LockedError, RunError
 from penjing.files import _LOCKED
 from penjing.recipe.lock import run_lock
 from penjing.recipe.store import FORMAT, Marker, Store, hash_json, stage_key
@@ -142,6 +143,17 @@ def test_lock_names_its_owner_and_dies_with_it(tmp_path: Path) -> None:
         assert f"process {process.pid}" in taken_over
     with run_lock(tmp_path) as taken_over:
         assert taken_over == ""
+
+
+def test_a_full_disk_is_said_when_the_lock_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(RunError, match=r"lock.json \(No space left"), run_lock(tmp_path):
+        pass
 
 
 def test_lock_is_free_after_an_error(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -119,12 +120,19 @@ def test_whatever_ends_a_trial_is_kept_as_its_error(tmp_path: Path) -> None:
     assert [one["error"] for one in study.failures()] == ["RuntimeError: out of memory"] * 2
 
 
-def test_a_full_disk_ends_the_worker_and_no_trial(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RunError("cannot write s (No space left on device)", remedy="Choose another folder"),
+        OSError(errno.ENOSPC, "No space left on device"),  # of a library
+    ],
+)
+def test_a_full_disk_ends_the_worker_and_no_trial(error: Exception, tmp_path: Path) -> None:
     def full(recipe: Recipe, folder: Path, listen: Listener) -> Outcome:
-        raise RunError(f"cannot write {folder} (No space left on device)", remedy="Choose another folder")
+        raise error
 
     study = Study.create(tmp_path / "s", config(2))
-    with pytest.raises(RunError, match="No space left"):
+    with pytest.raises(type(error), match="No space left"):
         work(tmp_path / "s", evaluate=full)
     assert study.counts()["failed"] == 0
     assert work(tmp_path / "s", evaluate=made_up) == 2
@@ -256,6 +264,36 @@ def test_a_trial_keeps_what_the_space_leaves_open() -> None:
 def test_wrong_studies(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no study"):
         Study(tmp_path)
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(RunError, match="holds other files"):
+        Study.create(tmp_path, config(1))
+    assert [one.name for one in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_a_study_without_a_trial_holds_nobody_to_its_recipe(tmp_path: Path) -> None:
+    """Its workers may have said that the data is not there."""
+    late = Study.create(tmp_path / "s", config(2))
+    mended = StudyConfig(recipe=Recipe.parse({**BASE, "data": {"spec": "photos"}}), trials=1)
+    study = Study.create(tmp_path / "s", mended)
+    with pytest.raises(RunError, match=r"another recipe or space now\. Start the worker again"):
+        late.claim()
+    claim = study.claim()
+    assert claim is not None
+    with claim.lease, pytest.raises(RunError, match="another recipe or space"):
+        Study.create(tmp_path / "s", config(2))
+    assert claim.recipe.data.spec == "photos"
+
+
+def test_a_worker_goes_on_when_more_trials_are_wanted(tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "s", config(1))
+    first = study.claim()
+    assert first is not None
+    assert study.claim() is None
+    Study.create(tmp_path / "s", config(2))
+    second = study.claim()
+    assert second is not None
+    with first.lease, second.lease:
+        assert (first.number, second.number) == (0, 1)
 
 
 WORKER = """
