@@ -60,7 +60,8 @@ def test_the_log_of_a_session_before_stays(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_was_removed_locks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock, calls = fcntl.flock, []
+    lock = fcntl.flock
+    calls: list[int] = []
 
     def after_the_other_has_gone(file: Any, how: int) -> None:
         calls.append(how)
