@@ -21,22 +21,47 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Scaled dot-product attention with any number of leading dimensions (torch translates four only)."""
+    """Scaled dot-product attention with any number of leading dimensions (torch translates four only); a row
+    that the mask closes to all gives zeros, as in torch.
+    """
     if enable_gqa:
-        raise ValueError("grouped-query attention with other than four dimensions")
+        from onnxscript.function_libs.torch_lib.ops import nn
+
+        mixed = nn.aten_scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+        )
+    else:
+        mixed = _mixed(query, key, value, attn_mask, is_causal, scale)
+    if attn_mask is None:
+        return mixed
+    zero = op.CastLike(op.Constant(value_float=0.0), query)
+    opens = op.Where(attn_mask, zero, _lowest(query)) if _is_bool(attn_mask) else attn_mask
+    closed = op.Equal(op.ReduceMax(opens, op.Constant(value_ints=[-1])), _lowest(query))
+    return op.Where(closed, zero, mixed)
+
+
+def _mixed(query: Any, key: Any, value: Any, attn_mask: Any, is_causal: bool, scale: float | None) -> Any:
     rank, width = len(query.shape), query.shape[-1]
     factor = 1.0 / math.sqrt(width) if scale is None else scale
     turned = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
     scores = op.MatMul(op.Mul(query, op.CastLike(op.Constant(value_float=factor), query)), turned)
-    lowest = op.CastLike(op.Constant(value_float=float("-inf")), query)
     if is_causal:
         length, source = query.shape[-2], key.shape[-2]
-        attn_mask = op.Constant(value=_tensor(torch.ones(length, source, dtype=torch.bool).tril()))
-        scores = op.Where(attn_mask, scores, lowest)
+        lower = op.Constant(value=_tensor(torch.ones(length, source, dtype=torch.bool).tril()))
+        scores = op.Where(lower, scores, _lowest(query))
+    elif attn_mask is not None and _is_bool(attn_mask):
+        scores = op.Where(attn_mask, scores, _lowest(query))
     elif attn_mask is not None:
-        is_bool = str(attn_mask.dtype).upper().endswith("BOOL")
-        scores = op.Where(attn_mask, scores, lowest) if is_bool else op.Add(scores, attn_mask)
+        scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def _lowest(like: Any) -> Any:
+    return op.CastLike(op.Constant(value_float=float("-inf")), like)
+
+
+def _is_bool(value: Any) -> bool:
+    return str(value.dtype).upper().endswith("BOOL")
 
 
 def antialiased(cubic: bool) -> Callable[..., Any]:
@@ -82,12 +107,20 @@ def translations(program: torch.export.ExportedProgram) -> dict[Any, Callable[..
     sdpa = aten.scaled_dot_product_attention.default
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
     found: dict[Any, Callable[..., Any]] = {}
-    if any(node.target is sdpa and node.args[0].meta["val"].dim() != 4 for node in calls):
+    given = set(program.graph_signature.user_inputs)
+    attentions = [node for node in calls if node.target is sdpa]
+    if any(node.args[0].meta["val"].dim() != 4 or _may_close(node, given) for node in attentions):
         found[sdpa] = attention
     if any("2d_aa." in str(node.target) for node in calls):
         found[aten._upsample_bilinear2d_aa.default] = antialiased(cubic=False)
         found[aten._upsample_bicubic2d_aa.default] = antialiased(cubic=True)
     return found
+
+
+def _may_close(attention: torch.fx.Node, given: set[Any]) -> bool:
+    """Whether its mask is computed, or given: what is stored was looked at by whoever stored it."""
+    mask = attention.args[3] if len(attention.args) > 3 else attention.kwargs.get("attn_mask")
+    return isinstance(mask, torch.fx.Node) and (mask.op == "call_function" or mask.name in given)
 
 
 def even_bounds(program: torch.export.ExportedProgram) -> None:
