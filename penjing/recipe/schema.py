@@ -156,7 +156,7 @@ class ExportConfig(Config):
 
     formats: tuple[str, ...] = ("onnx", "saved_model")
     opset: int | None = None
-    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (1, 3, 8)
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 3, 8), min_length=1)
 
     @field_validator("formats", mode="after")
     @classmethod
@@ -177,7 +177,7 @@ class MeasureConfig(Config):
     """
 
     threads: int = Field(default=1, ge=1)
-    batches: tuple[Annotated[int, Field(ge=1)], ...] = (1, 32)
+    batches: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 32), min_length=1)
     runs: int = Field(default=50, ge=3)
     max_train: int = Field(default=2000, ge=1)
     robustness: bool = False

@@ -68,6 +68,7 @@ def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
         ({"recover": {"betas": [0.9, True]}}, "recover.betas", "1: true is no number"),
         ({"prune": {"ratios": {"conv": True}}}, "prune.ratios", "conv: true is no number"),
         ({"measure": {"batches": [True, 2]}}, "measure.batches", "0: true is no number"),
+        ({"measure": {"batches": []}}, "measure.batches", "at least 1 item"),
         ({"recover": {"lr": float("inf")}}, "recover.lr", "finite"),
         ({"article": {"epochs": 1}}, "Recipe", "train"),
         ({"name": "../up"}, "name", "letters"),
