@@ -65,8 +65,15 @@ def count_samples(inputs: Any) -> int:
     Raises:
         DataError: where there is no tensor.
     """
-    first_tensor(inputs)
-    return next((len(leaf) for leaf in pytree.tree_leaves(inputs) if _has_length(leaf)), 1)
+    found = next((len(leaf) for leaf in pytree.tree_leaves(inputs) if _has_length(leaf)), None)
+    if found is None:
+        first_tensor(inputs)
+    return 1 if found is None else found
+
+
+def has_each(value: Any, count: int) -> bool:
+    """Whether this is a tensor with an entry for each of so many samples; others belong to all of them."""
+    return _has_length(value) and len(value) == count
 
 
 def choose_samples(inputs: Any, take: Callable[[Tensor], Tensor]) -> Any:
@@ -77,10 +84,7 @@ def choose_samples(inputs: Any, take: Callable[[Tensor], Tensor]) -> Any:
     """
     count = count_samples(inputs)
 
-    def of(leaf: Any) -> Any:
-        return take(leaf) if _has_length(leaf) and len(leaf) == count else leaf
-
-    return pytree.tree_map(of, inputs)
+    return pytree.tree_map(lambda leaf: take(leaf) if has_each(leaf, count) else leaf, inputs)
 
 
 def between(inputs: Any, start: int, stop: int | None = None) -> Any:
@@ -93,7 +97,7 @@ def join_samples(batches: Sequence[Any]) -> Any:
     counts = [count_samples(inputs) for inputs in batches]
 
     def joined(*parts: Any) -> Any:
-        each = all(_has_length(part) and len(part) == n for part, n in zip(parts, counts, strict=True))
+        each = all(map(has_each, parts, counts))
         return torch.cat(parts) if each else parts[0]
 
     return pytree.tree_map(joined, *batches)
@@ -227,7 +231,7 @@ def check(
         raise DataError("the batch has no samples", layer=where, remedy="Remove empty batches from the data")
     for part in tensors(batch.inputs):
         if part.is_floating_point() and not bool(torch.isfinite(part.sum(dtype=torch.float64))):
-            each = _has_length(part) and len(part) == batch.size
+            each = has_each(part, batch.size)
             bad = f"sample {_first_bad(part)}" if each else "what belongs to all samples"
             raise DataError(
                 f"{bad} of the batch contains NaN or infinity",
@@ -381,7 +385,7 @@ def outputs_of(output: Any, samples: int, error: type[PenjingError] = DataError)
         for leaf in pytree.tree_leaves(output)
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf is not scores
     )
-    return (scores, *(leaf for leaf in others if leaf.dim() and len(leaf) == samples))
+    return (scores, *(leaf for leaf in others if has_each(leaf, samples)))
 
 
 def classifies(target: Any, logits_NK: Tensor) -> bool:

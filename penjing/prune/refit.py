@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from penjing.batches import Inputs, between, call_model, choose_samples, count_samples, tensors
+from penjing.batches import Inputs, between, call_model, count_samples, tensors
 from penjing.errors import DataError, PruneError, TraceError
 from penjing.events import Event, Listener
 from penjing.graph import Graph, trace
@@ -65,7 +65,7 @@ class Refit:
         whole = plan if isinstance(plan, Plan) else None
         self.twin = counterparts(self.student, self.teacher, () if whole is None else tuple(whole.branches))
         self.unit = unit = batch_unit(self.student.module.graph)
-        few = choose_samples(batches[0], lambda x: x[: unit * -(-2 // unit)])
+        few = between(batches[0], 0, unit * -(-2 // unit))
         both = (footprint(graph, tensors(few)) for graph in (self.student, self.teacher))
         self.batches, note = within_memory(batches, config.max_memory, *both, unit=unit)
         places = find_places(self.student)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from penjing.batches import choose_samples, count_samples, tensors
+from penjing.batches import between, count_samples, tensors
 from penjing.errors import PruneError
 from penjing.prune.api import check_model
 from penjing.prune.apply import copied
@@ -214,7 +214,7 @@ def _walk_through(
     from penjing.prune.walk import Walk, footprint, within_memory
 
     batches = calibration_batches(data, max_samples)
-    example = choose_samples(batches[0], lambda x: x[:2])
+    example = between(batches[0], 0, 2)
     graph = trace(model, example)
     if graph.batch_dim:
         batches, _ = within_memory(batches, _MAX_MEMORY, footprint(graph, tensors(example)))

@@ -158,8 +158,7 @@ def _batches(reference: OnnxModel, blocks: Sequence[Section], feeds: Feeds) -> l
     if count < 2 * size and not feeds.fixed:
         size = max(count // _HELD, 1) if count >= _HELD - 1 else count
     found: list[Values] = [
-        {name: x[at : at + size] if name in feeds.each else x for name, x in whole.items()}
-        for at in range(0, count - size + 1, size)
+        feeds.taken(whole, slice(at, at + size)) for at in range(0, count - size + 1, size)
     ]
     if len(found) < 2:
         raise QuantizeError(

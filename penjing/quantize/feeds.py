@@ -130,7 +130,7 @@ class Feeds:
                 if self.fixed and stop - start < self.fixed:
                     break  # a graph with a fixed batch cannot take the rest
                 part = None if target is None else target[start:stop]
-                yield self._taken(feed, slice(start, stop)), part
+                yield self.taken(feed, slice(start, stop)), part
                 given += stop - start
             if given >= left:
                 break
@@ -171,7 +171,7 @@ class Feeds:
             seen += count
             if len(rows):
                 some = slice(count) if len(rows) == count else rows  # no copy where all are taken
-                yield self._taken(feed, some), None if target is None else target[some]
+                yield self.taken(feed, some), None if target is None else target[some]
             if seen >= left:
                 break
 
@@ -179,8 +179,8 @@ class Feeds:
         """Samples of a feed."""
         return next((len(array) for name, array in feed.items() if name in self.each), 1)
 
-    def _taken(self, feed: Feed, some: Any) -> Feed:
-        """Some samples of a feed."""
+    def taken(self, feed: Mapping[str, Any], some: Any) -> dict[str, Any]:
+        """Some samples of a feed, by an index of arrays (or tensors)."""
         return {name: array[some] if name in self.each else array for name, array in feed.items()}
 
     def _feed(self, batch: Any, index: int) -> tuple[Feed, Any]:
@@ -251,10 +251,7 @@ def _check(array: NDArray[np.generic], spec: InputSpec, index: int, *, each: boo
 def _target(target: Any, samples: int, index: int) -> NDArray[np.generic] | None:
     if target is None:
         return None
-    try:
-        array = np.atleast_1d(_to_numpy(target))
-    except (ValueError, TypeError, RuntimeError):  # ragged, or not in this memory
-        array = np.empty(0, object)
+    array = np.atleast_1d(_read(target))
     if array.dtype == object or len(array) != samples:
         raise QuantizeError(
             f"the target of batch {index} ({type(target).__name__}) is no array of {samples} entries, "
@@ -266,14 +263,16 @@ def _target(target: Any, samples: int, index: int) -> NDArray[np.generic] | None
 
 def _labels(target: Any) -> list[int]:
     """The label of each sample; nothing where the targets are no labels."""
-    if isinstance(target, (torch.Tensor, np.ndarray, list, tuple)):
-        try:
-            array = _to_numpy(target)
-        except (ValueError, TypeError, RuntimeError):
-            return []
-        if array.ndim == 1 and array.dtype.kind in "iu":
-            return [int(label) for label in array]
-    return []
+    array = _read(target)
+    return array.tolist() if array.ndim == 1 and array.dtype.kind in "iu" else []
+
+
+def _read(target: Any) -> NDArray[Any]:
+    """Targets as an array; an empty one of objects where they are none."""
+    try:
+        return _to_numpy(target)
+    except (ValueError, TypeError, RuntimeError):  # ragged, or not in this memory
+        return np.empty(0, object)
 
 
 def _one_by_one(labels: list[int]) -> str:

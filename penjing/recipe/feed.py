@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
-from penjing.batches import choose_samples, count_samples, take_apart
+from penjing.batches import between, count_samples, take_apart
 from penjing.data import DataBundle, Loader, Split
 from penjing.errors import DataError
 from penjing.recipe.schema import DataConfig
@@ -48,7 +48,7 @@ class Take:
         left = self._num
         for batch in self._batches:
             size = count_samples(batch)
-            yield batch if size <= left else cut(batch, left)
+            yield batch if size <= left else between(batch, 0, left)
             left -= size
             if left <= 0:
                 return
@@ -115,7 +115,7 @@ class Feed:
     def examples(self, num: int = 2) -> Any:
         """Inputs of the first validation samples, as the model takes them."""
         for batch in self.split("val", num):
-            return cut(take_apart(batch)[0], num)
+            return between(take_apart(batch)[0], 0, num)
         raise DataError("the validation data has no batches", remedy="Check its path")
 
     @property
@@ -177,11 +177,6 @@ def layout_of(example_inputs: Any, bundle: DataBundle) -> str:
         if own == (*shape[1:], shape[0]) and own != shape:
             return "nhwc"
     return "nchw"
-
-
-def cut(value: Any, num: int) -> Any:
-    """The first ``num`` samples of tensors in tuples, lists and dicts."""
-    return choose_samples(value, lambda x: x[:num])
 
 
 def _channels_last(batch: Any) -> Any:

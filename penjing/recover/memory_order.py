@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from penjing.batches import Batch, call_model, choose_samples, move
+from penjing.batches import Batch, between, call_model, move
 from penjing.graph.trace import eval_view
 
 
@@ -24,7 +24,7 @@ def takes_channels_last(networks: Sequence[Any], inputs: Callable[[], Any]) -> b
     if not any(isinstance(module, nn.Conv2d) for module in trained.modules()):
         return False
     trained.to(memory_format=torch.channels_last)
-    few = Batch(choose_samples(inputs(), lambda x: x[:2]))
+    few = Batch(between(inputs(), 0, 2))
     usual = next(trained.parameters()).device
     for network in networks:
         if not isinstance(network, nn.Module):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from penjing.batches import (
     Batch,
     ask,
+    between,
     call_model,
     check,
-    choose_samples,
     classifies,
     counts_of,
     labels_of,
@@ -119,17 +119,21 @@ class Supervision:
     def aim(self, terms: Sequence[LossTerm], inputs: Callable[[], Any]) -> None:
         """Minimise these terms, and tap the features they look at; ``inputs`` gives a batch's."""
         job = self.job
+
+        def few() -> Any:
+            return between(inputs(), 0, 2)
+
         self._objective = Objective(
             job.config,
             terms,
             self.model,
             job.teachers[0] if job.teachers else None,
             job.plan,
-            example=lambda: choose_samples(inputs(), lambda x: x[:2]),
+            example=few,
         )
         specs, every = self._objective.specs, self._objective.needs_outputs
         asked = job.teachers if self._objective.needs_teacher else ()
-        why = only_in_training(self.model, asked, choose_samples(inputs(), lambda x: x[:2])) if every else ""
+        why = only_in_training(self.model, asked, few()) if every else ""
         if why:
             self._note(why)
         teachers = Teachers(asked, specs, self._remembered, every_output=every, as_trained=bool(why))

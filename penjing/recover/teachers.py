@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from penjing.batches import Batch, ask, count_samples, map_inputs, outputs_of, tensors
+from penjing.batches import Batch, ask, count_samples, has_each, map_inputs, outputs_of, tensors
 from penjing.errors import RecoverError
 from penjing.graph.remembered import put_back
 from penjing.modes import eval_mode, train_mode, training_form
@@ -212,7 +212,7 @@ class AnswerCache:
     def _keys(self, batch: Batch) -> list[bytes]:
         digests = [hashlib.blake2b(digest_size=16) for _ in range(batch.size)]
         for part in tensors(batch.inputs):
-            each = part.dim() > 0 and len(part) == batch.size  # what has no batch dimension belongs to all
+            each = has_each(part, batch.size)
             samples = part if each else part.unsqueeze(0)
             shape = repr(tuple(samples.shape[1:])).encode()
             rows = samples.reshape(len(samples), -1).cpu().contiguous().view(torch.uint8).numpy()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.batches import Batch, share, tensors
+from penjing.batches import Batch, between, share, tensors
 from penjing.export.base import Source
 from penjing.export.litert import calibration
 from penjing.graph import couple, trace
@@ -24,7 +24,7 @@ from penjing.prune import prune
 from penjing.prune.reconstruct import ReconstructConfig, reconstruct
 from penjing.prune.sparsity import sparsify
 from penjing.quantize import QuantizeConfig, quantize
-from penjing.recipe.feed import Take, cut
+from penjing.recipe.feed import Take
 from penjing.recover import RecoverConfig, recover
 from penjing.search.sensitivity import sensitivity
 
@@ -161,7 +161,7 @@ def test_parts_of_batches_keep_it_whole() -> None:
     part = share(Batch((X[0], ADJACENCY), Y[0]), 1, 2)
     assert part is not None
     assert [tuple(x.shape) for x in tensors(part.inputs)] == [(5, NODES, 5), (NODES, NODES)]
-    few = cut({"x": X[0], "adjacency": ADJACENCY, "step": torch.tensor(3)}, 2)
+    few = between({"x": X[0], "adjacency": ADJACENCY, "step": torch.tensor(3)}, 0, 2)
     assert few["x"].shape[0] == 2
     assert few["adjacency"] is ADJACENCY
     taken = list(Take(given()[2], 13))

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penjing.batches import between
 from penjing.data import ArraySplit, DataBundle
 from penjing.errors import DataError
 from penjing.recipe.compress import as_bundle
-from penjing.recipe.feed import Feed, Take, cut, layout_of
+from penjing.recipe.feed import Feed, Take, layout_of
 from penjing.recipe.schema import DataConfig
 
 
@@ -125,7 +126,7 @@ def test_layout_by_the_models_inputs(inputs: Any, layout: Any) -> None:
 
 def test_cut_reaches_into_structures() -> None:
     x = torch.arange(4)
-    assert cut({"a": (x, [x])}, 2)["a"][1][0].tolist() == [0, 1]
+    assert between({"a": (x, [x])}, 0, 2)["a"][1][0].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from penjing.export.onnx_fourier import frame_length, transform
 from penjing.export.tf_ops.backend import tf
 from penjing.export.tf_ops.node import Node, op, plain
 from penjing.export.tf_ops.value import Value
@@ -12,19 +13,15 @@ from penjing.export.tf_ops.value import Value
 @op("DFT")
 def _dft(node: Node) -> Value:
     """Along one axis of ``[…, n, …, 1 or 2]``, real or complex, in ``O(n²)``."""
-    x, rank = node.x(0), node.rank()
-    axis = int(node.static(2, "axis").item()) if node.has(2) else int(node.attr("axis", _usual_axis(node)))
-    axis = axis % rank
-    sizes = x.shape.as_list()
+    x, rank, asked = node.x(0), node.rank(), transform(node)
+    axis, sizes = asked.axis, x.shape.as_list()
     size, channels = sizes[axis], sizes[-1]
-    inverse, onesided = bool(node.attr("inverse", 0)), bool(node.attr("onesided", 0))
     if size is None:
         raise node.error("the length of what it transforms is computed from the model's inputs")
-    length = 2 * (size - 1) if inverse and onesided else size
-    if node.has(1):
-        length = int(node.static(1, "dft_length").item())
-    waves = _half_waves(length) if inverse and onesided else _waves(length, inverse=inverse)
-    if onesided and not inverse:
+    halves = asked.inverse and asked.onesided
+    length = asked.length if asked.length is not None else 2 * (size - 1) if halves else size
+    waves = _half_waves(length) if halves else _waves(length, inverse=asked.inverse)
+    if asked.onesided and not asked.inverse:
         waves = waves[:, :, : length // 2 + 1]
     used = min(size, len(waves))
     out = tf.tensordot(
@@ -34,10 +31,6 @@ def _dft(node: Node) -> Value:
     )  # […, frequencies, 1 or 2]
     order = [*range(axis), rank - 2, *range(axis, rank - 2), rank - 1]
     return plain(out if axis == rank - 2 else tf.transpose(out, order))
-
-
-def _usual_axis(node: Node) -> int:
-    return -2 if node.opset >= 20 else 1
 
 
 def _waves(length: int, *, inverse: bool = False) -> np.ndarray:
@@ -68,12 +61,7 @@ def _stft(node: Node) -> Value:
     """Of ``[batch, samples, 1 or 2]``, as a convolution with windowed waves."""
     x, step = node.x(0), int(node.static(1, "frame_step").item())
     window = node.static(2, "window") if node.has(2) else None
-    if node.has(3):
-        length = int(node.static(3, "frame_length").item())
-    elif window is not None:
-        length = len(window)
-    else:
-        raise node.error("it says neither window nor frame_length")
+    length = frame_length(node, window)
     waves = _waves(length)[:, : x.shape[-1]]
     if node.attr("onesided", 1):
         waves = waves[:, :, : length // 2 + 1]

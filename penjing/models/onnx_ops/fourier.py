@@ -5,25 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from penjing.export.onnx_fourier import frame_length, transform
 from penjing.models.onnx_ops.node import Node, Value, op
 
 
 @op("DFT")
 def _dft(node: Node) -> Value:
     """Along one axis of ``[…, n, …, 1 or 2]``, real or complex."""
-    x = node.x(0)
-    usual = -2 if node.opset >= 20 else 1
-    axis = int(node.static(2, "axis").item()) if node.has(2) else int(node.attr("axis", usual))
-    axis = axis % x.ndim
-    length = int(node.static(1, "dft_length").item()) if node.has(1) else None
-    inverse, onesided = bool(node.attr("inverse", 0)), bool(node.attr("onesided", 0))
-    if inverse and onesided:
-        real: Tensor = torch.fft.irfft(_joined(x), length, axis)
+    x, asked = node.x(0), transform(node)
+    if asked.inverse and asked.onesided:
+        real: Tensor = torch.fft.irfft(_joined(x), asked.length, asked.axis)
         return real.unsqueeze(-1)
-    if onesided:
-        return torch.view_as_real(torch.fft.rfft(x[..., 0], length, axis))
-    transform = torch.fft.ifft if inverse else torch.fft.fft
-    return torch.view_as_real(transform(_joined(x), length, axis))
+    if asked.onesided:
+        return torch.view_as_real(torch.fft.rfft(x[..., 0], asked.length, asked.axis))
+    either = torch.fft.ifft if asked.inverse else torch.fft.fft
+    return torch.view_as_real(either(_joined(x), asked.length, asked.axis))
 
 
 def _joined(x: Tensor) -> Tensor:
@@ -36,12 +32,7 @@ def _stft(node: Node) -> Value:
     """Of ``[batch, samples, 1 or 2]``, frame by frame, nothing padded."""
     x, step = node.x(0), int(node.static(1, "frame_step").item())
     window = node.optional(2)
-    if node.has(3):
-        length = int(node.static(3, "frame_length").item())
-    elif window is not None:
-        length = int(window.shape[0])
-    else:
-        raise node.error("it says neither window nor frame_length")
+    length = frame_length(node, window)
     found = torch.stft(
         x[..., 0] if x.shape[-1] == 1 else _joined(x),
         length,

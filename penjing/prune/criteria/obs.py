@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from penjing.batches import between, choose_samples, count_samples, first_samples, limited, tensors
+from penjing.batches import between, count_samples, first_samples, limited, tensors
 from penjing.errors import DataError
 from penjing.events import Event
 from penjing.graph import Graph, Group
@@ -97,7 +97,7 @@ class BrainSurgeon(Criterion):
             raise DataError("no batches", remedy="Give at least one batch of training data")
         at_once = self.max_samples
         if material.graph.batch_dim:
-            takes = footprint(material.graph, tensors(choose_samples(given[0], lambda x: x[:2])))
+            takes = footprint(material.graph, tensors(between(given[0], 0, 2)))
             at_once = max(_GAIN_MEMORY // max(takes.total, 1), 1)
             given, note = within_memory(given, self.max_memory, takes)
             if note:

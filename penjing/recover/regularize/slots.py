@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penjing.batches import Inputs, choose_samples
+from penjing.batches import Inputs, between
 from penjing.errors import RecoverError
 
 
@@ -93,7 +93,7 @@ def slot_groups(model: nn.Module, inputs: Inputs, ignore: Sequence[str] = ()) ->
     from penjing.graph import couple, trace
     from penjing.prune.places import find_places
 
-    example: Any = choose_samples(inputs, lambda x: x[:2])
+    example: Any = between(inputs, 0, 2)
     graph = trace(model, example)
     places = find_places(graph)
     params = dict(model.named_parameters())
