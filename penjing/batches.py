@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import DataError, PenjingError
 
-Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+"""A tensor, or a tuple or dict of tensors, which may be lists, tuples and dicts of tensors themselves."""
 
 _TARGET_KEYS = ("target", "targets", "label", "labels")
 _TEACHER_KEY = "teacher_logits"
@@ -45,18 +46,12 @@ class Batch:
 
 def tensors(inputs: Inputs) -> list[Tensor]:
     """The tensors of the inputs, in order."""
-    if isinstance(inputs, Tensor):
-        return [inputs]
-    return list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
+    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 def map_inputs(inputs: Inputs, change: Any) -> Inputs:
     """The inputs with ``change`` applied to each tensor."""
-    if isinstance(inputs, Tensor):
-        return change(inputs)  # type: ignore[no-any-return]
-    if isinstance(inputs, dict):
-        return {name: change(value) for name, value in inputs.items()}
-    return tuple(change(value) for value in inputs)
+    return pytree.tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, inputs)  # type: ignore[no-any-return]
 
 
 def count_samples(inputs: Any) -> int:
@@ -172,7 +167,7 @@ def unpack(item: Any) -> Batch:
             remedy="Give batches as inputs, (inputs, target) or a dict of tensors",
         )
     inputs, target, logits = take_apart(item)
-    return Batch(_as_inputs(inputs), torch.as_tensor(target) if _is_plain(target) else target, logits)
+    return Batch(as_inputs(inputs), torch.as_tensor(target) if _is_plain(target) else target, logits)
 
 
 def first_tensor(value: Any) -> Tensor:
@@ -197,13 +192,24 @@ def _is_plain(target: Any) -> bool:
     return isinstance(target, (list, tuple)) and all(type(entry) in (int, float) for entry in target)
 
 
-def _as_inputs(value: Any) -> Inputs:
+def as_inputs(value: Any) -> Inputs:
+    """What a model is called with, of any kind of mapping or sequence of tensors.
+
+    Raises:
+        DataError: for anything else.
+    """
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, Mapping) and value and all(isinstance(part, Tensor) for part in value.values()):
-        return dict(value)
-    if isinstance(value, (tuple, list)) and value and all(isinstance(part, Tensor) for part in value):
-        return tuple(value)
+    held = (
+        dict(value)
+        if isinstance(value, Mapping)
+        else tuple(value)
+        if isinstance(value, (tuple, list))
+        else ()
+    )
+    leaves = pytree.tree_leaves(held)
+    if leaves and all(isinstance(leaf, Tensor) for leaf in leaves):
+        return held
     raise DataError(
         f"the inputs of a batch are a {type(value).__name__}",
         remedy="Give a tensor, or a tuple or dict of tensors",

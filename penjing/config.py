@@ -52,6 +52,23 @@ class Config(BaseModel):
                 cause = f"Input should be a list, such as [{first['input']}]"
             raise RecipeError(cause, layer=where, remedy="Correct this entry and run again") from error
 
+    @classmethod
+    def of(cls, given: Self | Mapping[str, Any] | None) -> Self:
+        """The config itself, the one that plain data describes, or the defaults for None.
+
+        Raises:
+            RecipeError: as `parse`; for anything else, too.
+        """
+        if isinstance(given, cls):
+            return given
+        if given is not None and not isinstance(given, Mapping):
+            raise RecipeError(
+                f"it is {given!r}",
+                layer=cls.__name__,
+                remedy=f"Give a {cls.__name__}, or a dict of its options",
+            )
+        return cls.parse(dict(given or {}))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON/YAML-able data that `parse` turns back into an equal object."""
         return self.model_dump(mode="json")

@@ -13,6 +13,7 @@ from torch import nn
 
 from penjing.errors import ExportError
 from penjing.graph.trace import bind_inputs
+from penjing.naming import by_name, tensor_leaves
 
 Feeds = dict[str, np.ndarray]
 
@@ -50,13 +51,14 @@ def tensors_of(example_inputs: Any) -> list[torch.Tensor | np.ndarray]:
 def input_names(model: nn.Module, example_inputs: Any) -> list[str]:
     """One name a tensor: ``input`` for a single one, the dict's keys, else the forward's argument names.
 
-    An argument that is itself a list or dict of tensors gives ``name_0``, ``name_1``…
+    An argument that is itself a list gives ``name_0``, ``name_1``…, a dict ``name_key``; the only argument,
+    if it is a dict, its keys.
     """
     args, kwargs = as_call(example_inputs, model)
     if not kwargs and len(args) == 1 and isinstance(args[0], torch.Tensor):
         return ["input"]
-    if isinstance(example_inputs, Mapping):
-        args, kwargs = as_call(example_inputs)
+    if not kwargs and len(args) == 1 and isinstance(args[0], Mapping):
+        return [path for path, _ in tensor_leaves(args[0])]
     parameters = [
         p.name
         for p in inspect.signature(model.forward).parameters.values()
@@ -65,8 +67,8 @@ def input_names(model: nn.Module, example_inputs: Any) -> list[str]:
     named = [(parameters[i] if i < len(parameters) else f"input_{i}", arg) for i, arg in enumerate(args)]
     names: list[str] = []
     for name, value in [*named, *kwargs.items()]:
-        count = sum(isinstance(leaf, torch.Tensor) for leaf in torch.utils._pytree.tree_leaves(value))
-        names += [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
+        paths = [path for path, _ in tensor_leaves(value)]
+        names += [name] if len(paths) == 1 else [f"{name}_{path}" for path in paths]
     return names
 
 
@@ -102,8 +104,9 @@ def as_feeds(example_inputs: Any, names: Sequence[str]) -> Feeds:
     Raises:
         ExportError: if there are more or fewer tensors than names.
     """
-    if isinstance(example_inputs, Mapping) and set(example_inputs) == set(names):
-        return {name: to_numpy(example_inputs[name]) for name in names}
+    named = by_name(example_inputs, names)
+    if named is not None:
+        return {name: to_numpy(value) for name, value in named.items()}
     tensors = tensors_of(example_inputs)
     if len(tensors) != len(names):
         raise ExportError(

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,12 +21,13 @@ from torch.export.graph_signature import ConstantArgument, OutputKind
 from penjing.errors import ExportError, TraceError, VerifyError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.coexist import make_peace
+from penjing.export.folding import fold_weights
 from penjing.export.inputs import Feeds, as_call, output_names
 from penjing.export.inputs import input_names as default_input_names
 from penjing.export.onnx_pads import merge_pads
 from penjing.export.onnx_softmax import floor_masked
 from penjing.export.program_ops import target_name
-from penjing.export.translations import even_bounds, translations
+from penjing.export.translations import even_bounds, slice_splits, translations
 from penjing.files import atomic_write
 from penjing.floats import autocast_off
 from penjing.graph.batch import batch_unit
@@ -91,6 +93,7 @@ def export_onnx(
     with inference(model), quiet():
         program, fixed = _to_program(model, args, kwargs, dynamic_batch, names)
         graph = _to_onnx(program, names, opset)
+        _set_apart(graph.graph)
         merge_pads(graph.graph)
         floor_masked(graph.graph)
         _name_batch(graph.graph)
@@ -253,18 +256,10 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
                 remedy="Return tensors only, or None for what there is not",
             )
     even_bounds(program)
+    slice_splits(program)
+    outputs = _output_names(program, given, names)
     try:
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=list(names),
-            output_names=_output_names(program, given, names),
-            opset_version=opset,
-            custom_translation_table=translations(program),
-            external_data=False,
-            verbose=False,
-            optimize=True,
-        )
+        exported = _translated(program, names, outputs, opset)
     except Exception as error:
         calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
         foreign = next((str(call) for call in calls if target_name(call) is None), "")
@@ -289,6 +284,36 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
     return graph
 
 
+def _translated(
+    program: torch.export.ExportedProgram, names: Sequence[str], outputs: Sequence[str], opset: int
+) -> Any:
+    """Torch's translation; where it has none for what the network computes from its weights, of the network
+    with that worked out."""
+
+    def translate() -> Any:
+        return torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=list(names),
+            output_names=list(outputs),
+            opset_version=opset,
+            custom_translation_table=translations(program),
+            external_data=False,
+            verbose=False,
+            optimize=True,
+        )
+
+    try:
+        return translate()
+    except Exception as refusal:
+        if not fold_weights(program):
+            raise
+        try:
+            return translate()
+        except Exception:
+            raise refusal from refusal.__cause__
+
+
 def _output_names(
     program: torch.export.ExportedProgram, given: Sequence[Any], taken: Sequence[str]
 ) -> list[str]:
@@ -306,6 +331,19 @@ def _given(program: torch.export.ExportedProgram) -> list[Any]:
     specs = program.graph_signature.output_specs
     outputs = [spec.arg for spec in specs if spec.kind is OutputKind.USER_OUTPUT]
     return [arg.value if isinstance(arg, ConstantArgument) else torch.empty(0) for arg in outputs]
+
+
+def _set_apart(graph: Any) -> None:
+    """Rename weights and what is computed on the way where an input or output is called so: an argument
+    ``cat``."""
+    ends = {value.name: value for value in (*graph.inputs, *graph.outputs)}
+    inner = [out for node in graph.all_nodes() for out in node.outputs] + list(graph.initializers.values())
+    taken = ends.keys() | {value.name for value in inner}
+    for value in inner:
+        name = value.name
+        if ends.get(name, value) is not value:
+            value.name = next(other for i in count(1) if (other := f"{name}_{i}") not in taken)
+            taken.add(value.name)
 
 
 def _name_batch(graph: Any) -> None:

@@ -33,6 +33,7 @@ class ProgramRunner(Runner):
             specs.append(TensorSpec(str(node.target), to_numpy(torch.zeros((), dtype=dtype)).dtype, shape))
             self._dtypes.append(dtype)
         self.inputs = tuple(specs)
+        self._takes = self._model.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
         self.outputs = ()
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
@@ -40,7 +41,8 @@ class ProgramRunner(Runner):
         pairs = zip(feeds.values(), self._dtypes, strict=True)
         tensors = [torch.from_numpy(array).to(dtype=dtype) for array, dtype in pairs]
         with inference(self._model):
-            out = self._model(*tensors)
+            args, kwargs = torch.utils._pytree.tree_unflatten(tensors, self._takes)
+            out = self._model(*args, **kwargs)
         return [to_numpy(t) for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
 
 

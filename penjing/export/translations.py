@@ -4,11 +4,15 @@ an edit of the program."""
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from onnxscript import opset18 as op
+
+from penjing.export.distances import cdist
+from penjing.export.embedding_bags import are_even, embedding_bag
 
 
 def attention(
@@ -106,7 +110,7 @@ def translations(program: torch.export.ExportedProgram) -> dict[Any, Callable[..
     aten = torch.ops.aten
     sdpa = aten.scaled_dot_product_attention.default
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
-    found: dict[Any, Callable[..., Any]] = {}
+    found: dict[Any, Callable[..., Any]] = {aten.cdist.default: cdist}
     given = set(program.graph_signature.user_inputs)
     attentions = [node for node in calls if node.target is sdpa]
     if any(node.args[0].meta["val"].dim() != 4 or _may_close(node, given) for node in attentions):
@@ -114,6 +118,9 @@ def translations(program: torch.export.ExportedProgram) -> dict[Any, Callable[..
     if any("2d_aa." in str(node.target) for node in calls):
         found[aten._upsample_bilinear2d_aa.default] = antialiased(cubic=False)
         found[aten._upsample_bicubic2d_aa.default] = antialiased(cubic=True)
+    bags = [node for node in calls if node.target is aten.embedding_bag.padding_idx]
+    if bags:
+        found[aten.embedding_bag.padding_idx] = embedding_bag(even=all(map(are_even, bags)))
     return found
 
 
@@ -130,3 +137,27 @@ def even_bounds(program: torch.export.ExportedProgram) -> None:
             bounds = node.args[1:]
             if any(isinstance(bound, float) for bound in bounds):
                 node.args = (node.args[0], *(None if bound is None else float(bound) for bound in bounds))
+
+
+def slice_splits(program: torch.export.ExportedProgram) -> None:
+    """Write a split at a computed size, such as the batch's, as slices: torch's optimizer fails on it."""
+    aten = torch.ops.aten
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target is not aten.split.Tensor or not isinstance(node.args[1], torch.fx.Node):
+            continue
+        x, size = node.args[:2]
+        dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+        for part in list(node.users):
+            with graph.inserting_before(part):
+                ends = []
+                for times in (part.args[1], part.args[1] + 1):
+                    end = graph.call_function(operator.mul, (size, times))
+                    end.meta["val"] = size.meta["val"] * times
+                    ends.append(end)
+                piece = graph.call_function(aten.slice.Tensor, (x, dim, *ends))
+            piece.meta = dict(part.meta)
+            part.replace_all_uses_with(piece)
+            graph.erase_node(part)
+        graph.erase_node(node)
+    program.graph_module.recompile()

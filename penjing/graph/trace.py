@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any
@@ -199,14 +199,22 @@ def plain_outputs(model: nn.Module) -> Iterator[set[str]]:
 def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Split example inputs into positional and keyword arguments of ``model.forward``."""
     if isinstance(example_inputs, Mapping):
-        accepted = inspect.signature(model.forward).parameters
-        any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
-        if any_name or all(key in accepted for key in example_inputs):
+        accepted = _arguments(model)
+        if accepted is None or all(key in accepted for key in example_inputs):
             return (), dict(example_inputs)
         return (dict(example_inputs),), {}
     if isinstance(example_inputs, tuple | list):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
+
+
+def _arguments(model: nn.Module) -> Collection[str] | None:
+    """Names of the arguments of the forward; None where it takes any."""
+    graph = getattr(model, "graph", None)
+    if isinstance(graph, fx.Graph) and isinstance(graph._codegen, fx.graph._PyTreeCodeGen):
+        return graph._codegen.pytree_info.orig_args  # its signature is (*args, **kwargs)
+    found = inspect.signature(model.forward).parameters
+    return None if any(each.kind is each.VAR_KEYWORD for each in found.values()) else found
 
 
 def _check_kind(model: nn.Module) -> None:

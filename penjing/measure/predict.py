@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from penjing.batches import take_apart
+from penjing.batches import as_inputs, call_model, map_inputs, take_apart
 from penjing.errors import MeasureError
-from penjing.graph.remembered import own_copies, put_back
+from penjing.graph.remembered import put_back
 from penjing.modes import eval_mode
+from penjing.naming import by_name, leaves, lone
 
 Predict = Callable[[Any], NDArray[Any]]
 
@@ -51,15 +52,16 @@ def as_predict(model: Any) -> Iterator[Predict]:
 
 def feeds_of(inputs: Any, names: list[str]) -> dict[str, NDArray[Any]]:
     """A batch's inputs as NumPy arrays by input name: a dict by its own names, anything else by position."""
-    if isinstance(inputs, Mapping):
-        return {name: _array(value) for name, value in inputs.items() if name in names}
-    values = inputs if isinstance(inputs, tuple | list) else (inputs,)
-    if len(values) != len(names):
+    named = by_name(inputs, names)
+    if named is None:
+        given = list(leaves(inputs))
+        told = ", ".join(path for path, _ in given) if isinstance(lone(inputs), Mapping) else ""
         raise MeasureError(
-            f"a batch has {len(values)} inputs and the file takes {len(names)} ({', '.join(names)})",
+            f"a batch has {len(given)} inputs{f' ({told})' if told else ''} and the file takes {len(names)} "
+            f"({', '.join(names)})",
             remedy="Give batches with the file's inputs",
         )
-    return {name: _array(value) for name, value in zip(names, values, strict=True)}
+    return {name: _array(value) for name, value in named.items()}
 
 
 def labelled(loader: Iterable[Any]) -> Iterator[tuple[Any, NDArray[Any]]]:
@@ -81,12 +83,7 @@ def are_classes(targets: NDArray[Any]) -> bool:
 
 
 def _call(model: nn.Module, inputs: Any, device: torch.device) -> Any:
-    inputs = own_copies(inputs)
-    if isinstance(inputs, Mapping):
-        return model(**{name: value.to(device) for name, value in inputs.items()})
-    if isinstance(inputs, tuple | list):
-        return model(*(value.to(device) for value in inputs))
-    return model(inputs.to(device))
+    return call_model(model, map_inputs(as_inputs(inputs), lambda x: x.to(device)))
 
 
 def _first(outputs: Any) -> NDArray[Any]:

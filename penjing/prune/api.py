@@ -287,11 +287,7 @@ def _refit_config(given: bool | ReconstructConfig | Mapping[str, Any]) -> Recons
 
     if isinstance(given, bool):
         return None
-    if isinstance(given, Mapping):
-        return ReconstructConfig.parse(dict(given))
-    if not isinstance(given, ReconstructConfig):
-        raise PruneError(f"reconstruct is {given!r}", remedy="Give True, False, or a ReconstructConfig")
-    return given
+    return ReconstructConfig.of(given)
 
 
 def names_one(pattern: str, params: Sequence[str]) -> bool:

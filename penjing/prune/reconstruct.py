@@ -143,7 +143,7 @@ def reconstruct(
     teacher: nn.Module | Graph,
     plan: Any,
     data: Iterable[Any],
-    config: ReconstructConfig | None = None,
+    config: ReconstructConfig | Mapping[str, Any] | None = None,
     *,
     seed: int = 0,
     listen: Listener = silent,
@@ -166,7 +166,7 @@ def reconstruct(
     """
     from penjing.prune.refit import Refit  # the traced-graph machinery loads only when it is used
 
-    config = config or ReconstructConfig()
+    config = ReconstructConfig.of(config)
     began = time.perf_counter()
     batches = calibration_batches(data, config.max_samples)
     model = copy.deepcopy(student)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from penjing.batches import take_apart
 from penjing.errors import QuantizeError
+from penjing.naming import by_name, leaves, lone
 
 Feed = dict[str, NDArray[np.generic]]
 
@@ -208,21 +209,21 @@ def _of_samples(specs: Sequence[InputSpec]) -> tuple[int | None, frozenset[str]]
 
 
 def _by_name(inputs: Any, specs: tuple[InputSpec, ...]) -> dict[str, NDArray[np.generic]]:
-    if isinstance(inputs, Mapping):
-        missing = [spec.name for spec in specs if spec.name not in inputs]
-        if missing:
-            raise QuantizeError(
-                f"the calibration data lacks the input {missing[0]!r} (it has {', '.join(map(str, inputs))})",
-                remedy="Give one entry for each input of the graph",
-            )
-        return {spec.name: _to_numpy(inputs[spec.name]) for spec in specs}
-    values = list(inputs) if isinstance(inputs, (tuple, list)) else [inputs]
-    if len(values) != len(specs):
+    names = [spec.name for spec in specs]
+    named = by_name(inputs, names)
+    if named is None and isinstance(lone(inputs), Mapping):
+        given = [path for path, _ in leaves(lone(inputs))]
+        missing = next(name for name in names if name not in given)
         raise QuantizeError(
-            f"the calibration data has {len(values)} inputs where the graph has {len(specs)}",
-            remedy=f"Give {', '.join(spec.name for spec in specs)}",
+            f"the calibration data lacks the input {missing!r} (it has {', '.join(given)})",
+            remedy="Give one entry for each input of the graph",
         )
-    return {spec.name: _to_numpy(value) for spec, value in zip(specs, values, strict=True)}
+    if named is None:
+        raise QuantizeError(
+            f"the calibration data has {len(list(leaves(inputs)))} inputs where the graph has {len(specs)}",
+            remedy=f"Give {', '.join(names)}",
+        )
+    return {name: _to_numpy(value) for name, value in named.items()}
 
 
 def _check(array: NDArray[np.generic], spec: InputSpec, index: int, *, each: bool) -> NDArray[np.generic]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from penjing.quantize.student import QuantizedStudent, taught_job
 def quantize(
     model: nn.Module | Path | str,
     data: Iterable[Any],
-    config: QuantizeConfig | None = None,
+    config: QuantizeConfig | Mapping[str, Any] | None = None,
     *,
     out: Path | str,
     example_inputs: Any = None,
@@ -49,7 +49,7 @@ def quantize(
             steps are written as they were learned.
         data: Batches: ``inputs``, ``(inputs, target)`` or a mapping, preprocessed as for the network. Of an
             iterator, as many as hold ``samples`` are kept.
-        config: How; by default squared-error ranges, equalization and bias correction.
+        config: How, also as a dict; by default squared-error ranges, equalization and bias correction.
         out: The ONNX file to write; an artifact that it is put into lists it.
         example_inputs: What exports a module; by default the first batch.
         labels_metric: ``f(outputs, targets)`` of all samples, higher is better; by default top-1 accuracy.
@@ -76,7 +76,7 @@ def quantize(
                 )
             job = taught_job(model, data, seed, listen, folder)
         else:
-            config = config or QuantizeConfig()
+            config = QuantizeConfig.of(config)
             data = rereadable(data, config.samples)
             fp32 = as_onnx(model, data, example_inputs, folder)
             job = Job(fp32, data, config, seed, listen)

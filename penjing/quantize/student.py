@@ -224,7 +224,7 @@ class QuantizedStudent(OnnxModel):
 def quantized_student(
     model: nn.Module | Path | str,
     data: Iterable[Any],
-    config: QuantizeConfig | None = None,
+    config: QuantizeConfig | Mapping[str, Any] | None = None,
     *,
     example_inputs: Any = None,
     seed: int = 0,
@@ -249,7 +249,7 @@ def quantized_student(
     Raises:
         QuantizeError: As for `penjing.quantize`, and for modes other than static.
     """
-    config = config or QuantizeConfig()
+    config = QuantizeConfig.of(config)
     if config.mode != "static":
         raise QuantizeError(
             f"mode {config.mode!r} rounds no activations, which a student trains with",

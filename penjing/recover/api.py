@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from penjing.recover.teachers import Teacher
 def train(
     model: nn.Module,
     data: Iterable[Any],
-    config: RecoverConfig | None = None,
+    config: RecoverConfig | Mapping[str, Any] | None = None,
     *,
     val: Iterable[Any] | None = None,
     checkpoint: Path | str | None = None,
@@ -34,7 +34,7 @@ def train(
         model: Any module from inputs to class scores ``[N, K]``. It is not changed.
         data: A re-iterable of batches; ``set_epoch(epoch)`` is called before each pass where there is one,
             also on a loader's samplers.
-        config: Options; the defaults of `RecoverConfig` otherwise.
+        config: Options, also as a dict; the defaults of `RecoverConfig` otherwise.
         val: Data with targets for validation, early stopping and ``keep="best"``.
         checkpoint: Folder written after every epoch. If it holds a checkpoint the run goes on from it, and
             ends as it would have without the interruption, bit for bit (unless ``max_seconds`` ends it).
@@ -49,7 +49,7 @@ def train(
         RunError: a checkpoint folder that cannot be written.
     """
     job = Job(
-        "train", model, (), data, config or RecoverConfig(), val, None, _folder(checkpoint), seed, listen
+        "train", model, (), data, RecoverConfig.of(config), val, None, _folder(checkpoint), seed, listen
     )
     return Loop(job).run()
 
@@ -58,7 +58,7 @@ def recover(
     student: nn.Module,
     teacher: Teacher | Sequence[Teacher] | None,
     data: Iterable[Any],
-    config: RecoverConfig | None = None,
+    config: RecoverConfig | Mapping[str, Any] | None = None,
     *,
     val: Iterable[Any] | None = None,
     plan: Any = None,
@@ -74,7 +74,7 @@ def recover(
         teacher: The original network; several, whose losses are averaged; functions from inputs to logits;
             or None when the batches carry ``teacher_logits``.
         data: A re-iterable of batches, as for `train`; labels are needed only by losses that use them.
-        config: Options; the defaults of `RecoverConfig` otherwise.
+        config: Options, also as a dict; the defaults of `RecoverConfig` otherwise.
         val: As for `train`.
         metric: What validation goes by instead of accuracy: ``metric(outputs, targets)`` on all of ``val``,
             or an object with ``update``, ``compute`` and ``reset``; higher is better. Without it a network
@@ -95,7 +95,7 @@ def recover(
         teachers: tuple[Teacher, ...] = ()
     else:
         teachers = tuple(teacher) if isinstance(teacher, Sequence) else (teacher,)
-    config = config or RecoverConfig()
+    config = RecoverConfig.of(config)
     folder = _folder(checkpoint)
     job = Job("recover", student, teachers, data, config, val, plan, folder, seed, listen, metric)
     return Loop(job).run()

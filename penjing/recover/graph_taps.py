@@ -74,12 +74,12 @@ def tap(model: GraphModel, layer: str, side: str, keep: Callable[[Tensor], None]
 
 def _source(graph: fx.Graph, layer: str, side: str) -> fx.Node:
     """The node whose value is a layer's input or output."""
+    if side == "output" and (leaving := exit_of(graph, layer)) is not None:
+        return leaving  # what reads a tensor of its own may stand at the start of a block
     reads = {
         node for node in graph.nodes if node.op == "get_attr" and str(node.target).rpartition(".")[0] == layer
     }
     ops = [node for node in graph.nodes if reads.intersection(node.all_input_nodes)]
-    if not reads and side == "output" and (leaving := exit_of(graph, layer)) is not None:
-        return leaving
     if len(ops) != 1:
         raise RecoverError(
             f"{len(ops)} operations of the traced graph read this layer: its {side} is not known",

@@ -69,3 +69,28 @@ def test_what_goes_into_a_block_of_a_graph_is_not_known() -> None:
     graph = GraphModel(trace(net(), DATA[0]))
     with pytest.raises(RecoverError, match="0 operations"), Taps(graph, (FeatureSpec("body", "input"),)):
         pass
+
+
+class Asking(nn.Module):
+    """A block that begins with a tensor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = nn.Parameter(torch.randn(1, 3, 6))
+        self.key, self.value = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        asked = self.asked.repeat(len(x), 1, 1)
+        out: Tensor = torch.softmax(asked @ self.key(x).mT, -1) @ self.value(x)
+        return out
+
+
+def test_what_leaves_a_block_is_not_what_reads_its_own_tensor() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Asking(), Asking()).eval()
+    x = torch.randn(4, 5, 6)
+    graph = GraphModel(trace(model, x))
+    for student in (model, graph):
+        with Taps(student, (FeatureSpec("0", "output"),)) as taps:
+            student(x)
+        torch.testing.assert_close(next(iter(taps.features.values())), model[0](x))

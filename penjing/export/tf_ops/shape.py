@@ -134,7 +134,7 @@ def _bounds(node: Node, attribute: str, index: int) -> list[Any]:
         return list(value.parts)
     if not value.shape or value.shape[0] is None:
         raise node.error(f"the number of its {attribute} is unknown")
-    return list(tf.unstack(value.plain(), value.shape[0]))
+    return [value.plain()[i] for i in range(value.shape[0])]  # LiteRT unpacks no int64
 
 
 _FAR = 2**31 - 1

@@ -1,0 +1,74 @@
+"""What a network computes from its weights alone, worked out once: files have no op for some of it (a
+determinant, an orthogonal parametrization's exponential), and need none."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+
+_HELD = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+def fold_weights(program: torch.export.ExportedProgram) -> int:
+    """Replace tensors that are computed from weights alone by buffers that hold them; gives how many.
+
+    Random numbers and what a forward writes into stay as they are.
+    """
+    known = _known(program)
+    graph = program.graph
+    specs = program.graph_signature.input_specs
+    given = [node for node in graph.nodes if node.op == "placeholder"]
+    at = next((i for i, spec in enumerate(specs) if spec.kind is InputKind.USER_INPUT), len(specs))
+    count = 0
+    for node, value in known.items():
+        used = [user for user in node.users if user not in known]
+        if node.op == "placeholder" or not used or not isinstance(value, Tensor):
+            continue
+        name = f"folded_{count}"
+        with graph.inserting_before(given[at] if at < len(given) else next(iter(graph.nodes))):
+            held = graph.placeholder(f"b_{name}")
+        held.meta = dict(node.meta)
+        spec = InputSpec(InputKind.BUFFER, TensorArgument(held.name), name, persistent=True)
+        specs.insert(at + count, spec)
+        program.state_dict[name] = value.contiguous()
+        node.replace_all_uses_with(held, delete_user_cb=lambda user: user not in known)
+        count += 1
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return count
+
+
+def _known(program: torch.export.ExportedProgram) -> dict[fx.Node, Any]:
+    """The values of the nodes that read weights alone."""
+    signature = program.graph_signature
+    written = {*signature.buffers_to_mutate.values(), *signature.parameters_to_mutate.values()}
+    stored = {
+        spec.arg.name: spec.target
+        for spec in signature.input_specs
+        if spec.kind in _HELD and spec.target not in written
+    }
+    known: dict[fx.Node, Any] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in stored:
+            target = stored[node.name]
+            known[node] = program.state_dict.get(target, program.constants.get(target))
+        elif node.op == "call_function" and _is_pure(node) and all(n in known for n in node.all_input_nodes):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+            with torch.no_grad():
+                known[node] = node.target(*args, **kwargs)
+    return known
+
+
+def _is_pure(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return True
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and not target._schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in target.tags
+    )
