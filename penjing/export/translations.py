@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from onnxscript import opset18 as op
 
+from penjing.export import orders
 from penjing.export.distances import cdist
 from penjing.export.embedding_bags import are_even, embedding_bag
 
@@ -105,12 +106,96 @@ def _tensor(tensor: torch.Tensor) -> Any:
     return onnx.numpy_helper.from_array(tensor.numpy())
 
 
+def hypot(a: Any, b: Any) -> Any:
+    """``aten.hypot``: the length of a right triangle's longest side."""
+    return op.Sqrt(op.Add(op.Mul(a, a), op.Mul(b, b)))
+
+
+def copysign(a: Any, b: Any) -> Any:
+    """``aten.copysign``: ``|a|`` with the sign of ``b``; that of a negative zero is not seen."""
+    zero = op.CastLike(op.Constant(value_float=0.0), b)
+    size = op.Abs(a)
+    return op.Where(op.Less(b, zero), op.Neg(size), size)
+
+
+def hstack(tensors: Any) -> Any:
+    """``aten.hstack``: joined side by side."""
+    return op.Concat(*tensors, axis=min(1, len(tensors[0].shape) - 1))
+
+
+def vstack(tensors: Any) -> Any:
+    """``aten.vstack``: joined row upon row."""
+    return op.Concat(*(_lifted(tensor, {1: [0]}) for tensor in tensors), axis=0)
+
+
+def dstack(tensors: Any) -> Any:
+    """``aten.dstack``: joined in depth."""
+    return op.Concat(*(_lifted(tensor, {1: [0, 2], 2: [2]}) for tensor in tensors), axis=2)
+
+
+def _lifted(tensor: Any, missing: dict[int, list[int]]) -> Any:
+    axes = missing.get(len(tensor.shape))
+    return op.Unsqueeze(tensor, op.Constant(value_ints=axes)) if axes else tensor
+
+
+def rrelu(x: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, *_: Any) -> Any:
+    """``aten.rrelu`` in inference: the slope is the middle of its range."""
+    return op.LeakyRelu(x, alpha=(lower + upper) / 2)
+
+
+def but_for_nan(choose: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """``aten.fmax`` and ``fmin``: where one of both is NaN, the other."""
+
+    def translate(a: Any, b: Any) -> Any:
+        return op.Where(op.IsNaN(a), b, op.Where(op.IsNaN(b), a, choose(a, b)))
+
+    return translate
+
+
+def scatter_reduce(self: Any, dim: int, index: Any, src: Any, reduce: str, include_self: bool = True) -> Any:
+    """``aten.scatter_reduce``, with the mean, which ONNX has not (torch's own translation keeps one value
+    of several)."""
+    if reduce != "mean":
+        from onnxscript.function_libs.torch_lib.ops import core
+
+        return core.aten_scatter_reduce(self, dim, index, src, reduce, include_self)
+    zero, one = (op.CastLike(op.Constant(value_float=value), src) for value in (0.0, 1.0))
+    before = op.Expand(one if include_self else zero, op.Shape(self))
+    count = op.ScatterElements(before, index, op.Expand(one, op.Shape(src)), axis=dim, reduction="add")
+    begun = self if include_self else op.Where(op.Greater(count, zero), zero, self)
+    total = op.ScatterElements(begun, index, src, axis=dim, reduction="add")
+    return op.Div(total, op.Max(count, one))
+
+
+_aten = torch.ops.aten
+ALWAYS: dict[Any, Callable[..., Any]] = {
+    _aten.bucketize.Tensor: orders.bucketize,
+    _aten.cdist.default: cdist,
+    _aten.copysign.Tensor: copysign,
+    _aten.cummax.default: orders.running(op.Greater),
+    _aten.cummin.default: orders.running(op.Less),
+    _aten.cumprod.default: orders.cumprod,
+    _aten.dstack.default: dstack,
+    _aten.fmax.default: but_for_nan(op.Max),
+    _aten.fmin.default: but_for_nan(op.Min),
+    _aten.hstack.default: hstack,
+    _aten.hypot.default: hypot,
+    _aten.kthvalue.default: orders.kthvalue,
+    _aten.median.dim: orders.median,
+    _aten.rrelu.default: rrelu,
+    _aten.scatter_reduce.two: scatter_reduce,
+    _aten.searchsorted.Tensor: orders.searchsorted,
+    _aten.vstack.default: vstack,
+}
+"""Where torch has none, or a wrong one."""
+
+
 def translations(program: torch.export.ExportedProgram) -> dict[Any, Callable[..., Any]]:
     """The functions that this program needs in place of torch's own."""
     aten = torch.ops.aten
     sdpa = aten.scaled_dot_product_attention.default
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
-    found: dict[Any, Callable[..., Any]] = {aten.cdist.default: cdist}
+    found = dict(ALWAYS)
     given = set(program.graph_signature.user_inputs)
     attentions = [node for node in calls if node.target is sdpa]
     if any(node.args[0].meta["val"].dim() != 4 or _may_close(node, given) for node in attentions):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
+from penjing.export.tf_ops import elementary
 from penjing.export.tf_ops.backend import tf
 from penjing.export.tf_ops.broadcast import broadcast
 from penjing.export.tf_ops.node import Node, aligned, op, restore, same_order
@@ -16,7 +17,7 @@ Unary = Callable[[Tensor], Tensor]
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
     # ONNX integer division truncates towards zero.
-    return tf.truncatediv(a, b) if a.dtype.is_integer else tf.divide(a, b)
+    return elementary.quotient(a, b) if a.dtype.is_integer else tf.divide(a, b)
 
 
 def _celu(x: Tensor, alpha: float) -> Tensor:
@@ -33,17 +34,17 @@ def _round(x: Tensor) -> Tensor:
 
 UNARY: dict[str, Unary] = {
     "Abs": tf.abs,
-    "Acos": tf.acos,
-    "Acosh": tf.acosh,
-    "Asin": tf.asin,
-    "Asinh": tf.asinh,
-    "Atan": tf.atan,
-    "Atanh": tf.atanh,
+    "Acos": elementary.acos,
+    "Acosh": elementary.acosh,
+    "Asin": elementary.asin,
+    "Asinh": elementary.asinh,
+    "Atan": elementary.atan,
+    "Atanh": elementary.atanh,
     "BitwiseNot": tf.bitwise.invert,
     "Ceil": tf.math.ceil,
     "Cos": tf.cos,
-    "Cosh": tf.cosh,
-    "Erf": tf.math.erf,
+    "Cosh": elementary.cosh,
+    "Erf": elementary.erf,
     "Exp": tf.exp,
     "Floor": tf.floor,
     "HardSwish": lambda x: x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0),
@@ -60,11 +61,11 @@ UNARY: dict[str, Unary] = {
     "Sigmoid": tf.sigmoid,
     "Sign": tf.sign,
     "Sin": tf.sin,
-    "Sinh": tf.sinh,
+    "Sinh": elementary.sinh,
     "Softplus": tf.nn.softplus,
     "Softsign": tf.nn.softsign,
     "Sqrt": tf.sqrt,
-    "Tan": tf.tan,
+    "Tan": elementary.tan,
     "Tanh": tf.tanh,
 }
 
@@ -165,7 +166,7 @@ def _pow(node: Node) -> Value:
 @op("Mod")
 def _mod(node: Node) -> Value:
     (a, b), last = aligned([node.value(0), node.value(1)])
-    return restore(tf.truncatemod(a, b) if node.attr("fmod", 0) else tf.math.floormod(a, b), last)
+    return restore(elementary.remainder(a, b) if node.attr("fmod", 0) else tf.math.floormod(a, b), last)
 
 
 @op("PRelu")
