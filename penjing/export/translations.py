@@ -106,6 +106,26 @@ def _tensor(tensor: torch.Tensor) -> Any:
     return onnx.numpy_helper.from_array(tensor.numpy())
 
 
+def adaptive_max_pool(x: Any, output_size: Any) -> tuple[Any, Any]:
+    """``aten.adaptive_max_pool1d`` to ``3d`` (the values alone): the largest of each window, dimension by
+    dimension.
+    """
+    wanted = output_size if isinstance(output_size, (list, tuple)) else [output_size]
+    sizes = list(x.shape)
+    for dim, count in enumerate(wanted, len(sizes) - len(wanted)):
+        size = sizes[dim]
+        if not isinstance(size, int):
+            raise ValueError("adaptive pooling of a free size has no ONNX")
+        axes = op.Constant(value_ints=[dim])
+        parts = []
+        for at in range(count):
+            ends = ([at * size // count], [-(-(at + 1) * size // count)])
+            start, stop = (op.Constant(value_ints=end) for end in ends)
+            parts.append(op.ReduceMax(op.Slice(x, start, stop, axes), axes, keepdims=1))
+        x = parts[0] if count == 1 else op.Concat(*parts, axis=dim)
+    return x, op.Identity(x)
+
+
 def hypot(a: Any, b: Any) -> Any:
     """``aten.hypot``: the length of a right triangle's longest side."""
     return op.Sqrt(op.Add(op.Mul(a, a), op.Mul(b, b)))
@@ -189,6 +209,8 @@ ALWAYS: dict[Any, Callable[..., Any]] = {
 }
 """Where torch has none, or a wrong one."""
 
+_ADAPTIVE = tuple(getattr(_aten, f"adaptive_max_pool{dims}d").default for dims in (1, 2, 3))
+
 
 def translations(program: torch.export.ExportedProgram) -> dict[Any, Callable[..., Any]]:
     """The functions that this program needs in place of torch's own."""
@@ -203,6 +225,10 @@ def translations(program: torch.export.ExportedProgram) -> dict[Any, Callable[..
     if any("2d_aa." in str(node.target) for node in calls):
         found[aten._upsample_bilinear2d_aa.default] = antialiased(cubic=False)
         found[aten._upsample_bicubic2d_aa.default] = antialiased(cubic=True)
+    for target in _ADAPTIVE:
+        places = [user for node in calls if node.target is target for user in node.users if user.args[1] == 1]
+        if not any(place.users for place in places):
+            found[target] = adaptive_max_pool
     bags = [node for node in calls if node.target is aten.embedding_bag.padding_idx]
     if bags:
         found[aten.embedding_bag.padding_idx] = embedding_bag(even=all(map(are_even, bags)))

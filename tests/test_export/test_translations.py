@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import penjing as pj
 from penjing.export import export_onnx, verify
@@ -36,7 +37,10 @@ OPS: dict[str, Function] = {
     "hstack": lambda x: torch.hstack([x, 2 * x]),
     "dstack": lambda x: torch.dstack([x[:, 0], x[:, 1]]),
     "vstack": lambda x: torch.vstack([x.amax((0, 1)), x.amin((0, 1))]),
-    "rrelu": nn.functional.rrelu,
+    "rrelu": F.rrelu,
+    "adaptive_max_pool1d": lambda x: F.adaptive_max_pool1d(x, 3),
+    "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, (2, 5)),
+    "adaptive_max_pool3d": lambda x: F.adaptive_max_pool3d(x[:, None, None], (1, 4, 3)),
     "hypot": lambda x: torch.hypot(x, x + 1),
     "copysign": lambda x: torch.copysign(x + 1, -x),
     "fmax": lambda x: torch.fmax(x, (-x).sqrt()),

@@ -73,39 +73,3 @@ def _along_axis(x: Tensor, matrix: np.ndarray, axis: int) -> Tensor:
     perm = [i for i in range(rank) if i != axis] + [axis]
     moved = tf.linalg.matmul(tf.transpose(x, perm), tf.constant(matrix.T))
     return tf.transpose(moved, [int(i) for i in np.argsort(perm)])
-
-
-@op("GridSample")
-def _grid_sample(node: Node) -> Value:
-    x, grid = node.value().last(), node.x(1)
-    mode = node.text("mode", "linear")
-    if (
-        mode not in ("linear", "bilinear")
-        or node.text("padding_mode", "zeros") != "zeros"
-        or x.shape.rank != 4
-    ):
-        raise node.error("only two-dimensional bilinear sampling with zeros outside is known")
-    height, width = x.shape[1], x.shape[2]
-    corners = bool(node.attr("align_corners", 0))
-
-    def position(g: Tensor, size: int) -> Tensor:
-        return (g + 1) * ((size - 1) / 2) if corners else ((g + 1) * size - 1) / 2
-
-    px, py = position(grid[..., 0], width), position(grid[..., 1], height)
-    x0, y0 = tf.floor(px), tf.floor(py)
-    out = 0.0
-    for dy in (0, 1):
-        for dx in (0, 1):
-            ix, iy = x0 + dx, y0 + dy
-            weight = (1 - tf.abs(px - ix)) * (1 - tf.abs(py - iy))
-            inside = (ix >= 0) & (ix <= width - 1) & (iy >= 0) & (iy <= height - 1)
-            at = tf.stack(
-                [
-                    tf.clip_by_value(tf.cast(iy, tf.int32), 0, height - 1),
-                    tf.clip_by_value(tf.cast(ix, tf.int32), 0, width - 1),
-                ],
-                -1,
-            )
-            taken = tf.gather_nd(x, at, batch_dims=1)
-            out = out + taken * tf.where(inside, weight, tf.zeros_like(weight))[..., tf.newaxis]
-    return Value(last=out)
