@@ -107,9 +107,18 @@ def _tensor(tensor: torch.Tensor) -> Any:
 
 
 def adaptive_max_pool(x: Any, output_size: Any) -> tuple[Any, Any]:
-    """``aten.adaptive_max_pool1d`` to ``3d`` (the values alone): the largest of each window, dimension by
-    dimension.
-    """
+    """``aten.adaptive_max_pool1d`` to ``3d``: the largest of each window, without its place."""
+    x = _adaptive(x, output_size, op.ReduceMax)
+    return x, op.Identity(x)
+
+
+def adaptive_mean_pool(x: Any, output_size: Any) -> Any:
+    """``aten.adaptive_avg_pool3d`` (torch has the others): the mean of each window."""
+    return _adaptive(x, output_size, op.ReduceMean)
+
+
+def _adaptive(x: Any, output_size: Any, reduce: Callable[..., Any]) -> Any:
+    """Windows as even as they can be, dimension by dimension: they may overlap by one."""
     wanted = output_size if isinstance(output_size, (list, tuple)) else [output_size]
     sizes = list(x.shape)
     for dim, count in enumerate(wanted, len(sizes) - len(wanted)):
@@ -121,9 +130,9 @@ def adaptive_max_pool(x: Any, output_size: Any) -> tuple[Any, Any]:
         for at in range(count):
             ends = ([at * size // count], [-(-(at + 1) * size // count)])
             start, stop = (op.Constant(value_ints=end) for end in ends)
-            parts.append(op.ReduceMax(op.Slice(x, start, stop, axes), axes, keepdims=1))
+            parts.append(reduce(op.Slice(x, start, stop, axes), axes, keepdims=1))
         x = parts[0] if count == 1 else op.Concat(*parts, axis=dim)
-    return x, op.Identity(x)
+    return x
 
 
 def hypot(a: Any, b: Any) -> Any:
@@ -189,6 +198,8 @@ def scatter_reduce(self: Any, dim: int, index: Any, src: Any, reduce: str, inclu
 
 _aten = torch.ops.aten
 ALWAYS: dict[Any, Callable[..., Any]] = {
+    _aten._adaptive_avg_pool3d.default: adaptive_mean_pool,
+    _aten.adaptive_avg_pool3d.default: adaptive_mean_pool,
     _aten.bucketize.Tensor: orders.bucketize,
     _aten.cdist.default: cdist,
     _aten.copysign.Tensor: copysign,

@@ -41,6 +41,7 @@ OPS: dict[str, Function] = {
     "adaptive_max_pool1d": lambda x: F.adaptive_max_pool1d(x, 3),
     "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, (2, 5)),
     "adaptive_max_pool3d": lambda x: F.adaptive_max_pool3d(x[:, None, None], (1, 4, 3)),
+    "adaptive_avg_pool3d": lambda x: F.adaptive_avg_pool3d(x[:, None, None], (1, 4, 3)),
     "hypot": lambda x: torch.hypot(x, x + 1),
     "copysign": lambda x: torch.copysign(x + 1, -x),
     "fmax": lambda x: torch.fmax(x, (-x).sqrt()),

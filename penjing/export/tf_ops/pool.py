@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from penjing.export.onnx_node import Window
@@ -54,14 +56,32 @@ def _pad_for_maximum(x: Tensor, window: Window, non_negative: bool) -> Tensor:
 
 
 def _pool(x: Tensor, window: Window, kind: str, padding: str) -> Tensor:
-    if set(window.kernel) == {1}:  # a stride alone: TensorFlow refuses strides above the window
-        return x[(slice(None), *(slice(None, None, s) for s in window.strides), slice(None))]
-    if any(s > k for s, k in zip(window.strides, window.kernel, strict=True)) and len(window.kernel) == 2:
+    dims = list(zip(window.kernel, window.strides, window.dilations, strict=True))
+    if len(dims) < 3:
+        return _pool_plane(x, dims, kind, padding)
+    # LiteRT pools in two dimensions: a box by its area first, then what that gave by its depth
+    shape = tf.shape(x)
+    planes = tf.reshape(x, tf.concat([[shape[0] * shape[1]], shape[2:]], 0))
+    planes.set_shape([None, *x.shape[2:]])
+    planes = _pool_plane(planes, dims[1:], kind, padding)
+    area = tf.shape(planes)[1:3]
+    lines = tf.reshape(planes, tf.stack([shape[0], shape[1], area[0] * area[1], shape[4]]))
+    lines.set_shape([None, x.shape[1], None, x.shape[4]])
+    lines = _pool_plane(lines, [dims[0], (1, 1, 1)], kind, padding)
+    out = tf.reshape(lines, tf.concat([[shape[0]], tf.shape(lines)[1:2], area, shape[4:]], 0))
+    out.set_shape([None, lines.shape[1], *planes.shape[1:]])
+    return out
+
+
+def _pool_plane(x: Tensor, dims: Sequence[tuple[int, int, int]], kind: str, padding: str) -> Tensor:
+    """In one dimension or two, each with its kernel, stride and dilation."""
+    kernel, strides, dilations = (list(each) for each in zip(*dims, strict=True))
+    if set(kernel) == {1}:  # a stride alone: TensorFlow refuses strides above the window
+        return x[(slice(None), *(slice(None, None, s) for s in strides), slice(None))]
+    if any(s > k for s, k in zip(strides, kernel, strict=True)) and len(kernel) == 2:
         pool = tf.nn.max_pool2d if kind == "MAX" else tf.nn.avg_pool2d
-        return pool(x, window.kernel, window.strides, padding)
-    return tf.nn.pool(
-        x, window.kernel, kind, strides=window.strides, padding=padding, dilations=window.dilations
-    )
+        return pool(x, kernel, strides, padding)
+    return tf.nn.pool(x, kernel, kind, strides=strides, padding=padding, dilations=dilations)
 
 
 @op("AveragePool")
