@@ -106,7 +106,7 @@ def _in_order(content: bytes, names: Sequence[str]) -> bytes:
 def _reason(error: Exception) -> str:
     """What the converter says of the op it cannot take, without the call sites around it."""
     text = str(error)
-    told = re.search(r": ('tf\.\w+' op [^\n]*)", text)
+    told = re.search(r": ('tfl?\.\w+' op [^\n]*)", text)
     if told:
         return told[1].strip().rstrip(".")
     lines = [line.strip() for line in text.splitlines() if "error" in line.lower() or "op:" in line.lower()]
