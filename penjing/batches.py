@@ -200,13 +200,11 @@ def as_inputs(value: Any) -> Inputs:
     """
     if isinstance(value, Tensor):
         return value
-    held = (
-        dict(value)
-        if isinstance(value, Mapping)
-        else tuple(value)
-        if isinstance(value, (tuple, list))
-        else ()
-    )
+    held: Inputs = ()
+    if isinstance(value, Mapping):
+        held = dict(value)
+    elif isinstance(value, (tuple, list)):
+        held = tuple(value)
     leaves = pytree.tree_leaves(held)
     if leaves and all(isinstance(leaf, Tensor) for leaf in leaves):
         return held

@@ -43,7 +43,7 @@ def fold_weights(program: torch.export.ExportedProgram) -> int:
 
 
 def _known(program: torch.export.ExportedProgram) -> dict[fx.Node, Any]:
-    """The values of the nodes that read weights alone."""
+    """The values of the nodes that read weights alone; not of those in memory that some op writes into."""
     signature = program.graph_signature
     written = {*signature.buffers_to_mutate.values(), *signature.parameters_to_mutate.values()}
     stored = {
@@ -51,16 +51,34 @@ def _known(program: torch.export.ExportedProgram) -> dict[fx.Node, Any]:
         for spec in signature.input_specs
         if spec.kind in _HELD and spec.target not in written
     }
-    known: dict[fx.Node, Any] = {}
+    weights = {
+        node: program.state_dict.get(stored[node.name], program.constants.get(stored[node.name]))
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in stored
+    }
+    known = dict(weights)
     for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in stored:
-            target = stored[node.name]
-            known[node] = program.state_dict.get(target, program.constants.get(target))
-        elif node.op == "call_function" and _is_pure(node) and all(n in known for n in node.all_input_nodes):
+        if node.op == "call_function" and _is_pure(node) and all(n in known for n in node.all_input_nodes):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
             with torch.no_grad():
                 known[node] = node.target(*args, **kwargs)
-    return known
+    changed = {
+        _memory(known[read])
+        for node in program.graph.nodes
+        if node.op == "call_function" and not _is_pure(node)
+        for read in node.all_input_nodes
+        if isinstance(known.get(read), Tensor)
+    }
+    kept: dict[fx.Node, Any] = {}
+    for node, value in known.items():
+        if _memory(value) not in changed and all(n in kept for n in node.all_input_nodes):
+            kept[node] = value
+    return kept
+
+
+def _memory(value: Any) -> int:
+    """Where a tensor lies, which its views share."""
+    return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else -1
 
 
 def _is_pure(node: fx.Node) -> bool:

@@ -74,6 +74,28 @@ def test_pruned_and_in_int8(tmp_path: Path) -> None:
     assert len([n for n in onnx.load(made.path).graph.node if n.op_type in ("MatMul", "Gemm")]) == 3
 
 
+class Writing(nn.Module):
+    """A copy of a weight that the input is written into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        copy = self.weight.exp()
+        copy[0].add_(x[0])
+        return x @ copy @ torch.matrix_exp(self.weight)
+
+
+def test_what_is_written_into_is_not_known() -> None:
+    model, x = Writing(), torch.randn(2, 3)
+    program = torch.export.export(model, (x,), strict=False)
+    fold_weights(program)
+    folded = [value for name, value in program.state_dict.items() if name.startswith("folded")]
+    assert len(folded) == 1
+    torch.testing.assert_close(folded[0], torch.matrix_exp(model.weight.detach()))
+
+
 def test_only_what_weights_alone_decide() -> None:
     program = torch.export.export(Counting(), (torch.randn(2, 3),), strict=False)
     program = program.run_decompositions({})
