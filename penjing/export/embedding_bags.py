@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from onnx import TensorProto
 from onnxscript import opset18 as op
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 SUM, MEAN, MAX = range(3)
-INT64 = 7
-"""ONNX's number of the type."""
 
 
 def embedding_bag(even: bool) -> Callable[..., Any]:
@@ -41,8 +40,12 @@ def embedding_bag(even: bool) -> Callable[..., Any]:
         else:
             one = op.Constant(value_int=1)
             place = op.Range(op.Constant(value_int=0), op.Size(indices), one)
-            begun = op.GreaterOrEqual(place, op.Cast(op.Reshape(offsets, column), to=INT64))  # [B, n]
-            bag_1n = op.ReduceSum(op.Cast(begun, to=INT64), op.Constant(value_ints=[0]), keepdims=1)
+            begun = op.GreaterOrEqual(
+                place, op.Cast(op.Reshape(offsets, column), to=TensorProto.INT64)
+            )  # [B, n]
+            bag_1n = op.ReduceSum(
+                op.Cast(begun, to=TensorProto.INT64), op.Constant(value_ints=[0]), keepdims=1
+            )
             number = op.Range(op.Constant(value_int=1), op.Add(op.Size(offsets), one), one)
             inside = op.Equal(bag_1n, op.Reshape(number, column))
         if padding_idx is not None:

@@ -6,10 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from onnx import TensorProto
 from onnxscript import opset18 as op
-
-INT64 = 7
-"""ONNX's number of the type."""
 
 
 def kthvalue(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
@@ -58,7 +56,9 @@ def _below(boundaries: Any, x: Any, right: bool, out_int32: bool) -> Any:
     boundaries = op.CastLike(boundaries, values)
     before = op.LessOrEqual(boundaries, values) if right else op.Less(boundaries, values)
     return op.ReduceSum(
-        op.Cast(before, to=6 if out_int32 else INT64), op.Constant(value_ints=[-1]), keepdims=0
+        op.Cast(before, to=TensorProto.INT32 if out_int32 else TensorProto.INT64),
+        op.Constant(value_ints=[-1]),
+        keepdims=0,
     )
 
 

@@ -74,9 +74,13 @@ def erf(x: Tensor) -> Tensor:
 
 def remainder(a: Tensor, b: Tensor) -> Tensor:
     """Of a division that truncates towards zero: it has the sign of ``a``."""
+    if a.dtype.is_unsigned:
+        return tf.math.floormod(a, b)
     return tf.sign(a) * tf.math.floormod(tf.abs(a), tf.abs(b))
 
 
 def quotient(a: Tensor, b: Tensor) -> Tensor:
     """Of integers, truncated towards zero."""
+    if a.dtype.is_unsigned:
+        return tf.math.floordiv(a, b)
     return tf.sign(a) * tf.sign(b) * tf.math.floordiv(tf.abs(a), tf.abs(b))
