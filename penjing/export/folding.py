@@ -37,7 +37,9 @@ def fold_weights(program: torch.export.ExportedProgram) -> int:
         program.state_dict[name] = value.contiguous()
         node.replace_all_uses_with(held, delete_user_cb=lambda user: user not in known)
         count += 1
-    graph.eliminate_dead_code()
+    for node in reversed(known):  # with the tracer's assertions, which dead code keeps alive
+        if node.op == "call_function" and not node.users:
+            graph.erase_node(node)
     program.graph_module.recompile()
     return count
 

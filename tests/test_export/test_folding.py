@@ -38,7 +38,7 @@ class Invertible(nn.Module):
         self.weight = nn.Parameter(torch.linalg.qr(torch.randn(6, 6))[0])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        volume = torch.slogdet(self.weight)[1] * x.shape[2] * x.shape[3]
+        volume = torch.slogdet(self.weight.double())[1].float() * x.shape[2] * x.shape[3]
         return nn.functional.conv2d(x, self.weight[:, :, None, None]), x.sum((1, 2, 3)) + volume
 
 
