@@ -287,6 +287,8 @@ def _refit_config(given: bool | ReconstructConfig | Mapping[str, Any]) -> Recons
 
     if isinstance(given, bool):
         return None
+    if not isinstance(given, (Mapping, ReconstructConfig)):
+        raise PruneError(f"reconstruct is {given!r}", remedy="Give True, False, or a ReconstructConfig")
     return ReconstructConfig.of(given)
 
 
