@@ -62,8 +62,9 @@ def count_samples(inputs: Any) -> int:
     """
     found = next((len(leaf) for leaf in pytree.tree_leaves(inputs) if _has_length(leaf)), None)
     if found is None:
-        first_tensor(inputs)
-    return 1 if found is None else found
+        first_tensor(inputs)  # numbers alone are one sample
+        return 1
+    return found
 
 
 def has_each(value: Any, count: int) -> bool:

@@ -21,15 +21,15 @@ def fold_weights(program: torch.export.ExportedProgram) -> int:
     known = _known(program)
     graph = program.graph
     specs = program.graph_signature.input_specs
-    given = [node for node in graph.nodes if node.op == "placeholder"]
-    at = next((i for i, spec in enumerate(specs) if spec.kind is InputKind.USER_INPUT), len(specs))
+    at = next(i for i, spec in enumerate(specs) if spec.kind is InputKind.USER_INPUT)
+    first_input = graph.find_nodes(op="placeholder")[at]
     count = 0
     for node, value in known.items():
         used = [user for user in node.users if user not in known]
         if node.op == "placeholder" or not used or not isinstance(value, Tensor):
             continue
         name = f"folded_{count}"
-        with graph.inserting_before(given[at] if at < len(given) else next(iter(graph.nodes))):
+        with graph.inserting_before(first_input):
             held = graph.placeholder(f"b_{name}")
         held.meta = dict(node.meta)
         spec = InputSpec(InputKind.BUFFER, TensorArgument(held.name), name, persistent=True)
@@ -48,17 +48,11 @@ def _known(program: torch.export.ExportedProgram) -> dict[fx.Node, Any]:
     """The values of the nodes that read weights alone; not of those in memory that some op writes into."""
     signature = program.graph_signature
     written = {*signature.buffers_to_mutate.values(), *signature.parameters_to_mutate.values()}
-    stored = {
-        spec.arg.name: spec.target
-        for spec in signature.input_specs
+    known: dict[fx.Node, Any] = {
+        node: program.state_dict.get(spec.target, program.constants.get(spec.target))
+        for node, spec in zip(program.graph.find_nodes(op="placeholder"), signature.input_specs, strict=True)
         if spec.kind in _HELD and spec.target not in written
     }
-    weights = {
-        node: program.state_dict.get(stored[node.name], program.constants.get(stored[node.name]))
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in stored
-    }
-    known = dict(weights)
     for node in program.graph.nodes:
         if node.op == "call_function" and _is_pure(node) and all(n in known for n in node.all_input_nodes):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)

@@ -70,11 +70,7 @@ def running(better: Callable[[Any, Any], Any]) -> Callable[[Any, int], tuple[Any
 
     def translate(x: Any, dim: int) -> tuple[Any, Any]:
         length = _length(x, dim)
-        place = _along(
-            op.Range(op.Constant(value_int=0), op.Constant(value_int=length), op.Constant(value_int=1)),
-            x,
-            dim,
-        )
+        place = _along(op.Constant(value_ints=[*range(length)]), x, dim)
         place = op.Expand(place, op.Shape(x))
         step = 1
         while step < length:

@@ -265,8 +265,9 @@ def slice_splits(program: torch.export.ExportedProgram) -> None:
     """Write a split at a computed size, such as the batch's, as slices: torch's optimizer fails on it."""
     aten = torch.ops.aten
     graph = program.graph
-    for node in list(graph.nodes):
-        if node.target is not aten.split.Tensor or not isinstance(node.args[1], torch.fx.Node):
+    splits = graph.find_nodes(op="call_function", target=aten.split.Tensor)
+    for node in splits:
+        if not isinstance(node.args[1], torch.fx.Node):
             continue
         x, size = node.args[:2]
         dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
@@ -282,4 +283,5 @@ def slice_splits(program: torch.export.ExportedProgram) -> None:
             part.replace_all_uses_with(piece)
             graph.erase_node(part)
         graph.erase_node(node)
-    program.graph_module.recompile()
+    if splits:
+        program.graph_module.recompile()

@@ -51,7 +51,7 @@ def as_predict(model: Any) -> Iterator[Predict]:
 
 
 def feeds_of(inputs: Any, names: list[str]) -> dict[str, NDArray[Any]]:
-    """A batch's inputs as NumPy arrays by input name: a dict by its own names, anything else by position."""
+    """A batch's inputs as NumPy arrays under the file's names for them; see `by_name`."""
     named = by_name(inputs, names)
     if named is None:
         given = list(leaves(inputs))
