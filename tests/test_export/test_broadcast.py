@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from export_models import needs_tensorflow, one_op
+from torch import Tensor, nn
 
+import penjing as pj
 import penjing.export as pe
 
 pytestmark = [pytest.mark.tf, needs_tensorflow]
@@ -75,3 +78,26 @@ def test_a_transpose_of_eight_dimensions_reaches_litert(tmp_path: Path) -> None:
     onnx.save(one_op("Transpose", {"x": x}, perm=[0, 1, 3, 5, 2, 4, 6, 7]), path)
     made = pe.export(path, tmp_path / "out", ["saved_model", "litert"], example_inputs=x, batch_sizes=(2, 3))
     assert all(file.verification.max_abs == 0 for file in made.files)
+
+
+class WithTime(nn.Module):
+    """A block of a neural ODE: the time stands beside the channels as one more."""
+
+    time: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(9, 4, 3, padding=1)
+        self.register_buffer("time", torch.tensor([0.0, 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        time = torch.ones_like(x[:, :1]) * (self.time[1] / 2)
+        found: Tensor = self.last(torch.cat([time, x], 1))
+        return found
+
+
+def test_a_scalar_spread_over_a_free_batch_keeps_its_sizes(tmp_path: Path) -> None:
+    """LiteRT has no convolution of a number of channels that its converter does not know."""
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert pj.export(WithTime().eval(), tmp_path, ("litert",), example_inputs=x).ok

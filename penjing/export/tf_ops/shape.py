@@ -189,6 +189,8 @@ def _expand(node: Node) -> Value:
     target = wished.plain()
     if wished.const is not None and None not in shape:
         return plain(tf.broadcast_to(x, np.broadcast_shapes(tuple(shape), tuple(wished.const.reshape(-1)))))
+    if all(size == 1 for size in shape) and len(shape) <= (target.shape[0] or 0):
+        return plain(tf.broadcast_to(x, target))  # BroadcastArgs would hide the sizes from converters
     own = tf.shape(x, out_type=target.dtype)
     return plain(tf.broadcast_to(x, tf.broadcast_dynamic_shape(own, target)))
 
