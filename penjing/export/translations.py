@@ -262,26 +262,47 @@ def even_bounds(program: torch.export.ExportedProgram) -> None:
 
 
 def slice_splits(program: torch.export.ExportedProgram) -> None:
-    """Write a split at a computed size, such as the batch's, as slices: torch's optimizer fails on it."""
+    """Write splits at computed sizes, such as the batch's, as slices: torch's optimizer fails on one,
+    TensorFlow on several."""
     aten = torch.ops.aten
     graph = program.graph
-    splits = graph.find_nodes(op="call_function", target=aten.split.Tensor)
-    for node in splits:
-        if not isinstance(node.args[1], torch.fx.Node):
-            continue
-        x, size = node.args[:2]
-        dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-        for part in list(node.users):
-            with graph.inserting_before(part):
-                ends = []
-                for times in (part.args[1], part.args[1] + 1):
-                    end = graph.call_function(operator.mul, (size, times))
-                    end.meta["val"] = size.meta["val"] * times
-                    ends.append(end)
-                piece = graph.call_function(aten.slice.Tensor, (x, dim, *ends))
-            piece.meta = dict(part.meta)
-            part.replace_all_uses_with(piece)
-            graph.erase_node(part)
-        graph.erase_node(node)
-    if splits:
+    found = False
+    for target in (aten.split.Tensor, aten.split_with_sizes.default):
+        for node in graph.find_nodes(op="call_function", target=target):
+            x, sizes = node.args[:2]
+            if not any(
+                isinstance(size, torch.fx.Node) for size in (sizes if isinstance(sizes, list) else [sizes])
+            ):
+                continue
+            found = True
+            dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+            for part in list(node.users):
+                with graph.inserting_before(part):
+                    bounds = [_bound(graph, sizes, index) for index in (part.args[1], part.args[1] + 1)]
+                    piece = graph.call_function(aten.slice.Tensor, (x, dim, *bounds))
+                piece.meta = dict(part.meta)
+                part.replace_all_uses_with(piece)
+                graph.erase_node(part)
+            graph.erase_node(node)
+    if found:
         program.graph_module.recompile()
+
+
+def _bound(graph: torch.fx.Graph, sizes: Any, index: int) -> Any:
+    """Where part ``index`` of a split begins: at so many sizes, or at the sum of those before it."""
+    if not isinstance(sizes, list):
+        return _symbolic(graph, operator.mul, sizes, index)
+    place: Any = 0
+    for size in sizes[:index]:
+        place = _symbolic(graph, operator.add, place, size)
+    return place
+
+
+def _symbolic(graph: torch.fx.Graph, op: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    """A node for a number that may depend on the batch; a number where it does not."""
+    known = [side.meta["val"] if isinstance(side, torch.fx.Node) else side for side in (left, right)]
+    if all(isinstance(value, int) for value in known):
+        return op(*known)
+    node = graph.call_function(op, (left, right))
+    node.meta["val"] = op(*known)
+    return node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -25,10 +26,28 @@ class HeadsInTheBatch(nn.Module):
         return out
 
 
-def test_all_formats_split_there(tmp_path: Path) -> None:
+class TwoInOne(nn.Module):
+    """An encoder that sees both of a pair at once, as in networks for optical flow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.out = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.size(0)
+        once, mixed, twice = torch.split(
+            self.encoder(torch.cat([x, x.flip(1), x * 2, x.tanh()])), [size, 2 * size, size]
+        )
+        out: Tensor = self.out(torch.relu(once - twice) * mixed[:size])
+        return out
+
+
+@pytest.mark.parametrize("model", [HeadsInTheBatch, TwoInOne])
+def test_all_formats_split_there(model: type[nn.Module], tmp_path: Path) -> None:
     formats = ("onnx", "saved_model", "litert")
     x = torch.randn(3, 5, 8)
-    made = pj.export(HeadsInTheBatch().eval(), tmp_path / "out", formats=formats, example_inputs=x)
+    made = pj.export(model().eval(), tmp_path / "out", formats=formats, example_inputs=x)
     for file in made.files:
         assert file.verification.relative < 1e-4
         assert [row.batch for row in file.verification.rows] == [1, 3, 8]
