@@ -281,6 +281,7 @@ _DROPS = (
 
 def _told(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if line[-1] not in ":>"] or lines  # TensorFlow begins with where it was
     return f"{type(error).__name__}: {(lines or [''])[0][:200]}"
 
 
@@ -307,7 +308,14 @@ def _turned(feeds: Feeds, layout: str) -> Feeds:
 
 
 def _run(runner: Runner, feeds: Feeds, layout: str) -> list[np.ndarray]:
-    outputs = runner.run(_turned(feeds, layout))
+    try:
+        outputs = runner.run(_turned(feeds, layout))
+    except PenjingError:
+        raise
+    except Exception as error:  # each runtime has its own
+        raise VerifyError(
+            f"{runner.runtime} cannot run the file: {_told(error)}", layer=str(runner.path), remedy=_REMEDY
+        ) from error
     return [o.transpose(0, 3, 1, 2) if layout == "nhwc" and o.ndim == 4 else o for o in outputs]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from penjing.export.tf_ops.backend import tf
+from penjing.export.tf_ops.few import in_few
 from penjing.export.tf_ops.node import Node, op, plain
 from penjing.export.tf_ops.value import Tensor, Value
 
@@ -17,7 +18,10 @@ def _matmul(node: Node) -> Value:
         return plain(_with_vectors(a.plain(), b.plain(), rank_a, rank_b))
     if rank_b == 2 and rank_a > 2:
         return plain(_as_one_matrix(a.plain(), b.plain()))
-    return plain(tf.matmul(a.plain(), b.plain()))
+    factors = [a.plain(), b.plain()]
+    if factors[0].shape[:-2] != factors[1].shape[:-2]:
+        return plain(tf.matmul(*factors))
+    return plain(in_few(lambda matrices, _: tf.matmul(*matrices), factors, [rank_a - 2, rank_a - 1]))
 
 
 def _with_vectors(a: Tensor, b: Tensor, rank_a: int, rank_b: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from penjing.export.tf_ops.backend import tf
+from penjing.export.tf_ops.few import in_few
 from penjing.export.tf_ops.node import Node, held_axis, op, plain, same_order
 from penjing.export.tf_ops.value import Tensor, Value
 
@@ -72,17 +73,18 @@ def _layer_norm(node: Node) -> Value | list[Value]:
     epsilon = float(node.attr("epsilon", 1e-5))
     if node.num_outputs > 1:
         raise node.error("its mean or deviation is used as well")
-    if node.op == "RMSNormalization":
-        out = x * tf.math.rsqrt(tf.reduce_mean(tf.square(x), axes, keepdims=True) + epsilon)
-    else:
-        out = _standardised(x, axes, epsilon)
+    normalised = _scaled if node.op == "RMSNormalization" else _standardised
+    out = in_few(lambda tensors, at: normalised(tensors[0], at, epsilon), [x], axes)
     out = out * node.x(1) if node.has(1) else out
     return plain(out + node.x(2) if node.has(2) else out)
 
 
 def _standardised(x: Tensor, axes: list[int], epsilon: float) -> Tensor:
-    centred = x - tf.reduce_mean(x, axes, keepdims=True)
-    return centred * tf.math.rsqrt(tf.reduce_mean(tf.square(centred), axes, keepdims=True) + epsilon)
+    return _scaled(x - tf.reduce_mean(x, axes, keepdims=True), axes, epsilon)
+
+
+def _scaled(x: Tensor, axes: list[int], epsilon: float) -> Tensor:
+    return x * tf.math.rsqrt(tf.reduce_mean(tf.square(x), axes, keepdims=True) + epsilon)
 
 
 @op("LpNormalization")
@@ -114,7 +116,10 @@ def _softmax(node: Node) -> Value:
     function = tf.nn.softmax if node.op == "Softmax" else tf.nn.log_softmax
     value = node.value()
     if node.opset >= 13:
-        return same_order(value, function(value.tensor(), axis=held_axis(value, node.axis(-1))))
+        axis = held_axis(value, node.axis(-1))
+        return same_order(
+            value, in_few(lambda ts, axes: function(ts[0], axis=axes[0]), [value.tensor()], [axis])
+        )
     # Before opset 13 everything from ``axis`` on was one dimension.
     x, axis = value.plain(), node.axis(1)
     if axis == x.shape.rank - 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from penjing.export.tf_ops.backend import tf
+from penjing.export.tf_ops.few import FEW, in_few
 from penjing.export.tf_ops.node import Node, held_axis, op, plain, same_order
 from penjing.export.tf_ops.value import Tensor, Value
 
@@ -38,9 +39,16 @@ def _reduce(node: Node) -> Value:
     axes = sorted(axis + rank if axis < 0 else axis for axis in axes)
     keep = bool(node.attr("keepdims", 1))
     if value.is_last and (keep or axes == list(range(2, rank))):
-        out = rule(value.tensor(), [held_axis(value, axis) for axis in axes], keep)
+        out = _reduced(rule, value.tensor(), [held_axis(value, axis) for axis in axes], keep)
         return Value(last=out) if keep else plain(out)
-    return plain(rule(value.plain(), axes, keep))
+    return plain(_reduced(rule, value.plain(), axes, keep))
+
+
+def _reduced(rule: Callable[..., Tensor], x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    if x.shape.rank <= FEW:
+        return rule(x, axes, keep)
+    kept = in_few(lambda tensors, at: rule(tensors[0], at, True), [x], axes)
+    return kept if keep else tf.squeeze(kept, axes)
 
 
 op(*REDUCE)(_reduce)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from penjing.export.tf_ops.backend import tf
+from penjing.export.tf_ops.few import in_few
 from penjing.export.tf_ops.node import Node, held_axis, op, plain, same_order
 from penjing.export.tf_ops.value import Tensor, Value, to_first, to_last
 
@@ -93,8 +94,12 @@ def _concat(node: Node) -> Value:
     # Long operands decide: a short plain one (a class token) is turned rather than the image.
     if any(v.is_last for v in values):
         rank = node.rank(next(i for i, v in enumerate(values) if v.is_last))
-        return Value(last=tf.concat([v.last() for v in values], to_last(rank).index(axis)))
-    return plain(tf.concat([v.plain() for v in values], axis))
+        return Value(last=_joined([v.last() for v in values], to_last(rank).index(axis)))
+    return plain(_joined([v.plain() for v in values], axis))
+
+
+def _joined(tensors: list[Tensor], axis: int) -> Tensor:
+    return in_few(lambda ts, axes: tf.concat(ts, axes[0]), tensors, [axis])
 
 
 @op("Split")
@@ -118,10 +123,21 @@ def _slice(node: Node) -> Value:
     starts, ends = _bounds(node, "starts", 1), _bounds(node, "ends", 2)
     axes = node.ints("axes", 3) or list(range(len(starts)))
     steps = node.ints("steps", 4) or [1] * len(starts)
-    picks: list[slice] = [slice(None)] * rank
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        picks[held_axis(value, axis)] = slice(_first(start, step), _stop(end, step), step)
-    return same_order(value, value.tensor()[tuple(picks)])
+    picks = {
+        held_axis(value, axis + rank if axis < 0 else axis): slice(
+            _first(start, step), _stop(end, step), step
+        )
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True)
+    }
+    return same_order(value, _picked(value.tensor(), picks))
+
+
+def _picked(x: Tensor, picks: dict[int, slice]) -> Tensor:
+    def cut(tensors: list[Tensor], axes: list[int]) -> Tensor:
+        chosen = dict(zip(axes, picks.values(), strict=True))
+        return tensors[0][tuple(chosen.get(i, slice(None)) for i in range(tensors[0].shape.rank))]
+
+    return in_few(cut, [x], list(picks))
 
 
 def _bounds(node: Node, attribute: str, index: int) -> list[Any]:
@@ -222,13 +238,20 @@ def _pad(node: Node) -> Value:
         pads[held_axis(value, axis)] = (given[i], given[i + len(axes)])
     mode = node.text("mode", "constant")
     x = value.tensor()
-    picks = tuple(slice(max(-b, 0), None if a >= 0 else a) for b, a in pads)
-    x = x[picks] if any(b < 0 or a < 0 for b, a in pads) else x
+    cut = {i: slice(max(-b, 0), None if a >= 0 else a) for i, (b, a) in enumerate(pads) if b < 0 or a < 0}
+    x = _picked(x, cut) if cut else x
     pads = [(max(b, 0), max(a, 0)) for b, a in pads]
     if mode == "constant":
         fill = node.attr("value", 0.0) if "value" in node.attributes else 0.0
         filler = tf.cast(node.x(2), x.dtype) if node.has(2) else tf.cast(fill, x.dtype)
-        return same_order(value, tf.pad(x, pads, constant_values=tf.reshape(filler, [])))
+        padded = {axis: pad for axis, pad in enumerate(pads) if any(pad)}
+
+        def pad(tensors: list[Tensor], axes: list[int]) -> Tensor:
+            at = dict(zip(axes, padded.values(), strict=True))
+            ends = [at.get(i, (0, 0)) for i in range(tensors[0].shape.rank)]
+            return tf.pad(tensors[0], ends, constant_values=tf.reshape(filler, []))
+
+        return same_order(value, in_few(pad, [x], list(padded)))
     for axis, (before, after) in enumerate(pads):
         if before or after:
             size = x.shape[axis]
