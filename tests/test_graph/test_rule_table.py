@@ -116,6 +116,8 @@ CASES = {
     "torch.nn.functional.rms_norm(y, (8,))": [8],
     "torch.nn.functional.avg_pool1d(y.transpose(1, 2), 2).transpose(1, 2)": [8],
     "torch.nn.functional.interpolate(y.transpose(1, 2), size=9).transpose(1, 2)": [8],
+    "torch.nn.functional.max_unpool1d(*torch.nn.functional.max_pool1d("
+    "y.transpose(1, 2), 2, return_indices=True), 2).transpose(1, 2)": [8],
     "y.unfold(1, 2, 2).flatten(-2)": [8],
     "y.gather(1, torch.zeros_like(y).long())": [8],
     "y.tril()": [],

@@ -23,9 +23,9 @@ def _is_same(window: Window) -> bool:
 
 
 @op("MaxPool")
-def _max_pool(node: Node) -> Value:
+def _max_pool(node: Node) -> Value | list[Value]:
     if node.num_outputs > 1:
-        raise node.error("the indices of the maxima are used")
+        return _maxima_and_places(node)
     window, value = _window(node), node.value()
     x = value.last()
     pads = window.all_pads
@@ -37,6 +37,42 @@ def _max_pool(node: Node) -> Value:
     out = Value(last=_pool(x, window, "MAX", padding))
     out.non_negative = value.non_negative
     return out
+
+
+def _maxima_and_places(node: Node) -> list[Value]:
+    """Largest values and their places in the whole tensor laid out flat. LiteRT has no op for it: each
+    element of a window is a strided slice, and the largest of these is found among them."""
+    window, x = _window(node), node.x(0)
+    sizes = x.shape.as_list()[2:]
+    if None in x.shape.as_list()[1:] or node.attr("storage_order", 0):
+        raise node.error("the indices of the maxima are used and its image has no fixed size")
+    lowest = x.dtype.min if x.dtype.is_integer else np.float32(-np.inf)
+    padded = tf.pad(x, [(0, 0), (0, 0), *window.all_pads], constant_values=tf.cast(lowest, x.dtype))
+    rows = [
+        int(np.prod(sizes[i + 1 :])) for i in range(len(sizes))
+    ]  # elements from one to the next of a dimension
+    counts = [
+        (padded.shape[i + 2] - (k - 1) * d - 1) // s + 1
+        for i, (k, s, d) in enumerate(zip(window.kernel, window.strides, window.dilations, strict=True))
+    ]
+    views, steps = [], []
+    for place in np.ndindex(*window.kernel):
+        starts = [p * d for p, d in zip(place, window.dilations, strict=True)]
+        picks = [
+            slice(start, start + (count - 1) * stride + 1, stride)
+            for start, count, stride in zip(starts, counts, window.strides, strict=True)
+        ]
+        views.append(padded[(slice(None), slice(None), *picks)])
+        steps.append(sum(start * row for start, row in zip(starts, rows, strict=True)))
+    corner = np.zeros(counts, np.int64)  # where each window begins
+    for axis, row in enumerate(rows):
+        begins = np.arange(counts[axis]) * window.strides[axis] - window.pads[axis][0]
+        corner += (begins * row).reshape([-1 if i == axis else 1 for i in range(len(rows))])
+    candidates = tf.stack(views, -1)
+    inside = tf.gather(tf.constant(steps, tf.int64), tf.argmax(candidates, -1)) + corner
+    planes = tf.shape(x, out_type=tf.int64)[0] * x.shape[1]
+    before = tf.reshape(tf.range(planes), [-1, x.shape[1], *(1 for _ in sizes)]) * int(np.prod(sizes))
+    return [Value(plain=tf.reduce_max(candidates, -1)), Value(plain=inside + before)]
 
 
 def _pad_for_maximum(x: Tensor, window: Window, non_negative: bool) -> Tensor:

@@ -31,6 +31,22 @@ for _rank in POOLS:
     _pool(_rank)
 
 
+def _unpool(rank: int) -> None:
+    @rule(f"aten.max_unpool{rank}d")
+    def unpool(op: Op) -> Axes:
+        """Values go back to where they were the largest: each channel has places of its own."""
+        x, places = op.tensors()[:2]
+        for value, place in zip(x, places, strict=True):
+            op.unify(value, place)
+        for axis in x[-rank:]:
+            op.freeze(axis, "positions of maxima", "spatial")
+        return (*x[:-rank], *(op.spatial(size) for size in op.shape[-rank:]))
+
+
+for _rank in (2, 3):
+    _unpool(_rank)
+
+
 @rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
 def grid_sample(op: Op) -> Axes:
     """Samples (N, C, …) at the places of a grid (N, …): N may hold heads as well."""
