@@ -49,7 +49,7 @@ class Places(nn.Module):
         x = self.layer(x[:, :, 0])
         pooled, places = F.max_pool2d(torch.relu(x), 2, return_indices=True)  # many that are equal
         return [
-            self.last(F.max_unpool2d(pooled, places, 2, output_size=x.shape[-2:])),
+            self.last(F.max_unpool2d(pooled, places, [2, 2], output_size=x.shape[-2:])),
             *F.max_pool2d(x, 3, 2, 1, return_indices=True),
             *F.max_pool2d(x, 2, 1, dilation=2, return_indices=True),
             *F.max_pool2d(x, 3, 2, 1, ceil_mode=True, return_indices=True),
