@@ -64,11 +64,12 @@ def _conv(node: Node) -> Value:
     else:
         raise node.error(f"it has {count} spatial dimensions")
     if node.has(2):
-        out = _plus_bias(out, node.value(2), group)
+        out = plus_bias(out, node.value(2), group)
     return Value(last=out)
 
 
-def _plus_bias(out: Tensor, bias: Value, group: int) -> Tensor:
+def plus_bias(out: Tensor, bias: Value, group: int) -> Tensor:
+    """A convolution's result and its bias."""
     if group == 1 or (bias.const is None and bias.quantized is None):
         return tf.nn.bias_add(out, bias.plain())
     # TensorFlow's graph optimizer fuses a convolution with an addition of a vector, and the fused CPU kernel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from math import prod
 
@@ -27,16 +27,37 @@ def _grid_sample(node: Node) -> Value:
     for dim, size in enumerate(sizes):
         place = (grid[..., len(sizes) - 1 - dim] + 1) * ((size - corners) / 2) - (0.0 if corners else 0.5)
         taps.append(_taps(place, mode, _INTO[padding](size, corners)))
+    return Value(last=mixed(x, taps, sizes, zeros=padding == "zeros"))
+
+
+def mixed(
+    x: Tensor,
+    taps: Sequence[Sequence[Tap]],
+    sizes: Sequence[int],
+    *,
+    zeros: bool,
+    then: Sequence[Tensor] = (),
+) -> Tensor:
+    """Pixels of ``[N, *sizes, …]`` by their weights.
+
+    Args:
+        x: Images.
+        taps: For each spatial dimension.
+        sizes: Of these dimensions.
+        zeros: Whether there is nothing outside; else places are inside.
+        then: Indices of the dimensions after the spatial ones.
+    """
     out = 0.0
     for combined in product(*taps):
         weight: Tensor = prod(weight for _, weight in combined)
         index = []
         for (place, _), size in zip(combined, sizes, strict=True):
-            if padding == "zeros":
+            if zeros:
                 weight *= tf.cast((place >= 0) & (place <= size - 1), x.dtype)
             index.append(tf.cast(tf.clip_by_value(place, 0.0, size - 1.0), tf.int32))
-        out = out + tf.gather_nd(x, tf.stack(index, -1), batch_dims=1) * weight[..., tf.newaxis]
-    return Value(last=out)
+        found = tf.gather_nd(x, tf.stack([*index, *then], -1), batch_dims=1)
+        out = out + found * weight[..., tf.newaxis]
+    return out
 
 
 def _taps(place: Tensor, mode: str, into: Callable[[Tensor], Tensor]) -> list[Tap]:
@@ -48,6 +69,11 @@ def _taps(place: Tensor, mode: str, into: Callable[[Tensor], Tensor]) -> list[Ta
     if mode == "nearest":
         whole = tf.round(place)
         return [(whole, tf.ones_like(whole))]
+    return linear_taps(place)
+
+
+def linear_taps(place: Tensor) -> list[Tap]:
+    """The two pixels beside a place, each the heavier the nearer."""
     first = tf.floor(place)
     return [(first + i, 1 - tf.abs(place - first - i)) for i in (0, 1)]
 
