@@ -47,7 +47,8 @@ class Group:
         members: The parameter and buffer slices.
         marks: What pruning it changes besides slicing: ``"normalised"`` (a norm's statistics run over it),
             ``"softmax"``, ``"mean"``, ``"reduced"`` (max, norm…), ``"index"`` (seen through an index map).
-        cofactors: Ids of the groups it shares a dimension with as a product: pruning both multiplies.
+        cofactors: Ids of the groups it shares a dimension with as a product, or would share one with if a
+            kernel's were not laid out apart (heads and their sizes): pruning both multiplies.
         parts: Sets of slots that make up a dimension somewhere by themselves (behind a channel shuffle, each
             half of a block): none may go altogether.
     """

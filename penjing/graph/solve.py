@@ -49,7 +49,8 @@ def solve(graph: Graph, *, ignore: Sequence[str], prune_outputs: bool) -> Coupli
     for axis, mark in solver.notebook.marks:
         for leaf in leaves(resolve(axis)):
             marks.setdefault(leaf.id, set()).add(mark)
-    return Coupling(_groups(graph, tensors, marks), _frozen(graph, tensors), tensors, values, standin)
+    groups = _groups(graph, tensors, marks, solver.notebook.together)
+    return Coupling(groups, _frozen(graph, tensors), tensors, values, standin)
 
 
 class _Solver:
@@ -168,7 +169,9 @@ def bind(node: fx.Node) -> dict[str, Any]:
     return bound
 
 
-def _groups(graph: Graph, tensors: dict[str, Axes], marks: dict[int, set[str]]) -> tuple[Group, ...]:
+def _groups(
+    graph: Graph, tensors: dict[str, Axes], marks: dict[int, set[str]], together: Sequence[Axes]
+) -> tuple[Group, ...]:
     members: dict[int, list[tuple[str, int]]] = {}
     found: dict[int, Leaf] = {}
     named: dict[int, str] = {}
@@ -187,6 +190,8 @@ def _groups(graph: Graph, tensors: dict[str, Axes], marks: dict[int, set[str]]) 
                     named[leaf.id] = names[leaf.id]
                     kinds[leaf.id] = _kind(axis, leaf)
             _note_cofactors(axis, cofactors)
+    for axes in together:
+        _note_factors([resolve(axis) for axis in axes], cofactors)
     groups: list[Group] = []
     for number, leaf in found.items():
         own = frozenset(marks.get(number, set()) | ({"index"} if leaf.views else set()))
@@ -226,14 +231,17 @@ def _note_cofactors(axis: Axis, cofactors: dict[int, dict[int, None]]) -> None:
         for part in axis.parts:
             _note_cofactors(part, cofactors)
     elif isinstance(axis, Product):
-        free = [
-            [leaf.id for leaf in leaves(factor) if leaf.reason is None and leaf.size > 1]
-            for factor in axis.factors
-        ]
-        for place, here in enumerate(free):
-            for other in [*free[:place], *free[place + 1 :]]:
-                for leaf in here:
-                    cofactors.setdefault(leaf, {}).update(dict.fromkeys(other))
+        _note_factors(axis.factors, cofactors)
+
+
+def _note_factors(factors: Sequence[Axis], cofactors: dict[int, dict[int, None]]) -> None:
+    free = [
+        [leaf.id for leaf in leaves(factor) if leaf.reason is None and leaf.size > 1] for factor in factors
+    ]
+    for place, here in enumerate(free):
+        for other in [*free[:place], *free[place + 1 :]]:
+            for leaf in here:
+                cofactors.setdefault(leaf, {}).update(dict.fromkeys(other))
 
 
 def _frozen(graph: Graph, tensors: dict[str, Axes]) -> tuple[Frozen, ...]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import penjing as pj
 from penjing.graph import Coupling, Group, couple, positions, trace
 
 X = torch.randn(2, 3, 8, 8)
@@ -430,6 +431,33 @@ def test_attention_written_with_einsum_has_heads() -> None:
         "q.weight:0#1": (6, "head_dim"),
         "v.weight:0#1": (6, "head_dim"),
     }
+
+
+@pytest.mark.parametrize("tensordot", [False, True])
+def test_heads_laid_out_apart_share_a_width_with_their_size(tensordot: bool) -> None:
+    """Kernels with a dimension for each, as Keras has them: a ratio takes from the finer."""
+
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Parameter(torch.randn(12, 4, 6)) for _ in range(3))
+            self.out = nn.Parameter(torch.randn(4, 6, 12))
+
+        def forward(self, x: Tensor) -> Any:
+            def project(x: Tensor, kernel: Tensor, dims: int, equation: str) -> Tensor:
+                return torch.tensordot(x, kernel, dims) if tensordot else torch.einsum(equation, x, kernel)
+
+            q, k, v = (project(x, kernel, 1, "bti,ihd->bthd") for kernel in (self.q, self.k, self.v))
+            weights = torch.einsum("bihd,bjhd->bhij", q, k).softmax(-1)
+            return project(torch.einsum("bhij,bjhd->bihd", weights, v), self.out, 2, "bthd,hdo->bto")
+
+    groups = {group.id: group for group in solve(Apart(), TOKENS).groups}
+    assert {name: (group.kind, group.cofactors) for name, group in groups.items()} == {
+        "q:1": ("head", ("q:2", "v:2")),
+        "q:2": ("head_dim", ("q:1",)),
+        "v:2": ("head_dim", ("q:1",)),
+    }
+    assert pj.prune(Apart(), TOKENS, ratio=0.5).after["params"] == 4 * 12 * 4 * 3
 
 
 def test_values_follow_every_node() -> None:

@@ -190,6 +190,18 @@ def test_adapted_statistics_stay() -> None:
         torch.testing.assert_close(found, model(loaded.example_inputs))
 
 
+def test_attention_loses_whole_heads_and_stays_keras() -> None:
+    """Keras scales by the size of heads that its config gives."""
+    keras = door.import_keras()
+    given = keras.Input((10, 16))
+    x = keras.layers.Dense(24)(given)
+    x = x + keras.layers.MultiHeadAttention(4, 6)(x, x)
+    loaded = door.from_keras(keras.Model(given, keras.layers.Dense(3)(x)))
+    made = prune(loaded.model, loaded.example_inputs, ratio=0.5)
+    assert made.in_place, made.reason
+    assert made.model.to_keras().layers[2].num_heads == 2
+
+
 def test_sizes_that_keras_cannot_express_are_left_to_the_graph() -> None:
     """Keras scales attention by 1/√(head size): with other sizes it would compute something else."""
     keras = door.import_keras()

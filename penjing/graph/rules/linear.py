@@ -95,8 +95,11 @@ def tensordot(op: Op) -> Axes:
     of_b = [op.dim(dim, len(b)) for dim in op.args["dims_other"]]
     for here, there in zip(of_a, of_b, strict=True):
         op.unify(a[here], b[there])
-    left = (axis for dim, axis in enumerate(a) if dim not in of_a)
-    return (*left, *(axis for dim, axis in enumerate(b) if dim not in of_b))
+    left = [axis for dim, axis in enumerate(a) if dim not in of_a]
+    right = [axis for dim, axis in enumerate(b) if dim not in of_b]
+    for laid_out in (left, right, [a[dim] for dim in of_a]):
+        op.together(laid_out)
+    return (*left, *right)
 
 
 @rule("aten.outer")
@@ -136,15 +139,18 @@ def einsum(op: Op) -> Axes:
         joined = "".join(terms).replace("...", "")
         right = ("..." if spread else "") + "".join(sorted(c for c in set(joined) if joined.count(c) == 1))
     if len(terms) == 2:
-        _mark_heads(op, set(terms[0]), set(terms[1]), set(right), letters)
+        first, second, kept = (letters.keys() & set(term) for term in (*terms, right))
+        _mark_heads(op, first, second, kept, letters)
+        for laid_out in (first & second - kept, first & kept - second, second & kept - first):
+            op.together(letters[c] for c in sorted(laid_out))
     head, dots, tail = right.partition("...")
     return (*(letters[c] for c in head), *(middle if dots else ()), *(letters[c] for c in tail))
 
 
 def _mark_heads(op: Op, first: set[str], second: set[str], kept: set[str], letters: dict[str, Axis]) -> None:
     """What `multiply` says of a batched product: letters that both share and keep count it."""
-    named = (first | second) & letters.keys()
-    batch = first & second & kept & named
+    named = first | second
+    batch = first & second & kept
     if any(has_free(letters[c]) for c in batch):
         for c in named:
             if c in batch:

@@ -7,7 +7,7 @@ overload, in-place too) or a full name, and found by name; an op without a rule 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,9 +42,10 @@ def find_rule(op_name: str) -> RuleFunction | None:
 
 @dataclass(eq=False)
 class Notebook:
-    """What rules leave for the end: marks on axes, equations to settle last."""
+    """What rules leave for the end: marks on axes, axes that belong together, equations to settle last."""
 
     marks: list[tuple[Axis, str]] = field(default_factory=list)
+    together: list[Axes] = field(default_factory=list)
     last: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -58,7 +59,7 @@ class Op:
         outputs: Shape of each tensor output; symbolic sizes are replaced by a large prime.
         env: Axes of every value so far.
         why: Reason given when an equation cannot be solved.
-        notebook: Marks and late equations.
+        notebook: Marks, axes that belong together and late equations.
         constants: Gives the value of a constant tensor node, or None.
     """
 
@@ -148,6 +149,11 @@ class Op:
     def mark(self, axis: Axis, name: str) -> None:
         """Note what pruning this axis changes besides slices; see `Group.marks`."""
         self.notebook.marks.append((axis, name))
+
+    def together(self, axes: Iterable[Axis]) -> None:
+        """Note that to the op these are one dimension laid out in several: all of them at once would be
+        summed over, or made."""
+        self.notebook.together.append(tuple(axes))
 
     def later(self, equation: Callable[[], None]) -> None:
         """Settle an equation after all the others."""
