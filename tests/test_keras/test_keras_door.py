@@ -199,6 +199,7 @@ def test_attention_loses_whole_heads_and_stays_keras() -> None:
     loaded = door.from_keras(keras.Model(given, keras.layers.Dense(3)(x)))
     made = prune(loaded.model, loaded.example_inputs, ratio=0.5)
     assert made.in_place, made.reason
+    assert isinstance(made.model, door.KerasModule)
     assert made.model.to_keras().layers[2].num_heads == 2
 
 
