@@ -105,23 +105,26 @@ def atomic_dir(path: Path | str) -> AbstractContextManager[Path]:
     return _beside(Path(path), _replace)
 
 
-def staged(folder: Path | str) -> AbstractContextManager[Path]:
+def staged(folder: Path | str, name: str = "") -> AbstractContextManager[Path]:
     """Give a fresh temporary folder beside ``folder``; on success its entries are moved there, over old ones.
+
+    With a ``name`` (of what is written) it is in ``folder``, where others may be written meanwhile.
 
     Raises:
         LockedError: while another process writes it.
         RunError: if the folder cannot be written.
     """
-    return _beside(Path(folder), _merge)
+    return _beside(Path(folder), _merge, name)
 
 
 @contextmanager
-def _beside(path: Path, settle: Callable[[Path, Path], None]) -> Iterator[Path]:
-    """A temporary folder beside ``path`` (in it, where it cannot be renamed: see `_is_fixed`) that ``settle``
-    brings to its place at the end.
+def _beside(path: Path, settle: Callable[[Path, Path], None], name: str = "") -> Iterator[Path]:
+    """A temporary folder beside ``path`` (in it, where it cannot be renamed: see `_is_fixed`, or for one
+    ``name`` alone) that ``settle`` brings to its place at the end.
     """
     place = path.resolve()  # a link goes on leading where it leads, and "." has a name
-    aside = (place if _is_fixed(place) else place.parent) / f".{place.name}.part"
+    inside = bool(name) or _is_fixed(place)
+    aside = (place if inside else place.parent) / f".{name or place.name}.part"
     try:
         aside.mkdir(parents=True, exist_ok=True)
         with _claimed(aside, path):

@@ -18,6 +18,7 @@ from torch import nn
 from penjing.errors import PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Group, couple, trace
+from penjing.measure.metric import is_allowed
 from penjing.prune.allocate import Kept, Scope, allocate
 from penjing.prune.api import checked_patterns, prune_slots
 from penjing.prune.criteria import Criterion, Material, make_criterion
@@ -150,7 +151,7 @@ def prune_gradually(
         options = last if isinstance(last, RecoverConfig) and index == len(steps) - 1 else config
         small = recover(small, model, data, options, val=val, plan=whole, seed=seed, listen=listen).model
         after = share_right(small, val, ignored=ignored)
-        held = max_drop is None or after >= dense - max_drop
+        held = max_drop is None or is_allowed(dense - after, max_drop)
         done.append(Round(step, pruned.after["params"], pruned.after["macs"], before, after, held))
         metrics = {"val_pruned": before, "val_accuracy": after, "params": float(pruned.after["params"])}
         listen(Event("prune", "metric", index + 1, len(steps), "round", metrics))

@@ -57,6 +57,22 @@ def test_the_guard_gives_back_the_last_round_that_held(dense: nn.Module) -> None
     assert equal(nothing.model, dense)
 
 
+def test_a_drop_of_exactly_what_is_allowed_holds(dense: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not off by the rounding of a difference: 0.54 - 0.05 is 0.49000000000000005."""
+    shares = iter((0.54, 0.49, 0.49))
+    monkeypatch.setattr("penjing.prune.gradual.share_right", lambda *args, **options: next(shares))
+    result = prune_gradually(
+        dense,
+        EXAMPLE,
+        Batches(2),
+        Batches(2),
+        rounds=1,
+        config=RecoverConfig(epochs=0),
+        max_drop=0.05,
+    )
+    assert result.stopped is GradualStop.DONE
+
+
 def test_a_drop_is_a_fraction(dense: nn.Module) -> None:
     with pytest.raises(PruneError, match=r"max_drop 5"):
         prune_gradually(dense, EXAMPLE, Batches(4), Batches(4), max_drop=5)
