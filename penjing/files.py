@@ -52,10 +52,21 @@ def unwritable(path: Path, error: Exception) -> RunError:
     """What is raised where a file or folder cannot be written."""
     if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # one for each file not copied
         error = OSError(0, str(error.args[0][0][-1]))
-    cause = f"cannot write {path} ({getattr(error, 'strerror', None) or error})"
+    cause = f"cannot write {_meant(Path(path))} ({getattr(error, 'strerror', None) or error})"
     ours = any(part.startswith(_TEMPORARY) for part in Path(path).parts)
     remedy = "Make room there, or set TMPDIR to" if ours else "Choose"
     return RunError(cause, remedy=f"{remedy} a writable folder with free space")
+
+
+def _meant(path: Path) -> Path:
+    """Where a file would have come to lie that is written into a temporary folder of `_beside`."""
+    parts = list(path.parts)
+    for at in reversed(range(len(parts) - 1)):  # a folder: the last part is what is written
+        name = parts[at].removeprefix(".").removesuffix(".part")
+        if parts[at] == f".{name}.part":
+            inside = name in (parts[at + 1], parts[at - 1] if at else "")
+            parts[at : at + 1] = [] if inside else [name]
+    return Path(*parts)
 
 
 @contextmanager
