@@ -99,8 +99,8 @@ def prune_gradually(
     scope: Scope = "local",
     ignore: str | Sequence[str] = (),
     reconstruct: bool = False,
-    config: RecoverConfig | None = None,
-    last: RecoverConfig | Literal["same"] = "same",
+    config: RecoverConfig | Mapping[str, Any] | None = None,
+    last: RecoverConfig | Mapping[str, Any] | Literal["same"] = "same",
     seed: int = 0,
     listen: Listener = silent,
 ) -> GradualResult:
@@ -118,18 +118,20 @@ def prune_gradually(
             round that loses more is undone and ends the run. None lets everything pass.
         criterion, scope, ignore: As for `prune`; the criterion is asked anew in each round.
         reconstruct: Refit each round to the original before its recovery.
-        config: Recovery of each round.
-        last: Recovery of the last round.
+        config: Recovery of each round; options, also as a dict.
+        last: Recovery of the last round, likewise; ``"same"`` takes that of the others.
         seed: Fixes everything that draws.
         listen: Hears the events.
 
     Raises:
-        DataError, PruneError, RecoverError, TraceError: as from `prune` and `recover`.
+        DataError, PruneError, RecipeError, RecoverError, TraceError: as from `prune` and `recover`.
     """
     if max_drop is not None and not 0 <= max_drop <= 1:
         raise PruneError(f"max_drop {max_drop} is not in [0, 1]", remedy="Give a fraction: 0.01 is one point")
     chosen, ignore = make_criterion(criterion), checked_patterns(ignore, model)
-    ignored = (config or RecoverConfig()).ignore_index
+    each = RecoverConfig.of(config)
+    final = each if last == "same" else RecoverConfig.of(last)
+    ignored = each.ignore_index
     dense = share_right(model, val, ignored=ignored)
     current, plan, done, removed = model, None, list[Round](), 0.0
     original: Coupling | None = None
@@ -148,7 +150,7 @@ def prune_gradually(
         if reconstruct:
             small = refit(small, model, whole, data, seed=seed, listen=listen).model
         before = share_right(small, val, ignored=ignored)
-        options = last if isinstance(last, RecoverConfig) and index == len(steps) - 1 else config
+        options = final if index == len(steps) - 1 else each
         small = recover(small, model, data, options, val=val, plan=whole, seed=seed, listen=listen).model
         after = share_right(small, val, ignored=ignored)
         held = max_drop is None or is_allowed(dense - after, max_drop)
