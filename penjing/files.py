@@ -52,10 +52,21 @@ def unwritable(path: Path, error: Exception) -> RunError:
     """What is raised where a file or folder cannot be written."""
     if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # one for each file not copied
         error = OSError(0, str(error.args[0][0][-1]))
-    cause = f"cannot write {path} ({getattr(error, 'strerror', None) or error})"
+    cause = f"cannot write {_meant(Path(path))} ({getattr(error, 'strerror', None) or error})"
     ours = any(part.startswith(_TEMPORARY) for part in Path(path).parts)
     remedy = "Make room there, or set TMPDIR to" if ours else "Choose"
     return RunError(cause, remedy=f"{remedy} a writable folder with free space")
+
+
+def _meant(path: Path) -> Path:
+    """Where a file would have come to lie that is written into a temporary folder of `_beside`."""
+    parts = list(path.parts)
+    for at in reversed(range(len(parts) - 1)):  # a folder: the last part is what is written
+        name = parts[at].removeprefix(".").removesuffix(".part")
+        if parts[at] == f".{name}.part":
+            inside = name in (parts[at + 1], parts[at - 1] if at else "")
+            parts[at : at + 1] = [] if inside else [name]
+    return Path(*parts)
 
 
 @contextmanager
@@ -105,23 +116,26 @@ def atomic_dir(path: Path | str) -> AbstractContextManager[Path]:
     return _beside(Path(path), _replace)
 
 
-def staged(folder: Path | str) -> AbstractContextManager[Path]:
+def staged(folder: Path | str, name: str = "") -> AbstractContextManager[Path]:
     """Give a fresh temporary folder beside ``folder``; on success its entries are moved there, over old ones.
+
+    With a ``name`` (of what is written) it is in ``folder``, where others may be written meanwhile.
 
     Raises:
         LockedError: while another process writes it.
         RunError: if the folder cannot be written.
     """
-    return _beside(Path(folder), _merge)
+    return _beside(Path(folder), _merge, name)
 
 
 @contextmanager
-def _beside(path: Path, settle: Callable[[Path, Path], None]) -> Iterator[Path]:
-    """A temporary folder beside ``path`` (in it, where it cannot be renamed: see `_is_fixed`) that ``settle``
-    brings to its place at the end.
+def _beside(path: Path, settle: Callable[[Path, Path], None], name: str = "") -> Iterator[Path]:
+    """A temporary folder beside ``path`` (in it, where it cannot be renamed: see `_is_fixed`, or for one
+    ``name`` alone) that ``settle`` brings to its place at the end.
     """
     place = path.resolve()  # a link goes on leading where it leads, and "." has a name
-    aside = (place if _is_fixed(place) else place.parent) / f".{place.name}.part"
+    inside = bool(name) or _is_fixed(place)
+    aside = (place if inside else place.parent) / f".{name or place.name}.part"
     try:
         aside.mkdir(parents=True, exist_ok=True)
         with _claimed(aside, path):

@@ -60,6 +60,26 @@ def test_one_process_at_a_time_writes_a_folder(writes: Any, tmp_path: Path) -> N
     assert os.listdir(out) == ["a"]
 
 
+@pytest.mark.parametrize("writes", [atomic_dir, staged, lambda path: staged(path, "model.onnx")])
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_cannot_be_written_aside_is_named_as_it_was_given(
+    writes: Any, inside: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("penjing.files._is_fixed", lambda path: inside)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    out = tmp_path / "out"
+    with (
+        pytest.raises(RunError, match=f"cannot write {out / 'model.onnx'} "),
+        writes(out) as aside,
+        atomic_write(aside / "model.onnx") as file,
+    ):
+        file.write_text("a")
+
+
 def test_where_temporary_files_find_no_room_it_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

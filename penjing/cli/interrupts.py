@@ -10,13 +10,22 @@ from typing import Any
 
 from penjing.events import Event, Listener
 
+
+class Interrupted(KeyboardInterrupt):
+    """A signal came.
+
+    A class of its own: where a plain `KeyboardInterrupt` comes out of ``exec`` of a text (data classes and
+    generated code are made so), Python ends itself by SIGINT at exit, whatever the exit code was to be.
+    """
+
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _waiting: list[int] = []
 
 
 @contextmanager
 def interrupts() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM raise `KeyboardInterrupt` inside; the handlers from before come back afterwards.
+    """SIGINT and SIGTERM raise `Interrupted` inside; the handlers from before come back afterwards.
 
     A signal often reaches the workers of a loader, too. What their end, or a destructor that a signal came
     in the middle of, has to say after it is not told: it would take the place of the interrupt.
@@ -31,7 +40,7 @@ def interrupts() -> Iterator[list[int]]:
         _waiting.append(signum)
         # torch's raises an error for a worker that was killed
         previous.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, _nothing))
-        raise KeyboardInterrupt
+        raise Interrupted
 
     def say(what: sys.UnraisableHookArgs) -> None:
         if not came:
@@ -61,7 +70,7 @@ def watched(listen: Listener) -> Listener:
     def heard(event: Event) -> None:
         if _waiting:
             _waiting.clear()
-            raise KeyboardInterrupt
+            raise Interrupted
         listen(event)
 
     return heard

@@ -34,6 +34,15 @@ Metric = Callable[[Tensor, Tensor], Any] | StatefulMetric
 """Higher is better. A function gets all outputs ``(N, …)`` (of several the first) and all targets at once."""
 
 
+_ROUNDING = 1e-12
+"""Differences of shares are off by less: 0.93 - 0.92 gives 0.010000000000000009."""
+
+
+def is_allowed(lost: float, most: float) -> bool:
+    """Whether a loss of quality is no larger than the largest one allowed, to rounding."""
+    return lost <= most + _ROUNDING
+
+
 def score(metric: Metric, model: Any, loader: Iterable[Any]) -> float:
     """The metric's value alone; see `scored`."""
     return scored(metric, model, loader)[0]

@@ -18,6 +18,7 @@ from torch import nn
 from penjing.errors import PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Group, couple, trace
+from penjing.measure.metric import is_allowed
 from penjing.prune.allocate import Kept, Scope, allocate
 from penjing.prune.api import checked_patterns, prune_slots
 from penjing.prune.criteria import Criterion, Material, make_criterion
@@ -98,8 +99,8 @@ def prune_gradually(
     scope: Scope = "local",
     ignore: str | Sequence[str] = (),
     reconstruct: bool = False,
-    config: RecoverConfig | None = None,
-    last: RecoverConfig | Literal["same"] = "same",
+    config: RecoverConfig | Mapping[str, Any] | None = None,
+    last: RecoverConfig | Mapping[str, Any] | Literal["same"] = "same",
     seed: int = 0,
     listen: Listener = silent,
 ) -> GradualResult:
@@ -117,18 +118,20 @@ def prune_gradually(
             round that loses more is undone and ends the run. None lets everything pass.
         criterion, scope, ignore: As for `prune`; the criterion is asked anew in each round.
         reconstruct: Refit each round to the original before its recovery.
-        config: Recovery of each round.
-        last: Recovery of the last round.
+        config: Recovery of each round; options, also as a dict.
+        last: Recovery of the last round, likewise; ``"same"`` takes that of the others.
         seed: Fixes everything that draws.
         listen: Hears the events.
 
     Raises:
-        DataError, PruneError, RecoverError, TraceError: as from `prune` and `recover`.
+        DataError, PruneError, RecipeError, RecoverError, TraceError: as from `prune` and `recover`.
     """
     if max_drop is not None and not 0 <= max_drop <= 1:
         raise PruneError(f"max_drop {max_drop} is not in [0, 1]", remedy="Give a fraction: 0.01 is one point")
     chosen, ignore = make_criterion(criterion), checked_patterns(ignore, model)
-    ignored = (config or RecoverConfig()).ignore_index
+    each = RecoverConfig.of(config)
+    final = each if last == "same" else RecoverConfig.of(last)
+    ignored = each.ignore_index
     dense = share_right(model, val, ignored=ignored)
     current, plan, done, removed = model, None, list[Round](), 0.0
     original: Coupling | None = None
@@ -147,10 +150,10 @@ def prune_gradually(
         if reconstruct:
             small = refit(small, model, whole, data, seed=seed, listen=listen).model
         before = share_right(small, val, ignored=ignored)
-        options = last if isinstance(last, RecoverConfig) and index == len(steps) - 1 else config
+        options = final if index == len(steps) - 1 else each
         small = recover(small, model, data, options, val=val, plan=whole, seed=seed, listen=listen).model
         after = share_right(small, val, ignored=ignored)
-        held = max_drop is None or after >= dense - max_drop
+        held = max_drop is None or is_allowed(dense - after, max_drop)
         done.append(Round(step, pruned.after["params"], pruned.after["macs"], before, after, held))
         metrics = {"val_pruned": before, "val_accuracy": after, "params": float(pruned.after["params"])}
         listen(Event("prune", "metric", index + 1, len(steps), "round", metrics))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -55,7 +55,9 @@ class ReconstructConfig(Config):
     max_samples: int = Field(default=2048, ge=8)
     max_memory: float = Field(default=4.0, gt=0)
     holdout: float = Field(default=0.2, gt=0, lt=1)
-    ridges: tuple[float, ...] = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    ridges: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0), min_length=1
+    )
     layers: Literal["all", "pruned"] = "all"
     drift: bool = True
     through_relu: bool = True

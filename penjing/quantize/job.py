@@ -22,6 +22,7 @@ from penjing.events import Listener
 from penjing.export.onnx import FIXED_BATCH, export_onnx
 from penjing.files import atomic_write
 from penjing.floats import other_floats
+from penjing.measure.metric import is_allowed
 from penjing.measure.sizes import size_bytes
 from penjing.quantize import mixed
 from penjing.quantize.calibrate import Calibration, calibrate
@@ -319,7 +320,7 @@ class Job:
         reference = Session(self.reference)
         fp32, count = mixed.measure(reference, feeds, metric, reference)
         value = mixed.measure(Session(self.rebuild(())), feeds, metric, reference)[0]
-        if fp32 - value <= limit:
+        if is_allowed(fp32 - value, limit):
             return fp32, value, count
         order = self.measure_gains(tuple(self.placement.layers.values()))
         values: dict[int, float] = {}
@@ -327,7 +328,7 @@ class Job:
         def holds(number: int) -> bool:
             tried = self.rebuild([item.layer for item in order[:number]])
             values[number] = mixed.measure(Session(tried), feeds, metric, reference)[0]
-            return fp32 - values[number] <= limit
+            return is_allowed(fp32 - values[number], limit)
 
         needed = mixed.fewest(len(order), holds)
         if needed is None or needed == len(order):
@@ -355,8 +356,6 @@ class Job:
         save_model(written, out)
         measured = check_file(out, Session(self.reference), self.fresh(), config.check_samples)
         if not measured.sound(config.min_agreement_db):
-            out.unlink()
-            weights_path.unlink()
             raise QuantizeError(
                 f"int8 kernels agree with the simulation to {measured.agreement:.1f} dB only and are "
                 f"{measured.simulated - measured.sqnr:.1f} dB farther from fp32",

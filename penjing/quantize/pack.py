@@ -41,6 +41,8 @@ def refuse_overwriting(out: Path, source: Any) -> None:
     weights = out.with_suffix(".safetensors")
     if out == weights:
         raise QuantizeError("the weights beside it take this name", layer=str(out), remedy="Name it .onnx")
+    if folder := next((path for path in (out, weights) if path.is_dir()), None):
+        raise QuantizeError("a folder has this name", layer=str(folder), remedy="Choose another out")
     if isinstance(source, (str, Path)) and out.resolve() == Path(source).resolve():
         raise QuantizeError(
             "the int8 file would replace its source", layer=str(out), remedy="Choose another out"

@@ -12,7 +12,7 @@ from torch import nn
 
 from penjing.errors import QuantizeError
 from penjing.events import Event, Listener, silent
-from penjing.files import temporary
+from penjing.files import check_folder, staged, temporary
 from penjing.manifest import admit
 from penjing.quantize import mixed
 from penjing.quantize.blocks import train_blocks
@@ -62,10 +62,13 @@ def quantize(
 
     Raises:
         QuantizeError: for an ``out`` that would replace the source or other weights, unusable data, a graph
-            without layers to quantize, or a file that disagrees with its own simulation.
+            without layers to quantize, or a file that disagrees with its own simulation. Files that were
+            there before stay as they were then.
+        RunError: for a folder that cannot be written.
     """
     start = time.perf_counter()
     out = Path(out)
+    check_folder(out.parent)
     refuse_overwriting(out, model)
     listen(Event("quantize", "start", message=f"quantizing to {out.name}"))
     with temporary() as folder:
@@ -88,8 +91,11 @@ def quantize(
         metrics = job.fall_back(labels_metric, eval_data) if config.max_drop is not None else None
         if config.sensitivity and not job.gains:
             job.measure_gains(tuple(job.placement.layers.values()))
-        result = job.write(out) if config.mode == "static" else write_linears(job, out)
-        timing = job.time(out) if time_it else None
+        with staged(out.parent, out.name) as aside:  # only what has been checked gets its place
+            path = aside / out.name
+            result = job.write(path) if config.mode == "static" else write_linears(job, path)
+            timing = job.time(path) if time_it else None
+    result = result.at(out)
     admit(out.parent, (out.name, result.weights_path.name))
     notes = list(result.notes)
     if timing is not None and not timing.pays:

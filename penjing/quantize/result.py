@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from penjing.brief import Brief, InShort
 
@@ -116,6 +116,10 @@ class QuantizeResult(InShort):
     metric_samples: int = 0
     timing: Timing | None = None
     notes: tuple[str, ...] = field(default=())
+
+    def at(self, path: Path) -> Self:
+        """The same files, at another place."""
+        return replace(self, path=path, weights_path=path.with_suffix(".safetensors"))
 
     def in_short(self) -> Brief:
         """Size and error of the file; its layers, the worst first."""

@@ -13,7 +13,8 @@ from torch import nn
 
 from penjing.errors import QuantizeError
 from penjing.events import Listener, silent
-from penjing.files import temporary
+from penjing.files import staged, temporary
+from penjing.manifest import admit
 from penjing.prune.plan import Plan
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.feeds import rereadable
@@ -96,7 +97,7 @@ def prune_quantized(
             ``equalize=False`` where inputs were aligned or factors written out.
         pruned: The pruned float network; its graph is used, its weights are not.
         data: Batches that the file is checked on.
-        out: The ONNX file to write.
+        out: The ONNX file to write; an artifact that it is put into lists it.
         example_inputs: As for `penjing.quantize`.
         seed: As for `penjing.quantize`.
         listen: Hears progress.
@@ -104,7 +105,8 @@ def prune_quantized(
     Raises:
         QuantizeError: if the files do not belong together.
     """
-    refuse_overwriting(Path(out), pruned)
+    out = Path(out)
+    refuse_overwriting(out, pruned)
     header, tensors = read_quantized(weights)
     sliced = slice_quantized(plan, tensors, header)
     floats = dequantize_all(header, sliced)
@@ -147,7 +149,10 @@ def prune_quantized(
         job.reference = job.model
         job.teach(job.model, placement, params, scales)
         job.notes.append("levels and steps are slices of the quantized network's")
-        result = job.write(Path(out))
+        with staged(out.parent, out.name) as aside:  # only what has been checked gets its place
+            result = job.write(aside / out.name)
+    result = result.at(out)
+    admit(out.parent, (out.name, result.weights_path.name))
     return replace(result, notes=tuple(job.notes))
 
 

@@ -17,7 +17,8 @@ from penjing.data import Split
 from penjing.errors import PenjingError, RecipeError, RunError
 from penjing.events import Event, Listener, silent
 from penjing.export.base import get_format
-from penjing.files import check_folder, write_json
+from penjing.export.onnx import export_onnx
+from penjing.files import check_folder, temporary, write_json
 from penjing.log import JsonLog, tee
 from penjing.manifest import read_json
 from penjing.prune import prune
@@ -27,6 +28,7 @@ from penjing.recipe.result import RunResult
 from penjing.recipe.schema import Recipe, first_difference
 from penjing.recipe.stages.base import Stage
 from penjing.recipe.store import Marker, Store, stage_key
+from penjing.recipe.trainings import check_trainings
 from penjing.recipe.workspace import Workspace
 from penjing.recover.augment import make_augment
 from penjing.report.metrics import Metrics
@@ -62,8 +64,8 @@ def run(
 
     Raises:
         ExportError: before anything is done, for a format that is unknown or whose package is missing.
-        RecipeError: likewise, for an unknown augmentation, or a baseline or measurement that the data does
-            not allow.
+        RecipeError: likewise, for an unknown augmentation, a baseline or measurement that the data does not
+            allow, or a training that network or data does not allow.
         TraceError, PruneError: likewise, for a network that cannot be pruned so far.
         RunError: among several processes of torchrun; if the folder cannot be written, is in use, holds a
             run and ``resume`` was not asked for, or was begun with another recipe (naming the entry), other
@@ -141,6 +143,16 @@ def _check_pruning(space: Workspace) -> None:
         round_to=config.round_to,
         min_slots=config.min_slots,
     )
+
+
+def _check_opset(space: Workspace) -> None:
+    """An operator set that the exporter cannot write for is said before it is trained."""
+    opset = space.recipe.export.opset
+    if opset is not None and space.store.read("train") is None:
+        with temporary() as folder:
+            export_onnx(
+                space.original(), folder / "model.onnx", space.examples, dynamic_batch="auto", opset=opset
+            )
 
 
 def _check_table(space: Workspace) -> None:
@@ -245,6 +257,8 @@ def _checked(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tupl
     _check_table(space)
     _check_labels(space)
     _check_images(space)
+    check_trainings(space)
+    _check_opset(space)
     return space, stages
 
 

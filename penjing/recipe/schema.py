@@ -135,6 +135,8 @@ class PruneConfig(Config):
             raise ValueError(
                 "`steps` approaches a budget of params or macs; latency and bytes are met at once"
             )
+        if self.between is not None and self.steps == 1:
+            raise ValueError("`between` is recovery between rounds; give `steps` of 2 or more")
         if self.branches == "auto" and self.budget is None:
             raise ValueError("branches `auto` needs a `budget`")
         if self.scope == "sensitivity" and self.budget is None:
@@ -155,7 +157,7 @@ class ExportConfig(Config):
     """
 
     formats: tuple[str, ...] = ("onnx", "saved_model")
-    opset: int | None = None
+    opset: int | None = Field(default=None, ge=1)
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 3, 8), min_length=1)
 
     @field_validator("formats", mode="after")
@@ -250,7 +252,7 @@ class Recipe(Config):
     """
 
     name: str = "run"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     data: DataConfig
     model: ModelConfig
     article: RecoverConfig | None = None
@@ -269,6 +271,8 @@ class Recipe(Config):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, value: str) -> str:
+        if not value.strip("."):
+            raise ValueError(f"name {value!r} names no folder of its own")
         if not re.fullmatch(r"[\w.-]+", value):
             raise ValueError(f"name {value!r} has other signs than letters, digits, '-', '_' and '.'")
         return value

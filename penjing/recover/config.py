@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from penjing.config import Config
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LossTerm(Config):
@@ -132,7 +134,7 @@ class RecoverConfig(Config):
     lr: float = Field(default=0.02, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = True
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["onecycle", "cosine", "linear", "constant"] = "onecycle"
     warmup: float | None = Field(default=None, ge=0, lt=1)

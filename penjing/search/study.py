@@ -45,7 +45,7 @@ class StudyConfig(Config):
     recipe: Recipe
     space: Space = Space()
     trials: int = 20
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _every_trial_is_a_recipe(self) -> Self:

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import penjing
 from penjing.cli.interrupts import interrupts
 from penjing.cli.progress import progress
 from penjing.events import Event
@@ -91,6 +95,22 @@ def test_a_swallowed_interrupt_is_raised_at_the_next_event() -> None:
             listen(Event("train", "start"))
         listen(Event("train", "end"))  # raised once
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_in_generated_code_leaves_the_exit_code_alone(tmp_path: Path) -> None:
+    """Python ends itself by SIGINT where a plain KeyboardInterrupt has come out of ``exec`` of a text."""
+    lines = [
+        "import contextlib, signal, sys",
+        "from penjing.cli.interrupts import interrupts",
+        "with contextlib.suppress(KeyboardInterrupt), interrupts():",
+        "    exec('signal.raise_signal(signal.SIGTERM)')",
+        "sys.exit(143)",
+    ]
+    (tmp_path / "work.py").write_text("\n".join(lines))
+    path = os.pathsep.join([str(Path(penjing.__file__).parents[1]), str(tmp_path)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-m", "work"], env=environment, timeout=120)
+    assert done.returncode == 143
 
 
 def test_after_an_interrupt_nothing_takes_its_place(capsys: pytest.CaptureFixture[str]) -> None:

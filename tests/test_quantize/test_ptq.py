@@ -466,6 +466,46 @@ def test_a_network_that_does_not_classify_is_held_to_its_outputs(tmp_path: Path)
         )
 
 
+@pytest.mark.parametrize("mode", ["static", "weight_only"])
+def test_files_that_were_there_stay_until_new_ones_are_checked(
+    mode: Any, vgg_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt, or a file that is refused, leaves neither the new half nor takes the old file away."""
+    config = QuantizeConfig(mode=mode, rounding="nearest")
+    quantize(vgg_file, batches(2), config, out=tmp_path / "m.onnx", time_it=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before.keys() == {"m.onnx", "m.safetensors"}
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for module in ("job", "linear_job"):
+        monkeypatch.setattr(f"penjing.quantize.{module}.check_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(vgg_file, batches(3), config, out=tmp_path / "m.onnx", time_it=False, seed=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_is_not_replaced_by_a_file(vgg_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").mkdir()
+    with pytest.raises(QuantizeError, match="a folder has this name"):
+        quantize(vgg_file, batches(), out=tmp_path / "m.onnx")
+
+
+def test_a_drop_of_exactly_what_is_allowed_holds(vgg_file: Path, tmp_path: Path) -> None:
+    """Not off by the rounding of a difference: 0.93 - 0.92 is 0.010000000000000009."""
+    values = iter((0.93, 0.92))
+    done = quantize(
+        vgg_file,
+        [(x, np.zeros(len(x), int)) for x in batches(2)],
+        QuantizeConfig(max_drop=0.01, rounding="nearest"),
+        out=tmp_path / "m.onnx",
+        labels_metric=lambda outputs, targets: next(values),
+        time_it=False,
+    )
+    assert (done.metric_fp32, done.metric_int8, done.num_quantized) == (0.93, 0.92, 4)
+
+
 def test_loops_keep_what_they_give(tmp_path: Path) -> None:
     """A value from outside may leave a loop only through an Identity of its own (an EmbeddingBag's does)."""
     torch.manual_seed(0)

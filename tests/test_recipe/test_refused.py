@@ -12,7 +12,7 @@ from torch import nn
 from vector_data import halves
 
 import penjing as pj
-from penjing.errors import LockedError, PruneError
+from penjing.errors import ExportError, LockedError, PenjingError, PruneError, RecipeError
 from penjing.events import Event
 from penjing.recipe.lock import run_lock
 
@@ -28,6 +28,52 @@ def refused(folder: Path, error: type[BaseException] = PruneError) -> None:
 
 def test_nothing_is_left(tmp_path: Path) -> None:
     refused(tmp_path / "runs" / "new")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("recover", "where"),
+    [
+        ({"losses": {"kd": 1, "mse": {"layers": ["blocks.*"]}}}, "recover.losses"),
+        ({"cutmix": 1.0}, "recover"),
+    ],
+)
+def test_what_recovery_would_refuse_is_said_first(recover: Any, where: str, tmp_path: Path) -> None:
+    """After hours of training it would be too late: a run goes on with its own recipe only."""
+    with pytest.raises(PenjingError) as caught:
+        pj.compress(
+            nn.Linear(12, 2),
+            DATA,
+            prune={"ratio": 0.0},
+            recover=pj.RecoverConfig.parse(recover),
+            out=tmp_path / "new",
+        )
+    assert caught.value.layer == where
+    assert caught.value.completed == ()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_labels_that_a_loss_needs_are_missed_first(tmp_path: Path) -> None:
+    train = [x for x, _ in DATA[0]]
+    with pytest.raises(RecipeError, match="'dkd' needs labels and the data has none"):
+        pj.compress(
+            nn.Linear(12, 2),
+            (train, DATA[1]),
+            prune={"ratio": 0.0},
+            recover=pj.RecoverConfig.parse({"losses": ["dkd"]}),
+            out=tmp_path / "new",
+        )
+
+
+def test_an_operator_set_that_cannot_be_written_is_said_first(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="opset 7"):
+        pj.compress(
+            nn.Linear(12, 2),
+            DATA,
+            prune={"ratio": 0.0},
+            options={"export": {"opset": 7}},
+            out=tmp_path / "new",
+        )
     assert not [*tmp_path.iterdir()]
 
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from recover_kit import Batches, equal, network
 from torch import nn
 
-from penjing.errors import PruneError
+from penjing.errors import PruneError, RecipeError
 from penjing.prune import apply
 from penjing.prune.gradual import GradualStop, prune_gradually
 from penjing.recover import RecoverConfig, evaluate, train
@@ -55,6 +57,38 @@ def test_the_guard_gives_back_the_last_round_that_held(dense: nn.Module) -> None
     )
     assert nothing.plan is None
     assert equal(nothing.model, dense)
+
+
+def test_a_drop_of_exactly_what_is_allowed_holds(dense: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not off by the rounding of a difference: 0.54 - 0.05 is 0.49000000000000005."""
+    shares = iter((0.54, 0.49, 0.49))
+    monkeypatch.setattr("penjing.prune.gradual.share_right", lambda *args, **options: next(shares))
+    result = prune_gradually(
+        dense,
+        EXAMPLE,
+        Batches(2),
+        Batches(2),
+        rounds=1,
+        config=RecoverConfig(epochs=0),
+        max_drop=0.05,
+    )
+    assert result.stopped is GradualStop.DONE
+
+
+def test_options_of_the_last_round_may_be_a_dict(dense: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def heard(small: nn.Module, model: nn.Module, data: Batches, options: RecoverConfig, **_: Any) -> Any:
+        seen.append(options.epochs)
+        return SimpleNamespace(model=small)
+
+    monkeypatch.setattr("penjing.prune.gradual.recover", heard)
+    data, options = Batches(2), {"epochs": 3}
+    prune_gradually(dense, EXAMPLE, data, data, rounds=2, config=options, last={"epochs": 7})
+    prune_gradually(dense, EXAMPLE, data, data, rounds=2, config=options)
+    assert seen == [3, 7, 3, 3]
+    with pytest.raises(RecipeError, match="'smae'"):
+        prune_gradually(dense, EXAMPLE, data, data, last="smae")  # type: ignore[arg-type]
 
 
 def test_a_drop_is_a_fraction(dense: nn.Module) -> None:

@@ -9,7 +9,7 @@ from penjing.errors import Int8LossError
 from penjing.events import Event, Listener
 from penjing.export import export, open_file, verify
 from penjing.export.base import get_format
-from penjing.measure.metric import on_arrays
+from penjing.measure.metric import is_allowed, on_arrays
 from penjing.models.onnx_door import OnnxModel
 from penjing.quantize import QuantizeConfig, QuantizeResult, quantize
 from penjing.quantize.student import quantized_student
@@ -107,7 +107,7 @@ def _allowed(space: Workspace) -> QuantizeConfig:
     else:
         original = judge(space, space.dense())
         drop = drop_of(original, judge(space, space.student("recovered")), recipe.drop)
-    left = recipe.max_drop - drop if drop <= recipe.max_drop + 1e-12 else recipe.max_drop
+    left = recipe.max_drop - drop if is_allowed(drop, recipe.max_drop) else recipe.max_drop
     in_points = max(0.0, left) * (abs(original) if recipe.drop == "relative" else 1.0)
     own = 1.0 if config.max_drop is None else config.max_drop
     return config.model_copy(update={"max_drop": min(own, in_points)})

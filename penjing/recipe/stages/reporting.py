@@ -15,7 +15,7 @@ from penjing.events import Event, Listener
 from penjing.files import move_into
 from penjing.manifest import MANIFEST_FILE, installed
 from penjing.measure import device_name
-from penjing.measure.metric import name_of
+from penjing.measure.metric import is_allowed, name_of
 from penjing.prune.compare import relative_error
 from penjing.recipe.guard import drop_of
 from penjing.recipe.schema import Recipe
@@ -135,7 +135,7 @@ def _held(rows: list[dict[str, Any]], after: str, recipe: Recipe) -> bool | None
         row["key"]: row["accuracy"]["val"]["value"] if row["metric"] is None else row["metric"]
         for row in rows
     }
-    return bool(drop_of(val["dense"], val[after], recipe.drop) <= recipe.max_drop + 1e-12)
+    return is_allowed(drop_of(val["dense"], val[after], recipe.drop), recipe.max_drop)
 
 
 def _latency_of(space: Workspace) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from penjing.events import Event, Listener
 from penjing.files import atomic_write
-from penjing.measure.metric import score
+from penjing.measure.metric import is_allowed, score
 from penjing.prune.budget import Budget
 from penjing.recipe.guard import Trial, choose, drop_of, next_power
 from penjing.recipe.stages.base import Output, plain
@@ -43,7 +43,7 @@ def search_size(space: Workspace, listen: Listener) -> Output:
         marker = _trial(space, listen, number, power)
         found = marker.result
         drop = drop_of(dense, found["score"], recipe.drop)
-        trial = Trial(number, power, found["score"], drop, drop <= allowed + 1e-12, found["spent"])
+        trial = Trial(number, power, found["score"], drop, is_allowed(drop, allowed), found["spent"])
         trials.append(trial)
         checks.append(marker.timing)
         listen(Event("search", "note", message=_sentence(trial, allowed)))
