@@ -1,6 +1,7 @@
 """A Keras model with other layer sizes: the config is edited to fit given weights, then built anew.
 
-One row of `SIZES` per kind of layer says which entries of its config follow from the shapes of its weights.
+One row of `SIZES` per kind of layer says which entries of its config follow from the shapes of its weights;
+layers of others have theirs found by number.
 """
 
 from __future__ import annotations
@@ -73,6 +74,19 @@ def _group_norm(
 def _reshape(config: Mapping[str, Any], old: Mapping[str, Shape], new: Mapping[str, Shape]) -> dict[str, Any]:
     target = list(config["target_shape"])
     return {"target_shape": [*target[:-1], -1]} if target and -1 not in target else {}
+
+
+def _by_number(
+    config: Mapping[str, Any], old: Mapping[str, Shape], new: Mapping[str, Shape]
+) -> dict[str, Any]:
+    """What a layer of someone's own says of its sizes: the numbers that its weights had and have no more.
+    Whether that was right is seen from the shapes that come out."""
+    became: dict[int, set[int]] = {}
+    for name, shape in old.items():
+        for before, after in zip(shape, new[name], strict=True):
+            became.setdefault(before, set()).add(after)
+    sure = {before: after.pop() for before, after in became.items() if len(after) == 1}
+    return {key: sure[size] for key, size in config.items() if type(size) is int and size in sure}
 
 
 SIZES: dict[str, Edit] = {
@@ -190,7 +204,8 @@ def _config(layer: Any, shapes: Mapping[int, Shape]) -> dict[str, Any]:
     if isinstance(config.get("cells"), list):
         pairs = zip(config["cells"], layer.cells, strict=True)
         config["cells"] = [_entry(entry, cell, shapes) for entry, cell in pairs]
-    edit = SIZES.get(type(layer).__name__)
+    own = not type(layer).__module__.startswith("keras.src.layers.")
+    edit = SIZES.get(type(layer).__name__, _by_number if own else None)
     if edit is not None and hasattr(layer, "variables"):  # keras.ops.reshape has the name of a layer, too
         old = {_local(layer, variable): tuple(variable.shape) for variable in layer.variables}
         new = {_local(layer, variable): shapes[id(variable)] for variable in layer.variables}

@@ -203,6 +203,22 @@ def test_attention_loses_whole_heads_and_stays_keras() -> None:
     assert made.model.to_keras().layers[2].num_heads == 2
 
 
+def test_a_layer_of_ones_own_takes_its_sizes_by_number() -> None:
+    """As ConvNeXt's scales do, which Keras holds apart from its layers."""
+    keras = door.import_keras()
+    from keras.src.applications.convnext import LayerScale
+
+    given = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(12, 3, activation="relu")(given)
+    x = x + LayerScale(0.5, 12)(keras.layers.Conv2D(12, 1)(x))
+    loaded = door.from_keras(keras.Model(given, keras.layers.Conv2D(3, 1)(x)))
+    made = prune(loaded.model, loaded.example_inputs, ratio=0.5)
+    assert made.in_place, made.reason
+    assert isinstance(made.model, door.KerasModule)
+    found = made.model.to_keras()(loaded.example_inputs)
+    torch.testing.assert_close(found, made.model(loaded.example_inputs))
+
+
 def test_sizes_that_keras_cannot_express_are_left_to_the_graph() -> None:
     """Keras scales attention by 1/√(head size): with other sizes it would compute something else."""
     keras = door.import_keras()
