@@ -155,11 +155,12 @@ def feed_of(
     options: Sequence[str] | None,
     *,
     model: LoadedModel | None,
+    file: Path | None = None,
     batch_size: int,
     normalize: str,
     seed: int,
 ) -> Feed:
-    """The data of a spec as batches in the model's layout, normalised as it is used to."""
+    """The data of a spec as batches in the layout of the model or ONNX file, normalised as it is used to."""
     from penjing.data import open_data
     from penjing.recipe.feed import Feed, layout_of
     from penjing.recipe.schema import DataConfig
@@ -173,8 +174,23 @@ def feed_of(
         }
     )
     bundle = open_data(spec, **config.options)
-    layout = layout_of(None if model is None else model.example_inputs, bundle)
+    layout = layout_of(_declared(file) if model is None else model.example_inputs, bundle)
     return Feed(config, bundle, layout=layout, seed=seed, source=None if model is None else model.normalize)
+
+
+def _declared(file: Path | None) -> Any:
+    """Inputs of the shapes and types that an ONNX file declares."""
+    if file is None:
+        return None
+    import torch
+
+    from penjing.export.onnx_examples import example_feeds
+    from penjing.models.onnx_read import load_proto
+
+    return {
+        name: torch.from_numpy(array)
+        for name, array in example_feeds(load_proto(file, weights=False)).items()
+    }
 
 
 def examples(loaded: LoadedModel, feed: Feed | None = None) -> Any:

@@ -12,8 +12,10 @@ from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils import _pytree as pytree
 
 from penjing.archives import check_unpacks
+from penjing.batches import take_apart
 from penjing.config import truth_for_number
 from penjing.data.glyphs import glyphs
 from penjing.data.images import FolderSplit, ParquetSplit, list_folder
@@ -366,10 +368,9 @@ def _first_shape(loader: Any, source: str) -> tuple[int, ...]:
     first = next(iter(loader), None)
     if first is None:
         raise DataError("its train loader is empty", layer=source, remedy="Give a loader with batches")
-    inputs = first[0] if isinstance(first, tuple | list) else first
-    if isinstance(inputs, Mapping):
-        inputs = next(iter(inputs.values()))
-    return tuple(int(size) for size in np.shape(inputs)[1:])
+    inputs = take_apart(first)[0]
+    shapes = (getattr(leaf, "shape", ()) for leaf in pytree.tree_leaves(inputs))
+    return tuple(int(size) for size in next((shape for shape in shapes if len(shape) > 0), ())[1:])
 
 
 # --- what all files share

@@ -257,6 +257,7 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
             )
     even_bounds(program)
     slice_splits(program)
+    program._guards_code = []  # torch names inputs of **kwargs there as it cannot read them again
     outputs = _output_names(program, given, names)
     try:
         exported = _translated(program, names, outputs, opset)

@@ -131,7 +131,8 @@ def _noise(data: Mapping[str, Any], batch: int, seed: int) -> Any:
     args, kwargs = pytree.tree_unflatten(leaves, decode_tree(data["graph"]["inputs"]))
     if kwargs and not args:
         return kwargs
-    return args[0] if len(args) == 1 else tuple(args)
+    lone = len(args) == 1 and not isinstance(args[0], (list, tuple))  # a list of inputs is one argument
+    return args[0] if lone else tuple(args)
 
 
 def read_program(folder: Path) -> dict[str, Any]:

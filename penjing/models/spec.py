@@ -242,7 +242,8 @@ def _pt2(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
     example: Any = program.example_inputs
     args: Any = example[0] if example else ()
     kwargs: Any = example[1] if example else {}
-    examples: Any = dict(kwargs) if kwargs and not args else args[0] if len(args) == 1 else tuple(args)
+    lone = len(args) == 1 and not isinstance(args[0], (list, tuple))  # a list of inputs is one argument
+    examples: Any = dict(kwargs) if kwargs and not args else args[0] if lone else tuple(args)
     model = program.module(check_guards=False)
     return LoadedModel(GraphModel(trace(_Plain(model), examples)), examples, spec, "pt2")
 

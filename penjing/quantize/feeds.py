@@ -239,7 +239,16 @@ def _check(array: NDArray[np.generic], spec: InputSpec, index: int, *, each: boo
             layer=spec.name,
             remedy="Give calibration data preprocessed as for the network's own inputs",
         )
-    array = array.astype(spec.dtype, copy=False)
+    given = array
+    with np.errstate(invalid="ignore"):  # NaN as an integer, which is told below
+        array = given.astype(spec.dtype, copy=False)
+    if array.dtype.kind in "iu" and not np.array_equal(array, given):
+        raise QuantizeError(
+            f"batch {index} holds {given.dtype} numbers ({given.min():.3g}…{given.max():.3g}) that its "
+            f"{spec.dtype} cannot hold",
+            layer=spec.name,
+            remedy="Give calibration data as the network takes it: images as raw pixels, say",
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise QuantizeError(
             f"calibration batch {index} holds NaN or infinity",

@@ -167,16 +167,26 @@ def _statistics(
 
 
 def layout_of(example_inputs: Any, bundle: DataBundle) -> str:
-    """``"nhwc"`` where a model's own example inputs have the data's channels last, else ``"nchw"``."""
+    """``"nhwc"`` where a model's own example inputs have the data's channels last, else ``"nchw"``.
+
+    Raises:
+        DataError: for images, where the model takes raw pixels: floats in [0, 1] are other numbers to it.
+    """
     inputs, shape = example_inputs, tuple(bundle.image_shape)
     if isinstance(inputs, Mapping):
         inputs = tuple(inputs.values())
     inputs = inputs[0] if isinstance(inputs, (tuple, list)) and inputs else inputs
-    if isinstance(inputs, torch.Tensor) and inputs.ndim == 4 and len(shape) == 3:
-        own = tuple(inputs.shape[1:])
-        if own == (*shape[1:], shape[0]) and own != shape:
-            return "nhwc"
-    return "nchw"
+    if not isinstance(inputs, torch.Tensor) or inputs.ndim != 4 or len(shape) != 3:
+        return "nchw"
+    if isinstance(bundle.train, Split) and not inputs.is_floating_point():
+        kind = str(inputs.dtype).removeprefix("torch.")
+        raise DataError(
+            f"images are fed as floats, and the network takes them as {kind}",
+            layer=bundle.source,
+            remedy="Give file.py:factory as the data, with batches as the network takes them",
+        )
+    own = tuple(inputs.shape[1:])
+    return "nhwc" if own == (*shape[1:], shape[0]) and own != shape else "nchw"
 
 
 def _channels_last(batch: Any) -> Any:

@@ -19,11 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+import penjing as pj
+from penjing.artifact import save_artifact
 from penjing.errors import ArtifactError, ExportError
 from penjing.export.program import example_inputs_of, load_program, read_program, save_program
 from penjing.export.program_ops import target_name, target_named
 from penjing.export.program_values import decode_tree, decode_value, encode_tree, encode_value
 from penjing.graph import GraphModel, couple, trace
+from penjing.models.spec import load_model
 from penjing.prune.slicing import slice_graph
 from penjing.prune.slots import by_leaf
 
@@ -183,6 +186,29 @@ def test_a_pruned_graph_tells_its_inputs(tmp_path: Path) -> None:
         node.pop("example", None)
     with pytest.raises(ArtifactError, match="does not tell the shape of its input"):
         example_inputs_of(data)
+
+
+class Listed(nn.Module):
+    """Takes all its inputs as one list, as a Keras network of several does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        a, b = inputs
+        found: torch.Tensor = self.last(self.first(a).relu() + b)
+        return found
+
+
+def test_a_list_of_inputs_stays_one_argument(tmp_path: Path) -> None:
+    inputs = ([torch.randn(2, 5), torch.randn(2, 4)],)
+    save_artifact(tmp_path / "a", Listed(), example_inputs=inputs)
+    loaded = load_model(tmp_path / "a")
+    assert isinstance(loaded.example_inputs, tuple)
+    assert [len(x) for x in loaded.example_inputs[0]] == [2, 2]
+    made = pj.export(loaded.model, tmp_path / "out", formats=("onnx",), example_inputs=loaded.example_inputs)
+    assert made.files[0].verification.relative < 1e-5
 
 
 def test_memory_order_and_requires_grad_are_kept(tmp_path: Path) -> None:

@@ -155,6 +155,9 @@ def as_dict():
 def bundle(): return glyphs(per_class=(2, 1, 1), num_classes=2)
 def once(): return iter(loaders()[0]), loaders()[1]
 def nothing(): return loaders()[0], None
+def several():
+    x = [torch.zeros(3, 1, 4, 4), torch.zeros(3, 6)]
+    return [(tuple(x), torch.zeros(3))], [({"image": x}, torch.zeros(3))]
 """
 
 
@@ -166,6 +169,7 @@ def test_loaders_from_a_file(tmp_path: Path) -> None:
     assert bundle.image_shape == (1, 4, 4)
     assert open_data(f"{file}:as_dict").classes == ("a", "b")
     assert open_data(f"{file}:bundle").num_classes == 2
+    assert open_data(f"{file}:several").image_shape == (1, 4, 4)  # of the first input
     with pytest.raises(DataError, match="list_iterator, which cannot be iterated again"):
         open_data(f"{file}:once")
     with pytest.raises(DataError, match="no val loader"):

@@ -84,3 +84,13 @@ def test_both_readmes_name_the_same_commands() -> None:
     for name in ("make demo", "penjing compress", "pj.prune", "pj.recover", "pj.export", "pj.quantize"):
         assert name in english
         assert name in chinese
+
+
+def test_both_readmes_give_the_same_numbers() -> None:
+    """A row that is measured anew in one of them is measured anew in the other."""
+    english, chinese = (ROOT / "README.md").read_text("utf-8"), (ROOT / "README.zh.md").read_text("utf-8")
+    rows = [[line for line in text.splitlines() if line.startswith("|")] for text in (english, chinese)]
+    assert len(rows[0]) == len(rows[1])
+    for one, other in zip(*rows, strict=True):
+        numbers = [set(re.findall(r"\d[\d,.]*\d(?: ± \d[\d.]*)?", row)) for row in (one, other)]
+        assert numbers[0] == numbers[1], (one, other)

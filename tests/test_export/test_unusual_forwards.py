@@ -334,3 +334,27 @@ def test_a_free_batch_has_its_name_whatever_the_tracer_called_it(tmp_path: Path)
     session = ort.InferenceSession(str(made["onnx"].path), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 3, 8, 8]
     assert session.get_outputs()[0].shape == ["batch", 8, 4, 4]
+
+
+class Named(nn.Module):
+    """Takes its inputs by name alone, and decides by their size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, **given: Tensor) -> Tensor:
+        a, b = given["a"], given["b"]
+        if 2 * a.shape[0] == 7:
+            return a
+        found: Tensor = self.last(torch.where(b.sum(1, keepdim=True) > 0, a, b))
+        return found
+
+
+def test_inputs_by_any_name_are_exported(tmp_path: Path) -> None:
+    """Torch's guards on them name arguments that the traced program does not have."""
+    x = {"a": torch.randn(2, 6), "b": torch.randn(2, 6)}
+    made = pj.export(Named().eval(), tmp_path, formats=("onnx",), example_inputs=x)
+    session = ort.InferenceSession(str(made.files[0].path))
+    assert [one.name for one in session.get_inputs()] == ["a", "b"]
+    assert {row.batch for row in made.files[0].verification.rows} > {1}

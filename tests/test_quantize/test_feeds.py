@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from penjing.errors import QuantizeError
 from penjing.export.onnx import export_onnx
 from penjing.quantize import quantize
 from penjing.quantize.feeds import Feeds, InputSpec
@@ -52,6 +54,18 @@ def test_every_sample_is_fitted_to_or_judged_by_and_none_is_both(
     if not fixed and len(read) == samples:
         assert len(parts[False]) == feeds.most
     assert len(parts[True]) == min(units // 4, -(-held // (fixed or 1))) * (fixed or 1)
+
+
+def test_numbers_that_an_integer_input_cannot_hold_are_told() -> None:
+    """Pixels in [0, 1] would all become zero, and everything would be calibrated to that."""
+    specs = (InputSpec("image", (None, 2), np.dtype(np.uint8)),)
+    whole = np.array([[3.0, 255.0]], np.float32)
+    ((read, _),) = Feeds([whole], specs, 1, 0).batches(None)
+    assert read["image"].dtype == np.uint8
+    assert (read["image"] == whole).all()
+    for wrong in ([[0.5, 0.25]], [[-1.0, 2.0]], [[np.nan, 1.0]]):
+        with pytest.raises(QuantizeError, match="uint8 cannot hold"):
+            list(Feeds([np.array(wrong, np.float32)], specs, 1, 0).batches(None))
 
 
 def test_what_is_told_holds_on_other_samples(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,15 @@ def test_a_source_that_says_nothing_is_named() -> None:
 )
 def test_layout_by_the_models_inputs(inputs: Any, layout: Any) -> None:
     assert layout_of(inputs, bundle()) == layout
+
+
+def test_a_network_of_raw_pixels_is_not_fed_floats() -> None:
+    """Pixels in [0, 1] as integers would all be zero, and as floats another network would be compressed."""
+    pixels = torch.zeros(1, 3, 2, 3, dtype=torch.uint8)
+    with pytest.raises(DataError, match="takes them as uint8"):
+        layout_of(pixels, bundle())
+    own = replace(bundle(), train=[(pixels, torch.zeros(1))])  # the user's own batches may be of any type
+    assert layout_of(pixels, own) == "nchw"
 
 
 def test_cut_reaches_into_structures() -> None:

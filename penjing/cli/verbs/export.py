@@ -42,7 +42,13 @@ def command(
     feed = batches = None
     if data is not None:
         feed = common.feed_of(
-            data, data_option, model=loaded, batch_size=batch_size, normalize=normalize, seed=0
+            data,
+            data_option,
+            model=loaded,
+            file=source if loaded is None else None,
+            batch_size=batch_size,
+            normalize=normalize,
+            seed=0,
         )
         batches = feed.calibration()
     inputs = None if loaded is None else common.examples(loaded, feed)

@@ -48,7 +48,13 @@ def command(
     check_folder(out.parent)
     source, loaded = common.opened(model, weights=weights, options=option, trust=trust)
     feed = common.feed_of(
-        data, data_option, model=loaded, batch_size=batch_size, normalize=normalize, seed=seed
+        data,
+        data_option,
+        model=loaded,
+        file=source if loaded is None else None,
+        batch_size=batch_size,
+        normalize=normalize,
+        seed=seed,
     )
     inputs = None if loaded is None else common.examples(loaded, feed)
     with progress(quiet=json) as listen:
