@@ -31,6 +31,22 @@ for _rank in POOLS:
     _pool(_rank)
 
 
+def _unpool(rank: int) -> None:
+    @rule(f"aten.max_unpool{rank}d")
+    def unpool(op: Op) -> Axes:
+        """Each channel's values go back to the places (in that channel) where its maxima were."""
+        x, places = op.axes(op.args["self"]), op.axes(op.args["indices"])
+        for one, other in zip(x[:-rank], places[:-rank], strict=True):
+            op.unify(one, other)
+        for axis in (*x[-rank:], *places[-rank:]):
+            op.freeze(axis, "a spatial axis that a window slides over", "spatial")
+        return (*x[:-rank], *(op.spatial(size) for size in op.shape[-rank:]))
+
+
+for _rank in (2, 3):
+    _unpool(_rank)
+
+
 @rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
 def grid_sample(op: Op) -> Axes:
     """Samples (N, C, …) at the places of a grid (N, …): N may hold heads as well."""
