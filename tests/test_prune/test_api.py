@@ -569,7 +569,7 @@ def test_a_number_of_a_pruned_size_by_chance_stays() -> None:
 
 
 class Fusible(nn.Module):
-    """Two branches that a method makes one layer of the sizes that it noted; its forward reads none of them."""
+    """Two branches that a method makes one layer of the sizes it noted; its forward reads none of them."""
 
     def __init__(self, in_chs: int, out_chs: int, groups: int, in_plane: int) -> None:
         super().__init__()
