@@ -1,4 +1,4 @@
-"""Indices as ONNX wants them: ``ScatterND`` and ``GatherND`` take 64-bit ones alone, torch narrower ones too."""
+"""Indices as ONNX wants them: ``ScatterND`` and ``GatherND`` take 64-bit ones alone, torch others too."""
 
 from __future__ import annotations
 

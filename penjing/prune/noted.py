@@ -44,7 +44,9 @@ def noted(
     expected = run(model, example_inputs)
 
     def is_unread(some: tuple[AttributeEdit, ...]) -> bool:
-        values = [vars(holders[edit.module]).pop(edit.name) for edit in some]
+        values = [getattr(holders[edit.module], edit.name) for edit in some]
+        for edit in some:
+            delattr(holders[edit.module], edit.name)
         try:
             return relative_error(run(model, example_inputs), expected) == 0
         except Exception:  # the user's forward may raise anything
