@@ -121,6 +121,7 @@ def to_numpy(value: torch.Tensor | np.ndarray) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
     value = value.detach().cpu()
+    value = value.resolve_neg()  # the imaginary part of a conjugate is a view with its sign to change
     return np.asarray(value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy())
 
 

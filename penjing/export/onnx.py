@@ -24,6 +24,7 @@ from penjing.export.coexist import make_peace
 from penjing.export.folding import fold_weights
 from penjing.export.inputs import Feeds, as_call, output_names
 from penjing.export.inputs import input_names as default_input_names
+from penjing.export.onnx_indices import widen_indices
 from penjing.export.onnx_pads import merge_pads
 from penjing.export.onnx_softmax import floor_masked
 from penjing.export.program_ops import target_name
@@ -96,6 +97,7 @@ def export_onnx(
         _set_apart(graph.graph)
         merge_pads(graph.graph)
         floor_masked(graph.graph)
+        widen_indices(graph.graph)
         _name_batch(graph.graph)
         _clean(graph, opset, {**({FIXED_BATCH: fixed} if fixed else {}), **(metadata or {})})
         _save(graph, path)

@@ -198,6 +198,7 @@ def scatter_reduce(self: Any, dim: int, index: Any, src: Any, reduce: str, inclu
 
 _aten = torch.ops.aten
 ALWAYS: dict[Any, Callable[..., Any]] = {
+    _aten._neg_view.default: lambda self: op.Neg(self),  # the imaginary part of a conjugate
     _aten._adaptive_avg_pool3d.default: adaptive_mean_pool,
     _aten.adaptive_avg_pool3d.default: adaptive_mean_pool,
     _aten.bucketize.Tensor: orders.bucketize,

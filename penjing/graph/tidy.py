@@ -32,6 +32,13 @@ VIEWS = {
 # Ops whose gradient is computed from their output, so that nothing may be written over it.
 _KEPT = ["_softmax", "sigmoid", "tanh", "exp", "sqrt", "rsqrt", "reciprocal", "relu", "softplus", "elu"]
 KEPT_OUTPUTS = {"aten.softmax.int", "aten.log_softmax.int", *(f"aten.{name}.default" for name in _KEPT)}
+# Second names of ops; export keeps whichever the forward used.
+_SYNONYMS = {
+    "arccos": "acos", "arccosh": "acosh", "arcsin": "asin", "arcsinh": "asinh", "arctan": "atan",
+    "arctan2": "atan2", "arctanh": "atanh", "fix": "trunc", "linalg_matmul": "matmul", "negative": "neg",
+    "row_stack": "vstack",
+}  # fmt: skip
+SYNONYMS = {f"aten.{name}.default": getattr(aten, same).default for name, same in _SYNONYMS.items()}
 WRAPPERS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 
 
@@ -60,6 +67,8 @@ def tidy(
             graph.erase_node(node)
         elif node.op == "get_attr":
             node.target = aliases.get(str(node.target), str(node.target))
+        else:
+            node.target = SYNONYMS.get(str(node.target), node.target)
     drop_whole_selections(module)
     free_views(graph)
     explicit_scale(graph)

@@ -97,6 +97,6 @@ def _first(outputs: Any) -> NDArray[Any]:
 def _array(value: Any) -> NDArray[Any]:
     if isinstance(value, Tensor):
         value = value.detach().cpu()
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        value = (value.float() if value.dtype == torch.bfloat16 else value.resolve_neg()).numpy()
     array: NDArray[Any] = np.asarray(value)
     return array

@@ -20,6 +20,7 @@ from penjing.prune.apply import carry_out
 from penjing.prune.budget import Budget, as_budget
 from penjing.prune.criteria import Criterion, Material, make_criterion
 from penjing.prune.follow import follow, settled
+from penjing.prune.noted import noted
 from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
@@ -346,7 +347,7 @@ def prune_slots(
         shapes=tensor_shapes(model),
         groups=group_edits(coupling, kept),
         tensors=tensor_edits(graph, coupling, leaves),
-        attributes=settled(done.model, done.attributes, example_inputs),
+        attributes=noted(done.model, settled(done.model, done.attributes, example_inputs), example_inputs),
         values=index_values(graph, done.values),
         renamed=renamed(coupling, leaves),
         in_place=done.in_place,

@@ -96,3 +96,31 @@ def test_a_network_with_transforms_goes_to_every_format(tmp_path: Path) -> None:
         example_inputs=torch.randn(3, 80),
     )
     assert made.ok
+
+
+class Enhancer(nn.Module):
+    """A mask over a spectrogram, back in time, beside the phase of the spectrum against its neighbour."""
+
+    window: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(16))
+        self.a, self.b = nn.Conv1d(9, 12, 3, padding=1), nn.Conv1d(12, 9, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        seen = torch.stft(x, 16, 8, window=self.window, return_complex=True)
+        mask = self.b(self.a(seen.abs()).relu()).sigmoid()
+        turn = seen[..., 1:] * seen[..., :-1].conj()
+        return torch.istft(seen * mask, 16, 8, window=self.window), turn.conj().imag
+
+
+@pytest.mark.tf
+@needs_tensorflow
+def test_spectra_go_back_to_signals_in_every_format(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 80)
+    pruned = pj.prune(Enhancer(), x, ratio=0.5)
+    assert not [frozen for frozen in pruned.frozen if frozen.kind == "unsolved"]
+    formats = ("program", "onnx", "saved_model", "litert")
+    assert pj.export(pruned.model, tmp_path, formats=formats, example_inputs=x).ok

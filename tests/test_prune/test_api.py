@@ -568,6 +568,41 @@ def test_a_number_of_a_pruned_size_by_chance_stays() -> None:
     assert masked_equivalence(model, result, longer) <= 1e-5
 
 
+class Fusible(nn.Module):
+    """Two branches that a method makes one layer of the sizes it noted; its forward reads none of them."""
+
+    def __init__(self, in_chs: int, out_chs: int, groups: int, in_plane: int) -> None:
+        super().__init__()
+        self.in_chs, self.out_chs, self.groups, self.in_plane = in_chs, out_chs, groups, in_plane
+        self.large = nn.Conv2d(in_chs, out_chs, 3, padding=1, groups=groups)
+        self.small = nn.Conv2d(in_chs, out_chs, 1, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.large(x) + self.small(x[:, :, : self.in_plane]))
+
+    def fused(self) -> nn.Conv2d:
+        layer = nn.Conv2d(self.in_chs, self.out_chs, 3, padding=1, groups=self.groups)
+        weight = self.large.weight + F.pad(self.small.weight, (1, 1, 1, 1))
+        layer.load_state_dict({"weight": weight, "bias": self.large.bias})
+        return layer
+
+
+def test_sizes_that_only_other_methods_read_follow() -> None:
+    torch.manual_seed(0)
+    stem, wide = nn.Conv2d(3, 8, 1), Fusible(8, 16, 8, in_plane=8)  # a plane of 8 by 8, by chance
+    model = nn.Sequential(stem, wide, Fusible(16, 16, 1, in_plane=16), nn.Flatten(), nn.Linear(16 * 64, 3))
+    x = torch.randn(2, 3, 8, 8)
+    ratios = {"2.large.weight:0": 0.25}
+    result = prune(model, x, ratio=0.5, ratios=ratios)
+    assert result.in_place, result.reason
+    for small in (result.model, apply(model, result.plan, x).model):
+        for block in (small[1], small[2]):  # type: ignore[index]
+            values = torch.randn(2, block.in_chs, 8, 8)
+            torch.testing.assert_close(F.relu(block.fused()(values)), block(values))
+    sizes = [(block.in_chs, block.out_chs, block.groups, block.in_plane) for block in result.model[1:3]]  # type: ignore[index]
+    assert sizes == [(4, 8, 4, 8), (8, 12, 1, 16)]
+
+
 class Branches(nn.Module):
     """Two hidden layers that count alike in the output, one behind a dear input."""
 

@@ -16,7 +16,9 @@ _to_copy lift_fresh lift_fresh_copy
 lift positive float double half bfloat16 bool long int conj real fill zero zeros_like ones_like full_like
 empty_like rand_like randn_like view_as_real_copy requires_grad fake_quantize_per_tensor_affine deg2rad
 rad2deg sinc digamma
-lgamma sgn cpu cuda absolute special_expit special_erf erfinv i0 angle imag"""
+lgamma sgn cpu cuda absolute special_expit special_erf erfinv i0 angle imag _conj _conj_physical conj_physical
+resolve_conj _neg_view resolve_neg signbit isposinf isneginf special_entr special_erfcx special_log_ndtr
+special_ndtri special_i0e special_i1 special_i1e"""
 BINARY = """add sub mul div rsub floor_divide remainder fmod pow maximum minimum fmax fmin atan2 eq ne lt le
 gt ge
 logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
@@ -24,7 +26,7 @@ __and__ __or__ __xor__ __iand__ __ior__ __ixor__
 where masked_fill addcmul addcdiv lerp copysign hypot true_divide multiply subtract divide greater less
 greater_equal
 less_equal not_equal xlogy squared_difference prelu_elementwise logaddexp isclose nextafter float_power
-heaviside ldexp"""
+heaviside ldexp logaddexp2 gcd lcm special_xlog1py"""
 
 
 @rule(*(f"aten.{name}" for name in UNARY.split()))

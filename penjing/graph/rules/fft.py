@@ -39,6 +39,24 @@ def fft(op: Op) -> Axes:
     return tuple(op.spatial(op.shape[dim]) if dim in mixed else axis for dim, axis in enumerate(x))
 
 
+def _windows(name: str, rank: int) -> None:
+    @rule(name)
+    def windows(op: Op) -> Axes:
+        """Signals ``[N, time]`` and the spectra of their windows ``[N, frequency, frame]``: N passes."""
+        for axes in op.tensors()[1:]:
+            for axis in axes:
+                op.freeze(axis, "a window of a Fourier transform", "spatial")
+        x = op.axes(op.args["self"])
+        batch = x[:-rank]
+        for axis in x[-rank:]:
+            op.freeze(axis, "mixed by a Fourier transform", "spatial")
+        return (*batch, *(op.spatial(size) for size in op.shape[len(batch) :]))
+
+
+_windows("aten.stft", 1)
+_windows("aten.istft", 2)
+
+
 @rule("aten.view_as_complex", "aten.complex_pair")
 def view_as_complex(op: Op) -> Axes:
     """The last dim holds real and imaginary parts."""

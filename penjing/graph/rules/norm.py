@@ -97,3 +97,19 @@ def along(op: Op) -> list[Axes]:
     dim = op.dim(op.args.get("dim", 1), len(x))
     op.freeze(x[dim], "a running total depends on every slot")
     return [x] * len(op.outputs)
+
+
+@rule("aten.diff", "aten.trapezoid", "aten.trapz", "aten.cumulative_trapezoid")
+def neighbours(op: Op) -> Axes:
+    """Differences or sums of neighbours along one dimension; the others pass."""
+    x = list(op.tensors()[0])
+    dim = op.dim(op.args.get("dim", -1), len(x))
+    for other in op.tensors():
+        op.freeze(other[dim if len(other) == len(x) else -1], "neighbouring slots are taken together")
+        for d, axis in enumerate(other):
+            if len(other) == len(x) and d != dim and axis.size == x[d].size:
+                op.unify(x[d], axis)
+    rest = [*x[:dim], *x[dim + 1 :]]
+    if len(op.shape) == len(x):
+        rest.insert(dim, op.fixed(op.shape[dim], "neighbouring slots are taken together"))
+    return tuple(rest)

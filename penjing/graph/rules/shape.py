@@ -191,11 +191,11 @@ def roll(op: Op) -> Axes:
     return tuple(x)
 
 
-@rule("aten.flip")
+@rule("aten.flip", "aten.fliplr", "aten.flipud")
 def flip(op: Op) -> Axes:
     """The same slots in reverse."""
     x = list(op.tensors()[0])
-    for d in op.args["dims"]:
+    for d in op.args.get("dims", [1 if "fliplr" in str(op.node.target) else 0]):
         dim = op.dim(d, len(x))
         x[dim] = op.through(x[dim], np.arange(x[dim].size)[::-1])
     return tuple(x)
