@@ -151,6 +151,11 @@ def export(
         VerifyError: when a file disagrees with the model.
     """
     exporters = _exporters(formats, int8)
+    if not isinstance(model, nn.Module):
+        for name in (exporter.name for exporter in exporters if not exporter.from_onnx):
+            raise ExportError(
+                f"format {name!r} is made from a torch module, not from ONNX", remedy="Leave it out"
+            )
     folder = Path(folder)
     listen(Event("export", "start", 0, len(exporters), "file"))
     with temporary() as scratch:

@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from penjing.errors import ExportError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.inputs import Feeds, to_numpy
 from penjing.export.onnx import inference
@@ -60,18 +59,11 @@ class ProgramExporter(Exporter):
         return (path / "program.json").is_file()
 
     def write(self, source: Source, path: Path) -> tuple[str, ...]:
-        """Trace the module and store it; gives what there is to know of the trace.
-
-        Raises:
-            ExportError: if the source is an ONNX file, which has no ATen graph.
-        """
+        """Trace the module and store it; gives what there is to know of the trace."""
         from penjing.export.program import save_program
         from penjing.graph import trace
 
-        if source.model is None:
-            raise ExportError(
-                "format 'program' is made from a torch module, not from ONNX", remedy="Leave it out"
-            )
+        assert source.model is not None  # an ONNX file has no ATen graph: `export` asks
         graph = trace(source.model, source.example_inputs)
         with atomic_dir(path) as aside:
             save_program(graph, aside)

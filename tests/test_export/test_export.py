@@ -401,6 +401,9 @@ def test_an_onnx_file_is_a_source_like_any_other(
     result = pe.export(onnx_file, tmp_path / "out", ["onnx"])
     assert result["onnx"].verification.relative == 0.0
     assert result["onnx"].path.read_bytes() == onnx_file.read_bytes()
+    with pytest.raises(ExportError, match="from a torch module"):
+        pe.export(onnx_file, tmp_path / "both", ["onnx", "program"])
+    assert not (tmp_path / "both").exists()
 
 
 def test_the_program_format_keeps_the_model_exactly(small_net: nn.Module, tmp_path: Path) -> None:
