@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from penjing.floats import autocast_off
 from penjing.graph.remembered import own_copies, put_back
 from penjing.graph.trace import bind_inputs, eval_view
-from penjing.prune.lockstep import runs_alike
+from penjing.prune.lockstep import departure
 
 TOLERANCE = 1e-5  # the same ops on the same numbers: only the order of sums may differ
 
@@ -19,12 +19,14 @@ TOLERANCE = 1e-5  # the same ops on the same numbers: only the order of sums may
 def compare(module: nn.Module, reference: fx.GraphModule, example_inputs: Any) -> str:
     """Run a model in eval mode and a traced graph on the same inputs; "" if they agree, else what differs.
 
-    Where both make the very same calls on the same tensors, only one of them is computed.
+    Where both make the very same calls on the same tensors, only one of them is computed; where they do but
+    for a number, that number is what differs.
     """
     with eval_view(module), put_back(reference):  # around all: what writes buffers back is no call of theirs
         both = own_copies(example_inputs)
-        if runs_alike(lambda: _forward(module, both), reference, _flat(reference, both)):
-            return ""
+        departed = departure(lambda: _forward(module, both), reference, _flat(reference, both))
+    if departed is None or departed:
+        return departed or ""
     ours, theirs = run(module, example_inputs), interpret(reference, example_inputs)
     error = relative_error(ours, theirs)
     if not error <= TOLERANCE:

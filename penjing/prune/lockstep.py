@@ -8,6 +8,7 @@ graph does.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +21,21 @@ from torch.overrides import enable_reentrant_dispatch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from penjing.graph.source import source_of
 from penjing.graph.tree import held_tensors
 
+_LAYOUTS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+_ROUNDING = 1e-6
+"""Numbers this near to each other are the same one, computed in another order."""
 
-def runs_alike(run: Callable[[], Any], graph: fx.GraphModule, inputs: Sequence[Any]) -> bool:
-    """Whether a model makes exactly the calls of a graph and returns what the graph returns.
 
-    False says nothing more: the model may compute the same in another way, or raise.
+def departure(run: Callable[[], Any], graph: fx.GraphModule, inputs: Sequence[Any]) -> str | None:
+    """Where a model leaves the calls of a graph; None where it makes exactly these and returns what they
+    give.
+
+    Text says that the model computes with another number there, or makes other heads, so something else,
+    however near to it on these inputs: attention that is close to uniform hides both. "" says nothing: the
+    model may compute the same in another way, or raise.
 
     Args:
         run: Runs the model, without gradients, and does nothing besides: every call counts.
@@ -37,9 +46,11 @@ def runs_alike(run: Callable[[], Any], graph: fx.GraphModule, inputs: Sequence[A
     try:
         with _casts_uncached(), mode:
             found = run()
-        return not mode.departed and mode.is_over(found)
+        if not mode.departed and mode.is_over(found):
+            return None
     except Exception:  # a departure, or what came of it: running the model by itself will tell
-        return False
+        pass
+    return mode.other_number
 
 
 @contextmanager
@@ -93,6 +104,8 @@ class _Steps:
 
     def __init__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
         self.recorder = _Recorder()
+        self.node: fx.Node | None = None  # whose calls come now
+        self.attends = any("softmax" in str(node.target) for node in module.graph.nodes)
         self.outputs: Any = None
         nodes = module.graph.nodes
         tensors = {held.name: held.tensor for held in held_tensors(module)}
@@ -113,6 +126,7 @@ class _Steps:
         return calls.popleft()
 
     def _step(self, node: fx.Node) -> None:
+        self.node = node
         if node.op == "placeholder":
             self._values[node] = next(self._inputs)
             return
@@ -138,6 +152,7 @@ class _Lockstep(_Mode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps = steps
         self.departed = False  # remembered, because the model may swallow the exception
+        self.other_number = ""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -146,10 +161,31 @@ class _Lockstep(_Mode):  # type: ignore[no-untyped-call]
         stop = self.departed or torch.is_autocast_cache_enabled()  # by the model itself
         call = None if stop else self._next_call()
         if call is None or call.op is not func or not same(call.args, args) or not same(call.kwargs, kwargs):
+            if call is not None and call.op is func:
+                self.other_number = self._told(call, args, kwargs)
             self.departed = True
             raise _Departure
         # autograd marks each view as one, which can be done once only; making it again costs nothing
         return func(*args, **kwargs) if func.is_view else call.result
+
+    def _told(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """What differs where the same op takes the same tensors; "" where more does."""
+        theirs, ours = ({**dict(enumerate(a)), **k} for a, k in ((call.args, call.kwargs), (args, kwargs)))
+        other = [key for key in theirs if key not in ours or not same(theirs[key], ours[key])]
+        if theirs.keys() != ours.keys() or len(other) != 1 or self.steps.node is None:
+            return ""
+        its, here = theirs[other[0]], ours[other[0]]
+        if type(its) is type(here) is float and not math.isclose(its, here, rel_tol=_ROUNDING):
+            return self._text(f"computes with {here:g}", f"{its:g}")
+        if call.op in _LAYOUTS and self.steps.attends:
+            before, made = call.result.shape, torch.empty(call.args[0].shape, device="meta").view(here).shape
+            if made != before:
+                return self._text(f"lays out {[*made]}", f"{[*before]}")
+        return ""
+
+    def _text(self, here: str, its: str) -> str:
+        place = source_of(self.steps.node) if self.steps.node is not None else ""
+        return f"it {here}{place and f' at {place}'} where the original has {its}"
 
     def _next_call(self) -> _Call | None:
         if self.steps.recorder.calls:
