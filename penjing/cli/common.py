@@ -155,12 +155,14 @@ def feed_of(
     options: Sequence[str] | None,
     *,
     model: LoadedModel | None,
-    file: Path | None = None,
+    source: Any = None,
     batch_size: int,
     normalize: str,
     seed: int,
 ) -> Feed:
-    """The data of a spec as batches in the layout of the model or ONNX file, normalised as it is used to."""
+    """The data of a spec as batches in the layout of the model, or of the ONNX file that is the ``source``,
+    normalised as it is used to.
+    """
     from penjing.data import open_data
     from penjing.recipe.feed import Feed, layout_of
     from penjing.recipe.schema import DataConfig
@@ -174,7 +176,7 @@ def feed_of(
         }
     )
     bundle = open_data(spec, **config.options)
-    layout = layout_of(_declared(file) if model is None else model.example_inputs, bundle)
+    layout = layout_of(_declared(source) if model is None else model.example_inputs, bundle)
     return Feed(config, bundle, layout=layout, seed=seed, source=None if model is None else model.normalize)
 
 

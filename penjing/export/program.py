@@ -26,6 +26,7 @@ from penjing.export.program_tensors import TensorEntry, load_tensors, save_tenso
 from penjing.export.program_values import decode_tree, decode_value
 from penjing.files import write_json
 from penjing.graph import Graph, GraphModel
+from penjing.graph.trace import as_examples
 
 PROGRAM_FILE = "program.json"
 FORMAT = "penjing-program"
@@ -129,10 +130,7 @@ def _noise(data: Mapping[str, Any], batch: int, seed: int) -> Any:
         noise = torch.randn(shape, generator=generator)
         leaves.append(noise.to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype))
     args, kwargs = pytree.tree_unflatten(leaves, decode_tree(data["graph"]["inputs"]))
-    if kwargs and not args:
-        return kwargs
-    lone = len(args) == 1 and not isinstance(args[0], (list, tuple))  # a list of inputs is one argument
-    return args[0] if lone else tuple(args)
+    return as_examples(args, kwargs)
 
 
 def read_program(folder: Path) -> dict[str, Any]:

@@ -196,6 +196,14 @@ def plain_outputs(model: nn.Module) -> Iterator[set[str]]:
         handle.remove()
 
 
+def as_examples(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The arguments of a call, all given in one way, as example inputs; the way back is `bind_inputs`."""
+    if kwargs and not args:
+        return dict(kwargs)
+    lone = len(args) == 1 and not isinstance(args[0], (list, tuple))  # a list of inputs is one argument
+    return args[0] if lone else tuple(args)
+
+
 def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Split example inputs into positional and keyword arguments of ``model.forward``."""
     if isinstance(example_inputs, Mapping):

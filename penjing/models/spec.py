@@ -230,6 +230,7 @@ def _trusted(spec: str, trust: bool, what: str, remedy: str) -> None:
 
 def _pt2(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
     from penjing.graph import GraphModel, trace
+    from penjing.graph.trace import as_examples
 
     _no_options(spec, options)
     _trusted(
@@ -240,10 +241,7 @@ def _pt2(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
     )
     program = opened(lambda: torch.export.load(spec), Path(spec))
     example: Any = program.example_inputs
-    args: Any = example[0] if example else ()
-    kwargs: Any = example[1] if example else {}
-    lone = len(args) == 1 and not isinstance(args[0], (list, tuple))  # a list of inputs is one argument
-    examples: Any = dict(kwargs) if kwargs and not args else args[0] if lone else tuple(args)
+    examples = as_examples(*example) if example else ()
     model = program.module(check_guards=False)
     return LoadedModel(GraphModel(trace(_Plain(model), examples)), examples, spec, "pt2")
 

@@ -45,7 +45,7 @@ def command(
             data,
             data_option,
             model=loaded,
-            file=source if loaded is None else None,
+            source=source,
             batch_size=batch_size,
             normalize=normalize,
             seed=0,

@@ -32,11 +32,11 @@ def broadcast(function: Callable[..., Tensor], tensors: Sequence[Tensor], rank: 
     padded = [[1] * (wide - len(shape)) + shape for shape in known]
     groups = merged(padded)
     out = [_joint(sizes) for sizes in zip(*padded, strict=True)]
-    targets = [[_size(shape, group) for group in groups] for shape in padded] if groups else []
-    if groups is None or len(groups) > rank or any(t.count(-1) > 1 for t in (*targets, _open(out))):
+    targets = [[size_of([shape[i] for i in group]) for group in groups] for shape in padded] if groups else []
+    if groups is None or len(groups) > rank or any(t.count(-1) > 1 for t in (*targets, open_sizes(out))):
         return function(*tensors)
     folded = [tf.reshape(t, target) for t, target in zip(tensors, targets, strict=True)]
-    return tf.reshape(function(*folded), _open(out))
+    return tf.reshape(function(*folded), open_sizes(out))
 
 
 def merged(shapes: Sequence[Sequence[Size]]) -> list[list[int]] | None:
@@ -61,10 +61,11 @@ def _joint(sizes: Sequence[Size]) -> Size:
     return None if None in sizes else max(size for size in sizes if size is not None)
 
 
-def _size(shape: Sequence[Size], group: Sequence[int]) -> int:
-    picked = [shape[i] for i in group]
-    return -1 if None in picked else math.prod(size for size in picked if size is not None)
+def size_of(sizes: Sequence[Size]) -> int:
+    """Dimensions as one, for a reshape."""
+    return -1 if None in sizes else math.prod(size for size in sizes if size is not None)
 
 
-def _open(shape: Sequence[Size]) -> list[int]:
+def open_sizes(shape: Sequence[Size]) -> list[int]:
+    """A shape with what is free left to a reshape."""
     return [-1 if size is None else size for size in shape]

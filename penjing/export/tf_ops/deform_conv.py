@@ -33,9 +33,7 @@ def _deform_conv(node: Node) -> Value:
     start = corner[:, None] + np.tile(inside, (sets, 1))
     at = tf.reshape(offset, [-1, places, sets * taps, 2]) + start.astype(np.float32)
     pixels = tf.reshape(x, [-1, height, width, sets, channels // sets])
-    own = tf.constant(
-        np.repeat(np.arange(sets), taps), tf.int32
-    )  # each set of offsets has channels of its own
+    own = np.repeat(np.arange(sets, dtype=np.int32), taps)  # each set of offsets has channels of its own
     own = tf.zeros_like(at[..., 0], tf.int32) + own
     seen = mixed(pixels, [linear_taps(at[..., i]) for i in (0, 1)], [height, width], zeros=True, then=[own])
     if node.has(4):

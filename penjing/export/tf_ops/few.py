@@ -6,10 +6,10 @@ Neighbouring dimensions that an op leaves alone are one dimension to it. A softm
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
 from penjing.export.tf_ops.backend import tf
+from penjing.export.tf_ops.broadcast import open_sizes, size_of
 from penjing.export.tf_ops.value import Tensor
 
 FEW = 5
@@ -37,7 +37,7 @@ def in_few(
         else:
             groups.append([axis])
     folded = [
-        tf.reshape(t, [_size([shape[axis] for axis in group]) for group in groups])
+        tf.reshape(t, [size_of([shape[axis] for axis in group]) for group in groups])
         for t, shape in zip(tensors, shapes, strict=True)
     ]
     out = function(folded, [groups.index([axis]) for axis in axes])
@@ -46,8 +46,4 @@ def in_few(
         sizes[axis] = out.shape[groups.index([axis])]
     if sizes.count(None) > 1:
         return function(tensors, list(axes))
-    return tf.reshape(out, [-1 if size is None else size for size in sizes])
-
-
-def _size(sizes: Sequence[int | None]) -> int:
-    return -1 if None in sizes else math.prod(size for size in sizes if size is not None)
+    return tf.reshape(out, open_sizes(sizes))

@@ -48,9 +48,7 @@ def _maxima_and_places(node: Node) -> list[Value]:
         raise node.error("the indices of the maxima are used and its image has no fixed size")
     lowest = x.dtype.min if x.dtype.is_integer else np.float32(-np.inf)
     padded = tf.pad(x, [(0, 0), (0, 0), *window.all_pads], constant_values=tf.cast(lowest, x.dtype))
-    rows = [
-        int(np.prod(sizes[i + 1 :])) for i in range(len(sizes))
-    ]  # elements from one to the next of a dimension
+    rows = [int(np.prod(sizes[i + 1 :])) for i in range(len(sizes))]  # from one to the next of a dimension
     counts = [
         (padded.shape[i + 2] - (k - 1) * d - 1) // s + 1
         for i, (k, s, d) in enumerate(zip(window.kernel, window.strides, window.dilations, strict=True))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from penjing.export.tf_ops.backend import tf
+from penjing.export.tf_ops.broadcast import open_sizes, size_of
 from penjing.export.tf_ops.few import in_few
 from penjing.export.tf_ops.node import Node, held_axis, op, plain, same_order
 from penjing.export.tf_ops.value import Tensor, Value, to_first, to_last
@@ -82,9 +83,9 @@ def _transposed(x: Tensor, perm: list[int]) -> Tensor:
         return tf.transpose(x, perm)
     ordered = sorted(runs)
     sizes = [[shape[axis] for axis in run] for run in ordered]
-    joined = tf.reshape(x, [-1 if None in run else int(np.prod(run)) for run in sizes])
+    joined = tf.reshape(x, [size_of(run) for run in sizes])
     moved = tf.transpose(joined, [ordered.index(run) for run in runs])
-    return tf.reshape(moved, [-1 if shape[axis] is None else shape[axis] for axis in perm])
+    return tf.reshape(moved, open_sizes([shape[axis] for axis in perm]))
 
 
 @op("Concat")
