@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,6 +58,34 @@ def silenced(*names: str, level: int) -> Iterator[None]:
         finally:
             for logger, before in zip(loggers, levels, strict=True):
                 logger.setLevel(before)
+
+
+@contextmanager
+def without_lines(*beginnings: str) -> Iterator[None]:
+    """Leave out the lines with these beginnings that native code writes to standard error inside.
+
+    Libraries print some outside their logs. The other lines come through when the block ends.
+    """
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    try:
+        usual = os.dup(2)
+    except OSError:  # a process without standard error: nothing is printed anyway
+        yield
+        return
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        finally:
+            if sys.stderr is not None:
+                sys.stderr.flush()
+            os.dup2(usual, 2)
+            os.close(usual)
+            aside.seek(0)
+            for line in aside:
+                if not line.startswith(tuple(beginning.encode() for beginning in beginnings)):
+                    os.write(2, line)
 
 
 class JsonLog:

@@ -35,8 +35,9 @@ Answers = dict[str, np.ndarray]
 
 
 def _in_tensorflow(path: Path, feeds: Answers) -> Answers:
+    from penjing.export.coexist import quiet_tf
     from penjing.export.saved_model import trace_onnx
-    from penjing.export.tf_ops.backend import quiet_tf, tf
+    from penjing.export.tf_ops.backend import tf
 
     with quiet_tf():
         module, function = trace_onnx(path)

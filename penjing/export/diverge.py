@@ -9,6 +9,7 @@ import onnx
 import torch
 
 from penjing.export.base import Runner
+from penjing.export.coexist import quiet_tf
 from penjing.export.inputs import Feeds
 from penjing.files import temporary
 
@@ -98,7 +99,7 @@ def onnx_values(path: Path, feeds: Feeds) -> dict[str, np.ndarray]:
 
 def tensorflow_values(path: Path, feeds: Feeds) -> dict[str, np.ndarray]:
     """Every intermediate float value of an ONNX file's translation to TensorFlow, by name."""
-    from penjing.export.tf_ops.backend import quiet_tf, tf
+    from penjing.export.tf_ops.backend import tf
     from penjing.export.tf_ops.trace import GraphTracer
     from penjing.export.tf_ops.value import Value
 

@@ -14,6 +14,7 @@ import numpy as np
 from penjing.batches import take_apart
 from penjing.errors import ExportError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
+from penjing.export.coexist import quiet_tf
 from penjing.export.inputs import Feeds, as_feeds, num_samples, single
 from penjing.export.saved_model import SIGNATURE, noted_names, write_saved_model
 from penjing.files import atomic_write, temporary
@@ -48,7 +49,7 @@ def write_litert(
     Raises:
         ExportError: if the converter refuses an op, naming it, or no calibration data was given.
     """
-    from penjing.export.tf_ops.backend import quiet_tf, tf
+    from penjing.export.tf_ops.backend import tf
 
     path = Path(path)
     if precision == "int8" and not samples:
@@ -143,8 +144,6 @@ class LiteRTRunner(Runner):
     def __init__(self, path: Path | str, *, threads: int = 1) -> None:
         self.path = Path(path)
         interpreter, self.runtime = _interpreter_class()
-        from penjing.export.tf_ops.backend import quiet_tf
-
         with quiet_tf():
             try:
                 self._interpreter = interpreter(model_path=str(self.path), num_threads=threads)

@@ -18,6 +18,7 @@ import onnx_ir
 
 from penjing.errors import ExportError
 from penjing.export.base import Exporter, Layout, Runner, Source, TensorSpec, register
+from penjing.export.coexist import quiet_tf
 from penjing.export.inputs import Feeds, identifier
 from penjing.export.onnx_pads import merge_pads
 from penjing.files import atomic_dir
@@ -44,7 +45,7 @@ def write_saved_model(onnx_path: Path | str, folder: Path | str, *, layout: Layo
     Raises:
         ExportError: naming the op and node that has no translation.
     """
-    from penjing.export.tf_ops.backend import quiet_tf, tf
+    from penjing.export.tf_ops.backend import tf
 
     folder = Path(folder)
     with quiet_tf():
@@ -135,7 +136,7 @@ class SavedModelRunner(Runner):
 
     def __init__(self, path: Path | str) -> None:
         SavedModelExporter().require()
-        from penjing.export.tf_ops.backend import quiet_tf, tf
+        from penjing.export.tf_ops.backend import tf
 
         self.path = Path(path)
         with quiet_tf():

@@ -352,11 +352,11 @@ def saved_model_candidate(
     """
     import os
 
-    from penjing.export.coexist import make_peace
+    from penjing.export.coexist import entering_tensorflow
 
-    make_peace()
     try:
-        import tensorflow as tf
+        with entering_tensorflow():
+            import tensorflow as tf
     except ImportError as error:
         raise MeasureError(
             "timing a SavedModel needs TensorFlow", layer=str(path), remedy="Run: pip install 'penjing[tf]'"

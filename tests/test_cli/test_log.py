@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from penjing.errors import RunError
 from penjing.events import Event
-from penjing.log import JsonLog, event_to_dict, read_log, tee
+from penjing.log import JsonLog, event_to_dict, read_log, tee, without_lines
 
 
 def test_log_survives_being_cut_anywhere(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -49,3 +49,12 @@ def test_tee_tells_all() -> None:
     heard = []
     tee(lambda e: heard.append(1), lambda e: heard.append(2))(Event("s", "note"))
     assert heard == [1, 2]
+
+
+def test_lines_of_native_code_are_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    """Only those that begin so; the others come through, also where the block ends with an error."""
+    with pytest.raises(ValueError, match="inside"), without_lines("I0000 ", "NOTE:"):  # noqa: PT012
+        os.write(2, b"I0000 chatter\nW0000 heed this\nNOTE: chatter\n")
+        raise ValueError("inside")
+    os.write(2, b"I0000 after it\n")
+    assert capfd.readouterr().err == "W0000 heed this\nI0000 after it\n"

@@ -43,8 +43,9 @@ def exported(model: nn.Module, folder: Path, x: torch.Tensor) -> pe.ExportedFile
 
 def converter_of(model: nn.Module, folder: Path, x: torch.Tensor) -> tuple[Any, list[dict[str, np.ndarray]]]:
     """TensorFlow's converter for the module, and samples by name."""
+    from penjing.export.coexist import quiet_tf
     from penjing.export.saved_model import SIGNATURE, write_saved_model
-    from penjing.export.tf_ops.backend import quiet_tf, tf
+    from penjing.export.tf_ops.backend import tf
 
     source = folder / "source.onnx"
     if not source.exists():
@@ -80,8 +81,8 @@ class Normed(nn.Module):
 
 
 def test_a_layer_norm_stays_in_float_and_its_neighbours_do_not(tmp_path: Path) -> None:
+    from penjing.export.coexist import quiet_tf
     from penjing.export.litert_int8.graph import census
-    from penjing.export.tf_ops.backend import quiet_tf
 
     model, x = Normed(), images()
     file = exported(model, tmp_path, x)
@@ -135,8 +136,8 @@ def test_an_output_finer_than_8_bits_stays_in_float(tmp_path: Path) -> None:
 
 def test_ranges_are_those_of_the_tensor_alone(tmp_path: Path) -> None:
     """A sigmoid keeps its own range where the product after it is written over it."""
+    from penjing.export.coexist import quiet_tf
     from penjing.export.litert_int8.ranges import with_ranges
-    from penjing.export.tf_ops.backend import quiet_tf
 
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(), nn.Conv2d(4, 2, 1))
     converter, samples = converter_of(model, tmp_path, images(4))

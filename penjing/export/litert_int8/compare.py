@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from penjing.export.coexist import quiet_tf
 from penjing.export.inputs import Feeds
 from penjing.export.saved_model import SIGNATURE
-from penjing.export.tf_ops.backend import quiet_tf, tf
+from penjing.export.tf_ops.backend import tf
 
 Outputs = list[dict[str, np.ndarray]]
 

@@ -9,9 +9,9 @@ from functools import cache
 from math import prod
 from typing import Any
 
-from penjing.export.tf_ops.backend import quiet_tf
+from penjing.export.coexist import entering_tensorflow, quiet_tf
 
-with quiet_tf():  # imported after what `backend` prepares
+with entering_tensorflow(), quiet_tf():
     from tensorflow.lite.python import schema_py_generated as schema
 
 MOVES = frozenset(

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from penjing.export.coexist import quiet_tf
 from penjing.export.inputs import Feeds
 from penjing.export.saved_model import SIGNATURE
-from penjing.export.tf_ops.backend import quiet_tf, tf
+from penjing.export.tf_ops.backend import tf
 
 with quiet_tf():
     from tensorflow.lite.python import schema_py_generated as schema

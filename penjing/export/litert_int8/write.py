@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from penjing.errors import ExportError
+from penjing.export.coexist import quiet_tf
 from penjing.export.inputs import Feeds
 from penjing.export.litert_int8.compare import Judge
 from penjing.export.litert_int8.graph import CASTS, MOVES, Operation, operations
 from penjing.export.litert_int8.normalisation import ROOTS, normalisations
 from penjing.export.litert_int8.ranges import with_ranges
 from penjing.export.litert_int8.search import Choice, Search
-from penjing.export.tf_ops.backend import quiet_tf, without_lines
 from penjing.export.verify import QUANTIZED_TOLERANCE
+from penjing.log import without_lines
 
 with quiet_tf():
     from tensorflow.lite.python import convert
