@@ -16,8 +16,8 @@ class QuantizeConfig(Config):
 
     Attributes:
         mode: ``"static"``: activations and weights in 8 bits, ranges from calibration. ``"dynamic"``: linear
-            layers alone, activation ranges found while running. ``"weight_only"``: linear weights alone, in 8
-            or 4 bits.
+            layers and LSTMs alone, activation ranges found while running. ``"weight_only"``: weights of
+            linear and recurrent layers alone, in 8 bits, or of linear ones in 4.
         block: Inputs that share a step, for 4-bit weights alone; a power of two.
         observer: How activation ranges are found, by name (``penjing.quantize.observers()`` lists them);
             ``"auto"`` takes least squared error or all that was seen, whichever leaves the network's output
@@ -47,7 +47,8 @@ class QuantizeConfig(Config):
             until it holds. None: no layer goes back.
         sensitivity: Measure each layer's share of the error even when ``max_drop`` asks for nothing.
         ignore: Layers kept in float, by name or by shell pattern.
-        ops: Op types to quantize besides what follows from them.
+        ops: Op types to quantize besides what follows from them. An LSTM becomes ONNX Runtime's own 8-bit
+            one, which no other runtime reads; without ``"LSTM"`` it stays in float.
         min_agreement_db: Where the file's int8 kernels agree with the simulation of the same file to less
             than this, they must at least be as close to fp32 as the simulation is (to 1 dB), or it is an
             error; -inf never looks.
@@ -73,7 +74,7 @@ class QuantizeConfig(Config):
     max_drop: Annotated[float | None, Field(ge=0, le=1)] = None
     sensitivity: bool = False
     ignore: tuple[str, ...] = ()
-    ops: tuple[Literal["Conv", "Gemm", "MatMul"], ...] = ("Conv", "Gemm", "MatMul")
+    ops: tuple[Literal["Conv", "Gemm", "MatMul", "LSTM"], ...] = ("Conv", "Gemm", "MatMul", "LSTM")
     min_agreement_db: float = Field(default=35.0, lt=math.inf, allow_inf_nan=True)
     check_samples: Annotated[int, Field(ge=1)] = 16
 

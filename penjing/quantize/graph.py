@@ -42,6 +42,22 @@ def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
     return np.asarray(value.const_value.numpy())
 
 
+def is_made_of_constants(value: ir.Value | None) -> bool:
+    """Whether a value is an initializer or computed from initializers alone."""
+    waiting, seen = [value], set()
+    while waiting:
+        current = waiting.pop()
+        if current is None or current.is_graph_input():
+            return False
+        maker = current.producer()
+        if maker is None and not current.is_initializer():
+            return False
+        if maker is not None and maker not in seen:
+            seen.add(maker)
+            waiting.extend(source for source in maker.inputs if source is not None)
+    return True
+
+
 def weight_of(node: ir.Node) -> NDArray[np.float32]:
     """The constant weight of a Conv, Gemm or MatMul, as stored."""
     array = constant(node.inputs[1])

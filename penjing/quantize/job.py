@@ -40,6 +40,13 @@ from penjing.quantize.pack import save_quantized
 from penjing.quantize.place import Placement, layer_names, place
 from penjing.quantize.prepare import load_onnx, prepare
 from penjing.quantize.ranges import closest, widest
+from penjing.quantize.recurrent import (
+    Recurrent,
+    emit_recurrent,
+    encode_recurrent,
+    told_recurrent,
+    worst_db,
+)
 from penjing.quantize.result import LayerRow, QuantizeResult, Timing
 from penjing.quantize.rounding import Moments
 from penjing.quantize.rules import WEIGHT_OPS
@@ -147,16 +154,17 @@ class Job:
         self.nodes = _by_output(self.model)
         self.names = layer_names(self.model.graph)
         _check_patterns(self.config.ignore, self.model.graph, self.names)
+        self._recurrent: dict[str, Recurrent] = {}
         self.observer = "mse" if self.config.observer == "auto" else self.config.observer
 
     def calibrate(self) -> None:
         """Equalize, place, and find ranges; layers whose input never changes go back to float."""
         config = self.config
         placement = place(self.model.graph, config)
-        if not placement.layers:
+        if not placement.all_layers:
             reasons = (
                 "; ".join(sorted(set(placement.kept.values())))
-                or "it has no Conv, Gemm or MatMul with weights"
+                or "it has no Conv, Gemm, MatMul or LSTM with weights"
             )
             raise QuantizeError(
                 f"nothing can be quantized ({reasons})",
@@ -184,13 +192,13 @@ class Job:
                 self.keep[layer] = _DEAD
                 self.notes.append(f"{layer} stays in float: {_DEAD}")
         self.placement = place(self.model.graph, config, self.keep)
-        if not self.placement.layers:
+        if not self.placement.all_layers:
             raise QuantizeError(
                 "every layer's input is constant on the calibration data",
                 remedy="Calibrate with real samples",
             )
         self._observe(self.placement)
-        if config.observer == "auto":
+        if config.observer == "auto" and self.placement.layers:
             self._settle()
 
     def _equalize(self, placement: Placement) -> Placement:
@@ -229,7 +237,7 @@ class Job:
         scales: Mapping[str, NDArray[np.float32]],
     ) -> None:
         """Take what training found in the place of calibration; `reference` stays the network before it."""
-        self.model = model
+        self.model, self._recurrent = model, {}
         self.nodes = _by_output(model)
         self.placement = placement
         self.seen = Calibration({}, samples=self.seen.samples)
@@ -286,10 +294,16 @@ class Job:
     def rebuild(self, extra: Sequence[str]) -> ir.Model:
         """The quantized graph with these layers in float besides those already kept."""
         placement = place(self.model.graph, self.config, self.keep | dict.fromkeys(extra, "tried in float"))
-        if not placement.layers:
-            return self.model
-        self._observe(placement)
-        return emit(self.model, placement, self._roots(placement), self.encode(placement))
+        if placement.layers:
+            self._observe(placement)
+        quantized = emit(self.model, placement, self._roots(placement), self.encode(placement))
+        return emit_recurrent(quantized, self.encode_recurrent(placement), "static")
+
+    def encode_recurrent(self, placement: Placement) -> dict[str, Recurrent]:
+        """The numbers of each recurrent layer in int8, found once."""
+        missing = [out for out in placement.recurrent if out not in self._recurrent]
+        self._recurrent |= encode_recurrent(self.model, missing, self.config, self.guard)
+        return {out: self._recurrent[out] for out in placement.recurrent}
 
     def _roots(self, placement: Placement) -> dict[str, ActivationParams]:
         return {root: self.params[root] for root in placement.observed}
@@ -322,7 +336,7 @@ class Job:
         value = mixed.measure(Session(self.rebuild(())), feeds, metric, reference)[0]
         if is_allowed(fp32 - value, limit):
             return fp32, value, count
-        order = self.measure_gains(tuple(self.placement.layers.values()))
+        order = self.measure_gains(self.placement.all_layers)
         values: dict[int, float] = {}
 
         def holds(number: int) -> bool:
@@ -346,8 +360,11 @@ class Job:
         """Emit, write both files, and check them."""
         placement, config = self.placement, self.config
         encoded = self.encode(placement)
+        recurrent = self.encode_recurrent(placement)
         quantized = emit(self.model, placement, self._roots(placement), encoded)
-        weights_path = save_quantized(out.with_suffix(".safetensors"), quantized, placement, encoded)
+        quantized = emit_recurrent(quantized, recurrent, "static")
+        told = told_recurrent(recurrent, placement.recurrent)
+        weights_path = save_quantized(out.with_suffix(".safetensors"), quantized, placement, encoded, told)
         written = quantized.clone()
         if config.widen:
             self._widen(written)
@@ -406,7 +423,7 @@ class Job:
             sqnr_db=measured.sqnr,
             agreement_db=measured.agreement,
             simulated_db=measured.simulated,
-            num_quantized=len(placement.layers),
+            num_quantized=len(placement.all_layers),
             num_float=len(placement.floats),
             float_ops=placement.floats,
             size_bytes=out.stat().st_size,
@@ -447,6 +464,10 @@ class Job:
         rows = []
         for out, name in self.names.items():
             node, gain = self.nodes[out], self.gains.get(name)
+            if out in placement.recurrent:
+                db = worst_db(self.encode_recurrent(placement))[out]
+                rows.append(LayerRow(name, node.op_type, True, weight_db=db, gain_db=gain))
+                continue
             if out not in encoded:
                 rows.append(LayerRow(name, node.op_type, False, placement.kept.get(out, ""), gain_db=gain))
                 continue

@@ -1,4 +1,4 @@
-"""Write a network whose linear layers alone are in few bits (modes ``dynamic`` and ``weight_only``)."""
+"""Write a network with few bits in linear and recurrent layers alone (``dynamic``, ``weight_only``)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from penjing.quantize.job import Job, save_model
 from penjing.quantize.linears import emit_linears, encode_linear
 from penjing.quantize.pack import save_linears
 from penjing.quantize.place import place
+from penjing.quantize.recurrent import emit_recurrent, encode_recurrent, told_recurrent, worst_db
 from penjing.quantize.result import LayerRow, QuantizeResult
 from penjing.quantize.rounding import Moments
 from penjing.quantize.runtime import Session
@@ -24,10 +25,10 @@ def write_linears(job: Job, out: Path) -> QuantizeResult:
         QuantizeError: if the network has no linear layer, or the runtime cannot run the file.
     """
     config = job.config
-    placement = place(job.model.graph, config.model_copy(update={"ops": ("Gemm", "MatMul")}))
-    if not placement.layers:
+    placement = place(job.model.graph, config.model_copy(update={"ops": ("Gemm", "MatMul", "LSTM")}))
+    if not placement.layers and not placement.recurrent:
         raise QuantizeError(
-            f"it has no linear layer, which is all that mode {config.mode!r} changes",
+            f"it has no linear or recurrent layer, which is all that mode {config.mode!r} changes",
             remedy="Use mode 'static'",
         )
     layers = {name: job.nodes[name] for name in placement.layers}
@@ -45,22 +46,24 @@ def write_linears(job: Job, out: Path) -> QuantizeResult:
         )
     heard = moments.means()
     encoded = {name: encode_linear(node, config, job.guard, heard.get(name)) for name, node in layers.items()}
-    save_model(emit_linears(job.model, encoded, config), out)
-    named = {}
+    recurrent = encode_recurrent(job.model, tuple(placement.recurrent), config, job.guard)
+    save_model(emit_recurrent(emit_linears(job.model, encoded, config), recurrent, config.mode), out)
+    told = told_recurrent(recurrent, placement.recurrent)
     for name, numbers in encoded.items():
         weight = layers[name].inputs[1]
         assert weight is not None
-        named[name] = (name_of(weight), placement.layers[name], numbers)
+        told.append((name_of(weight), placement.layers[name], numbers))
     scheme = f"{config.weight_bits}-bit symmetric, {config.mode}"
-    weights_path = save_linears(out.with_suffix(".safetensors"), job.model, named, scheme)
+    weights_path = save_linears(out.with_suffix(".safetensors"), job.model, told, scheme)
     measured = check_file(out, Session(job.reference), job.fresh(), config.check_samples)
+    weight_db = {name: numbers.weight_db for name, numbers in encoded.items()} | worst_db(recurrent)
     rows = tuple(
         LayerRow(
             layer,
             job.nodes[name].op_type,
-            name in encoded,
-            "" if name in encoded else placement.kept.get(name, "not a linear layer"),
-            weight_db=encoded[name].weight_db if name in encoded else None,
+            name in weight_db,
+            "" if name in weight_db else placement.kept.get(name, "not a linear or recurrent layer"),
+            weight_db=weight_db.get(name),
         )
         for name, layer in job.names.items()
     )

@@ -8,7 +8,7 @@ mode                     ops written                                            
 ``weight_only``, 4 bits  MatMulNBits (``com.microsoft``, ONNX Runtime)            an eighth of the size
 =======================  =======================================================  ============================
 
-Nothing but Gemm and MatMul with constant weights changes.
+Of layers with weights, Gemm and MatMul change here; `penjing.quantize.recurrent` writes LSTM, GRU and RNN.
 """
 
 from __future__ import annotations
@@ -74,11 +74,21 @@ def encode_linear(
         moments_KK: Second moments of its input, for second-order rounding.
     """
     w_NK = weight_of(node) if weight_axis(node) == 0 else weight_of(node).T
+    return encode_rows(w_NK, config, guard, moments_KK)
+
+
+def encode_rows(
+    w_NK: NDArray[np.float32],
+    config: QuantizeConfig,
+    guard: Guard,
+    moments_KK: NDArray[np.float64] | None = None,
+) -> LinearWeight:
+    """Round a matrix of outputs by inputs, as `encode_linear` does a layer's."""
     size = w_NK.shape[1]
     blocked = config.mode == "weight_only" and config.weight_bits == 4
     block = config.block if blocked else size
     top = weight_top(config.weight_bits)
-    guard = guard if config.mode == "dynamic" else "off"
+    guard = "off" if config.mode == "weight_only" else guard
     count = -(-size // block)
     padded = np.pad(w_NK, ((0, 0), (0, count * block - size)))
     rows = np.ascontiguousarray(padded.reshape(-1, block))

@@ -15,6 +15,7 @@ from penjing.events import Event, Listener, silent
 from penjing.quantize.check import compare
 from penjing.quantize.feeds import Feeds
 from penjing.quantize.graph import weight_axis, weight_of
+from penjing.quantize.rules import RECURRENT_OPS
 from penjing.quantize.runtime import Session
 
 Metric = Callable[[NDArray[Any], NDArray[Any]], float]
@@ -140,6 +141,11 @@ def fewest(count: int, holds: Callable[[int], bool]) -> int | None:
 
 def layer_macs(node: ir.Node) -> float:
     """Multiply-accumulates of a layer for one sample; free dims count as 1."""
+    if node.op_type in RECURRENT_OPS:
+        steps, sizes = node.inputs[0], [value.shape for value in node.inputs[1:3] if value is not None]
+        length = steps.shape[0] if steps is not None and steps.shape is not None else 1
+        once = sum(float(np.prod([d for d in size or () if isinstance(d, int)])) for size in sizes)
+        return (length if isinstance(length, int) else 1) * once
     w = weight_of(node)
     shape = node.outputs[0].shape
     dims = [d if isinstance(d, int) else 1 for d in shape] if shape is not None else [1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from penjing.quantize.encode import EncodedLayer
 from penjing.quantize.graph import constant, name_of
 from penjing.quantize.linears import LinearWeight
 from penjing.quantize.place import Placement
+from penjing.quantize.recurrent import DERIVED
 
 FORMAT = 1
 """Version of the header."""
@@ -68,6 +69,7 @@ def save_quantized(
     model: ir.Model,
     placement: Placement,
     encoded: Mapping[str, EncodedLayer],
+    recurrent: Iterable[tuple[str, str, LinearWeight]] = (),
 ) -> Path:
     """Write every constant of the quantized graph: ``NAME``, ``NAME.scale``, ``NAME.zero_point``.
 
@@ -82,12 +84,13 @@ def save_quantized(
         model: The graph that `emit` gave.
         placement: What became 8-bit.
         encoded: Numbers of each layer.
+        recurrent: Weight name, layer name and numbers of each weight of recurrent layers.
     """
     own = {value.meta[PARAMETER] for value in model.graph.initializers.values() if PARAMETER in value.meta}
     tensors: dict[str, NDArray[Any]] = {}
     for name, value in model.graph.initializers.items():
         array = constant(value)
-        if array is not None:
+        if array is not None and DERIVED not in value.meta:
             key = value.meta.get(PARAMETER) or (f"{name}_" if name in own else name)
             tensors[key] = np.ascontiguousarray(array)
     header = {
@@ -97,7 +100,7 @@ def save_quantized(
             "weights": "int8 symmetric per output channel",
             "biases": "int32, scale = input scale × weight scale",
         },
-        "layers": _layers(model.graph, placement, encoded),
+        "layers": _layers(model.graph, placement, encoded) + _add_linears(tensors, recurrent),
     }
     with atomic_write(path) as aside:
         save_file(tensors, aside, metadata={_KEY: json.dumps(header, ensure_ascii=False)})
@@ -105,7 +108,7 @@ def save_quantized(
 
 
 def save_linears(
-    path: Path, model: ir.Model, encoded: Mapping[str, tuple[str, str, LinearWeight]], scheme: str
+    path: Path, model: ir.Model, encoded: Iterable[tuple[str, str, LinearWeight]], scheme: str
 ) -> Path:
     """Write linear weights of few bits: int8 levels ``NAME`` (outputs by inputs) and steps ``NAME.scale``
     (outputs by blocks), and everything else as it is.
@@ -113,21 +116,28 @@ def save_linears(
     Args:
         path: The file; replaced atomically.
         model: The prepared fp32 graph.
-        encoded: Weight name, layer name and numbers of each layer, by output name.
+        encoded: Weight name, layer name and numbers of each layer.
         scheme: What was done, for the header.
     """
     tensors = {name: constant(value) for name, value in model.graph.initializers.items()}
     kept = {name: np.ascontiguousarray(array) for name, array in tensors.items() if array is not None}
-    rows = []
-    for weight, layer, numbers in encoded.values():
-        if f"{weight}.scale" in kept:
-            kept[f"{weight}.scale_"] = kept[f"{weight}.scale"]
-        kept |= {weight: numbers.q_NK, f"{weight}.scale": numbers.scale_NB}
-        rows.append({"name": layer, "weight": weight, "bias": None, "axis": 0, "block": numbers.block})
-    header = {"format": FORMAT, "scheme": {"weights": scheme}, "layers": rows}
+    header = {"format": FORMAT, "scheme": {"weights": scheme}, "layers": _add_linears(kept, encoded)}
     with atomic_write(path) as aside:
         save_file(kept, aside, metadata={_KEY: json.dumps(header, ensure_ascii=False)})
     return path
+
+
+def _add_linears(
+    tensors: dict[str, NDArray[Any]], encoded: Iterable[tuple[str, str, LinearWeight]]
+) -> list[dict[str, Any]]:
+    """Put levels and steps in the place of weights; what the header says of them."""
+    rows = []
+    for weight, layer, numbers in encoded:
+        if f"{weight}.scale" in tensors:
+            tensors[f"{weight}.scale_"] = tensors[f"{weight}.scale"]
+        tensors |= {weight: numbers.q_NK, f"{weight}.scale": numbers.scale_NB}
+        rows.append({"name": layer, "weight": weight, "bias": None, "axis": 0, "block": numbers.block})
+    return rows
 
 
 def read_header(path: Path | str) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from penjing.quantize.graph import (
     float_nodes,
     int_attribute,
     is_float,
+    is_made_of_constants,
     layer_name,
     name_of,
     only_consumer,
 )
-from penjing.quantize.rules import RULES, WEIGHT_OPS
+from penjing.quantize.rules import RECURRENT_OPS, RULES, WEIGHT_OPS
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Placement:
         nodes: All nodes in int8: the layers, their followers and views.
         roots: 8-bit tensors: name → name of the tensor whose scale and zero point it has.
         emitted: Tensors that come out of a kernel as 8-bit; all readers see the 8-bit value.
+        recurrent: Recurrent layers with 8-bit weights, which read and give floats: output name → layer name.
         clamps: Relu and Clip nodes that saturation replaces: output name → name of the value they read.
         kept: Weighted nodes in float: output name → why.
         floats: ``(name, op, why)`` of all other float computation.
@@ -41,9 +43,15 @@ class Placement:
     nodes: frozenset[str]
     roots: dict[str, str]
     emitted: frozenset[str]
+    recurrent: dict[str, str]
     clamps: dict[str, str]
     kept: dict[str, str]
     floats: tuple[tuple[str, str, str], ...]
+
+    @property
+    def all_layers(self) -> tuple[str, ...]:
+        """Names of all layers with 8-bit weights."""
+        return (*self.layers.values(), *self.recurrent.values())
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -59,15 +67,18 @@ class _Builder:
     nodes: set[str] = field(default_factory=set)
     roots: dict[str, str] = field(default_factory=dict)
     emitted: set[str] = field(default_factory=set)
+    recurrent: dict[str, str] = field(default_factory=dict)
     clamps: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
 
 
 def layer_names(graph: ir.Graph) -> dict[str, str]:
-    """A distinct name for each node with a constant weight: output name → layer name."""
+    """A distinct name for each node with constant weights: output name → layer name."""
     names: dict[str, str] = {}
     for node in graph:
-        if node.op_type in WEIGHT_OPS and constant(node.inputs[1]) is not None:
+        if (node.op_type in WEIGHT_OPS and constant(node.inputs[1]) is not None) or (
+            node.op_type in RECURRENT_OPS and all(is_made_of_constants(node.inputs[at]) for at in (1, 2))
+        ):
             base = name = layer_name(node)
             count = 1
             while name in names.values():
@@ -94,6 +105,8 @@ def place(graph: ir.Graph, config: QuantizeConfig, keep: Mapping[str, str] | Non
         why = _why_float(node, names[out], config, build.keep)
         if why:
             build.kept[out] = why
+        elif node.op_type in RECURRENT_OPS:
+            build.recurrent[out] = names[out]
         else:
             build.layers[out] = names[out]
             build.nodes.add(out)
@@ -105,6 +118,7 @@ def place(graph: ir.Graph, config: QuantizeConfig, keep: Mapping[str, str] | Non
         nodes=frozenset(build.nodes),
         roots=build.roots,
         emitted=frozenset(build.emitted & build.roots.keys()),
+        recurrent=build.recurrent,
         clamps={k: v for k, v in build.clamps.items() if k in build.roots},
         kept=build.kept,
         floats=tuple(_floats(build)),
@@ -117,6 +131,8 @@ def _why_float(node: ir.Node, name: str, config: QuantizeConfig, keep: Mapping[s
         return keep[name]
     if any(fnmatchcase(name, pattern) for pattern in config.ignore):
         return "ignored by the user"
+    if node.op_type in RECURRENT_OPS:
+        return _why_float_recurrent(node, config)
     if node.op_type not in config.ops:
         return f"{node.op_type} is not among the ops to quantize"
     weight = constant(node.inputs[1])
@@ -132,6 +148,19 @@ def _why_float(node: ir.Node, name: str, config: QuantizeConfig, keep: Mapping[s
             return "its bias is not one value per output"
     if node.op_type == "MatMul" and weight.ndim != 2:
         return "MatMul with a stacked weight has no per-channel int8 kernel"
+    return ""
+
+
+def _why_float_recurrent(node: ir.Node, config: QuantizeConfig) -> str:
+    if node.inputs[1] is not None and not is_float(node.inputs[1]):
+        return "its weight is not float32"
+    if config.mode == "weight_only":
+        return "" if config.weight_bits == 8 else "weights of 4 bits are for linear layers"
+    if node.op_type not in config.ops:
+        what = "is not among the ops to quantize" if node.op_type == "LSTM" else "has no 8-bit kernel"
+        return f"{node.op_type} {what}: mode 'weight_only' stores its weights in 8 bits"
+    if int_attribute(node, "layout", 0):
+        return "an LSTM with the batch first has no 8-bit kernel"
     return ""
 
 
@@ -280,7 +309,7 @@ def _floats(build: _Builder) -> list[tuple[str, str, str]]:
     replaced = {name for name in build.clamps if name in build.roots}
     for node in float_nodes(build.graph):
         out = name_of(node.outputs[0])
-        if out in build.nodes or out in replaced:
+        if out in build.nodes or out in build.recurrent or out in replaced:
             continue
         if out in build.kept:
             found.append((names[out], node.op_type, build.kept[out]))

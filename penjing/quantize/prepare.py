@@ -28,6 +28,14 @@ from penjing.quantize.rules import WEIGHT_OPS
 MIN_OPSET = 13
 """First opset whose DequantizeLinear has an axis."""
 
+_QUANTIZED = frozenset(
+    (
+        *("QuantizeLinear", "DequantizeLinear", "QLinearConv"),
+        *("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "MatMulNBits"),
+    )
+)
+"""Ops that only files in few bits have."""
+
 
 def load_onnx(path: Path) -> ir.Model:
     """Read an ONNX file, raised to opset 17 where it is older than 13.
@@ -46,7 +54,7 @@ def load_onnx(path: Path) -> ir.Model:
         raise QuantizeError(
             f"cannot read {path} ({error})", remedy="Give an ONNX file that onnx.checker accepts"
         ) from error
-    quantized = [n for n in model.graph if n.op_type in {"QuantizeLinear", "DequantizeLinear", "QLinearConv"}]
+    quantized = [node for node in model.graph if node.op_type in _QUANTIZED]
     if quantized:
         raise QuantizeError(
             f"{path} is quantized already ({quantized[0].op_type} at {quantized[0].name})",

@@ -90,7 +90,7 @@ def quantize(
         config = job.config
         metrics = job.fall_back(labels_metric, eval_data) if config.max_drop is not None else None
         if config.sensitivity and not job.gains:
-            job.measure_gains(tuple(job.placement.layers.values()))
+            job.measure_gains(job.placement.all_layers)
         with staged(out.parent, out.name) as aside:  # only what has been checked gets its place
             path = aside / out.name
             result = job.write(path) if config.mode == "static" else write_linears(job, path)

@@ -15,7 +15,7 @@ class LayerRow:
 
     Attributes:
         name: The layer's name, from its weight.
-        op: ``"Conv"``, ``"Gemm"`` or ``"MatMul"``.
+        op: ``"Conv"``, ``"Gemm"``, ``"MatMul"``, ``"LSTM"``, ``"GRU"`` or ``"RNN"``.
         quantized: Whether its weights are int8 in the file.
         why: Why it stayed in float, or "".
         range_min: Smallest input value represented.

@@ -68,3 +68,5 @@ RULES: dict[str, OpRule] = _WEIGHTED | _FOLLOWERS | _VIEWS | _CLAMPS
 """The table, by ONNX op type."""
 
 WEIGHT_OPS = tuple(_WEIGHTED)
+RECURRENT_OPS = ("LSTM", "GRU", "RNN")
+"""Layers that read no 8-bit tensors: see `penjing.quantize.recurrent`."""

@@ -65,7 +65,7 @@ def slice_quantized(
         if outputs is not None:
             names = [f"{weight}.{part}" for part in _PARTS]
             names += [row["bias"], *(f"{row['bias']}.{part}" for part in _PARTS)] if row["bias"] else []
-            for name in names:
+            for name in (name for name in names if name in tensors):
                 out[name] = _take(name, out[name], outputs, 0)
     done = {row[part] for row in header["layers"] for part in ("weight", "bias") if row[part]}
     for name, array in tensors.items():

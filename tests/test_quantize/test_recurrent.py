@@ -1,0 +1,167 @@
+"""Recurrent layers in 8 bits: LSTMs multiply in int8, and the weights of all can be stored so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from nets import batches
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from penjing.errors import QuantizeError
+from penjing.export.onnx import export_onnx
+from penjing.quantize import QuantizeConfig, load_quantized, quantize, read_header
+
+SHAPE = (7, 48)
+"""Steps and features."""
+
+
+class Tagger(nn.Module):
+    """A linear layer on every step, recurrent ones, and a head on the last step.
+
+    Large enough that its weights are put together in the file, not when it is written.
+    """
+
+    def __init__(self, cell: Callable[..., nn.Module] = nn.LSTM, embed: bool = True, **options: Any) -> None:
+        super().__init__()
+        self.embed = nn.Linear(48, 48) if embed else nn.Identity()
+        self.cell = cell(48, 64, batch_first=True, **options)
+        self.head = nn.Linear(128 if options.get("bidirectional") else 64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.cell(torch.relu(self.embed(x)))[0][:, -1])
+        return out
+
+
+def tagger(cell: Callable[..., nn.Module] = nn.LSTM, **options: Any) -> Tagger:
+    torch.manual_seed(0)
+    return Tagger(cell, **options).eval()
+
+
+def run(path: Path, x: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run(None, {session.get_inputs()[0].name: x})[0]
+    return found
+
+
+def ops(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}], ids=["one", "both ways"])
+def test_lstms_multiply_in_int8(mode: str, options: dict[str, Any], tmp_path: Path) -> None:
+    net = tagger(**options)
+    fp32 = export_onnx(net, tmp_path / "fp32.onnx", torch.zeros(2, *SHAPE))
+    made = quantize(fp32, batches(3, shape=SHAPE), {"mode": mode}, out=tmp_path / "q.onnx", time_it=False)
+    count = options.get("num_layers", 1)
+    assert ops(made.path).count("DynamicQuantizeLSTM") == count
+    assert "LSTM" not in ops(made.path)
+    assert [row.quantized for row in made.layers if row.op == "LSTM"] == [True] * count
+    assert made.num_quantized == 2 + count
+    x = batches(1, 16, SHAPE, seed=7)[0]
+    wanted = net(torch.from_numpy(x)).detach().numpy()
+    found = run(made.path, x)
+    assert 10 * np.log10(np.square(wanted).sum() / np.square(found - wanted).sum()) > 30
+    large = [t for t in onnx.load(made.path).graph.initializer if np.prod(t.dims) > 2048]
+    assert {t.data_type for t in large} == {TensorProto.INT8}
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_the_weights_file_holds_the_network_s_own_weights(
+    cell: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    """By the names they have in torch; the network with them answers as the written file does."""
+    net = tagger(cell, bidirectional=True)
+    config = QuantizeConfig(mode="weight_only")
+    made = quantize(net, batches(3, shape=SHAPE), config, out=tmp_path / "q.onnx", time_it=False)
+    assert made.num_quantized == 3
+    stored = load_quantized(made.weights_path)
+    named = {row["weight"] for row in read_header(made.weights_path)["layers"]}
+    mine = {name: p for name, p in net.cell.named_parameters() if "weight" in name}
+    assert {f"cell.{name}" for name in mine} < named
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(torch.from_numpy(stored[f"cell.{name}"]))
+        net.head.weight.copy_(torch.from_numpy(stored["head.weight"]))
+        (turned,) = (array for name, array in stored.items() if array.shape == (48, 48) and name in named)
+        net.state_dict()["embed.weight"].copy_(torch.from_numpy(turned))
+        x = batches(1, 16, SHAPE, seed=7)[0]
+        wanted = net(torch.from_numpy(x)).numpy()
+    # ONNX Runtime's kernels for weights of few bits round a linear layer's activations on their way
+    np.testing.assert_allclose(run(made.path, x), wanted, atol=2e-2 * np.abs(wanted).max())
+
+
+def test_static_and_dynamic_hold_the_same_weights(tmp_path: Path) -> None:
+    """So the weights of an LSTM in the static file are there by name, too."""
+    net, data = tagger(), batches(3, shape=SHAPE)
+    files = [
+        quantize(net, data, {"mode": mode}, out=tmp_path / f"{mode}.onnx", time_it=False).weights_path
+        for mode in ("static", "dynamic")
+    ]
+    static, dynamic = map(load_quantized, files)
+    for name in ("cell.weight_ih_l0", "cell.weight_hh_l0"):
+        np.testing.assert_array_equal(static[name], dynamic[name])
+        exact = net.state_dict()[name].numpy()
+        assert np.abs(static[name] - exact).max() < np.abs(exact).max() / 100
+
+
+@pytest.mark.parametrize("option", [{"ignore": ["cell"]}, {"ops": ["Conv", "Gemm", "MatMul"]}])
+def test_lstms_can_stay_in_float(option: dict[str, Any], tmp_path: Path) -> None:
+    made = quantize(tagger(), batches(3, shape=SHAPE), option, out=tmp_path / "q.onnx", time_it=False)
+    assert "LSTM" in ops(made.path)
+    (row,) = [row for row in made.layers if row.op == "LSTM"]
+    assert not row.quantized
+    assert row.why
+
+
+def test_lstms_go_back_to_float_where_too_much_is_lost(tmp_path: Path) -> None:
+    """They are among the layers whose share of the error is measured, and that a bound takes back."""
+
+    def close(outputs: np.ndarray, targets: np.ndarray) -> float:
+        return float(np.mean(outputs.argmax(-1) == targets))
+
+    net = tagger()
+    with torch.no_grad():
+        net.state_dict()["cell.weight_hh_l0"][3] *= 300  # coarse steps of a row that all others feel
+    data = batches(4, shape=SHAPE)
+    made = quantize(net, data, {"sensitivity": True}, out=tmp_path / "s.onnx", time_it=False)
+    (row,) = [row for row in made.layers if row.op == "LSTM"]
+    assert row.gain_db is not None
+    bound = quantize(
+        net, data, {"max_drop": 0.0}, labels_metric=close, out=tmp_path / "b.onnx", time_it=False
+    )
+    assert bound.metric_int8 is not None
+    assert bound.metric_fp32 is not None
+    assert bound.metric_int8 >= bound.metric_fp32
+
+
+def test_weights_stored_as_the_op_has_them(tmp_path: Path) -> None:
+    """Other exporters write W and R themselves; a network of an LSTM alone is quantized, too."""
+    rng = np.random.default_rng(0)
+    w, r = (rng.normal(0, 0.2, (2, 32, k)).astype(np.float32) for k in (12, 8))
+    node = helper.make_node("LSTM", ["x", "W", "R"], ["y", "h"], hidden_size=8, direction="bidirectional")
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, "batch", 12])],
+        [helper.make_tensor_value_info("h", TensorProto.FLOAT, [2, "batch", 8])],
+        [numpy_helper.from_array(w, "W"), numpy_helper.from_array(r, "R")],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "m.onnx")
+    data = [rng.normal(size=(5, 1, 12)).astype(np.float32) for _ in range(8)]
+    made = quantize(tmp_path / "m.onnx", data, {"mode": "dynamic"}, out=tmp_path / "q.onnx", time_it=False)
+    assert ops(made.path) == ["DynamicQuantizeLSTM"]
+    assert made.sqnr_db > 30
+    stored = load_quantized(made.weights_path)
+    assert np.abs(stored["W"].reshape(w.shape) - w).max() < 0.01
+    with pytest.raises(QuantizeError, match="quantized already"):
+        quantize(made.path, data, out=tmp_path / "again.onnx")
