@@ -64,6 +64,16 @@ def peer(case: Case, out: Path, method: str) -> None:
     )
 
 
+def peer_dynamic(case: Case, out: Path) -> None:
+    """ONNX Runtime's dynamic quantization: products and LSTMs."""
+    from onnxruntime import quantization as q
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = out.with_name("prepared.onnx")
+    quant_pre_process(str(case.fp32), str(prepared), skip_symbolic_shape=True)
+    q.quantize_dynamic(str(prepared), str(out), per_channel=True, weight_type=q.QuantType.QInt8)
+
+
 METHODS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "penjing (default)": (ours, {}),
     "penjing (nearest)": (ours, {"rounding": "nearest"}),
@@ -84,6 +94,7 @@ METHODS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "onnxruntime MinMax": (peer, {"method": "MinMax"}),
     "onnxruntime Percentile": (peer, {"method": "Percentile"}),
     "onnxruntime Entropy": (peer, {"method": "Entropy"}),
+    "onnxruntime dynamic": (peer_dynamic, {}),
 }
 
 

@@ -186,6 +186,31 @@ def _timm(name: str, transformer: bool) -> Callable[[Asked, Path], Case]:
     return make
 
 
+class Listener(nn.Module):
+    """Recurrent layers over spectra, as recognisers of speech have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(80, 512, 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(1024, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scores of a sequence from spectra: samples × steps × features."""
+        scores: torch.Tensor = self.head(self.lstm(x)[0]).mean(dim=1)
+        return scores
+
+
+def _lstm(asked: Asked, folder: Path) -> Case:
+    """Random weights on noise that changes slowly over 100 steps: for speed and size above all."""
+    torch.manual_seed(0)
+    fp32 = export_onnx(Listener().eval(), folder / "fp32.onnx", torch.zeros(2, 100, 80))
+    rng = np.random.default_rng(0)
+    count = asked.calibration + asked.evaluation
+    noise = rng.normal(0, 0.3, (count, 100, 80)).astype(np.float32).cumsum(axis=1)
+    calibration, evaluation = np.split(noise, [asked.calibration])
+    return Case(fp32, Stored({"input": calibration}, folder), {"input": evaluation})
+
+
 class Encoder(nn.Module):
     """BERT (Devlin et al. 2018) with mean pooling and unit length, as sentence transformers use it."""
 
@@ -301,6 +326,7 @@ CASES: dict[str, Callable[[Asked, Path], Case]] = {
     "lite0": _lite0,
     "minilm": _minilm,
     "resnet18-random": _timm("resnet18", transformer=False),
+    "lstm-random": _lstm,
     "vit-random": _timm("vit_base_patch16_224", transformer=True),
 }
 """By the name given to ``--case``."""
