@@ -86,7 +86,11 @@ def encode_recurrent(
         numbers = encode_rows(w_DNK.reshape(-1, w_DNK.shape[-1]), config, guard)
         return Matrix(numbers, len(w_DNK), _stored(name, numbers, origins[name]))
 
-    return {name_of(node.outputs[0]): (*map(matrix, _matrices(node)),) for node in wanted}  # type: ignore[misc]
+    def layer(node: ir.Node) -> Recurrent:
+        of_input, of_state = map(matrix, _matrices(node))
+        return of_input, of_state
+
+    return {name_of(node.outputs[0]): layer(node) for node in wanted}
 
 
 def emit_recurrent(model: ir.Model, encoded: Mapping[str, Recurrent], mode: str) -> ir.Model:
