@@ -16,8 +16,8 @@ class QuantizeConfig(Config):
 
     Attributes:
         mode: ``"static"``: activations and weights in 8 bits, ranges from calibration. ``"dynamic"``: linear
-            layers and LSTMs alone, activation ranges found while running. ``"weight_only"``: weights of
-            linear and recurrent layers alone, in 8 bits, or of linear ones in 4.
+            layers, LSTMs and tables alone, activation ranges found while running. ``"weight_only"``: weights
+            of linear and recurrent layers and tables alone, in 8 bits, or of linear ones in 4.
         block: Inputs that share a step, for 4-bit weights alone; a power of two.
         observer: How activation ranges are found, by name (``penjing.quantize.observers()`` lists them);
             ``"auto"`` takes least squared error or all that was seen, whichever leaves the network's output
@@ -48,7 +48,8 @@ class QuantizeConfig(Config):
         sensitivity: Measure each layer's share of the error even when ``max_drop`` asks for nothing.
         ignore: Layers kept in float, by name or by shell pattern.
         ops: Op types to quantize besides what follows from them. An LSTM becomes ONNX Runtime's own 8-bit
-            one, which no other runtime reads; without ``"LSTM"`` it stays in float.
+            one, which no other runtime reads; without ``"LSTM"`` it stays in float. ``"Gather"`` stands for
+            tables of embeddings: 8 bits a number, a step a row, and what is looked up is restored to float.
         min_agreement_db: Where the file's int8 kernels agree with the simulation of the same file to less
             than this, they must at least be as close to fp32 as the simulation is (to 1 dB), or it is an
             error; -inf never looks.
@@ -74,7 +75,10 @@ class QuantizeConfig(Config):
     max_drop: Annotated[float | None, Field(ge=0, le=1)] = None
     sensitivity: bool = False
     ignore: tuple[str, ...] = ()
-    ops: tuple[Literal["Conv", "Gemm", "MatMul", "LSTM"], ...] = ("Conv", "Gemm", "MatMul", "LSTM")
+    ops: tuple[Literal["Conv", "Gemm", "MatMul", "LSTM", "Gather"], ...] = (
+        *("Conv", "Gemm", "MatMul"),
+        *("LSTM", "Gather"),
+    )
     min_agreement_db: float = Field(default=35.0, lt=math.inf, allow_inf_nan=True)
     check_samples: Annotated[int, Field(ge=1)] = 16
 

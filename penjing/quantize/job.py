@@ -25,6 +25,13 @@ from penjing.floats import other_floats
 from penjing.measure.metric import is_allowed
 from penjing.measure.sizes import size_bytes
 from penjing.quantize import mixed
+from penjing.quantize.apart import (
+    Apart,
+    emit_apart,
+    encode_apart,
+    told_apart,
+    worst_db,
+)
 from penjing.quantize.calibrate import Calibration, calibrate
 from penjing.quantize.channels import feed_whole, make_even
 from penjing.quantize.check import FileCheck, check_file, compare, layer_errors
@@ -40,13 +47,6 @@ from penjing.quantize.pack import save_quantized
 from penjing.quantize.place import Placement, layer_names, place
 from penjing.quantize.prepare import load_onnx, prepare
 from penjing.quantize.ranges import closest, widest
-from penjing.quantize.recurrent import (
-    Recurrent,
-    emit_recurrent,
-    encode_recurrent,
-    told_recurrent,
-    worst_db,
-)
 from penjing.quantize.result import LayerRow, QuantizeResult, Timing
 from penjing.quantize.rounding import Moments
 from penjing.quantize.rules import WEIGHT_OPS
@@ -154,7 +154,7 @@ class Job:
         self.nodes = _by_output(self.model)
         self.names = layer_names(self.model.graph)
         _check_patterns(self.config.ignore, self.model.graph, self.names)
-        self._recurrent: dict[str, Recurrent] = {}
+        self._apart: dict[str, Apart] = {}
         self.observer = "mse" if self.config.observer == "auto" else self.config.observer
 
     def calibrate(self) -> None:
@@ -237,7 +237,7 @@ class Job:
         scales: Mapping[str, NDArray[np.float32]],
     ) -> None:
         """Take what training found in the place of calibration; `reference` stays the network before it."""
-        self.model, self._recurrent = model, {}
+        self.model, self._apart = model, {}
         self.nodes = _by_output(model)
         self.placement = placement
         self.seen = Calibration({}, samples=self.seen.samples)
@@ -297,13 +297,13 @@ class Job:
         if placement.layers:
             self._observe(placement)
         quantized = emit(self.model, placement, self._roots(placement), self.encode(placement))
-        return emit_recurrent(quantized, self.encode_recurrent(placement), "static")
+        return emit_apart(quantized, self.encode_apart(placement), "static")
 
-    def encode_recurrent(self, placement: Placement) -> dict[str, Recurrent]:
-        """The numbers of each recurrent layer in int8, found once."""
-        missing = [out for out in placement.recurrent if out not in self._recurrent]
-        self._recurrent |= encode_recurrent(self.model, missing, self.config, self.guard)
-        return {out: self._recurrent[out] for out in placement.recurrent}
+    def encode_apart(self, placement: Placement) -> dict[str, Apart]:
+        """The numbers of each layer that stands apart, found once."""
+        missing = [out for out in placement.apart if out not in self._apart]
+        self._apart |= encode_apart(self.model, missing, self.config, self.guard)
+        return {out: self._apart[out] for out in placement.apart}
 
     def _roots(self, placement: Placement) -> dict[str, ActivationParams]:
         return {root: self.params[root] for root in placement.observed}
@@ -360,10 +360,10 @@ class Job:
         """Emit, write both files, and check them."""
         placement, config = self.placement, self.config
         encoded = self.encode(placement)
-        recurrent = self.encode_recurrent(placement)
+        apart = self.encode_apart(placement)
         quantized = emit(self.model, placement, self._roots(placement), encoded)
-        quantized = emit_recurrent(quantized, recurrent, "static")
-        told = told_recurrent(recurrent, placement.recurrent)
+        quantized = emit_apart(quantized, apart, "static")
+        told = told_apart(apart, placement.apart)
         weights_path = save_quantized(out.with_suffix(".safetensors"), quantized, placement, encoded, told)
         written = quantized.clone()
         if config.widen:
@@ -464,8 +464,8 @@ class Job:
         rows = []
         for out, name in self.names.items():
             node, gain = self.nodes[out], self.gains.get(name)
-            if out in placement.recurrent:
-                db = worst_db(self.encode_recurrent(placement))[out]
+            if out in placement.apart:
+                db = worst_db(self.encode_apart(placement))[out]
                 rows.append(LayerRow(name, node.op_type, True, weight_db=db, gain_db=gain))
                 continue
             if out not in encoded:

@@ -1,10 +1,11 @@
-"""Write a network with few bits in linear and recurrent layers alone (``dynamic``, ``weight_only``)."""
+"""Write a network of few bits in linear and recurrent layers and tables (``dynamic``, ``weight_only``)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from penjing.errors import QuantizeError
+from penjing.quantize.apart import emit_apart, encode_apart, told_apart, worst_db
 from penjing.quantize.calibrate import calibrate
 from penjing.quantize.check import check_file
 from penjing.quantize.graph import name_of
@@ -12,7 +13,6 @@ from penjing.quantize.job import Job, save_model
 from penjing.quantize.linears import emit_linears, encode_linear
 from penjing.quantize.pack import save_linears
 from penjing.quantize.place import place
-from penjing.quantize.recurrent import emit_recurrent, encode_recurrent, told_recurrent, worst_db
 from penjing.quantize.result import LayerRow, QuantizeResult
 from penjing.quantize.rounding import Moments
 from penjing.quantize.runtime import Session
@@ -25,10 +25,12 @@ def write_linears(job: Job, out: Path) -> QuantizeResult:
         QuantizeError: if the network has no linear layer, or the runtime cannot run the file.
     """
     config = job.config
-    placement = place(job.model.graph, config.model_copy(update={"ops": ("Gemm", "MatMul", "LSTM")}))
-    if not placement.layers and not placement.recurrent:
+    placement = place(
+        job.model.graph, config.model_copy(update={"ops": ("Gemm", "MatMul", "LSTM", "Gather")})
+    )
+    if not placement.layers and not placement.apart:
         raise QuantizeError(
-            f"it has no linear or recurrent layer, which is all that mode {config.mode!r} changes",
+            f"it has no linear or recurrent layer or table, which is all that mode {config.mode!r} changes",
             remedy="Use mode 'static'",
         )
     layers = {name: job.nodes[name] for name in placement.layers}
@@ -46,9 +48,9 @@ def write_linears(job: Job, out: Path) -> QuantizeResult:
         )
     heard = moments.means()
     encoded = {name: encode_linear(node, config, job.guard, heard.get(name)) for name, node in layers.items()}
-    recurrent = encode_recurrent(job.model, tuple(placement.recurrent), config, job.guard)
-    save_model(emit_recurrent(emit_linears(job.model, encoded, config), recurrent, config.mode), out)
-    told = told_recurrent(recurrent, placement.recurrent)
+    apart = encode_apart(job.model, tuple(placement.apart), config, job.guard)
+    save_model(emit_apart(emit_linears(job.model, encoded, config), apart, config.mode), out)
+    told = told_apart(apart, placement.apart)
     for name, numbers in encoded.items():
         weight = layers[name].inputs[1]
         assert weight is not None
@@ -56,13 +58,13 @@ def write_linears(job: Job, out: Path) -> QuantizeResult:
     scheme = f"{config.weight_bits}-bit symmetric, {config.mode}"
     weights_path = save_linears(out.with_suffix(".safetensors"), job.model, told, scheme)
     measured = check_file(out, Session(job.reference), job.fresh(), config.check_samples)
-    weight_db = {name: numbers.weight_db for name, numbers in encoded.items()} | worst_db(recurrent)
+    weight_db = {name: numbers.weight_db for name, numbers in encoded.items()} | worst_db(apart)
     rows = tuple(
         LayerRow(
             layer,
             job.nodes[name].op_type,
             name in weight_db,
-            "" if name in weight_db else placement.kept.get(name, "not a linear or recurrent layer"),
+            "" if name in weight_db else placement.kept.get(name, "not a linear layer"),
             weight_db=weight_db.get(name),
         )
         for name, layer in job.names.items()

@@ -8,7 +8,7 @@ mode                     ops written                                            
 ``weight_only``, 4 bits  MatMulNBits (``com.microsoft``, ONNX Runtime)            an eighth of the size
 =======================  =======================================================  ============================
 
-Of layers with weights, Gemm and MatMul change here; `penjing.quantize.recurrent` writes LSTM, GRU and RNN.
+Of layers with weights, Gemm and MatMul change here; `penjing.quantize.apart` has recurrent ones and tables.
 """
 
 from __future__ import annotations

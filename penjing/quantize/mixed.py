@@ -146,6 +146,8 @@ def layer_macs(node: ir.Node) -> float:
         length = steps.shape[0] if steps is not None and steps.shape is not None else 1
         once = sum(float(np.prod([d for d in size or () if isinstance(d, int)])) for size in sizes)
         return (length if isinstance(length, int) else 1) * once
+    if node.op_type == "Gather":
+        return 1.0  # looking up multiplies nothing
     w = weight_of(node)
     shape = node.outputs[0].shape
     dims = [d if isinstance(d, int) else 1 for d in shape] if shape is not None else [1]

@@ -15,12 +15,12 @@ from safetensors.numpy import save_file
 
 from penjing.errors import QuantizeError
 from penjing.files import atomic_write
+from penjing.quantize.apart import DERIVED
 from penjing.quantize.emit import PARAMETER, STORES
 from penjing.quantize.encode import EncodedLayer
 from penjing.quantize.graph import constant, name_of
 from penjing.quantize.linears import LinearWeight
 from penjing.quantize.place import Placement
-from penjing.quantize.recurrent import DERIVED
 
 FORMAT = 1
 """Version of the header."""
@@ -69,7 +69,7 @@ def save_quantized(
     model: ir.Model,
     placement: Placement,
     encoded: Mapping[str, EncodedLayer],
-    recurrent: Iterable[tuple[str, str, LinearWeight]] = (),
+    apart: Iterable[tuple[str, str, LinearWeight]] = (),
 ) -> Path:
     """Write every constant of the quantized graph: ``NAME``, ``NAME.scale``, ``NAME.zero_point``.
 
@@ -84,7 +84,7 @@ def save_quantized(
         model: The graph that `emit` gave.
         placement: What became 8-bit.
         encoded: Numbers of each layer.
-        recurrent: Weight name, layer name and numbers of each weight of recurrent layers.
+        apart: Weight name, layer name and numbers of each weight of the layers that read and give floats.
     """
     own = {value.meta[PARAMETER] for value in model.graph.initializers.values() if PARAMETER in value.meta}
     tensors: dict[str, NDArray[Any]] = {}
@@ -100,7 +100,7 @@ def save_quantized(
             "weights": "int8 symmetric per output channel",
             "biases": "int32, scale = input scale × weight scale",
         },
-        "layers": _layers(model.graph, placement, encoded) + _add_linears(tensors, recurrent),
+        "layers": _layers(model.graph, placement, encoded) + _add_linears(tensors, apart),
     }
     with atomic_write(path) as aside:
         save_file(tensors, aside, metadata={_KEY: json.dumps(header, ensure_ascii=False)})

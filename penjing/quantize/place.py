@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 import onnx_ir as ir
 
+from penjing.quantize.apart import stands_apart
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.graph import (
     constant,
@@ -16,7 +17,6 @@ from penjing.quantize.graph import (
     float_nodes,
     int_attribute,
     is_float,
-    is_made_of_constants,
     layer_name,
     name_of,
     only_consumer,
@@ -33,7 +33,7 @@ class Placement:
         nodes: All nodes in int8: the layers, their followers and views.
         roots: 8-bit tensors: name → name of the tensor whose scale and zero point it has.
         emitted: Tensors that come out of a kernel as 8-bit; all readers see the 8-bit value.
-        recurrent: Recurrent layers with 8-bit weights, which read and give floats: output name → layer name.
+        apart: Layers with 8-bit weights that read and give floats: output name → layer name.
         clamps: Relu and Clip nodes that saturation replaces: output name → name of the value they read.
         kept: Weighted nodes in float: output name → why.
         floats: ``(name, op, why)`` of all other float computation.
@@ -43,7 +43,7 @@ class Placement:
     nodes: frozenset[str]
     roots: dict[str, str]
     emitted: frozenset[str]
-    recurrent: dict[str, str]
+    apart: dict[str, str]
     clamps: dict[str, str]
     kept: dict[str, str]
     floats: tuple[tuple[str, str, str], ...]
@@ -51,7 +51,7 @@ class Placement:
     @property
     def all_layers(self) -> tuple[str, ...]:
         """Names of all layers with 8-bit weights."""
-        return (*self.layers.values(), *self.recurrent.values())
+        return (*self.layers.values(), *self.apart.values())
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ class _Builder:
     nodes: set[str] = field(default_factory=set)
     roots: dict[str, str] = field(default_factory=dict)
     emitted: set[str] = field(default_factory=set)
-    recurrent: dict[str, str] = field(default_factory=dict)
+    apart: dict[str, str] = field(default_factory=dict)
     clamps: dict[str, str] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
 
@@ -76,9 +76,8 @@ def layer_names(graph: ir.Graph) -> dict[str, str]:
     """A distinct name for each node with constant weights: output name → layer name."""
     names: dict[str, str] = {}
     for node in graph:
-        if (node.op_type in WEIGHT_OPS and constant(node.inputs[1]) is not None) or (
-            node.op_type in RECURRENT_OPS and all(is_made_of_constants(node.inputs[at]) for at in (1, 2))
-        ):
+        weighs = node.op_type in WEIGHT_OPS and constant(node.inputs[1]) is not None
+        if weighs or stands_apart(node):
             base = name = layer_name(node)
             count = 1
             while name in names.values():
@@ -105,8 +104,8 @@ def place(graph: ir.Graph, config: QuantizeConfig, keep: Mapping[str, str] | Non
         why = _why_float(node, names[out], config, build.keep)
         if why:
             build.kept[out] = why
-        elif node.op_type in RECURRENT_OPS:
-            build.recurrent[out] = names[out]
+        elif node.op_type not in WEIGHT_OPS:
+            build.apart[out] = names[out]
         else:
             build.layers[out] = names[out]
             build.nodes.add(out)
@@ -118,7 +117,7 @@ def place(graph: ir.Graph, config: QuantizeConfig, keep: Mapping[str, str] | Non
         nodes=frozenset(build.nodes),
         roots=build.roots,
         emitted=frozenset(build.emitted & build.roots.keys()),
-        recurrent=build.recurrent,
+        apart=build.apart,
         clamps={k: v for k, v in build.clamps.items() if k in build.roots},
         kept=build.kept,
         floats=tuple(_floats(build)),
@@ -135,6 +134,8 @@ def _why_float(node: ir.Node, name: str, config: QuantizeConfig, keep: Mapping[s
         return _why_float_recurrent(node, config)
     if node.op_type not in config.ops:
         return f"{node.op_type} is not among the ops to quantize"
+    if node.op_type == "Gather":
+        return ""
     weight = constant(node.inputs[1])
     if weight is None or weight.dtype != np.float32:
         return "its weight is not float32"
@@ -309,7 +310,7 @@ def _floats(build: _Builder) -> list[tuple[str, str, str]]:
     replaced = {name for name in build.clamps if name in build.roots}
     for node in float_nodes(build.graph):
         out = name_of(node.outputs[0])
-        if out in build.nodes or out in build.recurrent or out in replaced:
+        if out in build.nodes or out in build.apart or out in replaced:
             continue
         if out in build.kept:
             found.append((names[out], node.op_type, build.kept[out]))

@@ -15,7 +15,8 @@ class LayerRow:
 
     Attributes:
         name: The layer's name, from its weight.
-        op: ``"Conv"``, ``"Gemm"``, ``"MatMul"``, ``"LSTM"``, ``"GRU"`` or ``"RNN"``.
+        op: ``"Conv"``, ``"Gemm"``, ``"MatMul"``, ``"LSTM"``, ``"GRU"``, ``"RNN"`` or, a
+            table of embeddings, ``"Gather"``.
         quantized: Whether its weights are int8 in the file.
         why: Why it stayed in float, or "".
         range_min: Smallest input value represented.

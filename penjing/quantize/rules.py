@@ -69,4 +69,4 @@ RULES: dict[str, OpRule] = _WEIGHTED | _FOLLOWERS | _VIEWS | _CLAMPS
 
 WEIGHT_OPS = tuple(_WEIGHTED)
 RECURRENT_OPS = ("LSTM", "GRU", "RNN")
-"""Layers that read no 8-bit tensors: see `penjing.quantize.recurrent`."""
+"""Layers that read no 8-bit tensors: see `penjing.quantize.apart`."""

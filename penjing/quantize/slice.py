@@ -128,7 +128,8 @@ def prune_quantized(
         named = {row["weight"]: row["name"] for row in header["layers"]}
         of_weight = {}
         for output in job.names:
-            weight = job.nodes[output].inputs[1]
+            node = job.nodes[output]
+            weight = node.inputs[0 if node.op_type == "Gather" else 1]
             if weight is not None:
                 of_weight[name_of(weight)] = output
         float_layers = {job.names[o]: "it was float before" for w, o in of_weight.items() if w not in named}
