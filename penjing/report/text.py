@@ -74,7 +74,11 @@ def times(before: float, after: float) -> str:
 
 
 def changed(before: float, after: float, less: str, more: str) -> str:
-    """``2.4× smaller`` or ``1.1× larger``: how many times, with the word for less or for more."""
+    """``2.4× smaller`` or ``1.1× larger``: how many times, with the word for less or for more; ``unchanged``
+    where that is once.
+    """
+    if times(before, after) == "1×":
+        return "unchanged"
     return f"{times(before, after)} {less}" if after <= before else f"{times(after, before)} {more}"
 
 
@@ -124,7 +128,8 @@ def allowed(loss: float, drop: str, metric: str) -> str:
     of = f"the validation {metric or 'accuracy'}"
     if drop == "relative":
         return f"{100 * loss:g}% of {of}"
-    return f"{loss:g} of {of}" if metric else f"{100 * loss:g} points of validation accuracy"
+    points = f"{100 * loss:g}"
+    return f"{loss:g} of {of}" if metric else f"{points} point{'s' * (points != '1')} of validation accuracy"
 
 
 def _latency_part(before: Row, after: Row) -> list[str]:
