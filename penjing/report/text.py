@@ -77,9 +77,9 @@ def changed(before: float, after: float, less: str, more: str) -> str:
     """``2.4× smaller`` or ``1.1× larger``: how many times, with the word for less or for more; ``unchanged``
     where that is once.
     """
-    if times(before, after) == "1×":
-        return "unchanged"
-    return f"{times(before, after)} {less}" if after <= before else f"{times(after, before)} {more}"
+    how_many = times(max(before, after), min(before, after))
+    same = before == after or how_many == "1×"
+    return "unchanged" if same else f"{how_many} {less if after <= before else more}"
 
 
 def headline(metrics: Metrics) -> str:
