@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar
 
 from safetensors import SafetensorError
 
-from penjing.errors import LockedError, RunError
+from penjing.errors import LockedError, PenjingError, RunError
 
 _TEMPORARY = "penjing-tmp-"
 _LOCKED: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
@@ -67,6 +67,19 @@ def _meant(path: Path) -> Path:
             inside = name in (parts[at + 1], parts[at - 1] if at else "")
             parts[at : at + 1] = [] if inside else [name]
     return Path(*parts)
+
+
+def check_permitted(path: Path, kind: type[PenjingError]) -> None:
+    """After a file could not be read: tell whether that is only a matter of permission. Libraries take such a
+    file for a damaged one, or for none.
+
+    Raises:
+        PenjingError: of class ``kind``, where this user may not read it.
+    """
+    if path.exists() and not os.access(path, os.R_OK):
+        raise kind(
+            f"no permission to read {path}", layer=path.name, remedy="Let its owner permit it, or give a copy"
+        )
 
 
 @contextmanager

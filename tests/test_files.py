@@ -6,13 +6,17 @@ import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from penjing.errors import LockedError, RunError
+from penjing.data import open_data
+from penjing.errors import LockedError, PenjingError, RunError
+from penjing.export.program_tensors import read_safetensors
 from penjing.files import atomic_dir, atomic_write, check_folder, staged, temporary, unwritable
+from penjing.manifest import read_json, read_yaml
 
 
 def write(folder: Path, name: str) -> list[str]:
@@ -132,3 +136,18 @@ def test_of_files_that_were_not_copied_the_first_is_said(tmp_path: Path) -> None
     failed = [("a", "b", "[Errno 28] No space left on device: 'b'"), ("c", "d", "the same")]
     cause = unwritable(tmp_path / "a", shutil.Error(failed)).cause
     assert cause == f"cannot write {tmp_path / 'a'} ([Errno 28] No space left on device: 'b')"
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [("a.safetensors", read_safetensors), ("a.json", read_json), ("a.yaml", read_yaml), ("a.npz", open_data)],
+)
+def test_what_may_not_be_read_is_not_called_damaged(
+    name: str, read: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_bytes(b"{\xff")
+    with pytest.raises(PenjingError, match="read"):
+        read(tmp_path / name)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # the superuser may read all
+    with pytest.raises(PenjingError, match=r"no permission to read .*owner"):
+        read(tmp_path / name)
