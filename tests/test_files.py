@@ -66,8 +66,9 @@ def test_one_process_at_a_time_writes_a_folder(writes: Any, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("writes", [atomic_dir, staged, lambda path: staged(path, "model.onnx")])
 @pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", ["model.onnx", "model.safetensors", "out"])
 def test_what_cannot_be_written_aside_is_named_as_it_was_given(
-    writes: Any, inside: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    writes: Any, inside: bool, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("penjing.files._is_fixed", lambda path: inside)
 
@@ -77,9 +78,9 @@ def test_what_cannot_be_written_aside_is_named_as_it_was_given(
     monkeypatch.setattr(os, "fsync", full)
     out = tmp_path / "out"
     with (
-        pytest.raises(RunError, match=f"cannot write {out / 'model.onnx'} "),
+        pytest.raises(RunError, match=f"cannot write {out / name} "),
         writes(out) as aside,
-        atomic_write(aside / "model.onnx") as file,
+        atomic_write(aside / name) as file,
     ):
         file.write_text("a")
 
