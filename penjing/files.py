@@ -16,9 +16,11 @@ from typing import IO, Any, TypeVar
 
 from safetensors import SafetensorError
 
-from penjing.errors import LockedError, RunError
+from penjing.errors import LockedError, PenjingError, RunError
 
 _TEMPORARY = "penjing-tmp-"
+_INSIDE = ".inside.part"
+"""Ending of a temporary folder that is in the folder its entries go to."""
 _LOCKED: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
 _REFUSED = (OSError, SafetensorError)  # safetensors reports a full disk as an error of its own
 
@@ -64,9 +66,22 @@ def _meant(path: Path) -> Path:
     for at in reversed(range(len(parts) - 1)):  # a folder: the last part is what is written
         name = parts[at].removeprefix(".").removesuffix(".part")
         if parts[at] == f".{name}.part":
-            inside = name in (parts[at + 1], parts[at - 1] if at else "")
+            inside = parts[at].endswith(_INSIDE)
             parts[at : at + 1] = [] if inside else [name]
     return Path(*parts)
+
+
+def check_permitted(path: Path, kind: type[PenjingError]) -> None:
+    """After a file could not be read: tell whether that is only a matter of permission. Libraries take such a
+    file for a damaged one, or for none.
+
+    Raises:
+        PenjingError: of class ``kind``, where this user may not read it.
+    """
+    if path.exists() and not os.access(path, os.R_OK):
+        raise kind(
+            f"no permission to read {path}", layer=path.name, remedy="Let its owner permit it, or give a copy"
+        )
 
 
 @contextmanager
@@ -135,7 +150,7 @@ def _beside(path: Path, settle: Callable[[Path, Path], None], name: str = "") ->
     """
     place = path.resolve()  # a link goes on leading where it leads, and "." has a name
     inside = bool(name) or _is_fixed(place)
-    aside = (place if inside else place.parent) / f".{name or place.name}.part"
+    aside = (place if inside else place.parent) / f".{name or place.name}{_INSIDE if inside else '.part'}"
     try:
         aside.mkdir(parents=True, exist_ok=True)
         with _claimed(aside, path):

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from penjing.errors import ArtifactError, RunError
-from penjing.files import check_folder, write_json
+from penjing.files import check_folder, check_permitted, write_json
 from penjing.plain_yaml import from_yaml
 
 MANIFEST_FILE = "manifest.json"
@@ -224,6 +224,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        check_permitted(path, ArtifactError)
         raise ArtifactError(
             f"{path} is not readable JSON ({error})", layer=path.name, remedy="Copy it again"
         ) from error
@@ -236,6 +237,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return from_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        check_permitted(path, ArtifactError)
         raise ArtifactError(
             f"{path} is not readable YAML ({error})", layer=path.name, remedy="Copy it again"
         ) from error

@@ -6,13 +6,17 @@ import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from penjing.errors import LockedError, RunError
+from penjing.data import open_data
+from penjing.errors import LockedError, PenjingError, RunError
+from penjing.export.program_tensors import read_safetensors
 from penjing.files import atomic_dir, atomic_write, check_folder, staged, temporary, unwritable
+from penjing.manifest import read_json, read_yaml
 
 
 def write(folder: Path, name: str) -> list[str]:
@@ -62,8 +66,9 @@ def test_one_process_at_a_time_writes_a_folder(writes: Any, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("writes", [atomic_dir, staged, lambda path: staged(path, "model.onnx")])
 @pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("name", ["model.onnx", "model.safetensors", "out"])
 def test_what_cannot_be_written_aside_is_named_as_it_was_given(
-    writes: Any, inside: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    writes: Any, inside: bool, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("penjing.files._is_fixed", lambda path: inside)
 
@@ -73,9 +78,9 @@ def test_what_cannot_be_written_aside_is_named_as_it_was_given(
     monkeypatch.setattr(os, "fsync", full)
     out = tmp_path / "out"
     with (
-        pytest.raises(RunError, match=f"cannot write {out / 'model.onnx'} "),
+        pytest.raises(RunError, match=f"cannot write {out / name} "),
         writes(out) as aside,
-        atomic_write(aside / "model.onnx") as file,
+        atomic_write(aside / name) as file,
     ):
         file.write_text("a")
 
@@ -132,3 +137,18 @@ def test_of_files_that_were_not_copied_the_first_is_said(tmp_path: Path) -> None
     failed = [("a", "b", "[Errno 28] No space left on device: 'b'"), ("c", "d", "the same")]
     cause = unwritable(tmp_path / "a", shutil.Error(failed)).cause
     assert cause == f"cannot write {tmp_path / 'a'} ([Errno 28] No space left on device: 'b')"
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [("a.safetensors", read_safetensors), ("a.json", read_json), ("a.yaml", read_yaml), ("a.npz", open_data)],
+)
+def test_what_may_not_be_read_is_not_called_damaged(
+    name: str, read: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_bytes(b"{\xff")
+    with pytest.raises(PenjingError, match="read"):
+        read(tmp_path / name)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # the superuser may read all
+    with pytest.raises(PenjingError, match=r"no permission to read .*owner"):
+        read(tmp_path / name)

@@ -28,6 +28,7 @@ from penjing.data.split import (
     per_channel,
 )
 from penjing.errors import DataError
+from penjing.files import check_permitted
 from penjing.user_file import named_function, run_users
 
 T = TypeVar("T")
@@ -240,6 +241,7 @@ def _open_npz(path: Path, options: _Options) -> DataBundle:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             held = {name: np.asarray(arrays[name]) for name in arrays.files}
     except Exception as error:  # a damaged file raises errors of zlib, zipfile and the tokenizer besides
+        check_permitted(path, DataError)
         raise DataError(
             f"it cannot be read ({error})",
             layer=str(path),

@@ -36,7 +36,7 @@ from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.remembered import forgotten
 from penjing.graph.trace import FIXED, PLAIN_NUMBER, BatchWatch, eval_view, plain_outputs
 from penjing.log import silenced
-from penjing.models.onnx_read import external_files
+from penjing.models.external_data import external_files
 
 DEFAULT_OPSET = 20
 """Has GELU and every op torch's exporter emits; read by ONNX Runtime ≥ 1.17, OpenVINO and TensorRT 10."""

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from penjing.errors import ArtifactError
 from penjing.export.program_graph import check_tensor_name, tensors_used
-from penjing.files import atomic_write
+from penjing.files import atomic_write, check_permitted
 
 STATE_FILE = "model.safetensors"
 CONSTANTS_FILE = "constants.safetensors"
@@ -138,6 +138,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
+        check_permitted(path, ArtifactError)
         raise ArtifactError(
             f"{path} is not a readable safetensors file ({error})",
             layer=path.name,

@@ -21,7 +21,8 @@ def size_bytes(path: Path | str) -> int:
         raise MeasureError(f"there is no file {path}", remedy="Give the path of an exported file or folder")
     files = [path]
     if path.suffix.lower() == ".onnx":
-        from penjing.models.onnx_read import external_files, load_proto
+        from penjing.models.external_data import external_files
+        from penjing.models.onnx_read import load_proto
 
         files += [path.parent / name for name in external_files(load_proto(path, weights=False))]
     missing = next((file for file in files if not file.is_file()), None)

@@ -97,7 +97,8 @@ def files_of(spec: str | Path) -> tuple[Path, ...]:
 
         path, beside = path / PROGRAM_FILE, (STATE_FILE, CONSTANTS_FILE)
     elif path.suffix.lower() == ".onnx" and path.is_file():
-        from penjing.models.onnx_read import external_files, load_proto
+        from penjing.models.external_data import external_files
+        from penjing.models.onnx_read import load_proto
 
         beside = external_files(load_proto(path, weights=False))
     return tuple(file for file in (path, *(path.parent / name for name in beside)) if file.is_file())

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -42,6 +42,9 @@ def run_lock(folder: Path) -> Iterator[str]:
         try:
             _write(handle, json.dumps(_self(), indent=2) + "\n")
         except OSError as error:  # a full disk
+            with suppress(OSError):  # of a folder in which nothing has begun, nothing is to stay
+                path.unlink()
+                path.parent.rmdir()
             raise unwritable(path, error) from error
         try:
             yield f"taken over from {stale}, which ended without finishing" if stale else ""

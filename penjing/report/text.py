@@ -74,8 +74,12 @@ def times(before: float, after: float) -> str:
 
 
 def changed(before: float, after: float, less: str, more: str) -> str:
-    """``2.4× smaller`` or ``1.1× larger``: how many times, with the word for less or for more."""
-    return f"{times(before, after)} {less}" if after <= before else f"{times(after, before)} {more}"
+    """``2.4× smaller`` or ``1.1× larger``: how many times, with the word for less or for more; ``unchanged``
+    where that is once.
+    """
+    how_many = times(max(before, after), min(before, after))
+    same = before == after or how_many == "1×"
+    return "unchanged" if same else f"{how_many} {less if after <= before else more}"
 
 
 def headline(metrics: Metrics) -> str:
@@ -124,7 +128,8 @@ def allowed(loss: float, drop: str, metric: str) -> str:
     of = f"the validation {metric or 'accuracy'}"
     if drop == "relative":
         return f"{100 * loss:g}% of {of}"
-    return f"{loss:g} of {of}" if metric else f"{100 * loss:g} points of validation accuracy"
+    points = f"{100 * loss:g}"
+    return f"{loss:g} of {of}" if metric else f"{points} point{'s' * (points != '1')} of validation accuracy"
 
 
 def _latency_part(before: Row, after: Row) -> list[str]:

@@ -154,6 +154,7 @@ def test_a_full_disk_is_said_when_the_lock_is_written(
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(RunError, match=r"lock.json \(No space left"), run_lock(tmp_path):
         pass
+    assert os.listdir(tmp_path) == []
 
 
 def test_lock_is_free_after_an_error(tmp_path: Path) -> None:

@@ -95,7 +95,9 @@ def test_terminal_fits_eighty_columns(metrics: Metrics) -> None:
 def test_more_and_less_are_called_so() -> None:
     assert text.changed(10, 4, "smaller", "larger") == "2.5× smaller"
     assert text.changed(4, 10, "smaller", "larger") == "2.5× larger"
-    assert text.changed(0.1, 0.1, "faster", "slower") == "1× faster"
+    assert text.changed(0.1, 0.1, "faster", "slower") == "unchanged"
+    assert text.changed(3442, 3440, "smaller", "larger") == "unchanged"
+    assert text.changed(3440, 3442, "smaller", "larger") == "unchanged"
 
 
 def test_headline(metrics: Metrics, bare: Metrics) -> None:
@@ -133,6 +135,7 @@ INT8 = {**(sample().latency or {}), "precision": "int8"}
     ("change", "words"),
     [
         ({"max_drop": 0.005}, "0.5 points of validation accuracy did not hold"),
+        ({"max_drop": 0.01}, "loss of 1 point of validation accuracy did not hold"),
         ({"max_drop": 0.01, "drop": "relative"}, "1% of the validation accuracy did not hold"),
         ({"max_drop": 0.02, "metric": "iou"}, "0.02 of the validation iou did not hold"),
         (
