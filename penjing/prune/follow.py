@@ -155,6 +155,8 @@ def _from_values(
     found: dict[str, Evidence] = defaultdict(lambda: defaultdict(Counter))
     for path, axis, weight in made_axes(graph, coupling):
         found[path][axis.size][count(axis, kept)] += weight
+    for path, old, new in _padded(graph, coupling, kept):
+        found[path][old][new] += WEIGHT_SHAPE_OP
     for path, axis in given_axes(graph, coupling) if given else ():
         found[path][axis.size][count(axis, kept)] += _WEIGHT_OTHER
     return found
@@ -185,6 +187,23 @@ def made_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis, int
         for axes in coupling.values[node.name]:
             for axis in axes:
                 yield path, axis, weight
+
+
+def _padded(
+    graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]
+) -> Iterator[tuple[str, int, int]]:
+    """How many slots each module's own forward pads, and how many of them stay."""
+    for node in graph.module.graph.nodes:
+        if not str(node.target).startswith(("aten.pad.", "aten.constant_pad_nd.")):
+            continue
+        amounts = node.args[1]
+        for axes in coupling.values.get(node.name, ()):
+            for axis, before, after in zip(reversed(axes), amounts[::2], amounts[1::2], strict=False):
+                at = positions(axis, kept)
+                if isinstance(before, int) and before > 1:
+                    yield _owner(node), before, int((at < before).sum())
+                if isinstance(after, int) and after > 1:
+                    yield _owner(node), after, int((at >= axis.size - after).sum())
 
 
 def _owner(node: fx.Node) -> str:

@@ -285,6 +285,20 @@ class OptionA(nn.Module):
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class PaddedShortcut(nn.Module):
+    """A shortcut padded by a number that the class notes, as in BlazeFace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 13, 3, padding=1), nn.Linear(13, 5)
+        self.channel_pad = 13 - 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self.conv(x) + F.pad(x, (0, 0, 0, 0, 0, self.channel_pad)))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -665,6 +679,7 @@ NETWORKS: dict[str, Case] = {
     "permuted": (Permuted, image(2, 3, 6, 6)),
     "flipped_residual": (FlippedResidual, image(2, 3, 6, 6)),
     "option_a": (OptionA, image(2, 3, 8, 8)),
+    "padded_shortcut": (PaddedShortcut, image(2, 3, 6, 6)),
     "recurrent": (Recurrent, image(2, 4, 5)),
     "sequence_1d": (Sequence1d, image(2, 4, 12)),
     "volume_3d": (Volume3d, image(2, 2, 8, 8, 8)),

@@ -9,7 +9,14 @@ from penjing.prune import prune
 
 
 @pytest.mark.parametrize(
-    ("name", "follows"), [("weight_norm", True), ("cells", True), ("hand_norm", True), ("messages", False)]
+    ("name", "follows"),
+    [
+        ("weight_norm", True),
+        ("cells", True),
+        ("hand_norm", True),
+        ("padded_shortcut", True),
+        ("messages", False),
+    ],
 )
 def test_which_classes_follow(name: str, follows: bool) -> None:
     model, inputs = build(name)
