@@ -19,6 +19,7 @@ from torch import fx, nn
 from penjing.graph import Axis, Coupling, Graph, count, positions
 from penjing.prune.apply import of_one_kind, set_attributes
 from penjing.prune.compare import relative_error, run
+from penjing.prune.held import kept_integers
 from penjing.prune.layers import Own, standard
 from penjing.prune.plan import AttributeEdit, Shape
 from penjing.prune.ranges import Positions
@@ -53,6 +54,7 @@ def follow(
     kept: Mapping[int, Positions],
     *,
     given: bool = False,
+    shared: bool = False,
 ) -> tuple[AttributeEdit, ...]:
     """The attribute edits that make the user's modules fit the sliced tensors.
 
@@ -63,6 +65,7 @@ def follow(
         kept: Kept slots by leaf id.
         given: Also edit numbers that are the size of what a module is given and only hands on: a forward may
             check it. More of them have that size by chance.
+        shared: Also edit numbers in the configurations that modules keep, for all that share one.
     """
     evidence = _from_values(graph, coupling, kept, given=given)
     edits: list[AttributeEdit] = []
@@ -73,7 +76,24 @@ def follow(
             new = fixed if fixed is not None else _choose(value, own, evidence.get(path, {}))
             if new != value:
                 edits.append(AttributeEdit(path, name, value, new))
-    return tuple(edits)
+    return (*edits, *(_of_configurations(model, evidence) if shared else ()))
+
+
+def _of_configurations(model: nn.Module, evidence: Mapping[str, Evidence]) -> Iterator[AttributeEdit]:
+    """Edits of what configurations say, each in the name of the first module that keeps it."""
+    first: dict[tuple[int, str], tuple[str, str, int]] = {}
+    nearby: dict[tuple[int, str], list[Evidence]] = defaultdict(list)
+    for path, module in model.named_modules():
+        for holder, name, value in kept_integers(module):
+            key = (holder, name.partition(".")[2])
+            first.setdefault(key, (path, name, value))
+            nearby[key].append(evidence.get(path, {}))
+    for key, (path, name, value) in first.items():
+        votes: Evidence = defaultdict(Counter)
+        for found in nearby[key]:
+            votes[value].update(found.get(value, {}))
+        if (new := _winner(value, votes)) != value:
+            yield AttributeEdit(path, name, value, new)
 
 
 def settled(
@@ -101,7 +121,9 @@ def settled(
     by_chance: set[AttributeEdit] = set()
     for same in alike:
         set_attributes(model, tuple(replace(edit, new=edit.old) for edit in same))
-        if is_same():
+        if is_same() and any("." in edit.name for edit in same):
+            by_chance.update(same)  # a configuration says much that has nothing to do with widths
+        elif is_same():
             values = [getattr(holders[edit.module], edit.name) for edit in same]
             for edit in same:
                 delattr(holders[edit.module], edit.name)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-from small_networks import build
+import json
 
-from penjing.prune import prune
+import pytest
+from small_networks import Sizes, build
+
+from penjing.prune import Plan, apply, prune
 
 
 @pytest.mark.parametrize(
@@ -21,3 +23,17 @@ from penjing.prune import prune
 def test_which_classes_follow(name: str, follows: bool) -> None:
     model, inputs = build(name)
     assert prune(model, inputs, ratio=0.5, criterion="random").in_place == follows
+
+
+def test_a_configuration_follows_where_the_forward_reads_it() -> None:
+    model, inputs = build("configured")
+    result = prune(model, inputs, ratio=0.4)
+    assert result.in_place, result.reason
+    pruned, given = result.model, (model.config, Sizes())
+    assert given[0] == given[1]  # the original keeps its own
+    assert pruned.config is pruned.a.config is pruned.b.config
+    assert 3 * pruned.config.width == pruned.a.qkv.out_features < 36
+    assert (pruned.up.out_features, pruned.config.classes) == (10, 16)  # 16 by chance, and nobody reads it
+    again = apply(model, Plan.from_dict(json.loads(json.dumps(result.plan.to_dict()))), inputs)
+    assert again.in_place
+    assert again.model.config == pruned.config
