@@ -217,10 +217,11 @@ def test_a_dict_may_name_its_entries_in_another_order(criterion: str) -> None:
 
 def test_what_the_network_takes_is_never_the_target_and_too_few_inputs_are_told() -> None:
     model, example = Unlike(), unlike(2)
-    scored = prune(model, example, ratio=0.4, criterion="obs", data=[unlike()])
-    assert (
-        scored.plan.groups
-        == prune(model, example, ratio=0.4, criterion="obs", data=[(unlike(), None)]).plan.groups
+    one, other = (
+        prune(model, example, ratio=0.4, criterion="obs", data=[batch])
+        for batch in (unlike(), (unlike(), None))
     )
+    assert one.plan.groups == other.plan.groups
+    assert masked_equivalence(model, one, dict(reversed(unlike().items()))) < 1e-5
     with pytest.raises(DataError, match="gives 2 inputs, the network was traced with 3"):
         prune(model, example, ratio=0.4, criterion="obs", data=[{"x": unlike()["x"]}])

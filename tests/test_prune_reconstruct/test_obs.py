@@ -84,7 +84,8 @@ def test_greedy_is_near_the_best_subset() -> None:
 
 def test_where_all_weights_are_computed_magnitudes_decide() -> None:
     def layer(before: int, after: int) -> nn.Module:
-        return weight_norm(nn.Linear(before, after))
+        normed: nn.Module = weight_norm(nn.Linear(before, after))
+        return normed
 
     model = nn.Sequential(layer(4, 8), nn.ReLU(), layer(8, 3)).eval()
     x = torch.randn(16, 4)
