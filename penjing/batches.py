@@ -113,15 +113,20 @@ def limited(batches: Sequence[Inputs], samples: int) -> list[Inputs]:
     return taken
 
 
-def first_samples(data: Iterable[Any], samples: int) -> list[Inputs]:
+def first_samples(data: Iterable[Any], samples: int, names: Sequence[str] = ()) -> list[Inputs]:
     """The inputs of the first ``samples`` samples of the data, batch by batch; no more batches are read.
+
+    Args:
+        data: Batches.
+        samples: How many.
+        names: Names of the network's inputs, where they are known; see `take_apart`.
 
     Raises:
         DataError: NaN in them, or labels of another number.
     """
     taken: list[Inputs] = []
     for index, item in enumerate(data):
-        batch = unpack(item)
+        batch = unpack(item, names)
         check(batch, index)
         taken += limited([batch.inputs], samples)
         samples -= batch.size
@@ -156,7 +161,7 @@ def take_apart(item: Any, names: Sequence[str] = ()) -> tuple[Any, Any, Any]:
     return item, None, None
 
 
-def unpack(item: Any) -> Batch:
+def unpack(item: Any, names: Sequence[str] = ()) -> Batch:
     """Take apart one item of a data iterable that holds tensors; see `take_apart`.
 
     Raises:
@@ -167,7 +172,7 @@ def unpack(item: Any) -> Batch:
             f"a batch is a {type(item).__name__}",
             remedy="Give batches as inputs, (inputs, target) or a dict of tensors",
         )
-    inputs, target, logits = take_apart(item)
+    inputs, target, logits = take_apart(item, names)
     return Batch(as_inputs(inputs), torch.as_tensor(target) if _is_plain(target) else target, logits)
 
 

@@ -216,6 +216,34 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...],
     return (example_inputs,), {}
 
 
+def flat_inputs(graph: fx.GraphModule, inputs: Any) -> list[Any]:
+    """What inputs hold, in the order in which a traced graph takes it: dicts may name it in another."""
+    args, kwargs = bind_inputs(graph, inputs)
+    codegen = graph.graph._codegen
+    if not isinstance(codegen, fx.graph._PyTreeCodeGen):
+        return pytree.tree_leaves((args, kwargs))
+    info = codegen.pytree_info
+    named = dict(zip(info.orig_args, args, strict=False)) | kwargs
+    if named.keys() != set(info.orig_args):  # too many or too few, which is said where they are counted
+        return pytree.tree_leaves((args, kwargs))
+    specs = [spec for part in info.in_spec.children() for spec in part.children()]
+    parts = zip(info.orig_args, specs, strict=True)
+    return [leaf for name, spec in parts for leaf in _leaves_as(named[name], spec)]
+
+
+def _leaves_as(value: Any, spec: pytree.TreeSpec) -> list[Any]:
+    """The leaves of a value, of each dict in the order of the keys that the graph was traced with."""
+    if spec.type is dict and isinstance(value, Mapping) and value.keys() == set(spec.context):
+        parts = [value[key] for key in spec.context]
+    elif spec.type in (list, tuple) and isinstance(value, list | tuple) and len(value) == spec.num_children:
+        parts = list(value)
+    else:
+        return pytree.tree_leaves(value)
+    return [
+        leaf for part, child in zip(parts, spec.children(), strict=True) for leaf in _leaves_as(part, child)
+    ]
+
+
 def _arguments(model: nn.Module) -> Collection[str] | None:
     """Names of the arguments of the forward; None where it takes any."""
     graph = getattr(model, "graph", None)

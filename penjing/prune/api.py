@@ -338,10 +338,13 @@ def prune_slots(
     leaves = by_leaf(coupling, kept)
     attributes = follow(model, graph, coupling, leaves)
     done = carry_out(model, graph, coupling, leaves, attributes, example_inputs)
-    more = attributes if done.in_place else follow(model, graph, coupling, leaves, given=True)
-    if more != attributes:
-        again = carry_out(model, graph, coupling, leaves, more, example_inputs)
-        done = again if again.in_place else done
+    tried = {attributes}
+    for wider in ({"given": True}, {"shared": True}):
+        more = attributes if done.in_place else follow(model, graph, coupling, leaves, **wider)
+        if more not in tried:
+            tried.add(more)
+            again = carry_out(model, graph, coupling, leaves, more, example_inputs)
+            done = again if again.in_place else done
     reason = done.reason and done.reason + blame(torn(model, graph, coupling, leaves))
     plan = Plan(
         shapes=tensor_shapes(model),

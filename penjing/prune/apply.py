@@ -23,6 +23,7 @@ from penjing.graph.source import is_users, short_place
 from penjing.graph.trace import eval_view
 from penjing.prune.compare import compare, forward
 from penjing.prune.cost import count_all
+from penjing.prune.held import get, has, put
 from penjing.prune.layers import standard
 from penjing.prune.plan import AttributeEdit, Plan
 from penjing.prune.ranges import Positions
@@ -307,11 +308,11 @@ def set_attributes(model: nn.Module, attributes: tuple[AttributeEdit, ...]) -> N
     modules = dict(model.named_modules())
     for edit in attributes:
         holder = modules.get(edit.module)
-        if holder is None or not hasattr(holder, edit.name):
+        if holder is None or not has(holder, edit.name):
             raise PruneError(
                 f"no attribute {edit.name!r}",
                 layer=edit.module,
                 remedy="Apply the plan to the class it was made for",
             )
-        old = getattr(holder, edit.name)
-        setattr(holder, edit.name, list(edit.new) if isinstance(old, list) else edit.new)  # type: ignore[arg-type]
+        old = get(holder, edit.name)
+        put(holder, edit.name, list(edit.new) if isinstance(old, list) else edit.new)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from penjing.floats import autocast_off
 from penjing.graph.remembered import own_copies, put_back
-from penjing.graph.trace import bind_inputs, eval_view
+from penjing.graph.trace import bind_inputs, eval_view, flat_inputs
 from penjing.prune.lockstep import departure
 
 TOLERANCE = 1e-5  # the same ops on the same numbers: only the order of sums may differ
@@ -24,7 +24,7 @@ def compare(module: nn.Module, reference: fx.GraphModule, example_inputs: Any) -
     """
     with eval_view(module), put_back(reference):  # around all: what writes buffers back is no call of theirs
         both = own_copies(example_inputs)
-        departed = departure(lambda: _forward(module, both), reference, _flat(reference, both))
+        departed = departure(lambda: _forward(module, both), reference, flat_inputs(reference, both))
     if departed is None or departed:
         return departed or ""
     ours, theirs = run(module, example_inputs), interpret(reference, example_inputs)
@@ -47,11 +47,7 @@ def interpret(graph: fx.GraphModule, inputs: Any) -> Any:
     What the pass writes into buffers and constants is put back.
     """
     with torch.no_grad(), put_back(graph):
-        return fx.Interpreter(graph).run(*_flat(graph, own_copies(inputs)), enable_io_processing=False)
-
-
-def _flat(graph: fx.GraphModule, inputs: Any) -> list[Any]:
-    return pytree.tree_leaves(bind_inputs(graph, inputs))
+        return fx.Interpreter(graph).run(*flat_inputs(graph, own_copies(inputs)), enable_io_processing=False)
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:

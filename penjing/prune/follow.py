@@ -19,6 +19,7 @@ from torch import fx, nn
 from penjing.graph import Axis, Coupling, Graph, count, positions
 from penjing.prune.apply import of_one_kind, set_attributes
 from penjing.prune.compare import relative_error, run
+from penjing.prune.held import kept_integers
 from penjing.prune.layers import Own, standard
 from penjing.prune.plan import AttributeEdit, Shape
 from penjing.prune.ranges import Positions
@@ -53,6 +54,7 @@ def follow(
     kept: Mapping[int, Positions],
     *,
     given: bool = False,
+    shared: bool = False,
 ) -> tuple[AttributeEdit, ...]:
     """The attribute edits that make the user's modules fit the sliced tensors.
 
@@ -63,6 +65,7 @@ def follow(
         kept: Kept slots by leaf id.
         given: Also edit numbers that are the size of what a module is given and only hands on: a forward may
             check it. More of them have that size by chance.
+        shared: Also edit numbers in the configurations that modules keep, for all that share one.
     """
     evidence = _from_values(graph, coupling, kept, given=given)
     edits: list[AttributeEdit] = []
@@ -73,7 +76,24 @@ def follow(
             new = fixed if fixed is not None else _choose(value, own, evidence.get(path, {}))
             if new != value:
                 edits.append(AttributeEdit(path, name, value, new))
-    return tuple(edits)
+    return (*edits, *(_of_configurations(model, evidence) if shared else ()))
+
+
+def _of_configurations(model: nn.Module, evidence: Mapping[str, Evidence]) -> Iterator[AttributeEdit]:
+    """Edits of what configurations say, each in the name of the first module that keeps it."""
+    first: dict[tuple[int, str], tuple[str, str, int]] = {}
+    nearby: dict[tuple[int, str], list[Evidence]] = defaultdict(list)
+    for path, module in model.named_modules():
+        for holder, name, value in kept_integers(module):
+            key = (holder, name.partition(".")[2])
+            first.setdefault(key, (path, name, value))
+            nearby[key].append(evidence.get(path, {}))
+    for key, (path, name, value) in first.items():
+        votes: Evidence = defaultdict(Counter)
+        for found in nearby[key]:
+            votes[value].update(found.get(value, {}))
+        if (new := _winner(value, votes)) != value:
+            yield AttributeEdit(path, name, value, new)
 
 
 def settled(
@@ -101,7 +121,9 @@ def settled(
     by_chance: set[AttributeEdit] = set()
     for same in alike:
         set_attributes(model, tuple(replace(edit, new=edit.old) for edit in same))
-        if is_same():
+        if is_same() and any("." in edit.name for edit in same):
+            by_chance.update(same)  # a configuration says much that has nothing to do with widths
+        elif is_same():
             values = [getattr(holders[edit.module], edit.name) for edit in same]
             for edit in same:
                 delattr(holders[edit.module], edit.name)
@@ -155,6 +177,8 @@ def _from_values(
     found: dict[str, Evidence] = defaultdict(lambda: defaultdict(Counter))
     for path, axis, weight in made_axes(graph, coupling):
         found[path][axis.size][count(axis, kept)] += weight
+    for path, old, new in _padded(graph, coupling, kept):
+        found[path][old][new] += WEIGHT_SHAPE_OP
     for path, axis in given_axes(graph, coupling) if given else ():
         found[path][axis.size][count(axis, kept)] += _WEIGHT_OTHER
     return found
@@ -185,6 +209,23 @@ def made_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis, int
         for axes in coupling.values[node.name]:
             for axis in axes:
                 yield path, axis, weight
+
+
+def _padded(
+    graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]
+) -> Iterator[tuple[str, int, int]]:
+    """How many slots each module's own forward pads, and how many of them stay."""
+    for node in graph.module.graph.nodes:
+        if not str(node.target).startswith(("aten.pad.", "aten.constant_pad_nd.")):
+            continue
+        amounts = node.args[1]
+        for axes in coupling.values.get(node.name, ()):
+            for axis, before, after in zip(reversed(axes), amounts[::2], amounts[1::2], strict=False):
+                at = positions(axis, kept)
+                if isinstance(before, int) and before > 1:
+                    yield _owner(node), before, int((at < before).sum())
+                if isinstance(after, int) and after > 1:
+                    yield _owner(node), after, int((at >= axis.size - after).sum())
 
 
 def _owner(node: fx.Node) -> str:

@@ -43,7 +43,9 @@ def output_gains(
             signs = [torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1 for y in outputs]
             projected = torch.stack([(y * v).sum() for y, v in zip(outputs, signs, strict=True)]).sum()
         tensors = [tapped[node] for node in called]
-        grads: tuple[Tensor | None, ...] = torch.autograd.grad(projected, tensors, allow_unused=True)
+        grads: tuple[Tensor | None, ...] = ()
+        if tensors:  # there are none where all weights are computed
+            grads = torch.autograd.grad(projected, tensors, allow_unused=True)
         for node, grad in zip(called, grads, strict=True):
             if grad is None:  # nothing of it reaches the output
                 continue

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from penjing.batches import Inputs, between, call_model, count_samples, tensors
+from penjing.batches import Inputs, between, call_model, count_samples
 from penjing.errors import DataError, PruneError, TraceError
 from penjing.events import Event, Listener
 from penjing.graph import Graph, trace
@@ -25,7 +25,7 @@ from penjing.prune.plan import Plan
 from penjing.prune.recalibrate import rebase_
 from penjing.prune.reconstruct import BlockFit, LayerFit, ReconstructConfig, counterparts, kept_positions
 from penjing.prune.rectified import MAX_ROW_BYTES, Rows, fit_rectified
-from penjing.prune.walk import Walk, footprint, within_memory
+from penjing.prune.walk import Walk, footprint, given_to, within_memory
 
 _ROWS_BY_SAMPLES = 2048
 
@@ -66,7 +66,7 @@ class Refit:
         self.twin = counterparts(self.student, self.teacher, () if whole is None else tuple(whole.branches))
         self.unit = unit = batch_unit(self.student.module.graph)
         few = between(batches[0], 0, unit * -(-2 // unit))
-        both = (footprint(graph, tensors(few)) for graph in (self.student, self.teacher))
+        both = (footprint(graph, given_to(graph, few)) for graph in (self.student, self.teacher))
         self.batches, note = within_memory(batches, config.max_memory, *both, unit=unit)
         places = find_places(self.student)
         if config.block_steps:  # a block ends before what else its layers do begins
@@ -95,17 +95,19 @@ class Refit:
     @torch.no_grad()
     def run(self) -> list[LayerFit]:
         """Refit every chosen layer, in the order of computation."""
-        leaves = [tensors(batch) for batch in self.batches]
         all_ends = [node for section in self.parts.sections for node in self.parts.ends(section)]
-        self.mine = Walk(self.student, leaves, pinned=all_ends)
+        self.mine = self._walk(self.student, all_ends)
         twins = [self.twin[node] for node in [*self.places, *all_ends] if node in self.twin]
-        self.theirs = Walk(self.teacher, leaves, pinned=twins)
+        self.theirs = self._walk(self.teacher, twins)
         entering: list[fx.Node] = []
         for section in self.parts.sections:
             self._refit_block(section, entering)
             entering = self.parts.ends(section)
         self.mine.run(self._before)
         return self.done
+
+    def _walk(self, graph: Graph, pinned: Sequence[fx.Node]) -> Walk:
+        return Walk(graph, [given_to(graph, batch) for batch in self.batches], pinned=pinned)
 
     def _refit_block(self, section: Section, entering: Sequence[fx.Node]) -> None:
         """Refit a block layer by layer, then as a whole."""

@@ -18,19 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from penjing.batches import tensors
 from penjing.errors import BudgetError, PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Graph, GraphModel, couple, trace
 from penjing.graph.branches import Branch, WithoutBranches, chosen, cut, find_branches
 from penjing.graph.remembered import own_copies
 from penjing.graph.solve import matches
-from penjing.graph.trace import bind_inputs
+from penjing.graph.trace import flat_inputs
 from penjing.prune.compare import difference, relative_error, run, spread
 from penjing.prune.cost import count_all
 from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.reconstruct import calibration_batches
 from penjing.prune.result import PruneResult, summarise
+from penjing.prune.walk import given_to
 
 _SAMPLES = 128
 _TOLERANCE = 1e-4
@@ -107,7 +107,7 @@ def least_felt(
         raise PruneError(
             "choosing branches needs data", remedy="Pass data=… (batches of the training set), or names"
         )
-    batches = [tensors(batch) for batch in calibration_batches(data, samples)]
+    batches = [given_to(graph, batch) for batch in calibration_batches(data, samples)]
     whole = _outputs(graph, (), batches)
     size = sum(spread(y) for y in whole) or 1.0
     out: list[Branch] = []
@@ -216,7 +216,7 @@ def _without(model: nn.Module, graph: Graph, gone: Sequence[Branch], example_inp
     short = cut(graph, gone)
     result = GraphModel(short)
     result.train(model.training)
-    flat = pytree.tree_leaves(own_copies(bind_inputs(graph.module, example_inputs)))
+    flat = flat_inputs(graph.module, own_copies(example_inputs))
     with torch.no_grad():
         expected = WithoutBranches(graph, gone).run(*flat, enable_io_processing=False)
     error = relative_error(run(result, example_inputs), expected)

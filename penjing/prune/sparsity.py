@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from penjing.batches import between, count_samples, tensors
+from penjing.batches import between, count_samples
 from penjing.errors import PruneError
 from penjing.prune.api import check_model
 from penjing.prune.apply import copied
@@ -211,19 +211,19 @@ def _walk_through(
     from penjing.prune.places import find_places
     from penjing.prune.reconstruct import calibration_batches
     from penjing.prune.rows import input_moments, input_rows
-    from penjing.prune.walk import Walk, footprint, within_memory
+    from penjing.prune.walk import Walk, footprint, given_to, within_memory
 
     batches = calibration_batches(data, max_samples)
     example = between(batches[0], 0, 2)
     graph = trace(model, example)
     if graph.batch_dim:
-        batches, _ = within_memory(batches, _MAX_MEMORY, footprint(graph, tensors(example)))
+        batches, _ = within_memory(batches, _MAX_MEMORY, footprint(graph, given_to(graph, example)))
     samples = sum(count_samples(batch) for batch in batches)
     wanted = set(names)
     places = (place for name, place in find_places(graph).items() if name in wanted)
     by_node = {call.node: place for place in places for call in place.calls}
     generator = torch.Generator().manual_seed(seed)
-    walk = Walk(graph, [tensors(batch) for batch in batches])
+    walk = Walk(graph, [given_to(graph, batch) for batch in batches])
     masks: dict[str, Tensor] = {}
 
     @torch.no_grad()

@@ -15,7 +15,9 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from penjing.batches import Inputs, count_samples, limited
+from penjing.errors import DataError
 from penjing.graph import Graph
+from penjing.graph.trace import flat_inputs
 from penjing.prune.writes import find_writes, is_in_place
 
 Hook = Callable[[fx.Node], None]
@@ -33,6 +35,11 @@ class Footprint:
 
     peak: int
     total: int
+
+
+def given_to(graph: Graph, inputs: Inputs) -> list[Tensor]:
+    """The tensors of a batch in the order in which the graph takes them."""
+    return [leaf for leaf in flat_inputs(graph.module, inputs) if isinstance(leaf, Tensor)]
 
 
 def footprint(graph: Graph, inputs: Sequence[Any]) -> Footprint:
@@ -91,6 +98,12 @@ class Walk:
         self._constant = _constants(graph, set(self._writes.roots.values()))
         self._done |= self._constant
         placeholders = [node for node in nodes if node.op == "placeholder"]
+        if differing := [len(batch) for batch in batches if len(batch) != len(placeholders)]:
+            raise DataError(
+                f"a batch gives {differing[0]} inputs, the network was traced with {len(placeholders)}",
+                remedy="Give batches (inputs, target) with inputs as in example_inputs; where a batch is a "
+                "dict, its label, labels, target or targets is taken for the target",
+            )
         self.inputs = [dict(zip(placeholders, batch, strict=True)) for batch in batches]
         for node in placeholders:
             values = [batch[node] for batch in self.inputs]

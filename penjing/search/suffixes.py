@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from penjing.graph import Coupling, Graph, Group, leaves
-from penjing.graph.trace import bind_inputs
+from penjing.graph.trace import flat_inputs
 from penjing.prune.masked.reference import MaskedInterpreter
 from penjing.prune.ranges import Positions
 
@@ -41,8 +40,7 @@ def visit_groups(
         visit: Given the group and the function that answers as the pruned network would; the function may be
             called any number of times, but only before ``visit`` returns.
     """
-    args, kwargs = bind_inputs(graph.module, inputs)
-    flat = pytree.tree_leaves((args, kwargs))
+    flat = flat_inputs(graph.module, inputs)
     beginnings = first_nodes(graph, coupling)
     visits: dict[fx.Node, list[Group]] = defaultdict(list)
     for group in groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -283,6 +284,72 @@ class OptionA(nn.Module):
         x = F.relu(short + self.conv2(F.relu(self.conv1(x))))
         x = F.relu(x + self.conv3(x))
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class PaddedShortcut(nn.Module):
+    """A shortcut padded by a number that the class notes, as in BlazeFace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 13, 3, padding=1), nn.Linear(13, 5)
+        self.channel_pad = 13 - 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self.conv(x) + F.pad(x, (0, 0, 0, 0, 0, self.channel_pad)))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a network and its parts share."""
+
+    width: int = 12
+    heads: int = 3
+    hidden: int = 16
+    classes: int = 16
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+
+class ConfiguredAttention(nn.Module):
+    """Attention that reads its sizes from a configuration in the forward, as LitGPT does."""
+
+    def __init__(self, config: Sizes) -> None:
+        super().__init__()
+        self.config = config
+        self.qkv, self.out = (
+            nn.Linear(config.width, 3 * config.width),
+            nn.Linear(config.width, config.width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:2], self.config.heads, self.config.head_size)
+        q, k, v = (t.view(shape).transpose(1, 2) for t in self.qkv(x).split(self.config.width, -1))
+        x = torch.softmax(q @ k.transpose(-1, -2) / 2, -1) @ v
+        return self.out(x.transpose(1, 2).reshape(*shape[:2], self.config.width))  # type: ignore[no-any-return]
+
+
+class Configured(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = Sizes()
+        width, hidden = self.config.width, self.config.hidden
+        self.embed, self.a, self.b = (
+            nn.Linear(5, width),
+            ConfiguredAttention(self.config),
+            ConfiguredAttention(self.config),
+        )
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.head = nn.Linear(width, self.config.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.a(x)
+        x = x + self.b(x)
+        return self.head(x + self.down(F.gelu(self.up(x))))  # type: ignore[no-any-return]
 
 
 class Recurrent(nn.Module):
@@ -665,6 +732,8 @@ NETWORKS: dict[str, Case] = {
     "permuted": (Permuted, image(2, 3, 6, 6)),
     "flipped_residual": (FlippedResidual, image(2, 3, 6, 6)),
     "option_a": (OptionA, image(2, 3, 8, 8)),
+    "padded_shortcut": (PaddedShortcut, image(2, 3, 6, 6)),
+    "configured": (Configured, image(2, 4, 5)),
     "recurrent": (Recurrent, image(2, 4, 5)),
     "sequence_1d": (Sequence1d, image(2, 4, 12)),
     "volume_3d": (Volume3d, image(2, 2, 8, 8, 8)),

@@ -18,8 +18,11 @@ from torch.nn import functional as F
 
 import penjing as pj
 from penjing.batches import call_model
+from penjing.errors import DataError
 from penjing.measure import accuracy
 from penjing.naming import by_name
+from penjing.prune import prune
+from penjing.prune.masked import masked_equivalence
 from penjing.quantize import QuantizeConfig, quantize
 
 
@@ -170,3 +173,55 @@ def test_names_of_ops_and_weights_are_free_for_inputs_and_outputs(tmp_path: Path
     session = onnxruntime.InferenceSession(str(made.files[0].path))
     assert [entry.name for entry in session.get_inputs()] == list(example)
     assert [entry.name for entry in session.get_outputs()] == ["mul", "relu", "output_cat", "bias"]
+
+
+def total(output: Tensor, _: Any) -> Tensor:
+    return output.square().sum()
+
+
+class Unlike(nn.Module):
+    """Two inputs of one shape, and of very different sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.o = (
+            nn.Linear(4, 12),
+            nn.Linear(4, 12),
+            nn.Linear(12, 12),
+            nn.Linear(12, 3),
+        )
+
+    def forward(self, labels: Tensor, x: dict[str, Tensor]) -> Tensor:
+        return self.o(F.relu(self.c(F.relu(self.a(labels)) + F.relu(self.b(x["p"]) * x["q"]))))  # type: ignore[no-any-return]
+
+
+def unlike(number: int = 40) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(1)
+    p, q, y = torch.randn(3, number, 4, generator=g)
+    return {"labels": 3 * y + 2, "x": {"p": 0.1 * p, "q": 5 * q[:, :1] + 1}}
+
+
+@pytest.mark.parametrize("criterion", ["obs", "activation", "taylor"])
+def test_a_dict_may_name_its_entries_in_another_order(criterion: str) -> None:
+    given = unlike()
+    turned = {"x": dict(reversed(given["x"].items())), "labels": given["labels"]}
+    model, example = Unlike(), unlike(2)
+    options: dict[str, Any] = {"ratio": 0.4, "criterion": criterion, "reconstruct": True, "loss": total}
+    one, other = (prune(model, example, data=[(batch, None)], **options) for batch in (given, turned))
+    assert one.plan.groups == other.plan.groups
+    assert one.reconstruction is not None
+    assert other.reconstruction is not None
+    assert one.reconstruction.error_after == pytest.approx(other.reconstruction.error_after, rel=1e-6)
+
+
+def test_what_the_network_takes_is_never_the_target_and_too_few_inputs_are_told() -> None:
+    model, example = Unlike(), unlike(2)
+    one, other = (
+        prune(model, example, ratio=0.4, criterion="obs", data=[batch])
+        for batch in (unlike(), (unlike(), None))
+    )
+    assert one.plan.groups == other.plan.groups
+    assert masked_equivalence(model, one, dict(reversed(unlike().items()))) < 1e-5
+    with pytest.raises(DataError, match="gives 2 inputs, the network was traced with 3"):
+        prune(model, example, ratio=0.4, criterion="obs", data=[{"x": unlike()["x"]}])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from penjing.prune import prune
 from penjing.prune.criteria.obs import _Reader, _Removal
@@ -79,3 +80,16 @@ def test_greedy_is_near_the_best_subset() -> None:
         removal.remove(gone[-1])
     errors = [refit_error(given, list(pair)) for pair in itertools.combinations(range(6), 2)]
     assert refit_error(given, gone) <= sorted(errors)[2]
+
+
+def test_where_all_weights_are_computed_magnitudes_decide() -> None:
+    def layer(before: int, after: int) -> nn.Module:
+        normed: nn.Module = weight_norm(nn.Linear(before, after))
+        return normed
+
+    model = nn.Sequential(layer(4, 8), nn.ReLU(), layer(8, 3)).eval()
+    x = torch.randn(16, 4)
+    by_error = prune(model, x[:2], criterion="obs", data=[x], reconstruct=True)
+    assert by_error.plan.groups == prune(model, x[:2]).plan.groups
+    assert by_error.reconstruction is not None
+    assert by_error.reconstruction.notes  # which layers stay

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from penjing.batches import ask, take_apart
 from penjing.errors import DataError
@@ -17,7 +16,7 @@ from penjing.events import Event
 from penjing.graph import Axis, leaves
 from penjing.graph.axes import slot_index
 from penjing.graph.remembered import own_copies
-from penjing.graph.trace import bind_inputs
+from penjing.graph.trace import flat_inputs
 from penjing.prune.criteria.base import Criterion, Material, Scores, criterion
 
 _READS_WEIGHT = ("conv", "linear", "matmul", "addmm", "lstm", "einsum")
@@ -41,9 +40,9 @@ class Activation(Criterion):
         batches = 0
         for batch in material.batches:
             inputs, *_ = take_apart(batch, material.graph.input_names)
-            args, kwargs = own_copies(bind_inputs(material.model, inputs))
+            flat = flat_inputs(material.graph.module, own_copies(inputs))
             with torch.no_grad():
-                ask(lambda _: meter.run(*pytree.tree_leaves((args, kwargs))), inputs, "model")  # noqa: B023
+                ask(lambda _: meter.run(*flat), inputs, "model")  # noqa: B023
             batches += 1
             material.listen(Event("prune", "progress", step=batches, unit="batch", message="activations"))
         if not batches:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from penjing.batches import between, count_samples, first_samples, limited, tensors
+from penjing.batches import between, count_samples, first_samples, limited
 from penjing.errors import DataError
 from penjing.events import Event
 from penjing.graph import Graph, Group
@@ -33,7 +33,7 @@ from penjing.prune.criteria.base import (
 from penjing.prune.output_gain import output_gains
 from penjing.prune.places import Place, find_places
 from penjing.prune.rows import input_moments, input_rows
-from penjing.prune.walk import Walk, footprint, within_memory
+from penjing.prune.walk import Walk, footprint, given_to, within_memory
 
 # bytes of values, their copies and their gradients that one backward pass may take, in units of the values
 _GAIN_MEMORY = 256 << 20
@@ -92,17 +92,17 @@ class BrainSurgeon(Criterion):
 
     def _measure(self, material: Material, places: Mapping[str, Place]) -> dict[str, _Reader]:
         """Second moments of what each reader reads, in one walk through the network."""
-        given = first_samples(material.batches, self.max_samples)
+        given = first_samples(material.batches, self.max_samples, material.graph.input_names)
         if not given:
             raise DataError("no batches", remedy="Give at least one batch of training data")
         at_once = self.max_samples
         if material.graph.batch_dim:
-            takes = footprint(material.graph, tensors(between(given[0], 0, 2)))
+            takes = footprint(material.graph, given_to(material.graph, between(given[0], 0, 2)))
             at_once = max(_GAIN_MEMORY // max(takes.total, 1), 1)
             given, note = within_memory(given, self.max_memory, takes)
             if note:
                 material.listen(Event("prune", "note", message=note))
-        batches = [tensors(inputs) for inputs in given]
+        batches = [given_to(material.graph, inputs) for inputs in given]
         count = sum(count_samples(batch) for batch in batches)
         generator = torch.Generator().manual_seed(material.seed)
         gains: dict[str, Tensor] = {}
@@ -110,7 +110,7 @@ class BrainSurgeon(Criterion):
         if self.weighting == "output":
             nodes = {call.node: name for name, place in places.items() for call in place.calls}
             few = [
-                tensors(between(inputs, at, at + at_once))
+                given_to(material.graph, between(inputs, at, at + at_once))
                 for inputs in limited(given, self.gain_samples)
                 for at in range(0, count_samples(inputs), at_once)
             ]

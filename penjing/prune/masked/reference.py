@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from penjing.errors import PruneError
 from penjing.graph import Axis, Coupling, Graph, Product, couple, is_kept_whole, leaves, positions, trace
 from penjing.graph.branches import Branch, chosen, find_branches
 from penjing.graph.remembered import own_copies
-from penjing.graph.trace import bind_inputs
+from penjing.graph.trace import flat_inputs
 from penjing.prune.compare import relative_error, run
 from penjing.prune.masked.restrict import RULES, Kept, Mask, Restricted
 from penjing.prune.plan import Plan
@@ -188,9 +187,9 @@ def masked_output(
         off: Residual branches that are gone.
     """
     interpreter = MaskedInterpreter(graph, coupling, kept, off)
-    args, kwargs = bind_inputs(graph.module, inputs)
+    flat = flat_inputs(graph.module, own_copies(inputs))
     with torch.no_grad():
-        return interpreter.run(*pytree.tree_leaves(own_copies((args, kwargs)))), interpreter.leaks
+        return interpreter.run(*flat), interpreter.leaks
 
 
 def masked_equivalence(model: nn.Module, pruned: PruneResult | Plan, inputs: Any) -> float:
