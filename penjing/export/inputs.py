@@ -116,6 +116,34 @@ def as_feeds(example_inputs: Any, names: Sequence[str]) -> Feeds:
     return {name: to_numpy(tensor) for name, tensor in zip(names, tensors, strict=True)}
 
 
+def fitted(feeds: Feeds, kinds: Mapping[str, np.dtype[Any]]) -> Feeds:
+    """The same numbers in the types that a network takes them in.
+
+    Args:
+        feeds: Named arrays.
+        kinds: Those types by name; other inputs stay as they are.
+
+    Raises:
+        ExportError: for an input whose integers cannot hold the numbers.
+    """
+    return {name: _fitted(name, array, kinds.get(name, array.dtype)) for name, array in feeds.items()}
+
+
+def _fitted(name: str, array: np.ndarray, kind: np.dtype[Any]) -> np.ndarray:
+    if array.dtype == kind or array.dtype.kind not in "biuf" or kind.kind not in "biuf":
+        return array
+    with np.errstate(invalid="ignore"):  # NaN as an integer, which differs from it
+        made = array.astype(kind)
+    if kind.kind != "f" and not np.array_equal(made, array):
+        raise ExportError(
+            f"the data holds {array.dtype} numbers ({array.min():.3g}…{array.max():.3g}) where the network "
+            f"takes {kind}",
+            layer=name,
+            remedy="Give data as the network takes it: images as raw pixels, say",
+        )
+    return made
+
+
 def to_numpy(value: torch.Tensor | np.ndarray) -> np.ndarray:
     """The tensor as an array on the CPU; bfloat16, which NumPy lacks, becomes float32."""
     if isinstance(value, np.ndarray):

@@ -74,7 +74,14 @@ def times(before: float, after: float) -> str:
 
 
 def changed(before: float, after: float, less: str, more: str) -> str:
-    """``2.4× smaller`` or ``1.1× larger``: how many times, with the word for less or for more."""
+    """``2.4× smaller`` or ``1.1× larger``: how many times, with the word for less or for more.
+
+    Instead of ``1×`` it is ``unchanged`` or ``about the same``.
+    """
+    if before == after:
+        return "unchanged"
+    if times(max(before, after), min(before, after)) == "1×":
+        return "about the same"
     return f"{times(before, after)} {less}" if after <= before else f"{times(after, before)} {more}"
 
 

@@ -95,7 +95,9 @@ def test_terminal_fits_eighty_columns(metrics: Metrics) -> None:
 def test_more_and_less_are_called_so() -> None:
     assert text.changed(10, 4, "smaller", "larger") == "2.5× smaller"
     assert text.changed(4, 10, "smaller", "larger") == "2.5× larger"
-    assert text.changed(0.1, 0.1, "faster", "slower") == "1× faster"
+    assert text.changed(4, 4, "smaller", "larger") == "unchanged"
+    assert text.changed(1000, 1001, "smaller", "larger") == "about the same"
+    assert text.changed(1001, 1000, "smaller", "larger") == "about the same"
 
 
 def test_headline(metrics: Metrics, bare: Metrics) -> None:
