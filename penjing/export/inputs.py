@@ -49,12 +49,15 @@ def tensors_of(example_inputs: Any) -> list[torch.Tensor | np.ndarray]:
 
 
 def input_names(model: nn.Module, example_inputs: Any) -> list[str]:
-    """One name a tensor: ``input`` for a single one, the dict's keys, else the forward's argument names.
+    """One name a tensor: an ONNX file's own, ``input`` for a single one, the dict's keys, else the forward's
+    argument names.
 
     An argument that is itself a list gives ``name_0``, ``name_1``…, a dict ``name_key``; the only argument,
     if it is a dict, its keys.
     """
     args, kwargs = as_call(example_inputs, model)
+    if not kwargs and (own := names_in_file(model)):
+        return list(own[0])
     if not kwargs and len(args) == 1 and isinstance(args[0], torch.Tensor):
         return ["input"]
     if not kwargs and len(args) == 1 and isinstance(args[0], Mapping):
@@ -72,15 +75,27 @@ def input_names(model: nn.Module, example_inputs: Any) -> list[str]:
     return names
 
 
-def output_names(out: Any, taken: Iterable[str] = ()) -> list[str]:
-    """A name for each tensor a module gives: ``output`` for one, dict keys for a dict, else ``output_0``…
+def names_in_file(model: nn.Module | None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Names of the inputs and outputs of the ONNX file that a network was read from; None of any other."""
+    from penjing.models.onnx_door import OnnxModel  # which reads this module
+
+    return (model.input_names, model.output_names) if isinstance(model, OnnxModel) else None
+
+
+def output_names(out: Any, taken: Iterable[str] = (), model: nn.Module | None = None) -> list[str]:
+    """A name for each tensor a module gives.
+
+    An ONNX file's own, ``output`` for one, dict keys for a dict, else ``output_0``…
 
     Args:
         out: What the module gave; what is no tensor gets no name.
         taken: Names of the inputs, which outputs must not share.
+        model: The module.
     """
     leaves = torch.utils._pytree.tree_flatten_with_path(out)[0]
     found = [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if own := names_in_file(model):
+        return [f"output_{name}" if name in set(taken) else name for name in own[1]]
     if len(found) == 1:
         return ["output"]
     named = [

@@ -93,7 +93,7 @@ def export_onnx(
     names = list(input_names) if input_names is not None else default_input_names(model, example_inputs)
     with inference(model), quiet():
         program, fixed = _to_program(model, args, kwargs, dynamic_batch, names)
-        graph = _to_onnx(program, names, opset)
+        graph = _to_onnx(program, names, opset, model)
         _set_apart(graph.graph)
         merge_pads(graph.graph)
         floor_masked(graph.graph)
@@ -249,7 +249,9 @@ def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return dict(bound.arguments)
 
 
-def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset: int) -> Any:
+def _to_onnx(
+    program: torch.export.ExportedProgram, names: Sequence[str], opset: int, model: nn.Module
+) -> Any:
     given = _given(program)
     for leaf in given:
         if leaf is not None and not isinstance(leaf, torch.Tensor):
@@ -260,7 +262,7 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
     even_bounds(program)
     slice_splits(program)
     program._guards_code = []  # torch names inputs of **kwargs there as it cannot read them again
-    outputs = _output_names(program, given, names)
+    outputs = _output_names(program, given, names, model)
     try:
         exported = _translated(program, names, outputs, opset)
     except Exception as error:
@@ -318,7 +320,7 @@ def _translated(
 
 
 def _output_names(
-    program: torch.export.ExportedProgram, given: Sequence[Any], taken: Sequence[str]
+    program: torch.export.ExportedProgram, given: Sequence[Any], taken: Sequence[str], model: nn.Module
 ) -> list[str]:
     """A name for each output that is a tensor, none of which an input has taken."""
     spec = program.call_spec.out_spec
@@ -326,7 +328,7 @@ def _output_names(
     if len(given) != spec.num_leaves:
         return [f"output_{i}" for i in range(len(given))]
     tree = torch.utils._pytree.tree_unflatten(given, spec)
-    return output_names(tree, taken)
+    return output_names(tree, taken, model)
 
 
 def _given(program: torch.export.ExportedProgram) -> list[Any]:

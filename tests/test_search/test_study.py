@@ -71,6 +71,15 @@ def test_one_worker(tmp_path: Path) -> None:
         Study.create(tmp_path / "s", other)
 
 
+def test_what_is_not_said_again_stays(tmp_path: Path) -> None:
+    said = {"recipe": Recipe.parse(BASE)}
+    Study.create(tmp_path / "s", StudyConfig(**said, trials=3, seed=7))
+    for more in ({}, {"trials": 5}, {}):
+        study = Study.create(tmp_path / "s", StudyConfig(**said, **more))
+    assert (study.config.trials, study.config.seed) == (5, 7)
+    assert Study.create(tmp_path / "new", StudyConfig(**said)).config.trials == 20
+
+
 def test_a_trial_whose_worker_is_gone_is_done_by_another(tmp_path: Path) -> None:
     first = Study.create(tmp_path / "s", config(2))
     lost = first.claim()
