@@ -70,7 +70,9 @@ def test_first_samples_that_come_class_by_class_are_told() -> None:
 
     def told(y: Tensor, size: int, samples: int = 64) -> list[str]:
         heard: list[str] = []
-        taken = first_samples(zip(x.split(size), y.split(size), strict=True), samples, heard.append)
+        taken = first_samples(
+            zip(torch.split(x, size), torch.split(y, size), strict=True), samples, heard.append
+        )
         assert torch.equal(torch.cat([inputs for inputs in taken if isinstance(inputs, Tensor)]), x[:samples])
         return heard
 

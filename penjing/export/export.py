@@ -141,7 +141,7 @@ def export(
         metric: Task metric of each file, computed from its runner.
         tolerance: Largest relative difference of float files (default 1e-4; 8e-3 for float16 networks and
             6e-2 for bfloat16, whose kernels round differently in every runtime).
-        listen: Hears ``start``, ``progress`` and ``end``, one step a file.
+        listen: Hears ``start``, ``progress`` and ``end``, one step a file, and each note once.
 
     Returns:
         Path, size, time and verification of every file.
@@ -174,7 +174,7 @@ def export(
             layout=layout,
             scratch=scratch,
         )
-        files = []
+        files: list[ExportedFile] = []
         for done, exporter in enumerate(exporters, 1):
             with staged(folder) as aside:  # only what agrees with the model gets its place
                 path = aside / exporter.filename
@@ -184,8 +184,11 @@ def export(
                 )
                 names = [entry.name for entry in aside.iterdir()]
             admit(folder, names)
+            told = {note for one in files for note in one.notes}
             files.append(file.moved_to(folder))
             listen(_told(file, done, len(exporters)))
+            for note in (note for note in file.notes if note not in told):
+                listen(Event("export", "note", message=f"{file.format}: {note}"))
     listen(Event("export", "end", len(exporters), len(exporters), "file"))
     return ExportResult(tuple(files))
 
@@ -342,5 +345,5 @@ def _told(file: ExportedFile, done: int, total: int) -> Event:
             "size_bytes": float(file.size_bytes),
             "relative_difference": file.verification.relative,
         },
-        "; ".join([f"{file.format}: {file.path.name}", *file.notes]),
+        f"{file.format}: {file.path.name}",
     )

@@ -34,7 +34,7 @@ from penjing.floats import autocast_off
 from penjing.graph.batch import batch_unit
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.remembered import forgotten
-from penjing.graph.trace import FIXED, PLAIN_NUMBER, BatchWatch, eval_view, plain_outputs
+from penjing.graph.trace import FIXED, BatchWatch, eval_view, plain_outputs, why_fixed
 from penjing.log import silenced
 from penjing.models.onnx_read import external_files
 
@@ -197,7 +197,8 @@ def _program(
             except Exception as error:  # torch.export raises many kinds; all are reported below
                 failure = error
                 told = _first_line(error)
-                reason = PLAIN_NUMBER if told.startswith("Constraints violated") else told
+                plain = told.startswith("Constraints violated")
+                reason = why_fixed(model, args, kwargs) if plain else told
                 fixed = f"every batch has {batch} samples: {FIXED}{watch.at}: {reason}"
         if dynamic != "auto":
             raise ExportError(

@@ -158,7 +158,8 @@ class RawPixels(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x.float() / 255).mean((2, 3))
+        result: torch.Tensor = self.conv(x.float() / 255).mean((2, 3))
+        return result
 
 
 def test_raw_pixels_may_come_as_floats_and_normalised_ones_are_refused_by_name(tmp_path: Path) -> None:

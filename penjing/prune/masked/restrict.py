@@ -156,7 +156,7 @@ def feature_distance(call: Restricted) -> Any:
 def loss(call: Restricted) -> Any:
     """Losses averaged or summed over the kept positions of every dim; elementwise ones as they are."""
     names = [argument.name for argument in call.node.target._schema.arguments]  # type: ignore[union-attr]
-    given = dict(zip(names, call.args, strict=False)) | call.kwargs
+    given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
     if given.get("reduction", 1) == 0:
         return call.plain()
     kept = list(call.args)
