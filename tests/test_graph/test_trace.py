@@ -240,7 +240,8 @@ class Nodes(nn.Module):
         self.a = nn.Linear(4, 4)
 
     def forward(self, adjacency: Tensor, x: Tensor) -> Tensor:
-        return adjacency @ (adjacency @ self.a(x))
+        result: Tensor = adjacency @ (adjacency @ self.a(x))
+        return result
 
 
 def test_a_matrix_that_holds_no_samples_is_named_where_the_batch_was_read_off_it() -> None:
