@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from penjing.class_order import class_by_class, is_open, plain_labels
 from penjing.errors import DataError, PenjingError
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
@@ -113,25 +114,39 @@ def limited(batches: Sequence[Inputs], samples: int) -> list[Inputs]:
     return taken
 
 
-def first_samples(data: Iterable[Any], samples: int, names: Sequence[str] = ()) -> list[Inputs]:
-    """The inputs of the first ``samples`` samples of the data, batch by batch; no more batches are read.
+def first_samples(
+    data: Iterable[Any],
+    samples: int,
+    names: Sequence[str] = (),
+    tell: Callable[[str], None] | None = None,
+) -> list[Inputs]:
+    """The inputs of the first ``samples`` samples of the data, batch by batch.
+
+    No more batches are read, but for one where it is to be told whether the data goes on.
 
     Args:
         data: Batches.
         samples: How many.
         names: Names of the network's inputs, where they are known; see `take_apart`.
+        tell: Hears `class_by_class`.
 
     Raises:
         DataError: NaN in them, or labels of another number.
     """
     taken: list[Inputs] = []
+    labels: list[int] = []
+    seen = 0
     for index, item in enumerate(data):
         batch = unpack(item, names)
-        check(batch, index)
-        taken += limited([batch.inputs], samples)
-        samples -= batch.size
-        if samples <= 0:
+        if seen < samples:
+            check(batch, index)
+            taken += limited([batch.inputs], samples - seen)
+        labels += plain_labels(batch.target)
+        seen += batch.size
+        if seen >= samples and (tell is None or not is_open(labels, samples)):
             break
+    if tell is not None and (said := class_by_class(labels, samples)):
+        tell(said)
     return taken
 
 

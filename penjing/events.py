@@ -33,5 +33,10 @@ class Event:
 Listener = Callable[[Event], None]
 
 
+def warner(stage: str, listen: Listener) -> Callable[[str], None]:
+    """A function that tells a warning of a stage to a listener."""
+    return lambda message: listen(Event(stage, "warning", message=message))
+
+
 def silent(event: Event) -> None:
     """The default listener: hears everything and says nothing."""

@@ -7,14 +7,33 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import onnx
 import torch
 from torch import Tensor
 
+_IN_ONNX = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.FLOAT16: torch.float16,
+    onnx.TensorProto.DOUBLE: torch.float64,
+    onnx.TensorProto.BFLOAT16: torch.bfloat16,
+}
 
-def other_floats(params: Iterable[Tensor]) -> str:
-    """The formats other than float32 among the floating-point ones, such as ``"bfloat16"``; "" for none."""
-    found = {p.dtype for p in params if p.is_floating_point()} - {torch.float32}
-    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+
+def floats_of(params: Iterable[Tensor]) -> frozenset[torch.dtype]:
+    """The floating-point formats of tensors."""
+    return frozenset(p.dtype for p in params if p.is_floating_point())
+
+
+def floats_of_graph(graph: onnx.GraphProto) -> frozenset[torch.dtype]:
+    """Those of an ONNX graph's weights; lone numbers are none."""
+    constants = (a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute)
+    kinds = {tensor.data_type for tensor in (*graph.initializer, *constants) if tensor.dims}
+    return frozenset(dtype for kind, dtype in _IN_ONNX.items() if kind in kinds)
+
+
+def other_floats(floats: Iterable[torch.dtype]) -> str:
+    """Those other than float32, such as ``"bfloat16"``; "" for none."""
+    return ", ".join(sorted(str(kind).removeprefix("torch.") for kind in {*floats} - {torch.float32}))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from penjing.batches import take_apart, unpack
+from penjing.batches import first_samples, take_apart, unpack
 from penjing.errors import DataError
 
 X, Y, Z = torch.zeros(4, 3), torch.arange(4), torch.ones(4, 5)
@@ -63,3 +63,22 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) or one is None:
         return one is other
     return bool(np.array_equal(one, other))
+
+
+def test_first_samples_that_come_class_by_class_are_told() -> None:
+    x = torch.randn(256, 3)
+
+    def told(y: Tensor, size: int, samples: int = 64) -> list[str]:
+        heard: list[str] = []
+        taken = first_samples(
+            zip(torch.split(x, size), torch.split(y, size), strict=True), samples, tell=heard.append
+        )
+        assert torch.equal(torch.cat([inputs for inputs in taken if isinstance(inputs, Tensor)]), x[:samples])
+        return heard
+
+    by_class = torch.arange(256) // 40
+    for size in (16, 24, 256):
+        assert "labels 0 to 1" in told(by_class, size)[0]
+        assert not told(by_class.roll(1), size)
+        assert not told(by_class, size, samples=256)  # all there are
+        assert not told(by_class.float(), size)

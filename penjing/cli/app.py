@@ -32,7 +32,8 @@ VERBS = (
     "study",
     "worker",
 )
-_RESUMABLE = ("compress", "demo", "run", "study")
+_RESUMABLE = ("compress", "demo", "recover", "run", "study")
+_BY_THEMSELVES = ("recover", "study")  # go on where they are given again
 
 app = typer.Typer(
     name="penjing",
@@ -152,7 +153,7 @@ def _interrupted(arguments: list[str], signals: list[int]) -> int:
 def _how_to_resume(arguments: list[str]) -> str:
     if not arguments or arguments[0] not in _RESUMABLE:
         return ""
-    by_itself = arguments[0] == "study" or "--resume" in arguments
+    by_itself = arguments[0] in _BY_THEMSELVES or "--resume" in arguments
     again = arguments if by_itself else [*arguments, "--resume"]
     return f"Go on with: penjing {shlex.join(again)}"
 

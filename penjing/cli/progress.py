@@ -37,6 +37,11 @@ def progress(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[L
         yield watched(_Plain(stream))
 
 
+def without_notes(listen: Listener) -> Listener:
+    """The same listener but for notes, where the result tells them."""
+    return lambda event: None if event.kind == "note" else listen(event)
+
+
 def values(metrics: Mapping[str, float]) -> str:
     """``loss 1.234  val_accuracy 0.951  params 80,426``."""
     return "  ".join(f"{name} {_number(value)}" for name, value in metrics.items())

@@ -17,12 +17,12 @@ from penjing.brief import Brief, InShort
 from penjing.errors import ExportError, VerifyError
 from penjing.events import Event, Listener, silent
 from penjing.export.base import Exporter, Layout, Runner, Source, get_format
-from penjing.export.inputs import Feeds, as_feeds, input_names, num_samples, resized
+from penjing.export.inputs import Feeds, as_feeds, fitted, input_names, num_samples, resized
 from penjing.export.onnx import FIXED_BATCH, OnnxRunner, export_onnx
 from penjing.export.onnx_examples import example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
 from penjing.files import staged, temporary
-from penjing.floats import other_floats
+from penjing.floats import floats_of, floats_of_graph, other_floats
 from penjing.manifest import admit
 from penjing.measure.sizes import size_bytes
 
@@ -141,7 +141,7 @@ def export(
         metric: Task metric of each file, computed from its runner.
         tolerance: Largest relative difference of float files (default 1e-4; 8e-3 for float16 networks and
             6e-2 for bfloat16, whose kernels round differently in every runtime).
-        listen: Hears ``start``, ``progress`` and ``end``, one step a file.
+        listen: Hears ``start``, ``progress`` and ``end``, one step a file, and each note once.
 
     Returns:
         Path, size, time and verification of every file.
@@ -174,7 +174,7 @@ def export(
             layout=layout,
             scratch=scratch,
         )
-        files = []
+        files: list[ExportedFile] = []
         for done, exporter in enumerate(exporters, 1):
             with staged(folder) as aside:  # only what agrees with the model gets its place
                 path = aside / exporter.filename
@@ -184,8 +184,11 @@ def export(
                 )
                 names = [entry.name for entry in aside.iterdir()]
             admit(folder, names)
+            told = {note for one in files for note in one.notes}
             files.append(file.moved_to(folder))
             listen(_told(file, done, len(exporters)))
+            for note in (note for note in file.notes if note not in told):
+                listen(Event("export", "note", message=f"{file.format}: {note}"))
     listen(Event("export", "end", len(exporters), len(exporters), "file"))
     return ExportResult(tuple(files))
 
@@ -218,7 +221,10 @@ def _onnx_source(
         if needed:
             export_onnx(model, path, example_inputs, dynamic_batch="auto", opset=opset)
         names = input_names(model, example_inputs)
-        feeds = as_feeds(example_inputs if real is None else take_apart(real, names)[0], names)
+        feeds = as_feeds(example_inputs, names)
+        if real is not None:
+            kinds = {name: array.dtype for name, array in feeds.items()}
+            feeds = fitted(as_feeds(take_apart(real, names)[0], names), kinds)
         return path, TorchRunner(model, example_inputs, names), feeds
     path = Path(model)
     if not path.is_file():
@@ -230,7 +236,8 @@ def _onnx_source(
     if real is None and example_inputs is None:
         feeds = example_feeds(path)
     else:
-        feeds = as_feeds(example_inputs if real is None else take_apart(real, names)[0], names)
+        given = as_feeds(example_inputs if real is None else take_apart(real, names)[0], names)
+        feeds = fitted(given, {spec.name: spec.dtype for spec in runner.inputs})
     return path, runner, feeds
 
 
@@ -250,16 +257,16 @@ def _one(
         notes = exporter.write(source, path) or ()
     except ExportError as error:
         error.layer = exporter.name if error.layer == str(path) else error.layer  # that path is gone by now
-        if floats := other_floats(_params(reference)):
-            error.remedy = f"Call model.float() (its weights are {floats}). Or: {error.remedy}"
+        if floats := other_floats(_floats(reference, source)):
+            error.remedy = f"{_in_float32(reference)} (its weights are {floats}). Or: {error.remedy}"
         raise
     seconds = time.perf_counter() - started + (onnx_seconds if exporter.name == "onnx" else 0.0)
     if tolerance is None:
-        tolerance = max(exporter.tolerance, _STEPS * _step(reference))
+        tolerance = max(exporter.tolerance, _STEPS * _step(_floats(reference, source)))
     allowed = None if exporter.quantized else tolerance
     try:
         found = verify(
-            _opened(exporter, path, reference),
+            _opened(exporter, path, reference, source),
             reference,
             resized(source.feeds, max(1, *(min(b, num_samples(source.feeds)) for b in batch_sizes))),
             batch_sizes=batch_sizes,
@@ -276,15 +283,20 @@ def _one(
     return ExportedFile(exporter.name, path, size_bytes(path), seconds, found, notes)
 
 
-def _step(reference: Runner) -> float:
+def _step(floats: Iterable[torch.dtype]) -> float:
     """Relative step between numbers of the coarsest format that the model computes in."""
-    floats = (p for p in _params(reference) if p.is_floating_point())
-    return max((torch.finfo(p.dtype).eps for p in floats), default=0.0)
+    return max((torch.finfo(dtype).eps for dtype in floats), default=0.0)
 
 
-def _params(reference: Runner) -> Iterable[nn.Parameter]:
-    """A module's parameters; a file's are its own."""
-    return reference.model.parameters() if isinstance(reference, TorchRunner) else ()
+def _floats(reference: Runner, source: Source) -> frozenset[torch.dtype]:
+    """The formats of the weights of a module, or of the file that was given."""
+    if isinstance(reference, TorchRunner):
+        return floats_of(reference.model.parameters())
+    return floats_of_graph(onnx.load(str(source.onnx), load_external_data=False).graph)
+
+
+def _in_float32(reference: Runner) -> str:
+    return "Call model.float()" if isinstance(reference, TorchRunner) else "Export it in float32"
 
 
 def _fixed_batch(onnx_path: Path) -> tuple[str, ...]:
@@ -307,17 +319,17 @@ def _state(reference: Runner) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _opened(exporter: Exporter, path: Path, reference: Runner) -> Runner:
+def _opened(exporter: Exporter, path: Path, reference: Runner, source: Source) -> Runner:
     """The file just written, in its runtime."""
-    other = other_floats(_params(reference))  # for which runtimes lack kernels
-    remedy = "Leave this format out, or " + ("call model.float()" if other else "replace the layer named")
+    other = other_floats(_floats(reference, source))  # for which runtimes lack kernels
+    instead = _in_float32(reference) if other else "Replace the layer named"
     try:
         return exporter.open(path)
     except ExportError as error:
         raise ExportError(
             f"the file that was written is refused: {error.cause}",
             layer=exporter.name,
-            remedy=f"Nothing was kept. {remedy}",
+            remedy=f"Nothing was kept. {instead}, or leave this format out",
         ) from error
 
 
@@ -333,5 +345,5 @@ def _told(file: ExportedFile, done: int, total: int) -> Event:
             "size_bytes": float(file.size_bytes),
             "relative_difference": file.verification.relative,
         },
-        "; ".join([f"{file.format}: {file.path.name}", *file.notes]),
+        f"{file.format}: {file.path.name}",
     )

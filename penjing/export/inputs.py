@@ -49,12 +49,15 @@ def tensors_of(example_inputs: Any) -> list[torch.Tensor | np.ndarray]:
 
 
 def input_names(model: nn.Module, example_inputs: Any) -> list[str]:
-    """One name a tensor: ``input`` for a single one, the dict's keys, else the forward's argument names.
+    """One name a tensor: an ONNX file's own, ``input`` for a single one, the dict's keys, else the forward's
+    argument names.
 
     An argument that is itself a list gives ``name_0``, ``name_1``…, a dict ``name_key``; the only argument,
     if it is a dict, its keys.
     """
     args, kwargs = as_call(example_inputs, model)
+    if not kwargs and (own := names_in_file(model)):
+        return list(own[0])
     if not kwargs and len(args) == 1 and isinstance(args[0], torch.Tensor):
         return ["input"]
     if not kwargs and len(args) == 1 and isinstance(args[0], Mapping):
@@ -72,15 +75,27 @@ def input_names(model: nn.Module, example_inputs: Any) -> list[str]:
     return names
 
 
-def output_names(out: Any, taken: Iterable[str] = ()) -> list[str]:
-    """A name for each tensor a module gives: ``output`` for one, dict keys for a dict, else ``output_0``…
+def names_in_file(model: nn.Module | None) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Names of the inputs and outputs of the ONNX file that a network was read from; None of any other."""
+    from penjing.models.onnx_door import OnnxModel  # which reads this module
+
+    return (model.input_names, model.output_names) if isinstance(model, OnnxModel) else None
+
+
+def output_names(out: Any, taken: Iterable[str] = (), model: nn.Module | None = None) -> list[str]:
+    """A name for each tensor a module gives.
+
+    An ONNX file's own, ``output`` for one, dict keys for a dict, else ``output_0``…
 
     Args:
         out: What the module gave; what is no tensor gets no name.
         taken: Names of the inputs, which outputs must not share.
+        model: The module.
     """
     leaves = torch.utils._pytree.tree_flatten_with_path(out)[0]
     found = [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if own := names_in_file(model):
+        return [f"output_{name}" if name in set(taken) else name for name in own[1]]
     if len(found) == 1:
         return ["output"]
     named = [
@@ -114,6 +129,34 @@ def as_feeds(example_inputs: Any, names: Sequence[str]) -> Feeds:
             remedy="Give one tensor for each input of the file",
         )
     return {name: to_numpy(tensor) for name, tensor in zip(names, tensors, strict=True)}
+
+
+def fitted(feeds: Feeds, kinds: Mapping[str, np.dtype[Any]]) -> Feeds:
+    """The same numbers in the types that a network takes them in.
+
+    Args:
+        feeds: Named arrays.
+        kinds: Those types by name; other inputs stay as they are.
+
+    Raises:
+        ExportError: for an input whose integers cannot hold the numbers.
+    """
+    return {name: _fitted(name, array, kinds.get(name, array.dtype)) for name, array in feeds.items()}
+
+
+def _fitted(name: str, array: np.ndarray, kind: np.dtype[Any]) -> np.ndarray:
+    if array.dtype == kind or array.dtype.kind not in "biuf" or kind.kind not in "biuf":
+        return array
+    with np.errstate(invalid="ignore"):  # NaN as an integer, which differs from it
+        made = array.astype(kind)
+    if kind.kind != "f" and not np.array_equal(made, array):
+        raise ExportError(
+            f"the data holds {array.dtype} numbers ({array.min():.3g}…{array.max():.3g}) where the network "
+            f"takes {kind}",
+            layer=name,
+            remedy="Give data as the network takes it: images as raw pixels, say",
+        )
+    return made
 
 
 def to_numpy(value: torch.Tensor | np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from penjing.batches import take_apart
 from penjing.errors import ExportError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.coexist import quiet_tf
-from penjing.export.inputs import Feeds, as_feeds, num_samples, single
+from penjing.export.inputs import Feeds, as_feeds, fitted, num_samples, single
 from penjing.export.saved_model import SIGNATURE, noted_names, write_saved_model
 from penjing.files import atomic_write, temporary
 
@@ -117,10 +117,11 @@ def _reason(error: Exception) -> str:
 def calibration(source: Source) -> list[Feeds]:
     """Single samples by input name, from the export's data: 256, fewer if they fill `CALIBRATION_BYTES`."""
     turned = source.layout == "nhwc"
+    kinds = {name: array.dtype for name, array in source.feeds.items()}
     samples: list[Feeds] = []
     room = CALIBRATION_BYTES
     for batch in () if source.data is None else source.data:
-        feeds = as_feeds(take_apart(batch, list(source.feeds))[0], list(source.feeds))
+        feeds = fitted(as_feeds(take_apart(batch, list(source.feeds))[0], list(source.feeds)), kinds)
         for i in range(num_samples(feeds)):
             sample = single(feeds, i)
             if turned:

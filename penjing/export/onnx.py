@@ -34,7 +34,7 @@ from penjing.floats import autocast_off
 from penjing.graph.batch import batch_unit
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.remembered import forgotten
-from penjing.graph.trace import FIXED, PLAIN_NUMBER, BatchWatch, eval_view, plain_outputs
+from penjing.graph.trace import FIXED, BatchWatch, eval_view, plain_outputs, why_fixed
 from penjing.log import silenced
 from penjing.models.external_data import external_files
 
@@ -93,7 +93,7 @@ def export_onnx(
     names = list(input_names) if input_names is not None else default_input_names(model, example_inputs)
     with inference(model), quiet():
         program, fixed = _to_program(model, args, kwargs, dynamic_batch, names)
-        graph = _to_onnx(program, names, opset)
+        graph = _to_onnx(program, names, opset, model)
         _set_apart(graph.graph)
         merge_pads(graph.graph)
         floor_masked(graph.graph)
@@ -197,7 +197,8 @@ def _program(
             except Exception as error:  # torch.export raises many kinds; all are reported below
                 failure = error
                 told = _first_line(error)
-                reason = PLAIN_NUMBER if told.startswith("Constraints violated") else told
+                plain = told.startswith("Constraints violated")
+                reason = why_fixed(model, args, kwargs) if plain else told
                 fixed = f"every batch has {batch} samples: {FIXED}{watch.at}: {reason}"
         if dynamic != "auto":
             raise ExportError(
@@ -249,7 +250,9 @@ def _by_parameter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return dict(bound.arguments)
 
 
-def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset: int) -> Any:
+def _to_onnx(
+    program: torch.export.ExportedProgram, names: Sequence[str], opset: int, model: nn.Module
+) -> Any:
     given = _given(program)
     for leaf in given:
         if leaf is not None and not isinstance(leaf, torch.Tensor):
@@ -260,7 +263,7 @@ def _to_onnx(program: torch.export.ExportedProgram, names: Sequence[str], opset:
     even_bounds(program)
     slice_splits(program)
     program._guards_code = []  # torch names inputs of **kwargs there as it cannot read them again
-    outputs = _output_names(program, given, names)
+    outputs = _output_names(program, given, names, model)
     try:
         exported = _translated(program, names, outputs, opset)
     except Exception as error:
@@ -318,7 +321,7 @@ def _translated(
 
 
 def _output_names(
-    program: torch.export.ExportedProgram, given: Sequence[Any], taken: Sequence[str]
+    program: torch.export.ExportedProgram, given: Sequence[Any], taken: Sequence[str], model: nn.Module
 ) -> list[str]:
     """A name for each output that is a tensor, none of which an input has taken."""
     spec = program.call_spec.out_spec
@@ -326,7 +329,7 @@ def _output_names(
     if len(given) != spec.num_leaves:
         return [f"output_{i}" for i in range(len(given))]
     tree = torch.utils._pytree.tree_unflatten(given, spec)
-    return output_names(tree, taken)
+    return output_names(tree, taken, model)
 
 
 def _given(program: torch.export.ExportedProgram) -> list[Any]:

@@ -170,7 +170,7 @@ class TorchRunner(Runner):
                 self.read_again = kept if kept and not _same(out, call()) else set()
         self.written |= written
         self.autocast |= autocast
-        self.outputs = tuple(output_names(out, self.names))
+        self.outputs = tuple(output_names(out, self.names, self.model))
         return [to_numpy(t) for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
 
 

@@ -381,8 +381,22 @@ def _tried(
             else:
                 if _batch_is_free(program):
                     return program, True
-                notes.append(f"{FIXED}{watch.at}: {PLAIN_NUMBER}")
+                notes.append(f"{FIXED}{watch.at}: {why_fixed(model, args, kwargs)}")
         return _run_export(model, args, kwargs, None, decisions), False
+
+
+def why_fixed(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """`PLAIN_NUMBER`; where the batch was read off a square matrix, that it may be none."""
+    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    leaves = ((name, leaf) for name, value in given.items() for leaf in pytree.tree_leaves(value))
+    name, first = next(((name, leaf) for name, leaf in leaves if isinstance(leaf, Tensor)), ("", None))
+    if first is None or first.ndim != 2 or first.shape[0] != first.shape[1]:
+        return PLAIN_NUMBER
+    size = "×".join(map(str, first.shape))
+    return (
+        f"{PLAIN_NUMBER}; it is the first dimension of the first input, and {name!r} is {size}: if that is "
+        "no batch, as of an adjacency matrix, let an input of samples come first"
+    )
 
 
 class BatchWatch(TorchFunctionMode):

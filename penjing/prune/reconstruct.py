@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from typing import Annotated, Any, Literal
@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from penjing.batches import Inputs, count_samples, first_samples
 from penjing.config import Config
 from penjing.errors import DataError, PruneError
-from penjing.events import Event, Listener, silent
+from penjing.events import Event, Listener, silent, warner
 from penjing.graph import Graph
 from penjing.graph.branches import chosen, cut, find_branches
 
@@ -170,14 +170,17 @@ def reconstruct(
 
     config = ReconstructConfig.of(config)
     began = time.perf_counter()
-    batches = calibration_batches(data, config.max_samples)
+    told: list[str] = []
+    batches = calibration_batches(data, config.max_samples, told.append)
+    for said in told:
+        warner("reconstruct", listen)(said)
     model = copy.deepcopy(student)
     work = Refit(model, teacher, plan, batches, config, seed, listen)
     before = work.output_error()
     listen(Event("reconstruct", "start", 0, work.total, "layer", message=f"{work.num_samples} samples"))
     layers = work.run()
     after = work.output_error()
-    notes = list(work.notes)
+    notes = [*told, *work.notes]
     if not after < before and any(layer.method != "kept" for layer in layers):
         # never hand back something worse than what came in
         notes.append("the refit did not lower the output error on held-back samples and was undone")
@@ -191,13 +194,15 @@ def reconstruct(
     )
 
 
-def calibration_batches(data: Iterable[Any], max_samples: int) -> list[Inputs]:
-    """The inputs of the first ``max_samples`` samples, batch by batch.
+def calibration_batches(
+    data: Iterable[Any], max_samples: int, tell: Callable[[str], None] | None = None
+) -> list[Inputs]:
+    """The inputs of the first ``max_samples`` samples, batch by batch; ``tell`` as in `first_samples`.
 
     Raises:
         DataError: no data, or NaN in it.
     """
-    taken = first_samples(data, max_samples)
+    taken = first_samples(data, max_samples, tell=tell)
     if sum(count_samples(inputs) for inputs in taken) < 2:
         raise DataError(
             "the data has fewer than two samples",

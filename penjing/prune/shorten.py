@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from penjing.errors import BudgetError, PruneError
-from penjing.events import Event, Listener, silent
+from penjing.events import Event, Listener, silent, warner
 from penjing.graph import Graph, GraphModel, couple, trace
 from penjing.graph.branches import Branch, WithoutBranches, chosen, cut, find_branches
 from penjing.graph.remembered import own_copies
@@ -107,7 +107,8 @@ def least_felt(
         raise PruneError(
             "choosing branches needs data", remedy="Pass data=… (batches of the training set), or names"
         )
-    batches = [given_to(graph, batch) for batch in calibration_batches(data, samples)]
+    warn = warner("prune", listen)
+    batches = [given_to(graph, batch) for batch in calibration_batches(data, samples, warn)]
     whole = _outputs(graph, (), batches)
     size = sum(spread(y) for y in whole) or 1.0
     out: list[Branch] = []

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from penjing.batches import take_apart
+from penjing.class_order import class_by_class, plain_labels
 from penjing.errors import QuantizeError
 from penjing.naming import by_name, leaves, lone
 
@@ -20,9 +21,6 @@ Feed = dict[str, NDArray[np.generic]]
 
 _EVERY = 4
 """Of so many samples one may be held back."""
-
-_FEW = 32
-"""Fewer labels than this may be in order by chance."""
 
 _KINDS = {ir.DataType.FLOAT: np.float32, ir.DataType.INT64: np.int64, ir.DataType.INT32: np.int32}
 
@@ -147,11 +145,11 @@ class Feeds:
         labels: list[int] = []
         for batch in self._data:
             _, target, _ = take_apart(batch, [spec.name for spec in self.specs])
-            labels += (found := _labels(target))
+            labels += (found := plain_labels(target))
             if not found:
                 break
             if len(labels) > self.samples:
-                return _one_by_one(labels[: self.samples])
+                return class_by_class(labels, self.samples)
         return ""
 
     def _parts(self, targets: bool) -> Iterator[tuple[Feed, NDArray[np.generic] | None]]:
@@ -271,29 +269,12 @@ def _target(target: Any, samples: int, index: int) -> NDArray[np.generic] | None
     return array
 
 
-def _labels(target: Any) -> list[int]:
-    """The label of each sample; nothing where the targets are no labels."""
-    array = _read(target)
-    return array.tolist() if array.ndim == 1 and array.dtype.kind in "iu" else []
-
-
 def _read(target: Any) -> NDArray[Any]:
     """Targets as an array; an empty one of objects where they are none."""
     try:
         return _to_numpy(target)
     except (ValueError, TypeError, RuntimeError):  # ragged, or not in this memory
         return np.empty(0, object)
-
-
-def _one_by_one(labels: list[int]) -> str:
-    if labels != sorted(labels) or len(labels) < _FEW:
-        return ""
-    first, last = labels[0], labels[-1]
-    seen = f"label {first} alone" if first == last else f"labels {first} to {last}"
-    return (
-        f"the first {len(labels)} samples of the data come class by class ({seen}), and ranges and fidelity "
-        "are theirs: give the samples in mixed order (DataLoader(…, shuffle=True, generator=…))"
-    )
 
 
 def _is_array(value: Any) -> bool:

@@ -21,7 +21,7 @@ from penjing.errors import Int8LossError, QuantizeError
 from penjing.events import Listener
 from penjing.export.onnx import FIXED_BATCH, export_onnx
 from penjing.files import atomic_write
-from penjing.floats import other_floats
+from penjing.floats import floats_of, other_floats
 from penjing.measure.metric import is_allowed
 from penjing.measure.sizes import size_bytes
 from penjing.quantize import mixed
@@ -70,8 +70,8 @@ def as_onnx(model: nn.Module | Path | str, data: Iterable[Any], example_inputs: 
     """
     if not isinstance(model, nn.Module):
         return Path(model)
-    floats = [p for p in model.parameters() if p.is_floating_point()]
-    if floats and all(p.dtype != torch.float32 for p in floats):
+    floats = floats_of(model.parameters())
+    if floats and torch.float32 not in floats:
         raise QuantizeError(
             f"the weights are {other_floats(floats)}", remedy="Call model.float(), and give data of float32"
         )

@@ -7,12 +7,14 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+import torch
 from onnx import version_converter
 from onnx_ir.passes import common
 
 from penjing.errors import QuantizeError
 from penjing.export.onnx_pads import merge_pads
 from penjing.export.onnx_softmax import floor_masked
+from penjing.floats import floats_of_graph, other_floats
 from penjing.quantize.fold import fold_batch_norm, fold_gemm_factors
 from penjing.quantize.graph import (
     constant,
@@ -41,7 +43,7 @@ def load_onnx(path: Path) -> ir.Model:
     """Read an ONNX file, raised to opset 17 where it is older than 13.
 
     Raises:
-        QuantizeError: if it cannot be read, or is quantized already.
+        QuantizeError: if it cannot be read, is quantized already, or has no weight in float32.
     """
     try:
         proto = onnx.load(path)
@@ -59,6 +61,12 @@ def load_onnx(path: Path) -> ir.Model:
         raise QuantizeError(
             f"{path} is quantized already ({quantized[0].op_type} at {quantized[0].name})",
             remedy="Give the fp32 model",
+        )
+    floats = floats_of_graph(proto.graph)
+    if floats and torch.float32 not in floats:
+        raise QuantizeError(
+            f"the weights of {path} are {other_floats(floats)}",
+            remedy="Export it in float32, and give data of float32",
         )
     return model
 

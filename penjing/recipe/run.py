@@ -19,6 +19,7 @@ from penjing.events import Event, Listener, silent
 from penjing.export.base import get_format
 from penjing.export.onnx import export_onnx
 from penjing.files import check_folder, temporary, write_json
+from penjing.floats import floats_of, other_floats
 from penjing.log import JsonLog, tee
 from penjing.manifest import read_json
 from penjing.prune import prune
@@ -145,6 +146,17 @@ def _check_pruning(space: Workspace) -> None:
     )
 
 
+def _check_floats(space: Workspace) -> None:
+    """A network without a weight in float32, which quantization refuses, is refused before it is trained."""
+    floats = floats_of(space.original().parameters())
+    if space.recipe.quantize is not None and floats and torch.float32 not in floats:
+        raise RecipeError(
+            f"the weights of the network are {other_floats(floats)}, and int8 is made from float32",
+            layer="quantize",
+            remedy="Give it in float32 (an ONNX file exported so, a module by model.float()), and such data",
+        )
+
+
 def _check_opset(space: Workspace) -> None:
     """An operator set that the exporter cannot write for is said before it is trained."""
     opset = space.recipe.export.opset
@@ -253,6 +265,7 @@ def _checked(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tupl
     space = Workspace(recipe, folder, given)
     stages = stages_of(recipe)
     _check_inputs(space, listen, finished=_is_finished(space, stages, space.fingerprints))
+    _check_floats(space)
     _check_pruning(space)
     _check_table(space)
     _check_labels(space)

@@ -284,6 +284,12 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _drop_of_something(self) -> Self:
+        if self.drop == "relative" and self.max_drop is None:
+            raise ValueError("`drop: relative` says how `max_drop` is meant; give `max_drop`, such as 0.01")
+        return self
+
+    @model_validator(mode="after")
     def _bounds_what_is_delivered(self) -> Self:
         """A bounded latency is that of the int8 file where there will be one."""
         budget = self.prune.budget

@@ -10,10 +10,26 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from penjing.data import Split
 from penjing.recipe.store import hash_json
 from penjing.recover.chance import private_globals, seed_globals
 
 _SAMPLES = 16  # of a data set, evenly spread
+
+
+def part_digests(name: str, part: Any) -> dict[str, str]:
+    """Hashes of a part of the data (``"train"``) by what they are of: labels and first images, or what
+    `loader_digest` sees of one's own loader; none where there is no such part.
+    """
+    if part is None:
+        return {}
+    if not isinstance(part, Split):
+        return {f"batches of {name}": loader_digest(part)}
+    held = {
+        f"labels of {name}": torch.as_tensor(part.labels),
+        f"first images of {name}": torch.as_tensor(part.fetch(np.arange(min(8, len(part))))),
+    }
+    return {what: values_digest({what: values}) for what, values in held.items()}
 
 
 def loader_digest(batches: Iterable[Any]) -> str:

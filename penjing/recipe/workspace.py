@@ -14,14 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from penjing.data import DataBundle, Split
+from penjing.data import DataBundle
 from penjing.errors import DataError, RunError
 from penjing.files import atomic_write
 from penjing.measure.metric import load_metric, name_of
@@ -29,7 +28,7 @@ from penjing.models.spec import LoadedModel, files_of, load_model
 from penjing.prune import Budget, Plan, apply
 from penjing.recipe.feed import Feed, layout_of
 from penjing.recipe.schema import GIVEN, Recipe
-from penjing.recipe.seen import loader_digest, values_digest
+from penjing.recipe.seen import part_digests, values_digest
 from penjing.recipe.store import Marker, Store, hash_json
 from penjing.recover import chance
 from penjing.recover.checkpoint import independent, model_tensors, restore_model
@@ -278,15 +277,7 @@ class Workspace:
         return self._samples("test", self.bundle.test)
 
     def _samples(self, name: str, part: Any) -> dict[str, str]:
-        if part is None:
-            return {}
-        if not isinstance(part, Split):
-            return {self._of_data(f"batches of {name}"): loader_digest(part)}
-        held = {
-            f"labels of {name}": torch.as_tensor(part.labels),
-            f"first images of {name}": torch.as_tensor(part.fetch(np.arange(min(8, len(part))))),
-        }
-        return {self._of_data(what): values_digest({what: values}) for what, values in held.items()}
+        return {self._of_data(what): digest for what, digest in part_digests(name, part).items()}
 
     def _of_data(self, what: str) -> str:
         spec = self.recipe.data.spec

@@ -392,7 +392,11 @@ class Loop:
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
-        if self.job.checkpoint is None or (found := load_checkpoint(self.job.checkpoint)) is None:
+        if self.job.checkpoint is None:
+            return
+        found = load_checkpoint(self.job.checkpoint)
+        self._check_all_see(0 if found is None else found[0]["progress"]["epoch"])
+        if found is None:
             return
         state, parts = found
         mine, theirs = self._identity(), state["run"]
@@ -414,6 +418,15 @@ class Loop:
         for index, generator in enumerate(chance.loader_generators(self.job.data)):
             generator.set_state(parts["generators"][str(index)])
         self._tell("note", message=f"resumed after epoch {self.progress.epoch}")
+
+    def _check_all_see(self, epoch: int) -> None:
+        """Processes that go on from different places would train different networks."""
+        if self.processes.mean(epoch) != epoch:
+            raise RecoverError(
+                f"the {self.world} processes do not see the same checkpoint",
+                layer=str(self.job.checkpoint),
+                remedy="Put it on a file system that all of them share, or delete it to start again",
+            )
 
     def _result(self, stopped: StopReason) -> RecoverResult:
         model, progress = self.model, self.progress

@@ -74,12 +74,14 @@ def times(before: float, after: float) -> str:
 
 
 def changed(before: float, after: float, less: str, more: str) -> str:
-    """``2.4× smaller`` or ``1.1× larger``: how many times, with the word for less or for more; ``unchanged``
-    where that is once.
+    """``2.4× smaller`` or ``1.1× larger``: how many times, with the word for less or for more.
+
+    Instead of ``1×`` it is ``unchanged`` or, whichever of the two is larger, ``about the same``.
     """
+    if before == after:
+        return "unchanged"
     how_many = times(max(before, after), min(before, after))
-    same = before == after or how_many == "1×"
-    return "unchanged" if same else f"{how_many} {less if after <= before else more}"
+    return "about the same" if how_many == "1×" else f"{how_many} {less if after <= before else more}"
 
 
 def headline(metrics: Metrics) -> str:

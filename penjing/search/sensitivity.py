@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penjing.batches import between, count_samples, first_tensor, join_samples, take_apart
+from penjing.class_order import class_by_class, is_open, plain_labels
 from penjing.errors import DataError, PruneError
-from penjing.events import Event, Listener, silent
+from penjing.events import Event, Listener, silent, warner
 from penjing.graph import Coupling, Graph, Group
 from penjing.prune.allocate import queue
 from penjing.prune.compare import difference
@@ -124,7 +125,7 @@ def sensitivity(
     chosen = tuple(sorted({float(r) for r in ratios}))
     if not chosen or not all(0 < r < 1 for r in chosen):
         raise PruneError(f"ratios {tuple(ratios)} are not all in (0, 1)", remedy="Give shares to remove")
-    inputs, targets = _first_batch(data, samples, graph.input_names)
+    inputs, targets = _first_batch(data, samples, graph.input_names, warner("prune", listen))
     if metric is not None and targets is None:
         raise DataError("a metric needs targets", remedy="Give batches of (inputs, targets)")
     reference = _as_output(masked_output(graph, coupling, {}, inputs)[0])
@@ -162,24 +163,33 @@ def sensitivity(
     )
 
 
-def _first_batch(data: Iterable[Any], samples: int, names: Sequence[str]) -> tuple[Any, Tensor | None]:
-    """The first samples of the data as one batch, and their targets where there are any.
+def _first_batch(
+    data: Iterable[Any], samples: int, names: Sequence[str], tell: Callable[[str], None]
+) -> tuple[Any, Tensor | None]:
+    """The first samples of the data as one batch, and their targets where there are any; ``tell`` hears
+    `class_by_class`.
 
     Raises:
         DataError: if there are none.
     """
     taken: list[Any] = []
     targets: list[Tensor] = []
+    labels: list[int] = []
     count = 0
     for batch in data:
         inputs, target, _ = take_apart(batch, names)
+        labels += plain_labels(target)
         room = samples - count
+        if not room:
+            break
         taken.append(between(inputs, 0, room))
         if target is not None:
             targets.append(target[:room])
         count += count_samples(taken[-1])
-        if count >= samples:
+        if count >= samples and not is_open(labels, samples):
             break
+    if said := class_by_class(labels, samples):
+        tell(said)
     if not count:
         raise DataError("the data has no batches", remedy="Give at least one batch of inputs")
     return join_samples(taken), torch.cat(targets) if len(targets) == len(taken) else None

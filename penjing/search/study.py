@@ -109,7 +109,8 @@ class Study:
     @classmethod
     def create(cls, folder: Path | str, config: StudyConfig) -> Study:
         """Make a study in a new folder, or go on with one of the same recipe and space. One in which no trial
-        was begun holds nobody to its recipe.
+        was begun holds nobody to its recipe. Where ``config`` does not say how many trials or which seed, a
+        study that is there keeps its own.
 
         Raises:
             RunError: if the folder holds another study, or other files.
@@ -127,7 +128,9 @@ class Study:
                     raise RunError(
                         f"{folder} holds a study of another recipe or space", remedy="Choose another folder"
                     )
-                write_json(path, config.to_dict())
+                own = {"trials": old.config.trials, "seed": old.config.seed}
+                unsaid = {name: value for name, value in own.items() if name not in config.model_fields_set}
+                write_json(path, config.model_copy(update=unsaid).to_dict())
         elif others:
             raise RunError(f"{folder} holds other files", remedy="Choose a new or empty folder")
         else:

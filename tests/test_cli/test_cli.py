@@ -289,3 +289,15 @@ def test_what_files_and_memory_refuse_is_no_interrupt_and_no_bug(
     found, _, err = call(capsys, "run", "recipe.yaml")
     assert found == code
     assert says in err
+
+
+def test_what_is_to_be_known_of_a_file_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "import torch\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n"
+    text += "        return super().forward(x) * float(len(range(x.shape[0])))\n"
+    (tmp_path / "net.py").write_text(text + "def make():\n    return Net(4, 3), torch.randn(2, 4)\n")
+    files = ["--formats", "onnx,program", "--out", str(tmp_path / "out")]
+    code, out, err = call(capsys, "export", f"{tmp_path / 'net.py'}:make", *files)
+    assert code == 0
+    assert (out + err).count("every batch has 2 samples") == 1

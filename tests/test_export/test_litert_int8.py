@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import penjing.export as pe
+from penjing.errors import ExportError
 
 if TYPE_CHECKING:
     from penjing.export.litert_int8.graph import Operation
@@ -148,6 +149,30 @@ def test_ranges_are_those_of_the_tensor_alone(tmp_path: Path) -> None:
     low, high = ranges["LOGISTIC"]
     assert 0 <= low < high <= 1
     assert ranges["MUL"][0] < 0
+
+
+class RawPixels(nn.Module):
+    """Takes 8-bit images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.conv(x.float() / 255).mean((2, 3))
+        return result
+
+
+def test_raw_pixels_may_come_as_floats_and_normalised_ones_are_refused_by_name(tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (8, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    source = tmp_path / "source.onnx"
+    pe.export_onnx(RawPixels().eval(), source, pixels[:2])
+    for network in (source, RawPixels().eval()):
+        with pytest.raises(ExportError, match=r"export at .*float32 numbers .* takes uint8"):
+            pe.export(
+                network, tmp_path / "no", ["litert_int8"], data=[pixels / 255], example_inputs=pixels[:2]
+            )
+    assert pe.export(source, tmp_path / "yes", ["litert_int8"], data=[pixels.float()]).ok
 
 
 def read_ranges(content: bytes) -> Iterator[tuple[str, tuple[float, float]]]:

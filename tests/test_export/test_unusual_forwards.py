@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import penjing as pj
-from penjing.errors import ExportError, PenjingError, QuantizeError
+from penjing.errors import ExportError, PenjingError, QuantizeError, RecipeError
+from penjing.export.onnx import export_onnx
 
 
 class Cache:
@@ -215,8 +216,29 @@ def test_an_op_without_a_kernel_for_the_weights_says_float(kind: torch.dtype, tm
 
 def test_a_half_precision_file_that_the_runtime_refuses_says_float(tmp_path: Path) -> None:
     model, x = nn.Conv2d(1, 2, 3).bfloat16().eval(), torch.randn(2, 1, 5, 5).bfloat16()
-    with pytest.raises(ExportError, match=r"call model\.float\(\)"):
+    with pytest.raises(ExportError, match=r"Call model\.float\(\)"):
         pj.export(model, tmp_path, ("onnx",), example_inputs=x)
+
+
+def half_file(path: Path) -> Path:
+    """An ONNX file of a network in float16, as converters make them."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).half().eval()
+    return export_onnx(model, path, torch.randn(2, 3, 8, 8).half(), dynamic_batch="auto")
+
+
+def test_a_half_precision_onnx_file_is_compared_as_one(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    made = pj.export(half_file(tmp_path / "m.onnx"), tmp_path / "out", ("saved_model",))
+    assert made.files[0].verification.tolerance > 1e-3
+
+
+def test_a_half_precision_onnx_file_is_to_be_float32_for_int8(tmp_path: Path) -> None:
+    path, x, y = half_file(tmp_path / "m.onnx"), torch.randn(4, 3, 8, 8), torch.arange(4)
+    with pytest.raises(QuantizeError, match=r"are float16\. Export it in float32"):
+        pj.quantize(path, [x], out=tmp_path / "int8.onnx")
+    with pytest.raises(RecipeError, match="float16, and int8 is made from float32"):
+        pj.compress(str(path), ([(x, y)], [(x, y)]), out=tmp_path / "run")
+    assert [left.name for left in tmp_path.iterdir()] == ["m.onnx"]
 
 
 @torch.library.custom_op("penjing_test::twice", mutates_args=())

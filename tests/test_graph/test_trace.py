@@ -234,6 +234,22 @@ def test_inputs_as_tuple_keywords_and_a_dict_argument() -> None:
     torch.testing.assert_close(trace(takes, batch)(batch), takes(batch))
 
 
+class Nodes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, adjacency: Tensor, x: Tensor) -> Tensor:
+        result: Tensor = adjacency @ (adjacency @ self.a(x))
+        return result
+
+
+def test_a_matrix_that_holds_no_samples_is_named_where_the_batch_was_read_off_it() -> None:
+    fixed = trace(Nodes().eval(), (torch.rand(5, 5), torch.randn(3, 5, 4))).fixed_batch
+    assert "'adjacency' is 5×5" in fixed
+    assert "first input" not in trace(FixedBatch().eval(), torch.randn(2, 4)).fixed_batch
+
+
 class FixedBatch(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -138,6 +138,27 @@ def test_a_file_is_read_pruned_trained_and_exported_again(exported: tuple[Path, 
     assert relative(OnnxModel(again.path).eval(), again.path, three.numpy()) < 1e-5
 
 
+@pytest.mark.parametrize("names", [("pixel_values", "logits"), ("relu", "conv2d"), ("in:0", "val_0")])
+def test_inputs_and_outputs_keep_the_names_of_the_file(names: tuple[str, str], tmp_path: Path) -> None:
+    given, result = names
+    path = written(
+        tmp_path / "m.onnx",
+        [
+            helper.make_node("Conv", [given, "w"], ["c"]),
+            helper.make_node("Relu", ["c"], ["r"]),
+            helper.make_node("Conv", ["r", "v"], [result]),
+        ],
+        {"w": f32(6, 3, 3, 3), "v": f32(4, 6, 1, 1)},
+        inputs={given: (TensorProto.FLOAT, ["N", 3, 8, 8])},
+        outputs=[result],
+    )
+    loaded = load_model(str(path))
+    small = pj.prune(loaded.model, loaded.example_inputs, 0.5).model
+    made = pj.export(small, tmp_path / "out", ("onnx",), example_inputs=loaded.example_inputs)["onnx"]
+    file = OnnxRunner(made.path)
+    assert (tuple(spec.name for spec in file.inputs), file.outputs) == ((given,), (result,))
+
+
 def test_weights_keep_the_names_of_the_file(exported: tuple[Path, Any]) -> None:
     path, _ = exported
     initializers = {t.name: numpy_helper.to_array(t) for t in onnx.load(str(path)).graph.initializer}

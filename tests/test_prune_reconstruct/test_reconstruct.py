@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from penjing.errors import DataError, PruneError
-from penjing.prune import prune
+from penjing.prune import Budget, prune
 from penjing.prune.recalibrate import rebase_, recalibrate
 from penjing.prune.reconstruct import ReconstructConfig, reconstruct
 
@@ -311,3 +311,23 @@ def test_half_precision_is_refitted_about_as_well_as_single(dtype: torch.dtype) 
         assert fitted.error_after < fitted.error_before / 2
         left.append(fitted.error_after)
     assert left[1] < 1.1 * left[0]
+
+
+def test_samples_that_come_class_by_class_are_told_wherever_they_are_measured_on() -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    data = [(torch.randn(16, 6), torch.full((16,), label // 4)) for label in range(16)]
+    said: list[str] = []
+    made = prune(
+        model,
+        data[0][0],
+        criterion="obs",
+        scope="sensitivity",
+        budget=Budget(params=0.6),
+        data=data,
+        reconstruct={"max_samples": 64},
+        listen=lambda event: said.append(event.message) if event.kind == "warning" else None,
+    )
+    told = [line for line in said if "class by class (label 0 alone)" in line]
+    assert len(told) == 2  # of the widths, and of the refit; the scores take all there is
+    assert made.reconstruction is not None
+    assert told[-1] in made.reconstruction.notes

@@ -84,6 +84,7 @@ def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
         ),
         ({"export": {"opset": -1}}, "export.opset", "greater than or equal to 1"),
         ({"max_drop": 2}, "max_drop", "less than or equal to 1"),
+        ({"drop": "relative"}, "Recipe", "give `max_drop`"),
         ({"measure": {"threads": 0}}, "measure.threads", "greater than or equal to 1"),
     ],
 )

@@ -96,8 +96,8 @@ def test_more_and_less_are_called_so() -> None:
     assert text.changed(10, 4, "smaller", "larger") == "2.5× smaller"
     assert text.changed(4, 10, "smaller", "larger") == "2.5× larger"
     assert text.changed(0.1, 0.1, "faster", "slower") == "unchanged"
-    assert text.changed(3442, 3440, "smaller", "larger") == "unchanged"
-    assert text.changed(3440, 3442, "smaller", "larger") == "unchanged"
+    assert text.changed(3442, 3440, "smaller", "larger") == "about the same"
+    assert text.changed(3440, 3442, "smaller", "larger") == "about the same"
 
 
 def test_headline(metrics: Metrics, bare: Metrics) -> None:

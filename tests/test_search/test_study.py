@@ -71,6 +71,19 @@ def test_one_worker(tmp_path: Path) -> None:
         Study.create(tmp_path / "s", other)
 
 
+def test_what_is_not_said_again_stays(tmp_path: Path) -> None:
+    recipe = Recipe.parse(BASE)
+    Study.create(tmp_path / "s", StudyConfig(recipe=recipe, trials=3, seed=7))
+    for said in (
+        StudyConfig(recipe=recipe),
+        StudyConfig(recipe=recipe, trials=5),
+        StudyConfig(recipe=recipe),
+    ):
+        study = Study.create(tmp_path / "s", said)
+    assert (study.config.trials, study.config.seed) == (5, 7)
+    assert Study.create(tmp_path / "new", StudyConfig(recipe=recipe)).config.trials == 20
+
+
 def test_a_trial_whose_worker_is_gone_is_done_by_another(tmp_path: Path) -> None:
     first = Study.create(tmp_path / "s", config(2))
     lost = first.claim()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from penjing.cli import common
-from penjing.cli.progress import progress
+from penjing.cli.progress import progress, without_notes
 
 
 def command(
@@ -60,7 +60,14 @@ def command(
         return
     with progress(quiet=json) as listen:
         made = export(
-            source, out, chosen, example_inputs=inputs, data=batches, int8=int8, opset=opset, listen=listen
+            source,
+            out,
+            chosen,
+            example_inputs=inputs,
+            data=batches,
+            int8=int8,
+            opset=opset,
+            listen=without_notes(listen),
         )
     common.emit(made, _lines((file.verification, file.notes) for file in made.files), json)
 

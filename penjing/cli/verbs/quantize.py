@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from penjing.cli import common
-from penjing.cli.progress import progress
+from penjing.cli.progress import progress, without_notes
 from penjing.errors import RecipeError
 
 
@@ -67,7 +67,7 @@ def command(
             eval_data=feed.split("val"),
             labels_metric=None if metric is None else on_arrays(load_metric(metric)),
             seed=seed,
-            listen=listen,
+            listen=without_notes(listen),
         )
     common.emit(made, _text(made, "accuracy" if metric is None else "metric"), json)
 

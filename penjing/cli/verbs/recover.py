@@ -32,11 +32,13 @@ def command(
 ) -> None:
     """Distil the original network into its pruned copy.
 
-    What comes out is an artifact folder, never worse on validation data than what went in.
+    What comes out is an artifact folder, never worse on validation data than what went in. After every
+    epoch a checkpoint is written beside it (OUT.checkpoint); the same command given again goes on from it.
     """
     from torch import distributed
 
     from penjing.artifact import save_artifact
+    from penjing.cli.checkpoints import checkpoint_beside
     from penjing.manifest import check_replaceable
     from penjing.measure.metric import load_metric
     from penjing.recover import RecoverConfig, recover
@@ -54,7 +56,11 @@ def command(
         seed=seed,
     )
     inputs = common.examples(small, feed)
-    with progress(quiet=json) as listen:
+    depends = {"student": small, "teacher": large, "data": feed, "metric": metric}
+    with (
+        progress(quiet=json) as listen,
+        checkpoint_beside(out, {name: _seen(what) for name, what in depends.items()}, listen) as checkpoint,
+    ):
         made = recover(
             small.model,
             large.model,
@@ -63,21 +69,37 @@ def command(
             val=feed.split("val"),
             plan=_plan(student),
             metric=None if metric is None else load_metric(metric),
+            checkpoint=checkpoint,
             seed=seed,
             listen=listen,
         )
-    if distributed.is_initialized() and distributed.get_rank() > 0:
-        return  # of torchrun's processes the first one writes and tells
-    plan = Path(student) / "plan.json"
-    save_artifact(
-        out,
-        made.model,
-        example_inputs=inputs,
-        plan=_plan(student),
-        stages=[*(["prune"] if plan.is_file() else []), "recover"],
-        normalize=feed.normalize,
-    )
+        if distributed.is_initialized() and distributed.get_rank() > 0:
+            return  # of torchrun's processes the first one writes and tells
+        plan = Path(student) / "plan.json"
+        save_artifact(
+            out,
+            made.model,
+            example_inputs=inputs,
+            plan=_plan(student),
+            stages=[*(["prune"] if plan.is_file() else []), "recover"],
+            normalize=feed.normalize,
+        )
     common.emit({**made.to_dict(), "folder": str(out)}, _text(made, out), json)
+
+
+def _seen(what: Any) -> Any:
+    """What tells a network, or data as it is fed, from others."""
+    from penjing.models.spec import LoadedModel
+    from penjing.recipe.feed import Feed
+    from penjing.recipe.seen import part_digests, values_digest
+    from penjing.recover.checkpoint import model_tensors
+
+    if isinstance(what, LoadedModel):
+        return values_digest(model_tensors(what.model))
+    if isinstance(what, Feed):
+        parts = {**part_digests("train", what.bundle.train), **part_digests("val", what.bundle.val)}
+        return {**what.config.to_dict(), "normalize": common.jsonable(what.normalize), **parts}
+    return what
 
 
 def _plan(student: str) -> Any:

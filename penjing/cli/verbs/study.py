@@ -16,12 +16,17 @@ from penjing.cli.codes import Code
 def command(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe; none shows what there is.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the study.")] = Path("runs/study"),
-    trials: Annotated[int, typer.Option(help="Trials to finish.", min=1)] = 20,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Trials to finish; by default what the study has, of a new one 20.", min=1),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Workers to start here; 0 only makes the study.", min=0)] = 1,
     space: Annotated[
         list[str] | None, typer.Option(help="key=value of the space, e.g. scope=[global].")
     ] = None,
-    seed: common.Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seeds the choice of trials; by default the study's own, or 0.", min=0)
+    ] = None,
     json: common.Json = False,
 ) -> int:
     """Try many recipes, here or on many machines.
@@ -38,7 +43,8 @@ def command(
         study = Study(out)
     else:
         ranges = Space.parse(common.pairs(space, "--space"))
-        config = StudyConfig(recipe=Recipe.from_file(recipe), space=ranges, trials=trials, seed=seed)
+        said = {name: value for name, value in (("trials", trials), ("seed", seed)) if value is not None}
+        config = StudyConfig(recipe=Recipe.from_file(recipe), space=ranges, **said)
         study = Study.create(out, config)
         sound = _work(out, workers)
     rows, failures, counts = study.trials(), study.failures(), study.counts()

@@ -18,7 +18,12 @@ empty_like rand_like randn_like view_as_real_copy requires_grad fake_quantize_pe
 rad2deg sinc digamma
 lgamma sgn cpu cuda absolute special_expit special_erf erfinv i0 angle imag _conj _conj_physical conj_physical
 resolve_conj _neg_view resolve_neg signbit isposinf isneginf special_entr special_erfcx special_log_ndtr
-special_ndtri special_i0e special_i1 special_i1e"""
+special_ndtri special_i0e special_i1 special_i1e special_ndtr special_gammaln special_psi special_digamma
+special_erfc
+special_erfinv special_expm1 special_exp2 special_log1p special_logit special_round special_sinc special_i0
+special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1 special_modified_bessel_i0
+special_modified_bessel_i1 special_modified_bessel_k0 special_modified_bessel_k1 polygamma special_polygamma
+mvlgamma special_multigammaln"""
 BINARY = """add sub mul div rsub floor_divide remainder fmod pow maximum minimum fmax fmin atan2 eq ne lt le
 gt ge
 logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
@@ -26,7 +31,8 @@ __and__ __or__ __xor__ __iand__ __ior__ __ixor__
 where masked_fill addcmul addcdiv lerp copysign hypot true_divide multiply subtract divide greater less
 greater_equal
 less_equal not_equal xlogy squared_difference prelu_elementwise logaddexp isclose nextafter float_power
-heaviside ldexp logaddexp2 gcd lcm special_xlog1py"""
+heaviside ldexp logaddexp2 gcd lcm special_xlog1py special_xlogy special_zeta special_gammainc
+special_gammaincc igamma igammac"""
 
 
 @rule(*(f"aten.{name}" for name in UNARY.split()))

@@ -30,9 +30,16 @@ MARKS = {
     "count_nonzero": "reduced",
     "aminmax": "reduced",
     "median": "reduced",
+    "nanmedian": "reduced",
+    "mode": "reduced",
     "argmax": "position",
     "argmin": "position",
 }
+
+
+_WITH_POSITIONS = [
+    f"aten.{name}" for name in ("max.dim", "min.dim", "median.dim", "nanmedian.dim", "mode.default")
+]
 
 
 def _reduction(name: str, mark: str) -> None:
@@ -55,7 +62,7 @@ def _reduction(name: str, mark: str) -> None:
 
 def _uses_positions(op: Op) -> bool:
     """Whether the second output of ``max(dim)`` is read."""
-    if str(op.node.target) not in {"aten.max.dim", "aten.min.dim", "aten.median.dim"}:
+    if str(op.node.target) not in _WITH_POSITIONS:
         return False
     return any(user.args[1] == 1 and user.users for user in op.node.users if len(user.args) > 1)
 
@@ -70,7 +77,7 @@ def pairwise(op: Op) -> Axes:
     return op.broadcast(*op.tensors())
 
 
-@rule("aten.topk", "aten.sort", "aten.argsort", "aten.kthvalue", "aten.mode")
+@rule("aten.topk", "aten.sort", "aten.argsort", "aten.kthvalue")
 def ordered(op: Op) -> list[Axes]:
     """Order along a dim decides, so its slots stay."""
     x = op.tensors()[0]
@@ -83,6 +90,20 @@ def ordered(op: Op) -> list[Axes]:
         else:
             results.append(x[:dim] + x[dim + 1 :])
     return results
+
+
+@rule("aten.quantile", "aten.nanquantile")
+def quantile(op: Op) -> Axes:
+    """A reduction; several quantiles are a first dim."""
+    x = op.axes(op.args["self"])
+    dim = op.args.get("dim")
+    reduced = set(range(len(x))) if dim is None else {op.dim(dim, len(x))}
+    for place in reduced:
+        op.mark(x[place], "reduced")
+    keep = bool(op.args.get("keepdim"))
+    left = [Leaf(1, "one") if d in reduced else axis for d, axis in enumerate(x) if keep or d not in reduced]
+    several = [op.fixed(axis.size, "one slot for each quantile") for axis in op.axes(op.args["q"])]
+    return (*several, *left)
 
 
 @rule("aten.cosine_similarity")
@@ -109,3 +130,12 @@ def distances(op: Op) -> Axes:
     op.unify(a[-1], b[-1])
     op.mark(a[-1], "reduced")
     return (*op.broadcast(a[:-2], b[:-2]), a[-2], b[-2])
+
+
+@rule("aten.pdist")
+def pairs_of_rows(op: Op) -> Axes:
+    """Of every row (N, K) from those behind it."""
+    x = op.axes(op.args["self"])
+    op.freeze(x[0], "its slots are paired with each other")
+    op.mark(x[1], "reduced")
+    return (op.fixed(op.shape[0], "pairs of slots"),)

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from penjing.batches import between, count_samples, first_samples, limited
 from penjing.errors import DataError
-from penjing.events import Event
+from penjing.events import Event, warner
 from penjing.graph import Graph, Group
 from penjing.graph.axes import Index
 from penjing.prune.criteria.base import (
@@ -92,7 +92,8 @@ class BrainSurgeon(Criterion):
 
     def _measure(self, material: Material, places: Mapping[str, Place]) -> dict[str, _Reader]:
         """Second moments of what each reader reads, in one walk through the network."""
-        given = first_samples(material.batches, self.max_samples, material.graph.input_names)
+        names, warn = material.graph.input_names, warner("prune", material.listen)
+        given = first_samples(material.batches, self.max_samples, names, warn)
         if not given:
             raise DataError("no batches", remedy="Give at least one batch of training data")
         at_once = self.max_samples

@@ -123,6 +123,11 @@ def norm_reduction(call: Restricted) -> Any:
     return _reduced(call, _dims(call, 2))
 
 
+def last_reduction(call: Restricted) -> Any:
+    """As `reduction`, over the last dim where none is named."""
+    return _reduced(call, _dims(call) if len(call.args) > 1 or "dim" in call.kwargs else [-1])
+
+
 def full_reduction(call: Restricted) -> Any:
     """Over everything."""
     return _reduced(call, list(range(call.args[0].ndim)))
@@ -139,6 +144,26 @@ def distance(call: Restricted) -> Any:
     """Of two tensors over the last dim: a removed position would add the op's ``eps``."""
     a, b = (call.keep(call.args[i], -1, call.mask(i, -1)) for i in (0, 1))
     return call.call(a, b)
+
+
+def feature_distance(call: Restricted) -> Any:
+    """Cosine similarity: over one dim of both."""
+    dim = int(call.args[2] if len(call.args) > 2 else call.kwargs.get("dim", 1))
+    a, b = (call.keep(call.args[i], dim, call.mask(i, dim)) for i in (0, 1))
+    return call.call(a, b)
+
+
+def loss(call: Restricted) -> Any:
+    """Losses averaged or summed over the kept positions of every dim; elementwise ones as they are."""
+    names = [argument.name for argument in call.node.target._schema.arguments]  # type: ignore[union-attr]
+    given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+    if given.get("reduction", 1) == 0:
+        return call.plain()
+    kept = list(call.args)
+    for place, value in enumerate(kept):
+        for dim in range(value.ndim if isinstance(value, Tensor) else 0):
+            kept[place] = call.keep(kept[place], dim, call.mask(place, dim))
+    return call.call(*kept)
 
 
 def softmax(call: Restricted) -> Any:
@@ -285,18 +310,21 @@ RULES: Mapping[str, Rule] = {
             "mean.dim", "sum.dim_IntList", "var.dim", "var.correction", "std.dim", "std.correction",
             "var_mean.dim", "var_mean.correction", "std_mean.dim", "std_mean.correction", "amax.default",
             "amin.default", "logsumexp.default", "special_logsumexp.default", "prod.dim_int", "max.dim",
-            "min.dim", "any.dim", "all.dim",
+            "min.dim", "any.dim", "all.dim", "median.dim", "nanmedian.dim",
         ),
         reduction,
     ),
     **dict.fromkeys((
             "linalg_vector_norm.default", "norm.ScalarOpt_dim", "linalg_norm.default", "linalg_norm.ord_str",
-            "linalg_matrix_norm.default",
+            "linalg_matrix_norm.default", "quantile.default", "quantile.scalar", "nanquantile.default",
+            "nanquantile.scalar",
         ),
         norm_reduction,
     ),
-    **dict.fromkeys(
-        ("mean.default", "sum.default", "var.default", "std.default", "max.default", "min.default"),
+    **dict.fromkeys((
+            "mean.default", "sum.default", "var.default", "std.default", "max.default", "min.default",
+            "median.default", "nanmedian.default",
+        ),
         full_reduction,
     ),
     **dict.fromkeys(
@@ -336,5 +364,16 @@ RULES: Mapping[str, Rule] = {
     ),
     "scaled_dot_product_attention.default": attention,
     "einsum.default": einsum,
-    "pairwise_distance.default": distance,
+    **dict.fromkeys(("pairwise_distance.default", "cdist.default"), distance),
+    "cosine_similarity.default": feature_distance,
+    "mode.default": last_reduction,
+    **dict.fromkeys(
+        (
+            "mse_loss.default", "l1_loss.default", "smooth_l1_loss.default", "huber_loss.default",
+            "soft_margin_loss.default", "binary_cross_entropy.default",
+            "binary_cross_entropy_with_logits.default", "kl_div.default", "poisson_nll_loss.default",
+            "cross_entropy_loss.default", "nll_loss.default", "nll_loss_nd.default", "nll_loss2d.default",
+        ),
+        loss,
+    ),
 }  # fmt: skip
