@@ -168,12 +168,17 @@ def take_apart(item: Any, names: Sequence[str] = ()) -> tuple[Any, Any, Any]:
         logits = None if _TEACHER_KEY in names else rest.pop(_TEACHER_KEY, None)
         return (rest["inputs"] if rest.keys() == {"inputs"} else rest), target, logits
     if isinstance(item, (tuple, list)) and 1 <= len(item) <= 3:
-        arrays = [leaf for leaf in pytree.tree_leaves(item) if isinstance(leaf, (Tensor, np.ndarray))]
-        is_pair = not isinstance(item[0], (Tensor, np.ndarray)) and all(part is None for part in item[1:])
-        if is_pair or not len(arrays) == len(names) > 1:
+        is_whole = _arrays(item[0]) == len(names) or all(part is None for part in item[1:])
+        is_pair = not isinstance(item[0], (Tensor, np.ndarray)) and is_whole
+        if is_pair or not _arrays(item) == len(names) > 1:
             inputs, target, logits = (*item, None, None)[:3]
             return inputs, target, logits
     return item, None, None
+
+
+def _arrays(value: Any) -> int:
+    """How many tensors and arrays a value holds."""
+    return sum(isinstance(leaf, (Tensor, np.ndarray)) for leaf in pytree.tree_leaves(value))
 
 
 def unpack(item: Any, names: Sequence[str] = ()) -> Batch:

@@ -31,6 +31,7 @@ X, Y, Z = torch.zeros(4, 3), torch.arange(4), torch.ones(4, 5)
         ((X, (Z, Z)), ("x", "h", "c"), (X, (Z, Z)), None, None),
         (((X, Z), None), ("a", "b"), (X, Z), None, None),
         (((X, Z),), ("a", "b"), (X, Z), None, None),
+        (({"a": X, "b": Z}, 0), ("a", "b"), {"a": X, "b": Z}, 0, None),
         (({"a": X, "b": Z}, None), ("a", "b"), {"a": X, "b": Z}, None, None),
         ((X, Z, Y), ("a", "b", "c"), (X, Z, Y), None, None),
         ({"a": X, "b": Z}, (), {"a": X, "b": Z}, None, None),
