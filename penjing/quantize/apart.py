@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from penjing.quantize.config import QuantizeConfig
+from penjing.quantize.constants import constant_part, work_out
 from penjing.quantize.graph import (
     Names,
     constant,
@@ -36,7 +37,6 @@ from penjing.quantize.graph import (
 )
 from penjing.quantize.linears import MICROSOFT, LinearWeight, encode_rows
 from penjing.quantize.rules import RECURRENT_OPS
-from penjing.quantize.runtime import Session
 from penjing.quantize.weights import Guard
 
 DERIVED = "derived"
@@ -187,8 +187,8 @@ def _made_of(
     made = [name for name in dict.fromkeys(names) if name not in exact]
     if not made:
         return exact, origins
-    part = ir.Model(ir.convenience.extract(model.graph, [], made), ir_version=model.ir_version)
-    exact |= Session(part, outputs=made).run({})
+    part = constant_part(model, made)
+    exact |= work_out(part)
     first, spans = 0, {}
     for name in part.graph.initializers:
         array = given[name]
@@ -198,8 +198,8 @@ def _made_of(
             set_initializer(part.graph, name, np.broadcast_to(numbered, array.shape))
             spans[name] = range(first, first + count)
             first += count
-    for name, numbered in Session(part, outputs=made).run({}).items():
-        rows_NK = numbered.reshape(-1, numbered.shape[-1]).astype(np.int64)
+    for name, of_rows in work_out(part).items():
+        rows_NK = of_rows.reshape(-1, of_rows.shape[-1]).astype(np.int64)
         place = np.full(first, -1)
         place[rows_NK[:, 0]] = np.arange(len(rows_NK))
         own = {source: place[span.start : span.stop] for source, span in spans.items()}

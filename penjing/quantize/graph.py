@@ -13,6 +13,9 @@ from penjing.errors import QuantizeError
 
 Item = TypeVar("Item", bound=Hashable)
 
+_DRAWS = frozenset(
+    ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
+)
 _SHAPE_OPS = frozenset({"Shape", "Size", "ConstantOfShape", "Range", "NonZero", "Constant"})
 
 
@@ -53,9 +56,17 @@ def is_made_of_constants(value: ir.Value | None) -> bool:
         if maker is None and not current.is_initializer():
             return False
         if maker is not None and maker not in seen:
+            if maker.op_type in _DRAWS or _has_body(maker):
+                return False
             seen.add(maker)
             waiting.extend(source for source in maker.inputs if source is not None)
     return True
+
+
+def _has_body(node: ir.Node) -> bool:
+    """Whether it is a loop or a branch, whose body reads what it likes."""
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(attribute.type in kinds for attribute in node.attributes.values())
 
 
 def weight_of(node: ir.Node) -> NDArray[np.float32]:

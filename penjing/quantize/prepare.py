@@ -15,12 +15,15 @@ from penjing.errors import QuantizeError
 from penjing.export.onnx_pads import merge_pads
 from penjing.export.onnx_softmax import floor_masked
 from penjing.floats import floats_of_graph, other_floats
+from penjing.quantize.constants import constant_part, work_out
 from penjing.quantize.fold import fold_batch_norm, fold_gemm_factors
 from penjing.quantize.graph import (
+    Names,
     constant,
     consumers,
     drop_unused_initializers,
     ints_attribute,
+    is_made_of_constants,
     name_of,
     set_initializer,
     take_place,
@@ -100,6 +103,7 @@ def prepare(model: ir.Model) -> ir.Model:
     for step in last:
         model = step(model).model
     graph = model.graph
+    _work_out_weights(model)
     _own_weights(graph)
     fold_gemm_factors(graph)
     fold_batch_norm(graph)
@@ -138,6 +142,22 @@ def _bypass(graph: ir.Graph, node: ir.Node) -> None:
         return
     out.replace_all_uses_with(source)
     graph.remove(node, safe=True)
+
+
+def _work_out_weights(model: ir.Model) -> None:
+    """Make numbers of weights that are made of others: the turned table of words that a head is tied to."""
+    readers = [node for node in model.graph if node.op_type in WEIGHT_OPS]
+    weights = [value for node in readers if (value := node.inputs[1]) is not None]
+    made = {name_of(v): v for v in weights if not v.is_initializer() and is_made_of_constants(v)}
+    if not made:
+        return
+    names = Names(model.graph)
+    for name, array in work_out(constant_part(model, list(made))).items():
+        held = set_initializer(model.graph, names.fresh(f"{name}.made"), array)
+        for node in readers:
+            if node.inputs[1] is made[name]:
+                node.replace_input_with(1, held)
+    common.RemoveUnusedNodesPass()(model)
 
 
 def _own_weights(graph: ir.Graph) -> None:

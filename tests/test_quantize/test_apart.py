@@ -227,3 +227,28 @@ def test_tables_can_stay_in_float(tmp_path: Path) -> None:
     made = quantize(recommender(), data, {"ignore": ["items*"]}, out=tmp_path / "q.onnx", time_it=False)
     assert [row.why for row in made.layers if row.op == "Gather"] == ["ignored by the user"] * 2
     assert "items.weight" in {t.name for t in onnx.load(made.path).graph.initializer}
+
+
+class Tied(nn.Module):
+    """A head whose weights are the table of words, as most language models have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.inner = nn.Embedding(400, 32), nn.Linear(32, 32)
+        self.head = nn.Linear(32, 400, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(torch.tanh(self.inner(self.words(words))))
+        return out
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+def test_a_head_tied_to_the_table_is_in_8_bits_too(mode: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = [torch.randint(0, 400, (8, 9), generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    made = quantize(Tied().eval(), data, {"mode": mode}, out=tmp_path / "q.onnx", time_it=False)
+    assert [row.quantized for row in made.layers] == [True] * 3
+    assert made.sqnr_db > 30
+    large = [t for t in onnx.load(made.path).graph.initializer if np.prod(t.dims) > 2048]
+    assert [t.data_type for t in large] == [TensorProto.INT8] * 2
