@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -73,6 +74,7 @@ class Matrix:
         return self.numbers.scale_NB.reshape(self.directions, -1)
 
 
+Number = TypeVar("Number", bound=np.generic)
 Apart = tuple[Matrix, ...]
 """What a layer has: W and R, or a table."""
 
@@ -115,7 +117,7 @@ def encode_apart(
     found: dict[str, Matrix] = {}
     for name in dict.fromkeys(names):
         weight = exact[name].astype(np.float32, copy=False)
-        numbers = encode_rows(weight.reshape(-1, weight.shape[-1]), config, guard)
+        numbers = encode_rows(_rows(weight), config, guard)
         directions = 1 if weight.ndim == 2 else len(weight)
         found[name] = Matrix(numbers, directions, _stored(name, numbers, origins[name]))
     return {
@@ -179,35 +181,38 @@ def _made_of(
 
     The rows find themselves: the same graph is run on weights whose every row holds its own number.
     """
-    given = {
-        name: array for name, v in model.graph.initializers.items() if (array := constant(v)) is not None
-    }
+    held = ((name, constant(value)) for name, value in model.graph.initializers.items())
+    given = {name: array for name, array in held if array is not None}
     exact = {name: given[name] for name in names if name in given}
-    origins = {name: {name: np.arange(given[name][..., 0].size)} for name in exact}
+    origins = {name: {name: np.arange(_rows(array).shape[0])} for name, array in exact.items()}
     made = [name for name in dict.fromkeys(names) if name not in exact]
     if not made:
         return exact, origins
     part = constant_part(model, made)
     exact |= work_out(part)
-    first, spans = 0, {}
+    spans: dict[str, range] = {}
+    first = 0
     for name in part.graph.initializers:
-        array = given[name]
-        if array.dtype == np.float32 and array.ndim > 1:
-            count = array[..., 0].size
-            numbered = np.arange(first, first + count, dtype=np.float32).reshape(*array.shape[:-1], 1)
-            set_initializer(part.graph, name, np.broadcast_to(numbered, array.shape))
-            spans[name] = range(first, first + count)
-            first += count
-    for name, of_rows in work_out(part).items():
-        rows_NK = of_rows.reshape(-1, of_rows.shape[-1]).astype(np.int64)
-        place = np.full(first, -1)
-        place[rows_NK[:, 0]] = np.arange(len(rows_NK))
-        own = {source: place[span.start : span.stop] for source, span in spans.items()}
-        own = {source: rows for source, rows in own.items() if (rows >= 0).any()}
-        whole = (rows_NK == rows_NK[:, :1]).all() and all((rows >= 0).all() for rows in own.values())
+        if given[name].dtype == np.float32 and given[name].ndim > 1:
+            last = first + len(_rows(given[name]))
+            spans[name], first = range(first, last), last
+            numbers = np.array(spans[name], np.float32).reshape(*given[name].shape[:-1], 1)
+            set_initializer(part.graph, name, np.broadcast_to(numbers, given[name].shape))
+    for name, numbered in work_out(part).items():
+        rows_N = _rows(numbered)[:, 0]
+        found = {number: at for at, number in enumerate(rows_N.tolist())}
+        own = {source: [found.get(number, -1) for number in span] for source, span in spans.items()}
+        own = {source: rows for source, rows in own.items() if max(rows) >= 0}
+        same = sum(map(len, own.values())) == len(rows_N) and all(
+            np.array_equal(_rows(exact[name])[rows], _rows(given[source])) for source, rows in own.items()
+        )
         # made otherwise (scaled, cut): told under the name of what is made
-        origins[name] = own if whole else {name: np.arange(len(rows_NK))}
+        origins[name] = {k: np.array(v) for k, v in own.items()} if same else {name: np.arange(len(rows_N))}
     return exact, origins
+
+
+def _rows(array: NDArray[Number]) -> NDArray[Number]:
+    return array.reshape(-1, array.shape[-1])
 
 
 def _stored(

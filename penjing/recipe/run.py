@@ -148,8 +148,10 @@ def _check_pruning(space: Workspace) -> None:
 
 def _check_floats(space: Workspace) -> None:
     """A network without a weight in float32, which quantization refuses, is refused before it is trained."""
+    if space.recipe.quantize is None or space.store.read("train") is not None:
+        return
     floats = floats_of(space.original().parameters())
-    if space.recipe.quantize is not None and floats and torch.float32 not in floats:
+    if floats and torch.float32 not in floats:
         raise RecipeError(
             f"the weights of the network are {other_floats(floats)}, and int8 is made from float32",
             layer="quantize",

@@ -143,17 +143,26 @@ def test_lstms_go_back_to_float_where_too_much_is_lost(tmp_path: Path) -> None:
     assert bound.metric_int8 >= bound.metric_fp32
 
 
-def test_weights_stored_as_the_op_has_them(tmp_path: Path) -> None:
-    """Other exporters write W and R themselves; a network of an LSTM alone is quantized, too."""
+@pytest.mark.parametrize("factor", [None, -0.5, 2.0])
+def test_weights_stored_as_the_op_has_them(factor: float | None, tmp_path: Path) -> None:
+    """Other exporters write W and R themselves; a network of an LSTM alone is quantized, too. What is made of
+    weights otherwise than by moving rows is told under its own name.
+    """
     rng = np.random.default_rng(0)
     w, r = (rng.normal(0, 0.2, (2, 32, k)).astype(np.float32) for k in (12, 8))
-    node = helper.make_node("LSTM", ["x", "W", "R"], ["y", "h"], hidden_size=8, direction="bidirectional")
+    nodes = [helper.make_node("LSTM", ["x", "W", "R"], ["y", "h"], hidden_size=8, direction="bidirectional")]
+    weights = [numpy_helper.from_array(w, "W"), numpy_helper.from_array(r, "R")]
+    if factor is not None:
+        nodes = [helper.make_node("Mul", ["W0", "factor"], ["W"]), *nodes]
+        scaled = w / np.float32(factor)
+        weights = [numpy_helper.from_array(scaled, "W0"), weights[1]]
+        weights.append(numpy_helper.from_array(np.array(factor, np.float32), "factor"))
     graph = helper.make_graph(
-        [node],
+        nodes,
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, "batch", 12])],
         [helper.make_tensor_value_info("h", TensorProto.FLOAT, [2, "batch", 8])],
-        [numpy_helper.from_array(w, "W"), numpy_helper.from_array(r, "R")],
+        weights,
     )
     opsets = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "m.onnx")
