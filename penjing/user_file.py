@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from penjing.errors import PenjingError
+from penjing.files import check_permitted
 
 _PREFIX = "penjing_user_"  # of the names of modules that are users' files
 
@@ -28,6 +29,7 @@ def named_function(path: Path, name: str, error: type[PenjingError]) -> Callable
     source = f"{path}:{name}"
     if not path.is_file():
         raise error("there is no such file", layer=source, remedy="Give the path of a Python file")
+    check_permitted(path, error)
     module = _imported(path, error)
     function = getattr(module, name, None)
     if not callable(function):

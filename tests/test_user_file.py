@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,3 +126,9 @@ def test_of_compiled_code_nobodys_file_is_blamed(folder: Path, monkeypatch: pyte
         np.random.default_rng(0).normal(size=(-1,))
     assert any(str(frame.path).endswith(".pyx") for frame in raised.traceback)
     assert users_fault(raised.value) is None
+
+
+def test_a_file_that_may_not_be_read_is_not_blamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # the superuser may read all
+    with pytest.raises(DataError, match=r"no permission to read .*mine.py"):
+        named_function(folder / "mine.py", "at_import", DataError)

@@ -172,7 +172,8 @@ def _search(metrics: Metrics) -> str:
                 factor * trial.score,
                 label=str(trial.number),
                 title=f"trial {trial.number}: {text.score(trial.score, metrics)}, "
-                f"lost {text.lost(trial.drop, metrics.search.drop, metrics)}",
+                f"{'lost' if trial.drop >= 0 else 'gained'} "
+                f"{text.lost(abs(trial.drop), metrics.search.drop, metrics)}",
             )
             for trial in metrics.search.trials
             if trial.held is held and trial.spent.get("params")

@@ -312,6 +312,11 @@ BAD = (
     Bad("a loss above all", compressing(PIXELS, "--max-drop", "300"), ("300",)),
     Bad("a latency without a unit", compressing(PIXELS, "--latency", "0.5"), ("'0.5x'",)),
     Bad("a number as latency", compressing(PIXELS, "--budget", "latency=0.5"), ("'0.5x'",)),
+    Bad(
+        "two latencies",
+        compressing(PIXELS, "--latency", "0.5x", "--budget", "latency=2ms"),
+        ("0.5x", "2ms", "one of them"),
+    ),
     Bad("unknown runtime", compressing(PIXELS, "--latency", "0.5x", "--runtime", "tensorrt"), ("runtime",)),
     Bad("unknown recovery option", compressing(PIXELS, "--recover", "epoch=3"), ("epochs",)),
     Bad("recovery that explodes", compressing(PIXELS, "--lr", "1e30", "--epochs", "1"), ("NaN or infinite",)),

@@ -184,6 +184,14 @@ def test_what_a_trial_lost_is_in_the_unit_of_what_was_allowed(kind: str, facts: 
         assert fact in words, fact
 
 
+def test_what_is_better_than_the_original_did_not_lose(metrics: Metrics) -> None:
+    assert metrics.search is not None
+    first, *others = metrics.search.trials
+    trials = (first.model_copy(update={"drop": -0.01}), *others)
+    better = metrics.model_copy(update={"search": metrics.search.model_copy(update={"trials": trials})})
+    assert "gained 1.00 points" in " ".join(" ".join(read(render(better)).text).split())
+
+
 def test_no_number_without_its_n(metrics: Metrics) -> None:
     words = " ".join(" ".join(read(render(metrics)).text).split())
     assert "under corruption, before and after; n=5000." in words

@@ -10,6 +10,7 @@ import typer
 from penjing.cli import common
 from penjing.cli.progress import progress
 from penjing.cli.runs import finish
+from penjing.errors import RecipeError
 
 
 def command(
@@ -98,8 +99,18 @@ def command(
 def _budget(
     budget: list[str] | None, latency: str | None, batch: int, threads: int, runtime: str
 ) -> dict[str, Any] | None:
-    """The bounds of ``--budget`` and ``--latency`` as one."""
+    """The bounds of ``--budget`` and ``--latency`` as one.
+
+    Raises:
+        RecipeError: for a latency in both.
+    """
     found = common.budget_of(budget) or {}
+    if latency is not None and "latency" in found:
+        raise RecipeError(
+            f"the latency is bounded twice, by {latency} and in --budget by {found['latency']}",
+            layer="--latency",
+            remedy="Give one of them",
+        )
     if latency is not None:
         found["latency"] = latency
     if "latency" in found:
