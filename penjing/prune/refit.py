@@ -309,6 +309,10 @@ class Refit:
         return kept
 
 
+_NORMED = ("_g", "_v", "_orig")
+"""Endings of what the older weight and spectral norm make a weight of."""
+
+
 def _left_out(graph: Graph, names: Sequence[str]) -> list[str]:
     """Why weights that read pruned channels stay as they are; of an embedding, none are read."""
     notes = []
@@ -317,11 +321,12 @@ def _left_out(graph: Graph, names: Sequence[str]) -> list[str]:
         users = [user for node in read for user in node.users]
         if not users or all("embedding" in str(user.target) for user in users):
             continue
-        why = (
-            "its op is not supported"
-            if len(users) == 1
-            else "it is read in several places, one behind another"
-        )
+        if ".parametrizations." in name or name.endswith(_NORMED):
+            why = "the weight is computed from it: take weight or spectral norm off before pruning"
+        elif len(users) == 1:
+            why = "its op is not supported"
+        else:
+            why = "it is read in several places, one behind another"
         notes.append(f"{name} reads pruned channels and was not refitted ({why})")
     return notes
 

@@ -191,3 +191,14 @@ def test_entries_of_an_embedding_are_not_said_to_read() -> None:
     other = prune(plain, data[0], ratio=0.25)
     assert "words.weight reads" in " ".join(reconstruct(made.model, net, made.plan, data).notes)
     assert not reconstruct(other.model, plain, other.plan, data).notes
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm])
+def test_weights_that_a_norm_computes_are_told(norm: Callable[[nn.Module], nn.Module]) -> None:
+    """With what to do: they are not refitted."""
+    torch.manual_seed(0)
+    net = nn.Sequential(norm(nn.Linear(6, 12)), nn.ReLU(), norm(nn.Linear(12, 3))).eval()
+    data = [torch.randn(32, 6) for _ in range(2)]
+    made = prune(net, data[0], ratio=0.5, data=data, reconstruct=True)
+    assert made.reconstruction is not None
+    assert any("take weight or spectral norm off" in note for note in made.reconstruction.notes)
