@@ -25,13 +25,7 @@ from penjing.floats import floats_of, other_floats
 from penjing.measure.metric import is_allowed
 from penjing.measure.sizes import size_bytes
 from penjing.quantize import mixed
-from penjing.quantize.apart import (
-    Apart,
-    emit_apart,
-    encode_apart,
-    told_apart,
-    worst_db,
-)
+from penjing.quantize.apart import Apart, emit_apart, encode_apart, told_apart, worst_db
 from penjing.quantize.calibrate import Calibration, calibrate
 from penjing.quantize.channels import feed_whole, make_even
 from penjing.quantize.check import FileCheck, check_file, compare, layer_errors

@@ -25,10 +25,9 @@ def write_linears(job: Job, out: Path) -> QuantizeResult:
         QuantizeError: if the network has no linear layer, or the runtime cannot run the file.
     """
     config = job.config
-    placement = place(
-        job.model.graph, config.model_copy(update={"ops": ("Gemm", "MatMul", "LSTM", "Gather")})
-    )
-    if not placement.layers and not placement.apart:
+    ops = ("Gemm", "MatMul", "LSTM", "Gather")
+    placement = place(job.model.graph, config.model_copy(update={"ops": ops}))
+    if not placement.all_layers:
         raise QuantizeError(
             f"it has no linear or recurrent layer or table, which is all that mode {config.mode!r} changes",
             remedy="Use mode 'static'",

@@ -100,10 +100,10 @@ def prepare(model: ir.Model) -> ir.Model:
     _remove_dropout(model.graph)
     _remove_identities(model.graph)
     floor_masked(model.graph)
-    for step in last:
+    _work_out_weights(model)
+    for step in last:  # which leave every value with a name
         model = step(model).model
     graph = model.graph
-    _work_out_weights(model)
     _own_weights(graph)
     fold_gemm_factors(graph)
     fold_batch_norm(graph)
@@ -157,7 +157,6 @@ def _work_out_weights(model: ir.Model) -> None:
         for node in readers:
             if node.inputs[1] is made[name]:
                 node.replace_input_with(1, held)
-    common.RemoveUnusedNodesPass()(model)
 
 
 def _own_weights(graph: ir.Graph) -> None:

@@ -261,3 +261,31 @@ def test_a_head_tied_to_the_table_is_in_8_bits_too(mode: str, tmp_path: Path) ->
     assert made.sqnr_db > 30
     large = [t for t in onnx.load(made.path).graph.initializer if np.prod(t.dims) > 2048]
     assert [t.data_type for t in large] == [TensorProto.INT8] * 2
+
+
+class Answering(nn.Module):
+    """Two LSTMs of which the last states alone are read, and a tied head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(300, 48)
+        self.first, self.second = (nn.LSTM(48, 64, batch_first=True) for _ in range(2))
+        self.down, self.head = nn.Linear(128, 48), nn.Linear(48, 300, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        x = self.words(words)
+        states = [cell(x)[1][0][-1] for cell in (self.first, self.second)]
+        out: torch.Tensor = self.head(self.down(torch.cat(states, dim=-1)))
+        return out
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+def test_layers_whose_first_output_nobody_reads_keep_their_own_weights(mode: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = [torch.randint(0, 300, (8, 9), generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    made = quantize(Answering().eval(), data, {"mode": mode}, out=tmp_path / "q.onnx", time_it=False)
+    assert made.num_quantized == 5
+    assert made.sqnr_db > 30
+    stored = load_quantized(made.weights_path)
+    assert {f"{cell}.weight_hh_l0" for cell in ("first", "second")} < stored.keys()
