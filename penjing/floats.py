@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-import onnx
 import torch
 from torch import Tensor
-
-_IN_ONNX = {
-    onnx.TensorProto.FLOAT: torch.float32,
-    onnx.TensorProto.FLOAT16: torch.float16,
-    onnx.TensorProto.DOUBLE: torch.float64,
-    onnx.TensorProto.BFLOAT16: torch.bfloat16,
-}
 
 
 def floats_of(params: Iterable[Tensor]) -> frozenset[torch.dtype]:
@@ -24,16 +16,14 @@ def floats_of(params: Iterable[Tensor]) -> frozenset[torch.dtype]:
     return frozenset(p.dtype for p in params if p.is_floating_point())
 
 
-def floats_of_graph(graph: onnx.GraphProto) -> frozenset[torch.dtype]:
-    """Those of an ONNX graph's weights; lone numbers are none."""
-    constants = (a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute)
-    kinds = {tensor.data_type for tensor in (*graph.initializer, *constants) if tensor.dims}
-    return frozenset(dtype for kind, dtype in _IN_ONNX.items() if kind in kinds)
-
-
 def other_floats(floats: Iterable[torch.dtype]) -> str:
     """Those other than float32, such as ``"bfloat16"``; "" for none."""
     return ", ".join(sorted(str(kind).removeprefix("torch.") for kind in {*floats} - {torch.float32}))
+
+
+def only_other_floats(floats: Collection[torch.dtype]) -> str:
+    """As `other_floats`, but "" where float32 is one of them."""
+    return "" if torch.float32 in floats else other_floats(floats)
 
 
 @contextmanager

@@ -15,11 +15,9 @@ from penjing.files import check_folder, write_json
 from penjing.manifest import read_json
 from penjing.recipe.lock import run_lock
 from penjing.recipe.schema import first_difference
+from penjing.recover.checkpoint import INDEX
 
 _INPUTS = "inputs.json"
-_STATE = (
-    "state.json"  # `penjing.recover.checkpoint` writes it last: without it there is nothing to go on with
-)
 
 
 @contextmanager
@@ -56,7 +54,7 @@ def checkpoint_beside(out: Path, inputs: Mapping[str, Any], listen: Listener) ->
                 write_json(folder / _INPUTS, inputs)
             yield folder
         except BaseException:
-            if first and not (folder / _STATE).exists():
+            if first and not (folder / INDEX).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         if first:
@@ -74,7 +72,7 @@ def _lock(folder: Path, held: ExitStack) -> str:
 
 def _check_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
     """A training that goes on with other data or networks would be made of two halves."""
-    then = read_json(folder / _INPUTS) if (folder / _STATE).exists() else None
+    then = read_json(folder / _INPUTS) if (folder / INDEX).exists() else None
     if not isinstance(then, dict):
         return
     changed = first_difference(then, dict(inputs))

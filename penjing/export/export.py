@@ -22,9 +22,10 @@ from penjing.export.onnx import FIXED_BATCH, OnnxRunner, export_onnx
 from penjing.export.onnx_examples import example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
 from penjing.files import staged, temporary
-from penjing.floats import floats_of, floats_of_graph, other_floats
+from penjing.floats import floats_of, other_floats
 from penjing.manifest import admit
 from penjing.measure.sizes import size_bytes
+from penjing.models.onnx_floats import floats_of_graph
 
 _STEPS = 8
 """Roundings of a network's own number format that a right file may differ by."""

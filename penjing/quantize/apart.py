@@ -16,7 +16,7 @@ from the user's own, gate by gate; levels are found for the whole and told by th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -62,6 +62,11 @@ class Matrix:
     numbers: LinearWeight
     directions: int
     stored: dict[str, LinearWeight]
+
+    @property
+    def stem(self) -> str:
+        """What new constants are called after: the first of these names."""
+        return next(iter(self.stored))
 
     @property
     def levels_DNK(self) -> NDArray[np.int8]:
@@ -166,7 +171,9 @@ def worst_db(encoded: Mapping[str, Apart]) -> dict[str, float]:
 
 def weights_at(node: ir.Node) -> tuple[int, ...]:
     """Which inputs hold the weights."""
-    return (0,) if node.op_type == "Gather" else (1, 2)
+    if node.op_type in RECURRENT_OPS:
+        return (1, 2)
+    return (0,) if node.op_type == "Gather" else (1,)
 
 
 def _weights(node: ir.Node) -> list[ir.Value]:
@@ -219,9 +226,7 @@ def _stored(
     name: str, numbers: LinearWeight, origins: Mapping[str, NDArray[np.int64]]
 ) -> dict[str, LinearWeight]:
     return {
-        source: LinearWeight(
-            numbers.q_NK[rows], numbers.scale_NB[rows], numbers.block, numbers.bits, numbers.weight_db
-        )
+        source: replace(numbers, q_NK=numbers.q_NK[rows], scale_NB=numbers.scale_NB[rows])
         for source, rows in origins.items()
     }
 
@@ -234,8 +239,7 @@ class _Writer:
         self._tables: dict[str, tuple[ir.Value, ir.Value]] = {}
 
     def _constant(self, matrix: Matrix, part: str, array: NDArray[np.generic]) -> ir.Value:
-        stem = next(iter(matrix.stored))
-        value = set_initializer(self.graph, self.names.fresh(f"{stem}.{part}"), array)
+        value = set_initializer(self.graph, self.names.fresh(f"{matrix.stem}.{part}"), array)
         value.meta[DERIVED] = True
         return value
 
@@ -248,7 +252,7 @@ class _Writer:
 
     def looked_up(self, node: ir.Node, table: Matrix) -> None:
         """Rows and their steps, each looked up, and multiplied."""
-        stem, positions = next(iter(table.stored)), node.inputs[1]
+        stem, positions = table.stem, node.inputs[1]
         if stem not in self._tables:
             levels = self._constant(table, "q", table.numbers.q_NK)
             self._tables[stem] = levels, self._constant(table, "steps", table.numbers.scale_NB)
@@ -289,7 +293,7 @@ class _Writer:
     def restored(self, node: ir.Node, layer: Apart) -> None:
         """Weights back in float before the layer."""
         for at, matrix in zip(weights_at(node), layer, strict=True):
-            stem = next(iter(matrix.stored))
+            stem = matrix.stem
             levels = self._constant(matrix, "q", matrix.numbers.q_NK)
             steps = self._constant(matrix, "steps", matrix.numbers.scale_NB[:, 0])
             shape = self._constant(matrix, "shape", np.array(matrix.levels_DNK.shape))

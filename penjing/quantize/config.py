@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from penjing.config import Config
 from penjing.quantize.observe import observers
 
+_Op = Literal["Conv", "Gemm", "MatMul", "LSTM", "Gather"]
+
 
 class QuantizeConfig(Config):
     """How a network is brought to int8: unsigned 8-bit activations, signed 8-bit weights per output channel.
@@ -75,10 +77,7 @@ class QuantizeConfig(Config):
     max_drop: Annotated[float | None, Field(ge=0, le=1)] = None
     sensitivity: bool = False
     ignore: tuple[str, ...] = ()
-    ops: tuple[Literal["Conv", "Gemm", "MatMul", "LSTM", "Gather"], ...] = (
-        *("Conv", "Gemm", "MatMul"),
-        *("LSTM", "Gather"),
-    )
+    ops: tuple[_Op, ...] = ("Conv", "Gemm", "MatMul", "LSTM", "Gather")
     min_agreement_db: float = Field(default=35.0, lt=math.inf, allow_inf_nan=True)
     check_samples: Annotated[int, Field(ge=1)] = 16
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -21,7 +20,7 @@ from penjing.errors import Int8LossError, QuantizeError
 from penjing.events import Listener
 from penjing.export.onnx import FIXED_BATCH, export_onnx
 from penjing.files import atomic_write
-from penjing.floats import floats_of, other_floats
+from penjing.floats import floats_of, only_other_floats
 from penjing.measure.metric import is_allowed
 from penjing.measure.sizes import size_bytes
 from penjing.quantize import mixed
@@ -64,10 +63,9 @@ def as_onnx(model: nn.Module | Path | str, data: Iterable[Any], example_inputs: 
     """
     if not isinstance(model, nn.Module):
         return Path(model)
-    floats = floats_of(model.parameters())
-    if floats and torch.float32 not in floats:
+    if others := only_other_floats(floats_of(model.parameters())):
         raise QuantizeError(
-            f"the weights are {other_floats(floats)}", remedy="Call model.float(), and give data of float32"
+            f"the weights are {others}", remedy="Call model.float(), and give data of float32"
         )
     if example_inputs is None:
         first = next(iter(data), None)
@@ -288,9 +286,12 @@ class Job:
     def rebuild(self, extra: Sequence[str]) -> ir.Model:
         """The quantized graph with these layers in float besides those already kept."""
         placement = place(self.model.graph, self.config, self.keep | dict.fromkeys(extra, "tried in float"))
-        if placement.layers:
-            self._observe(placement)
-        quantized = emit(self.model, placement, self._roots(placement), self.encode(placement))
+        self._observe(placement)
+        return self._emitted(placement, self.encode(placement))
+
+    def _emitted(self, placement: Placement, encoded: Mapping[str, EncodedLayer]) -> ir.Model:
+        """The quantized graph of a placement."""
+        quantized = emit(self.model, placement, self._roots(placement), encoded)
         return emit_apart(quantized, self.encode_apart(placement), "static")
 
     def encode_apart(self, placement: Placement) -> dict[str, Apart]:
@@ -354,10 +355,8 @@ class Job:
         """Emit, write both files, and check them."""
         placement, config = self.placement, self.config
         encoded = self.encode(placement)
-        apart = self.encode_apart(placement)
-        quantized = emit(self.model, placement, self._roots(placement), encoded)
-        quantized = emit_apart(quantized, apart, "static")
-        told = told_apart(apart, placement.apart)
+        quantized = self._emitted(placement, encoded)
+        told = told_apart(self.encode_apart(placement), placement.apart)
         weights_path = save_quantized(out.with_suffix(".safetensors"), quantized, placement, encoded, told)
         written = quantized.clone()
         if config.widen:
@@ -455,12 +454,11 @@ class Job:
     def _rows(
         self, placement: Placement, encoded: Mapping[str, EncodedLayer], errors: Mapping[str, float]
     ) -> tuple[LayerRow, ...]:
-        rows = []
+        rows, weight_db = [], worst_db(self.encode_apart(placement))
         for out, name in self.names.items():
             node, gain = self.nodes[out], self.gains.get(name)
-            if out in placement.apart:
-                db = worst_db(self.encode_apart(placement))[out]
-                rows.append(LayerRow(name, node.op_type, True, weight_db=db, gain_db=gain))
+            if out in weight_db:
+                rows.append(LayerRow(name, node.op_type, True, weight_db=weight_db[out], gain_db=gain))
                 continue
             if out not in encoded:
                 rows.append(LayerRow(name, node.op_type, False, placement.kept.get(out, ""), gain_db=gain))

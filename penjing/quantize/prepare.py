@@ -7,14 +7,14 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-import torch
 from onnx import version_converter
 from onnx_ir.passes import common
 
 from penjing.errors import QuantizeError
 from penjing.export.onnx_pads import merge_pads
 from penjing.export.onnx_softmax import floor_masked
-from penjing.floats import floats_of_graph, other_floats
+from penjing.floats import only_other_floats
+from penjing.models.onnx_floats import floats_of_graph
 from penjing.quantize.constants import constant_part, work_out
 from penjing.quantize.fold import fold_batch_norm, fold_gemm_factors
 from penjing.quantize.graph import (
@@ -65,10 +65,9 @@ def load_onnx(path: Path) -> ir.Model:
             f"{path} is quantized already ({quantized[0].op_type} at {quantized[0].name})",
             remedy="Give the fp32 model",
         )
-    floats = floats_of_graph(proto.graph)
-    if floats and torch.float32 not in floats:
+    if others := only_other_floats(floats_of_graph(proto.graph)):
         raise QuantizeError(
-            f"the weights of {path} are {other_floats(floats)}",
+            f"the weights of {path} are {others}",
             remedy="Export it in float32, and give data of float32",
         )
     return model

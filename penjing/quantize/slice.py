@@ -16,6 +16,7 @@ from penjing.events import Listener, silent
 from penjing.files import staged, temporary
 from penjing.manifest import admit
 from penjing.prune.plan import Plan
+from penjing.quantize.apart import weights_at
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.feeds import rereadable
 from penjing.quantize.graph import constant, name_of, set_initializer
@@ -129,7 +130,7 @@ def prune_quantized(
         of_weight = {}
         for output in job.names:
             node = job.nodes[output]
-            weight = node.inputs[0 if node.op_type == "Gather" else 1]
+            weight = node.inputs[weights_at(node)[0]]
             if weight is not None:
                 of_weight[name_of(weight)] = output
         float_layers = {job.names[o]: "it was float before" for w, o in of_weight.items() if w not in named}

@@ -19,7 +19,7 @@ from penjing.events import Event, Listener, silent
 from penjing.export.base import get_format
 from penjing.export.onnx import export_onnx
 from penjing.files import check_folder, temporary, write_json
-from penjing.floats import floats_of, other_floats
+from penjing.floats import floats_of, only_other_floats
 from penjing.log import JsonLog, tee
 from penjing.manifest import read_json
 from penjing.prune import prune
@@ -150,10 +150,9 @@ def _check_floats(space: Workspace) -> None:
     """A network without a weight in float32, which quantization refuses, is refused before it is trained."""
     if space.recipe.quantize is None or space.store.read("train") is not None:
         return
-    floats = floats_of(space.original().parameters())
-    if floats and torch.float32 not in floats:
+    if others := only_other_floats(floats_of(space.original().parameters())):
         raise RecipeError(
-            f"the weights of the network are {other_floats(floats)}, and int8 is made from float32",
+            f"the weights of the network are {others}, and int8 is made from float32",
             layer="quantize",
             remedy="Give it in float32 (an ONNX file exported so, a module by model.float()), and such data",
         )

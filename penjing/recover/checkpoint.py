@@ -20,7 +20,8 @@ from penjing.errors import RecoverError
 from penjing.files import atomic_write, write_json
 
 _FORMAT = 1
-_INDEX = "state.json"
+INDEX = "state.json"
+"""Written last: without it there is nothing to go on with."""
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -65,14 +66,14 @@ def save_checkpoint(
     Raises:
         RunError: when the folder cannot be written.
     """
-    files = dict(_read_index(folder)["files"]) if (folder / _INDEX).exists() else {}
+    files = dict(_read_index(folder)["files"]) if (folder / INDEX).exists() else {}
     for part, values in tensors.items():
         if not values:
             continue
         files[part] = f"{part}-{tag}.safetensors"
         with atomic_write(folder / files[part]) as aside:
             save_file(independent(values), aside)
-    write_json(folder / _INDEX, {"format": _FORMAT, "files": files, "state": dict(state)})
+    write_json(folder / INDEX, {"format": _FORMAT, "files": files, "state": dict(state)})
     for old in folder.glob("*.safetensors"):
         if old.name not in files.values():
             old.unlink(missing_ok=True)
@@ -84,7 +85,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, T
     Raises:
         RecoverError: when it is damaged.
     """
-    if not (folder / _INDEX).exists():
+    if not (folder / INDEX).exists():
         return None
     index = _read_index(folder)
     parts: dict[str, dict[str, Tensor]] = {}
@@ -98,7 +99,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, T
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / _INDEX
+    path = folder / INDEX
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["format"] == _FORMAT and {"files", "state"} <= index.keys():
