@@ -60,6 +60,13 @@ Formats = Annotated[
         "litert_dynamic, or in int8 onnx_int8, saved_model_int8, litert_int8."
     ),
 ]
+DynamicAxes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dynamic-axis",
+        help="A size beside the batch that callers choose: input_ids:1=sequence, *:2=height; again for more.",
+    ),
+]
 Budget = Annotated[
     list[str] | None,
     typer.Option(help="What may be left: params=0.1 (a fraction), macs=50000000 (a count), latency=0.5x."),

@@ -6,8 +6,8 @@ import importlib
 import importlib.util
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,11 +23,13 @@ Layout = Literal["nchw", "nhwc"]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input of a file: name, NumPy dtype, shape (None where it is free)."""
+    """One input of a file: name, NumPy dtype, shape (None where it is free), and what free sizes are called
+    (None elsewhere; empty where the format has no names for them)."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
+    free: tuple[str | None, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -66,6 +68,7 @@ class Source:
         data: Calibration batches, for formats that quantize.
         int8: A quantized (QDQ) ONNX file, if there is one.
         layout: Dimension order of image inputs in the file's signature.
+        axes: Dimensions of the inputs to leave free beside the batch, with what they are called.
         scratch: A folder that lives as long as the export, for what several formats are made from.
     """
 
@@ -76,6 +79,7 @@ class Source:
     data: Iterable[Any] | None = None
     int8: Path | None = None
     layout: Layout = "nchw"
+    axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     scratch: Path | None = None
 
     def quantized(self, name: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,8 +16,9 @@ from penjing.batches import take_apart
 from penjing.brief import Brief, InShort
 from penjing.errors import ExportError, VerifyError
 from penjing.events import Event, Listener, silent
+from penjing.export.axes import SIZES_OF_A_FILE, DynamicAxes, axes_by_input
 from penjing.export.base import Exporter, Layout, Runner, Source, get_format
-from penjing.export.inputs import Feeds, as_feeds, fitted, input_names, num_samples, resized
+from penjing.export.inputs import Feeds, as_feeds, fitted, identifier, input_names, num_samples, resized
 from penjing.export.onnx import FIXED_BATCH, OnnxRunner, export_onnx
 from penjing.export.onnx_examples import example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
@@ -117,6 +118,7 @@ def export(
     example_inputs: Any = None,
     data: Iterable[Any] | None = None,
     int8: Path | str | None = None,
+    dynamic_axes: DynamicAxes | None = None,
     opset: int | None = None,
     layout: Layout = "nchw",
     batch_sizes: Sequence[int] = (1, 3, 8),
@@ -136,6 +138,8 @@ def export(
             calibrated with them. Without it, verification uses ``example_inputs``.
         int8: A quantized (QDQ) ONNX file for the ``*_int8`` ONNX and SavedModel formats; when given,
             ``onnx_int8`` is written without being asked for.
+        dynamic_axes: Sizes of a module's inputs beside the batch that callers choose, as in `export_onnx`;
+            a format that cannot leave one free says so in its notes.
         opset: ONNX operator set.
         layout: ``"nhwc"`` gives TensorFlow formats a channels-last image signature.
         batch_sizes: What verification feeds.
@@ -157,14 +161,23 @@ def export(
             raise ExportError(
                 f"format {name!r} is made from a torch module, not from ONNX", remedy="Leave it out"
             )
+        if dynamic_axes:
+            raise ExportError(
+                SIZES_OF_A_FILE,
+                layer="dynamic_axes",
+                remedy="Leave it out, or give the torch module",
+            )
     folder = Path(folder)
     listen(Event("export", "start", 0, len(exporters), "file"))
     with temporary() as scratch:
         started = time.perf_counter()
         needed = any(exporter.from_onnx for exporter in exporters)
-        onnx_path, reference, feeds = _onnx_source(model, scratch, example_inputs, data, opset, needed)
+        onnx_path, reference, feeds = _onnx_source(
+            model, scratch, example_inputs, data, dynamic_axes, opset, needed
+        )
         onnx_seconds = time.perf_counter() - started
         fixed = _fixed_batch(onnx_path) if needed else ()
+        axes = axes_by_input(dynamic_axes, {name: array.shape for name, array in feeds.items()})
         source = Source(
             onnx=onnx_path,
             feeds=feeds,
@@ -173,6 +186,7 @@ def export(
             data=data,
             int8=None if int8 is None else Path(int8),
             layout=layout,
+            axes=axes,
             scratch=scratch,
         )
         files: list[ExportedFile] = []
@@ -211,6 +225,7 @@ def _onnx_source(
     scratch: Path,
     example_inputs: Any,
     data: Iterable[Any] | None,
+    dynamic_axes: DynamicAxes | None,
     opset: int | None,
     needed: bool,
 ) -> tuple[Path, Runner, Feeds]:
@@ -220,7 +235,9 @@ def _onnx_source(
         example_inputs = take_apart(real)[0] if example_inputs is None else example_inputs
         path = scratch / "model.onnx"
         if needed:
-            export_onnx(model, path, example_inputs, dynamic_batch="auto", opset=opset)
+            export_onnx(
+                model, path, example_inputs, dynamic_batch="auto", dynamic_axes=dynamic_axes, opset=opset
+            )
         names = input_names(model, example_inputs)
         feeds = as_feeds(example_inputs, names)
         if real is not None:
@@ -265,22 +282,24 @@ def _one(
     if tolerance is None:
         tolerance = max(exporter.tolerance, _STEPS * _step(_floats(reference, source)))
     allowed = None if exporter.quantized else tolerance
+    runner = _opened(exporter, path, reference, source)
+    layout = source.layout if exporter.changes_layout else "nchw"
     try:
         found = verify(
-            _opened(exporter, path, reference, source),
+            runner,
             reference,
             resized(source.feeds, max(1, *(min(b, num_samples(source.feeds)) for b in batch_sizes))),
             batch_sizes=batch_sizes,
             metric=metric,
             tolerance=allowed,
             quantized=exporter.quantized,
-            layout=source.layout if exporter.changes_layout else "nchw",
+            layout=layout,
             source=source.onnx if exporter.from_onnx else None,
         )
     except VerifyError as error:
         error.layer = f"{exporter.name} ({path.name})"
         raise
-    notes = (*notes, *given, *found.notes, *_state(reference))
+    notes = (*notes, *given, *_fixed_axes(runner, source.axes, layout), *found.notes, *_state(reference))
     return ExportedFile(exporter.name, path, size_bytes(path), seconds, found, notes)
 
 
@@ -304,6 +323,16 @@ def _fixed_batch(onnx_path: Path) -> tuple[str, ...]:
     """Why the batch of all files is fixed, if the network leaves no choice."""
     metadata = onnx.load(str(onnx_path), load_external_data=False).metadata_props
     return tuple(entry.value for entry in metadata if entry.key == FIXED_BATCH)
+
+
+def _fixed_axes(runner: Runner, axes: Mapping[str, Mapping[int, str]], layout: Layout) -> Iterator[str]:
+    """Which sizes were to be free and are not."""
+    for spec in runner.inputs:
+        own = next((axes[key] for key in axes if identifier(key) == identifier(spec.name)), {})
+        for dim, name in own.items():
+            at = (0, 3, 1, 2)[dim] if layout == "nhwc" and len(spec.shape) == 4 else dim
+            if spec.shape and (size := spec.shape[at]) is not None:
+                yield f"{name} (dimension {at} of {spec.name}) is fixed at {size}"
 
 
 def _state(reference: Runner) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from penjing.errors import ExportError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.coexist import quiet_tf
 from penjing.export.inputs import Feeds, as_feeds, fitted, num_samples, single
-from penjing.export.saved_model import SIGNATURE, noted_names, write_saved_model
+from penjing.export.saved_model import SIGNATURE, free_or_fixed, noted_names
 from penjing.files import atomic_write, temporary
 
 CALIBRATION_SAMPLES = 256
@@ -204,7 +204,7 @@ class _LiteRTExporter(Exporter):
         with temporary() as folder:
             saved = (source.scratch or folder) / "saved_model"
             if not saved.is_dir():
-                write_saved_model(source.onnx, saved, layout=source.layout)
+                free_or_fixed(source, source.onnx, saved)  # what is fixed is seen in the file, and noted
             return write_litert(saved, path, precision=self.precision, samples=samples)
 
     def open(self, path: Path) -> Runner:

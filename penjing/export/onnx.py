@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,15 +20,17 @@ from torch import nn
 from torch.export.graph_signature import ConstantArgument, OutputKind
 
 from penjing.errors import ExportError, TraceError, VerifyError
+from penjing.export.axes import DynamicAxes, axes_by_input
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.coexist import make_peace
 from penjing.export.folding import fold_weights
-from penjing.export.inputs import Feeds, as_call, output_names
+from penjing.export.inputs import Feeds, as_call, output_names, tensors_of
 from penjing.export.inputs import input_names as default_input_names
 from penjing.export.onnx_indices import widen_indices
 from penjing.export.onnx_pads import merge_pads
 from penjing.export.onnx_softmax import floor_masked
 from penjing.export.program_ops import target_name
+from penjing.export.recurrent_shapes import traced_lengths, translated_lengths
 from penjing.export.translations import even_bounds, slice_splits, translations
 from penjing.files import atomic_write
 from penjing.floats import autocast_off
@@ -50,6 +53,12 @@ FIXED_BATCH = "fixed_batch"
 
 _KEPT_NODE_METADATA = "pkg.torch.onnx.name_scopes"
 
+_ANY = torch.export.Dim.DYNAMIC
+_SYMBOL = re.compile(r"s\d+")
+_SPECIALIZED = re.compile(
+    r"\.size\(\)\[(\d+)\] as dynamic but your code specialized it to be a constant \((\d+)\)"
+)
+
 
 def export_onnx(
     model: nn.Module,
@@ -57,6 +66,7 @@ def export_onnx(
     example_inputs: Any,
     *,
     dynamic_batch: bool | Literal["auto"] = True,
+    dynamic_axes: DynamicAxes | None = None,
     opset: int | None = None,
     input_names: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
@@ -74,6 +84,9 @@ def export_onnx(
             batch.
         dynamic_batch: Leave the batch size free. ``"auto"`` fixes it only where the model itself does; the
             file's metadata says then why (key ``fixed_batch``).
+        dynamic_axes: Sizes beside the batch that callers choose: input name or pattern → dimension → what it
+            is called, such as ``{"image": {2: "height", 3: "width"}}`` or ``{"*": {1: "sequence"}}``. The
+            example needs at least 2 there.
         opset: ONNX operator set, by default 20.
         input_names: Names for the inputs; by default ``input``, or the argument names where there are
             several.
@@ -83,22 +96,26 @@ def export_onnx(
         The path written.
 
     Raises:
-        ExportError: naming the op or the reason when the model cannot be expressed, or the batch cannot be
-            free.
+        ExportError: naming the op or the reason when the model cannot be expressed, or the batch or an axis
+            cannot be free.
     """
     path = Path(path)
     opset = DEFAULT_OPSET if opset is None else opset
     make_peace()
     args, kwargs = as_call(example_inputs, model)
     names = list(input_names) if input_names is not None else default_input_names(model, example_inputs)
+    shapes = {name: value.shape for name, value in zip(names, tensors_of((args, kwargs)), strict=False)}
+    free = _Free(dynamic_batch, axes_by_input(dynamic_axes, shapes))
     with inference(model), quiet():
-        program, fixed = _to_program(model, args, kwargs, dynamic_batch, names)
-        graph = _to_onnx(program, names, opset, model)
+        with traced_lengths() if free.axes else contextlib.nullcontext():
+            program, fixed = _to_program(model, args, kwargs, free, names)
+        with translated_lengths() if free.axes else contextlib.nullcontext():
+            graph = _to_onnx(program, names, opset, model)
         _set_apart(graph.graph)
         merge_pads(graph.graph)
         floor_masked(graph.graph)
         widen_indices(graph.graph)
-        _name_batch(graph.graph)
+        _name_sizes(graph.graph, free.axes)
         _clean(graph, opset, {**({FIXED_BATCH: fixed} if fixed else {}), **(metadata or {})})
         _save(graph, path)
     _check(path)
@@ -128,13 +145,21 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class _Free:
+    """Which sizes are to be free: of the batch (or ``"auto"``), and of other axes by input."""
+
+    batch: bool | str
+    axes: Mapping[str, Mapping[int, str]]
+
+
 def _to_program(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool | str, names: Sequence[str]
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: _Free, names: Sequence[str]
 ) -> tuple[torch.export.ExportedProgram, str]:
     """The traced network, and why its batch is fixed if it was to be free; a second try knows what the
     forward decides in Python."""
     try:
-        return _program(model, args, kwargs, dynamic, names, ())
+        return _program(model, args, kwargs, free, names, ())
     except ExportError as refusal:
         try:
             decisions = decide(model, args, kwargs)
@@ -145,7 +170,7 @@ def _to_program(
         if not decisions:
             raise
         try:
-            return _program(model, args, kwargs, dynamic, names, decisions)
+            return _program(model, args, kwargs, free, names, decisions)
         except ExportError:
             raise refusal from refusal.__cause__
 
@@ -154,7 +179,7 @@ def _program(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    dynamic: bool | str,
+    free: _Free,
     names: Sequence[str],
     decisions: Sequence[Decision],
 ) -> tuple[torch.export.ExportedProgram, str]:
@@ -167,52 +192,85 @@ def _program(
         )
     batch = tensors[0].shape[0] if tensors and tensors[0].ndim else 0
     batched = [isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch for leaf in leaves]
+    named = iter(names)
+    axes = [free.axes.get(next(named), {}) if isinstance(leaf, torch.Tensor) else {} for leaf in leaves]
+
+    def traced(dim: Any) -> torch.export.ExportedProgram:
+        """With the batch left free as ``dim``, or as it is."""
+        # A batch of one would be read as a constant, so the example is doubled. Copies in any case:
+        # torch.export leaves a mark on tensors that it was given with a free dimension.
+        doubled = 2 if batch == 1 and dim is not None else 1
+        given = [
+            torch.cat([leaf] * (doubled if is_batched else 1)) if is_batched or (own and leaf.ndim) else leaf
+            for leaf, is_batched, own in zip(leaves, batched, axes, strict=True)
+        ]
+        shapes = [
+            {**({0: dim} if is_batched and dim is not None else {}), **dict.fromkeys(own, _ANY)} or None
+            for is_batched, own in zip(batched, axes, strict=True)
+        ]
+        dyn_args, dyn_kwargs = torch.utils._pytree.tree_unflatten(given, spec)
+        by_parameter = _by_parameter(model, *torch.utils._pytree.tree_unflatten(shapes, spec))
+        with replayed(decisions), forgotten(model):
+            return torch.export.export(
+                model,
+                dyn_args,
+                dyn_kwargs,
+                dynamic_shapes=by_parameter if any(shapes) else None,
+                strict=False,
+            )
+
     failure: Exception | None = None
     fixed = ""
-    if dynamic and batch:
-        for dim in (torch.export.Dim("batch"), torch.export.Dim.DYNAMIC):
-            # A batch of one would be read as a constant, so the example is doubled. Copies in any case:
-            # torch.export leaves a mark on tensors that it was given with a free dimension.
-            wide = [
-                torch.cat([leaf] * (2 if batch == 1 else 1)) if is_batched else leaf
-                for leaf, is_batched in zip(leaves, batched, strict=True)
-            ]
-            shapes = [({0: dim} if is_batched else None) for is_batched in batched]
-            dyn_args, dyn_kwargs = torch.utils._pytree.tree_unflatten(wide, spec)
-            shape_args, shape_kwargs = torch.utils._pytree.tree_unflatten(shapes, spec)
-            watch = BatchWatch()
-            try:
-                with replayed(decisions), forgotten(model), watch:
-                    program = torch.export.export(
-                        model,
-                        dyn_args,
-                        dyn_kwargs,
-                        dynamic_shapes=_by_parameter(model, shape_args, shape_kwargs),
-                        strict=False,
-                    )
-                _check_states(program)
-                _check_unit(program)
-                _check_groups(program)
-                return program, ""
-            except Exception as error:  # torch.export raises many kinds; all are reported below
-                failure = error
-                told = _first_line(error)
-                plain = told.startswith("Constraints violated")
-                reason = why_fixed(model, args, kwargs) if plain else told
-                fixed = f"every batch has {batch} samples: {FIXED}{watch.at}: {reason}"
-        if dynamic != "auto":
-            raise ExportError(
-                f"the batch size cannot be left free: {_first_line(failure)}",
-                remedy="Pass dynamic_batch=False (or 'auto') to keep the batch size of example_inputs",
-            ) from failure
-    try:
-        with replayed(decisions), forgotten(model):
-            return torch.export.export(model, args, kwargs, strict=False), fixed
-    except Exception as error:
+    for dim in (torch.export.Dim("batch"), _ANY) if free.batch and batch else ():
+        watch = BatchWatch()
+        try:
+            with watch:
+                program = traced(dim)
+            _check_states(program)
+            _check_unit(program)
+            _check_groups(program)
+            return program, ""
+        except Exception as error:  # torch.export raises many kinds; all are reported below
+            failure = error
+            told = _first_line(error)
+            plain = told.startswith("Constraints violated")
+            reason = why_fixed(model, args, kwargs) if plain else told
+            fixed = f"every batch has {batch} samples: {FIXED}{watch.at}: {reason}"
+    is_bound = failure is not None and free.batch != "auto"
+    if not is_bound or free.axes:  # where axes are at fault, the batch is not
+        try:
+            program = traced(None)
+        except Exception as error:
+            raise (_refused_axes(error, free.axes) if free.axes else _untraceable(model, error)) from error
+    if is_bound:
         raise ExportError(
-            f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}",
-            remedy="Check that example_inputs fit the forward, and that it has no data-dependent branch",
-        ) from error
+            f"the batch size cannot be left free: {_first_line(failure)}",
+            remedy="Pass dynamic_batch=False (or 'auto') to keep the batch size of example_inputs",
+        ) from failure
+    return program, fixed
+
+
+def _untraceable(model: nn.Module, error: Exception) -> ExportError:
+    return ExportError(
+        f"torch.export cannot trace {type(model).__name__}: {_first_line(error)}",
+        remedy="Check that example_inputs fit the forward, and that it has no data-dependent branch",
+    )
+
+
+def _refused_axes(error: Exception, axes: Mapping[str, Mapping[int, str]]) -> ExportError:
+    """Which axes the forward fixes, as far as torch says so."""
+    at = {(int(dim), int(size)) for dim, size in _SPECIALIZED.findall(str(error))}
+    asked = [(key, dim, name) for key, own in axes.items() for dim, name in own.items()]
+    blamed = [one for one in asked if one[1] in {dim for dim, _ in at}] or asked
+    told = ", ".join(dict.fromkeys(f"{name} (dimension {dim} of {key})" for key, dim, name in blamed))
+    sizes = ", ".join(sorted({str(size) for _, size in at}))
+    reason = f"the forward computes with it as the number {sizes}" if at else _first_line(error)
+    return ExportError(
+        f"the size cannot be left free: {told}: {reason}",
+        layer="dynamic_axes",
+        remedy="Leave it out, or change the forward; a traced graph (a pruned network whose class could not "
+        "follow, a stored program, an ONNX file) holds such sizes as numbers",
+    )
 
 
 def _check_states(program: torch.export.ExportedProgram) -> None:
@@ -352,19 +410,40 @@ def _set_apart(graph: Any) -> None:
             taken.add(value.name)
 
 
-def _name_batch(graph: Any) -> None:
-    """Call a free batch ``batch`` where the tracer has a symbol of its own for it, such as ``s77``."""
+def _name_sizes(graph: Any, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Call free sizes as the user does, and a free batch ``batch``, where the tracer has symbols of its own
+    for them, such as ``s77``."""
     import onnx_ir
 
+    names: dict[str, str] = {}
+    for value in graph.inputs:
+        for dim, name in axes.get(value.name, {}).items():
+            symbol = str(value.shape[dim])
+            if symbol.isdecimal():
+                raise ExportError(
+                    f"the size cannot be left free: {name} (dimension {dim} of {value.name}): ONNX has no "
+                    "operator for a layer that walks along it, which is unrolled",
+                    layer="dynamic_axes",
+                    remedy="Leave it out; of recurrent layers LSTM and GRU can be free",
+                )
+            if names.setdefault(symbol, name) != name:
+                raise ExportError(
+                    f"{names[symbol]} and {name} are always the same size in this network",
+                    layer="dynamic_axes",
+                    remedy="Give both one name",
+                )
     firsts = (value.shape[0] for value in graph.inputs if value.shape)
-    symbol = next((dim.value for dim in firsts if not isinstance(dim, int) and dim.value), "batch")
-    if not re.fullmatch(r"s\d+", symbol):
+    batch = next((dim.value for dim in firsts if not isinstance(dim, int) and dim.value), "batch")
+    names = {symbol: name for symbol, name in {batch: "batch", **names}.items() if _SYMBOL.fullmatch(symbol)}
+    if not names:
         return
+    pattern = re.compile(rf"\b({'|'.join(names)})\b")
     for value in (*graph.inputs, *(out for node in graph.all_nodes() for out in node.outputs)):
         if value.shape is not None:  # a new one, as some are frozen; a dim may be a term, such as 4*s77
             dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
             value.shape = onnx_ir.Shape(
-                re.sub(rf"\b{symbol}\b", "batch", dim) if isinstance(dim, str) else dim for dim in dims
+                pattern.sub(lambda found: names[found[0]], dim) if isinstance(dim, str) else dim
+                for dim in dims
             )
 
 
@@ -474,7 +553,12 @@ class OnnxRunner(Runner):
             ) from error
         self.runtime = f"onnxruntime {ort.__version__}"
         self.inputs = tuple(
-            TensorSpec(i.name, _numpy_type(i.type), tuple(d if isinstance(d, int) else None for d in i.shape))
+            TensorSpec(
+                i.name,
+                _numpy_type(i.type),
+                tuple(dim if isinstance(dim, int) else None for dim in i.shape),
+                tuple(dim if isinstance(dim, str) else None for dim in i.shape),
+            )
             for i in self.session.get_inputs()
         )
         self.outputs = tuple(o.name for o in self.session.get_outputs())

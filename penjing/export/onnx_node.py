@@ -131,14 +131,16 @@ def spatial_pads(
 
 
 def transpose_crops(
-    node: OnnxNode[Any], full: Sequence[int], extra: Sequence[int], sizes: Sequence[int], strides: list[int]
+    node: OnnxNode[Any], full: Sequence[Any], extra: Sequence[int], sizes: Sequence[Any], strides: list[int]
 ) -> list[tuple[int, int]]:
     """What ``pads`` (or the wished ``output_shape``) of a ConvTranspose cuts from either end of the full
-    result."""
+    result; sizes that are free are no integers, and only ``pads`` can do without them."""
     wished = node.attr("output_shape")
     auto = node.text("auto_pad", "NOTSET")
     if wished is None and auto in ("SAME_UPPER", "SAME_LOWER"):
         wished = [n * s for n, s in zip(sizes, strides, strict=True)]
+    if wished is not None and not all(isinstance(n, int) for n in sizes):
+        raise node.error("auto_pad and output_shape need a fixed image size")
     if wished is not None:
         totals = [n + e - int(w) for n, e, w in zip(full, extra, wished[-len(full) :], strict=True)]
         # SAME_UPPER leaves the larger cut at the end, anything else at the start (ONNX ConvTranspose).

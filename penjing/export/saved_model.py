@@ -30,7 +30,9 @@ _NOTES = Path("assets.extra")
 ``assets.extra`` is the format's own place for such files."""
 
 
-def write_saved_model(onnx_path: Path | str, folder: Path | str, *, layout: Layout = "nchw") -> Path:
+def write_saved_model(
+    onnx_path: Path | str, folder: Path | str, *, layout: Layout = "nchw", sizes: Feeds | None = None
+) -> Path:
     """Write an ONNX file (fp32 or QDQ) as a SavedModel folder.
 
     Args:
@@ -38,6 +40,7 @@ def write_saved_model(onnx_path: Path | str, folder: Path | str, *, layout: Layo
         folder: The folder; replaced atomically.
         layout: ``"nchw"`` keeps ONNX's order in the signature; ``"nhwc"`` takes and gives image tensors
             (rank 4) with channels last, as TensorFlow users expect.
+        sizes: Example inputs by name, to whose sizes all that the file leaves free but the batch is fixed.
 
     Returns:
         The folder.
@@ -49,7 +52,7 @@ def write_saved_model(onnx_path: Path | str, folder: Path | str, *, layout: Layo
 
     folder = Path(folder)
     with quiet_tf():
-        module, function = trace_onnx(onnx_path, layout=layout)
+        module, function = trace_onnx(onnx_path, layout=layout, sizes=sizes)
         with atomic_dir(folder) as aside:
             tf.saved_model.save(module, str(aside), signatures={SIGNATURE: function})
             (aside / _NOTES).mkdir(exist_ok=True)
@@ -60,14 +63,14 @@ def write_saved_model(onnx_path: Path | str, folder: Path | str, *, layout: Layo
 
 
 def trace_onnx(
-    onnx_path: Path | str, *, layout: Layout = "nchw", batch: int | None = None
+    onnx_path: Path | str, *, layout: Layout = "nchw", sizes: Feeds | None = None
 ) -> tuple[Any, Any]:
     """A `tf.Module` that owns the weights, and its concrete function.
 
     Args:
         onnx_path: The ONNX file.
         layout: As in `write_saved_model`.
-        batch: Fix the free first dimension of the inputs to this size.
+        sizes: As in `write_saved_model`.
     """
     from penjing.export.tf_ops.backend import tf
     from penjing.export.tf_ops.trace import GraphTracer
@@ -75,7 +78,7 @@ def trace_onnx(
     model = onnx_ir.from_proto(onnx.load(str(onnx_path)))
     merge_pads(model.graph)
     tracer = GraphTracer(onnx_ir.to_proto(model))
-    specs = [_spec(info, layout, batch) for info in tracer.inputs]
+    specs = [_spec(info, layout, sizes or {}) for info in tracer.inputs]
     input_names = [info.name for info in tracer.inputs]
     output_names = [info.name for info in tracer.graph.output]
     for names in (input_names, output_names):
@@ -111,17 +114,33 @@ def trace_onnx(
     return module, function.get_concrete_function()
 
 
-def _spec(info: onnx.ValueInfoProto, layout: Layout, batch: int | None) -> Any:
+def _spec(info: onnx.ValueInfoProto, layout: Layout, sizes: Feeds) -> Any:
     from penjing.export.tf_ops.backend import tf
 
     kind = info.type.tensor_type
     dims = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
-    if batch is not None and dims and dims[0] is None:
-        dims[0] = batch
+    if (example := sizes.get(info.name)) is not None:
+        dims = [
+            n if i and dim is None else dim
+            for i, (dim, n) in enumerate(zip(dims, example.shape, strict=True))
+        ]
     if layout == "nhwc" and len(dims) == 4:
         dims = [dims[0], dims[2], dims[3], dims[1]]
     dtype = tf.as_dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
     return tf.TensorSpec(dims, dtype, name=identifier(info.name))
+
+
+def free_or_fixed(source: Source, onnx_path: Path, folder: Path) -> tuple[str, ...]:
+    """Write one of the source's files as a SavedModel; where TensorFlow cannot leave its sizes free, with
+    fixed ones, and a note that says why."""
+    try:
+        write_saved_model(onnx_path, folder, layout=source.layout)
+    except ExportError as error:
+        if not source.axes:
+            raise
+        write_saved_model(onnx_path, folder, layout=source.layout, sizes=source.feeds)
+        return (f"sizes beside the batch are fixed: {error.cause}",)
+    return ()
 
 
 class SavedModelRunner(Runner):
@@ -197,9 +216,9 @@ class SavedModelExporter(Exporter):
         """A folder with ``saved_model.pb`` in it."""
         return (path / "saved_model.pb").is_file()
 
-    def write(self, source: Source, path: Path) -> None:
+    def write(self, source: Source, path: Path) -> tuple[str, ...]:
         """Translate the ONNX file."""
-        write_saved_model(source.onnx, path, layout=source.layout)
+        return free_or_fixed(source, source.onnx, path)
 
     def open(self, path: Path) -> Runner:
         """The folder in TensorFlow."""
@@ -214,6 +233,6 @@ class QuantizedSavedModelExporter(SavedModelExporter):
     filename: ClassVar[str] = "saved_model_int8"
     quantized: ClassVar[bool] = True
 
-    def write(self, source: Source, path: Path) -> None:
+    def write(self, source: Source, path: Path) -> tuple[str, ...]:
         """Translate the given int8 file."""
-        write_saved_model(source.quantized(self.name), path, layout=source.layout)
+        return free_or_fixed(source, source.quantized(self.name), path)

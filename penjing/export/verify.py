@@ -15,12 +15,14 @@ from torch import nn
 
 from penjing.batches import take_apart
 from penjing.errors import PenjingError, VerifyError
+from penjing.export.axes import FreeSize, free_sizes
 from penjing.export.base import Runner, open_file
 from penjing.export.inputs import (
     Feeds,
     as_call,
     as_feeds,
     identifier,
+    num_samples,
     output_names,
     resized,
     to_numpy,
@@ -46,7 +48,7 @@ Metric = Callable[[Runner], float]
 
 @dataclass(frozen=True)
 class VerifyRow:
-    """One batch size.
+    """One batch size, or another size that the file leaves free.
 
     Attributes:
         batch: Samples fed.
@@ -59,6 +61,7 @@ class VerifyRow:
         shapes: Output shapes of the file.
         shapes_match: Whether they equal the reference's.
         finite: Whether every value is finite where the reference is.
+        free: The size that was other than the example's, such as ``"height = 128"``; "" for the example's.
     """
 
     batch: int
@@ -69,6 +72,12 @@ class VerifyRow:
     shapes: tuple[tuple[int, ...], ...]
     shapes_match: bool
     finite: bool
+    free: str = ""
+
+    @property
+    def fed(self) -> str:
+        """What was fed, for people."""
+        return f"batch {self.batch}" + (f", {self.free}" if self.free else "")
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class VerifyResult:
     Attributes:
         path: The file.
         runtime: Runtime and version.
-        rows: One for each batch size.
+        rows: One for each batch size, and one for each other size that the file leaves free.
         tolerance: What was allowed.
         quantized: Whether ``rms_relative`` was compared (quantized files) or ``relative``.
         metric: The task metric of the file, if one was asked for.
@@ -101,12 +110,12 @@ class VerifyResult:
 
     @property
     def max_abs(self) -> float:
-        """Largest absolute difference over all batch sizes."""
+        """Largest absolute difference over all rows."""
         return max(row.max_abs for row in self.rows)
 
     @property
     def relative(self) -> float:
-        """Largest relative difference over all batch sizes."""
+        """Largest relative difference over all rows."""
         return max(row.relative for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,6 +204,9 @@ def verify(
 ) -> VerifyResult:
     """Run a file in its own runtime on several batch sizes and compare it with the reference.
 
+    What the file leaves free beside the batch is fed at another size, too: twice the example's, or half of it
+    where the model takes no more.
+
     Args:
         file: An exported file, opened from disk, or a runner that already did.
         reference: The module (run in inference mode) or another file's runner.
@@ -228,32 +240,53 @@ def verify(
     sizes = [fixed] if unbatched and fixed is not None else sorted(set(batch_sizes))
     graph = runner.path if runner.path.suffix.lower() == ".onnx" else source
     rounded = cache(lambda: None if graph is None else sigmoid_outputs(graph))
-    rows = []
+    rows: list[VerifyRow] = []
+    dropped: list[VerifyRow] = []
     notes: list[str] = []
-    dropped, failure = False, None
-    for size in sizes:
-        given = resized(feeds, size)
+
+    def compared(given: Feeds, free: str = "") -> Exception | None:
+        """Add a row; or what the model itself raises on these inputs."""
         try:
             theirs = reference.run(given)
         except Exception as error:  # any that a forward can raise
-            notes.append(f"not compared with batch {size}, on which the model itself fails: {_told(error)}")
-            failure = error
-            continue
+            return error
         order = _order(runner, reference)
         ours = _run(runner, given, layout)
         ours = [ours[i] for i in order] if order else ours
         floors = _floors([runner.outputs[i] for i in order], theirs, rounded)
-        rows.append(_compare(size, ours, theirs, floors))
-        dropped |= size == 1 and any(t.ndim < o.ndim for t, o in zip(theirs, ours, strict=False))
+        rows.append(row := _compare(num_samples(given), ours, theirs, floors, free))
+        if row.batch == 1 and any(t.ndim < o.ndim for t, o in zip(theirs, ours, strict=False)):
+            dropped.append(row)
+        return None
+
+    fed: list[Feeds] = []
+    failure = None
+    for size in sizes:
+        given = resized(feeds, size)
+        if (error := compared(given)) is None:
+            fed.append(given)
+        else:
+            notes.append(f"not compared with batch {size}, on which the model itself fails: {_told(error)}")
+            failure = error
     if failure is not None and not rows:
         if isinstance(failure, PenjingError):
             raise failure
         raise VerifyError(notes[-1], layer=str(runner.path), remedy="Give inputs that the model takes")
+    for one in _free_sizes(runner, fed[0], layout):
+        for size, given in one.changed(fed[0]):
+            if (error := compared(given, f"{one.name} = {size}")) is None:
+                fed.append(given)
+                break
+        else:
+            assert error is not None
+            notes.append(
+                f"not compared with another {one.name}, on which the model itself fails: {_told(error)}"
+            )
     measure = "rms_relative" if quantized else "relative"
     bad = [row for row in rows if not (row.shapes_match and row.finite and getattr(row, measure) <= allowed)]
     diverges = None
     if bad:
-        diverges = _diverging(runner, reference, resized(feeds, bad[0].batch), allowed, source)
+        diverges = _diverging(runner, reference, fed[rows.index(bad[0])], allowed, source)
     result = VerifyResult(
         path=str(runner.path),
         runtime=runner.runtime,
@@ -261,13 +294,13 @@ def verify(
         tolerance=allowed,
         quantized=quantized,
         metric=None if metric is None else float(metric(runner)),
-        latency_ms=_latency(runner, _turned(resized(feeds, rows[0].batch), layout)),
+        latency_ms=_latency(runner, _turned(fed[0], layout)),
         ok=not bad,
         diverges_at=diverges,
         notes=tuple(notes),
     )
     if bad and raise_on_failure:
-        remedy = _DROPS if dropped and bad[0].batch == 1 else _REMEDY
+        remedy = _DROPS if bad[0] in dropped else _REMEDY
         raise VerifyError(_why(bad[0], measure, allowed, diverges), layer=str(runner.path), remedy=remedy)
     return result
 
@@ -299,6 +332,18 @@ def _diverging(
 
 def _has_free_dimension(runner: Runner) -> bool:
     return any(spec.shape and spec.shape[0] is None for spec in runner.inputs)
+
+
+def _free_sizes(runner: Runner, feeds: Feeds, layout: str) -> list[FreeSize]:
+    """What the file leaves free beside the batch, by the dimensions of the reference's inputs."""
+    shapes: dict[str, list[int | None]] = {}
+    names: dict[str, list[str | None]] = {}
+    for spec in runner.inputs:
+        rank = len(spec.shape)
+        places = (0, 3, 1, 2) if layout == "nhwc" and rank == 4 else range(rank)
+        shapes[spec.name] = [spec.shape[i] for i in places]
+        names[spec.name] = [spec.free[i] if spec.free else None for i in places]
+    return free_sizes(shapes, names, feeds)
 
 
 def _turned(feeds: Feeds, layout: str) -> Feeds:
@@ -352,7 +397,9 @@ def _is_tiny(output: np.ndarray) -> bool:
     return bool(finite.size and np.abs(finite).max() < SMALLEST_SCALE)
 
 
-def _compare(batch: int, ours: list[np.ndarray], theirs: list[np.ndarray], floors: list[float]) -> VerifyRow:
+def _compare(
+    batch: int, ours: list[np.ndarray], theirs: list[np.ndarray], floors: list[float], free: str
+) -> VerifyRow:
     shapes = tuple(tuple(o.shape) for o in ours)
     match = shapes == tuple(tuple(t.shape) for t in theirs)
     max_abs = relative = rms = 0.0 if match else float("inf")
@@ -371,7 +418,7 @@ def _compare(batch: int, ours: list[np.ndarray], theirs: list[np.ndarray], floor
         rms = max(rms, float(np.sqrt(np.mean(difference**2)) / max(size, 1e-12)))
     if match and ours and ours[0].ndim == 2 and ours[0].shape[1] > 1:
         agreement = float(np.mean(ours[0].argmax(1) == theirs[0].argmax(1)))
-    return VerifyRow(batch, max_abs, relative, rms, agreement, shapes, match, finite)
+    return VerifyRow(batch, max_abs, relative, rms, agreement, shapes, match, finite, free)
 
 
 def _latency(runner: Runner, feeds: Feeds) -> float:
@@ -388,9 +435,9 @@ def _latency(runner: Runner, feeds: Feeds) -> float:
 def _why(row: VerifyRow, measure: str, allowed: float, diverges: str | None) -> str:
     where = f"; the first op that differs is {diverges}" if diverges else ""
     if not row.shapes_match:
-        return f"with batch {row.batch} it gives the shapes {list(row.shapes)}, not the model's{where}"
+        return f"with {row.fed} it gives the shapes {list(row.shapes)}, not the model's{where}"
     if not row.finite:
-        return f"with batch {row.batch} it gives values that are not finite{where}"
+        return f"with {row.fed} it gives values that are not finite{where}"
     kind = "root-mean-square" if measure == "rms_relative" else "largest"
     value = getattr(row, measure)
-    return f"with batch {row.batch} the {kind} relative difference is {value:.2e}, above {allowed:.0e}{where}"
+    return f"with {row.fed} the {kind} relative difference is {value:.2e}, above {allowed:.0e}{where}"

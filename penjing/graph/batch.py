@@ -21,7 +21,7 @@ def batch_standin(graphs: Iterable[fx.Graph]) -> int:
     Frames folded into the batch and unfolded again, ``x.view(batch // 8, 8, …)``, ask for whole eights.
     """
     standin = BATCH_PRIME
-    divisions = {division for graph in graphs for node in graph.nodes for division in _divisions(node)}
+    divisions = {division for graph in graphs for division in _divisions(graph)}
     for division in sorted(divisions, key=lambda division: (division.count_ops(), str(division))):
         whole, by = (_number(part, standin) for part in division.args)
         standin *= by // math.gcd(whole, by) if by else 1
@@ -40,10 +40,25 @@ def is_batched(node: fx.Node) -> bool:
     return any(_is_symbolic(size) and size.node.expr == batch for size in _sizes(node)[:1])
 
 
-def _divisions(node: fx.Node) -> Iterable[Any]:
-    for size in _sizes(node):
-        if _is_symbolic(size):
-            yield from size.node.expr.atoms(FloorDiv)
+def _divisions(graph: fx.Graph) -> Iterable[Any]:
+    """What is divided of the batch; other free sizes, as of a height, are of no account here."""
+    given = [_sizes(node) for node in graph.find_nodes(op="placeholder")]
+    firsts, rest = (
+        {
+            symbol
+            for sizes in given
+            for size in sizes[part]
+            if _is_symbolic(size)
+            for symbol in size.node.expr.free_symbols
+        }
+        for part in (slice(0, 1), slice(1, None))
+    )
+    for node in graph.nodes:
+        for size in _sizes(node):
+            if _is_symbolic(size):
+                for division in size.node.expr.atoms(FloorDiv):
+                    if not division.free_symbols & (rest - firsts):
+                        yield division
 
 
 def _sizes(node: fx.Node) -> list[Any]:

@@ -55,6 +55,8 @@ class QuantizeConfig(Config):
         min_agreement_db: Where the file's int8 kernels agree with the simulation of the same file to less
             than this, they must at least be as close to fp32 as the simulation is (to 1 dB), or it is an
             error; -inf never looks.
+        dynamic_axes: Of a module that is exported first, sizes beside the batch that callers of the file
+            choose: input (or a pattern) → dimension → name.
         check_samples: Samples on which the written file is compared with fp32 and with its simulation, at
             most: of every four samples one, which is kept out of calibration until there are so many.
     """
@@ -79,6 +81,7 @@ class QuantizeConfig(Config):
     ignore: tuple[str, ...] = ()
     ops: tuple[_Op, ...] = ("Conv", "Gemm", "MatMul", "LSTM", "Gather")
     min_agreement_db: float = Field(default=35.0, lt=math.inf, allow_inf_nan=True)
+    dynamic_axes: dict[str, dict[int, str]] = Field(default_factory=dict)
     check_samples: Annotated[int, Field(ge=1)] = 16
 
     @model_validator(mode="after")

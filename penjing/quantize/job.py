@@ -18,6 +18,7 @@ from torch import nn
 from penjing.batches import take_apart
 from penjing.errors import Int8LossError, QuantizeError
 from penjing.events import Listener
+from penjing.export.axes import SIZES_OF_A_FILE, DynamicAxes
 from penjing.export.onnx import FIXED_BATCH, export_onnx
 from penjing.files import atomic_write
 from penjing.floats import floats_of, only_other_floats
@@ -55,13 +56,23 @@ _SAME_DB, _POOR_DB = 60.0, 10.0
 _DEAD = "its input is constant on the calibration data"
 
 
-def as_onnx(model: nn.Module | Path | str, data: Iterable[Any], example_inputs: Any, folder: Path) -> Path:
+def as_onnx(
+    model: nn.Module | Path | str,
+    data: Iterable[Any],
+    example_inputs: Any,
+    folder: Path,
+    dynamic_axes: DynamicAxes | None = None,
+) -> Path:
     """The path of an ONNX file as it is; a module, exported into ``folder``.
 
     Raises:
-        QuantizeError: without data, or for a module with no weight in float32.
+        QuantizeError: without data, for a module with no weight in float32, or for dynamic axes of a file.
     """
     if not isinstance(model, nn.Module):
+        if dynamic_axes:
+            raise QuantizeError(
+                SIZES_OF_A_FILE, layer="dynamic_axes", remedy="Export with them, then quantize"
+            )
         return Path(model)
     if others := only_other_floats(floats_of(model.parameters())):
         raise QuantizeError(
@@ -72,7 +83,8 @@ def as_onnx(model: nn.Module | Path | str, data: Iterable[Any], example_inputs: 
         if first is None:
             raise QuantizeError("the calibration data is empty", remedy="Give at least one batch of samples")
         example_inputs = take_apart(first)[0]
-    return export_onnx(model, folder / "fp32.onnx", example_inputs, dynamic_batch="auto")
+    path = folder / "fp32.onnx"
+    return export_onnx(model, path, example_inputs, dynamic_batch="auto", dynamic_axes=dynamic_axes)
 
 
 @dataclass

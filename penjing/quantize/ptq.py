@@ -81,7 +81,7 @@ def quantize(
         else:
             config = QuantizeConfig.of(config)
             data = rereadable(data, config.samples)
-            fp32 = as_onnx(model, data, example_inputs, folder)
+            fp32 = as_onnx(model, data, example_inputs, folder, config.dynamic_axes)
             job = Job(fp32, data, config, seed, listen)
             if job.config.mode == "static":
                 job.calibrate()

@@ -257,7 +257,7 @@ def quantized_student(
         )
     with temporary() as folder:
         data = rereadable(data, config.samples)
-        source = as_onnx(model, data, example_inputs, folder)
+        source = as_onnx(model, data, example_inputs, folder, config.dynamic_axes)
         job = Job(source, data, config, seed, listen)
         job.calibrate()
         return student_of(job, folder / "prepared.onnx")

@@ -158,13 +158,19 @@ def _check_floats(space: Workspace) -> None:
         )
 
 
-def _check_opset(space: Workspace) -> None:
-    """An operator set that the exporter cannot write for is said before it is trained."""
-    opset = space.recipe.export.opset
-    if opset is not None and space.store.read("train") is None:
+def _check_export(space: Workspace) -> None:
+    """An operator set that the exporter cannot write for, or a size that the network fixes, is said before it
+    is trained."""
+    config = space.recipe.export
+    if (config.opset is not None or config.dynamic_axes) and space.store.read("train") is None:
         with temporary() as folder:
             export_onnx(
-                space.original(), folder / "model.onnx", space.examples, dynamic_batch="auto", opset=opset
+                space.original(),
+                folder / "model.onnx",
+                space.examples,
+                dynamic_batch="auto",
+                dynamic_axes=config.dynamic_axes,
+                opset=config.opset,
             )
 
 
@@ -272,7 +278,7 @@ def _checked(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tupl
     _check_labels(space)
     _check_images(space)
     check_trainings(space)
-    _check_opset(space)
+    _check_export(space)
     return space, stages
 
 

@@ -152,11 +152,14 @@ class ExportConfig(Config):
     Attributes:
         formats: Names of export formats (``penjing.export``); ``onnx`` is always among them, it is what is
             measured.
+        dynamic_axes: Sizes of inputs beside the batch that callers of the files choose: input (or a pattern)
+            → dimension → name, such as ``{"*": {1: sequence}}``; the int8 file has them, too.
         opset: ONNX opset; None takes the exporter's default.
         batch_sizes: Batch sizes at which every file is checked against the network it was made from.
     """
 
     formats: tuple[str, ...] = ("onnx", "saved_model")
+    dynamic_axes: dict[str, dict[int, str]] = Field(default_factory=dict)
     opset: int | None = Field(default=None, ge=1)
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 3, 8), min_length=1)
 
@@ -287,6 +290,15 @@ class Recipe(Config):
     def _drop_of_something(self) -> Self:
         if self.drop == "relative" and self.max_drop is None:
             raise ValueError("`drop: relative` says how `max_drop` is meant; give `max_drop`, such as 0.01")
+        return self
+
+    @model_validator(mode="after")
+    def _free_in_all_files(self) -> Self:
+        """What is free in the float files is free in the int8 file."""
+        axes = self.export.dynamic_axes
+        if not axes or self.quantize is None or self.quantize.dynamic_axes:
+            return self
+        object.__setattr__(self, "quantize", self.quantize.model_copy(update={"dynamic_axes": axes}))
         return self
 
     @model_validator(mode="after")

@@ -103,6 +103,7 @@ class FileCheck(Config):
     format: str
     runtime: str = ""
     batch: int
+    free: str = ""
     max_abs_diff: float | None = None
     rel_diff: float | None = None
     against: str = ""

@@ -41,6 +41,7 @@ def command(
     prune: Annotated[list[str] | None, typer.Option(help="key=value of a pruning option.")] = None,
     quantize: Annotated[bool, typer.Option(help="Bring the result to int8.")] = True,
     formats: common.Formats = "onnx,saved_model",
+    dynamic_axis: common.DynamicAxes = None,
     data_option: common.DataOption = None,
     batch_size: common.BatchSize = 128,
     normalize: common.Normalize = "auto",
@@ -57,6 +58,7 @@ def command(
     Prune to a budget, recover from the original, quantize, export, verify. The folder is the artifact, with a
     report. Without a budget half of the parameters stay.
     """
+    from penjing.export.axes import parse_axes
     from penjing.recipe import compress
     from penjing.recover import RecoverConfig
 
@@ -85,6 +87,7 @@ def command(
                     "weights": weights,
                     "trust": trust,
                 },
+                "export": {"dynamic_axes": parse_axes(dynamic_axis or ())},
                 "measure": {"threads": threads, "batches": sorted({1, 32, batch})},
             },
             out=out,

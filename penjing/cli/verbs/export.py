@@ -17,6 +17,7 @@ def command(
     out: common.Out,
     formats: common.Formats = "onnx,saved_model",
     int8: Annotated[Path | None, typer.Option(help="An int8 ONNX file for the int8 formats.")] = None,
+    dynamic_axis: common.DynamicAxes = None,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set.")] = None,
     verify_only: Annotated[
         bool, typer.Option("--verify-only", help="Check the files already in --out.")
@@ -35,9 +36,11 @@ def command(
     Each file is run in its own runtime at several batch sizes and compared with the network.
     """
     from penjing.export import export
+    from penjing.export.axes import parse_axes
     from penjing.files import check_folder
 
     check_folder(out)
+    axes = parse_axes(dynamic_axis or ())
     source, loaded = common.opened(model, weights=weights, options=option, trust=trust)
     feed = batches = None
     if data is not None:
@@ -66,6 +69,7 @@ def command(
             example_inputs=inputs,
             data=batches,
             int8=int8,
+            dynamic_axes=axes,
             opset=opset,
             listen=without_notes(listen),
         )
@@ -96,7 +100,9 @@ def _verify(source: Any, out: Path, chosen: tuple[str, ...], inputs: Any, batche
 
 
 def _line(found: Any) -> str:
-    batches = ", ".join(str(row.batch) for row in found.rows)
+    batches = ", ".join(
+        " ".join(filter(None, (str(row.batch), row.free and f"({row.free})"))) for row in found.rows
+    )
     return (
         f"{found.path}: agrees within {found.relative:.1e} (relative), {found.max_abs:.1e} (absolute) "
         f"at batch {batches} in {found.runtime}"

@@ -24,6 +24,7 @@ def command(
         ),
     ] = None,
     metric: common.Metric = None,
+    dynamic_axis: common.DynamicAxes = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value of any other option.")] = None,
     data_option: common.DataOption = None,
     batch_size: common.BatchSize = 128,
@@ -38,11 +39,18 @@ def command(
 
     It runs in stock ONNX Runtime's int8 kernels; beside it lie its weights as safetensors.
     """
+    from penjing.export.axes import parse_axes
     from penjing.files import check_folder
     from penjing.measure.metric import load_metric, on_arrays
     from penjing.quantize import QuantizeConfig, quantize
 
-    config = QuantizeConfig.parse({"max_drop": _points(max_drop), **common.pairs(set_, "--set")})
+    config = QuantizeConfig.parse(
+        {
+            "max_drop": _points(max_drop),
+            "dynamic_axes": parse_axes(dynamic_axis or ()),
+            **common.pairs(set_, "--set"),
+        }
+    )
     if out.suffix.lower() != ".onnx":
         out = out / "model.int8.onnx"
     check_folder(out.parent)

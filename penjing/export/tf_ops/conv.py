@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -138,13 +139,10 @@ def _conv_transpose(node: Node) -> Value:
     dilations = [int(d) for d in node.attr("dilations", [1] * count)]
     extra = [int(e) for e in node.attr("output_padding", [0] * count)]
     spans = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilations, strict=True)]
-    shape = value.shape or []
-    sizes = shape[2:]
-    if len(sizes) != count or any(size is None for size in sizes):
-        raise node.error("it needs a fixed image size")
-    full = [(int(n or 0) - 1) * s + span for n, s, span in zip(sizes, strides, spans, strict=True)]
-    crops = transpose_crops(node, full, extra, [int(n or 0) for n in sizes], strides)
     x = value.last()
+    sizes = [tf.shape(x)[1 + i] if x.shape[1 + i] is None else int(x.shape[1 + i]) for i in range(count)]
+    full = [(n - 1) * s + span for n, s, span in zip(sizes, strides, spans, strict=True)]
+    crops = transpose_crops(node, full, extra, sizes, strides)
     # A dilated kernel is one with zeros in between; the transposed op has no dilation on the CPU.
     wide = np.zeros((*w.shape[:2], *spans), w.dtype)
     wide[(slice(None), slice(None), *(slice(None, None, d) for d in dilations))] = w
@@ -154,13 +152,13 @@ def _conv_transpose(node: Node) -> Value:
     out = tf.pad(
         out, [(0, 0), *((0, max(e - after, 0)) for (_, after), e in zip(crops, extra, strict=True)), (0, 0)]
     )
-    picks = [slice(b, b + n + e - b - a) for (b, a), n, e in zip(crops, full, extra, strict=True)]
+    picks = [slice(b, min(e - a, 0) or None) for (b, a), e in zip(crops, extra, strict=True)]
     out = out[(slice(None), *picks, slice(None))]
     return Value(last=tf.nn.bias_add(out, node.x(2)) if node.has(2) else out)
 
 
 def _transposed(
-    node: Node, x: Tensor, kernel: np.ndarray, index: int, strides: list[int], full: list[int]
+    node: Node, x: Tensor, kernel: np.ndarray, index: int, strides: list[int], full: list[Any]
 ) -> Tensor:
     """One group: kernel I, O/group, spatial… → spatial…, O/group, I."""
     k = np.ascontiguousarray(kernel.transpose(*range(2, kernel.ndim), 1, 0))

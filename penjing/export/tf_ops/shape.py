@@ -185,7 +185,12 @@ def _squeeze(node: Node) -> Value:
     )
     if value.is_last and sorted(chosen) == list(range(2, rank)):
         return plain(tf.squeeze(value.tensor(), list(range(1, rank - 1))))
-    return plain(tf.squeeze(value.plain(), chosen) if chosen else value.plain())
+    x = value.plain()
+    if shape.count(None) > 1:  # where LiteRT's converter refuses its own squeeze
+        for axis in sorted(chosen, reverse=True):
+            x = tf.gather(x, 0, axis=axis)
+        return plain(x)
+    return plain(tf.squeeze(x, chosen) if chosen else x)
 
 
 @op("Unsqueeze")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from penjing.errors import Int8LossError
 from penjing.events import Event, Listener
 from penjing.export import export, open_file, verify
@@ -144,6 +146,7 @@ def export_student(space: Workspace, listen: Listener) -> Output:
             example_inputs=space.examples,
             data=space.feed.calibration(),
             int8=int8_file,
+            dynamic_axes=config.dynamic_axes if isinstance(model, nn.Module) else None,
             opset=config.opset,
             batch_sizes=config.batch_sizes,
             listen=listen,
@@ -196,6 +199,7 @@ def verify_files(space: Workspace, listen: Listener) -> Output:
                     "format": file["format"],
                     "runtime": found.runtime,
                     "batch": row.batch,
+                    "free": row.free,
                     "max_abs_diff": plain(float(row.max_abs)),
                     "rel_diff": plain(float(row.relative)),
                     "against": against,

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from penjing.errors import RecipeError
 from penjing.events import Listener
 from penjing.graph import Group, couple, trace
 from penjing.prune import Budget, Plan, PruneResult, prune
@@ -89,7 +90,7 @@ def _prune(
         options["budget"] = _budget(space, config.budget, model, share, original)
         known = original is None and not criterion  # another criterion's slots do other damage
         options["sensed"] = space.sensed if known else None
-    return prune(
+    pruned = prune(
         model,
         space.examples,
         criterion=criterion or config.criterion,
@@ -104,6 +105,14 @@ def _prune(
         listen=listen,
         **options,
     )
+    if space.recipe.export.dynamic_axes and not pruned.in_place:  # said here, not after recovery
+        raise RecipeError(
+            f"no size can be left free: the class cannot follow ({pruned.reason}), and a graph has its sizes "
+            "as numbers",
+            layer="export.dynamic_axes",
+            remedy="Leave dynamic_axes out, or take what the reason names into prune.ignore",
+        )
+    return pruned
 
 
 def _own_ratios(ratios: Mapping[str, float], model: nn.Module, *, is_first: bool) -> dict[str, float]:
