@@ -32,7 +32,13 @@ from penjing.batches import (
 from penjing.errors import RecoverError
 from penjing.events import Event
 from penjing.recover import chance
-from penjing.recover.checkpoint import load_checkpoint, model_tensors, restore_model, save_checkpoint
+from penjing.recover.checkpoint import (
+    copied_tensors,
+    load_checkpoint,
+    model_tensors,
+    restore_model,
+    save_checkpoint,
+)
 from penjing.recover.dropout import dropout_at
 from penjing.recover.ema import WeightAverage
 from penjing.recover.guards import non_finite
@@ -150,7 +156,7 @@ class Loop:
             progress.start = self.start.look(self.model, self._judged, self._moved(), samples)
             self._tell("note", progress.start, "the weights that the run begins with")
         if samples:
-            from penjing.prune.recalibrate import rebase_norms_  # as above: only when it is used
+            from penjing.prune.recalibrate import rebase_norms_  # loads only when it is used
 
             rebase_norms_(self.model, ((x, None) for x in self._as_trained()), max_samples=samples)
             self.processes.share_tensors(self.model)
@@ -233,7 +239,7 @@ class Loop:
             "steps": progress.steps,
             "lr": self.lr,
         }
-        record |= meter.reduced(self.accelerator).means()
+        record |= meter.reduced(self.processes).means()
         if self.job.val is not None and (progress.stopped or progress.epoch % config.eval_every == 0):
             record |= self._validate()
         seconds = time.perf_counter() - began
@@ -362,7 +368,7 @@ class Loop:
         if progress.best_epoch is None or found > progress.best_quality:
             progress.best_quality, progress.best_epoch, progress.waiting = found, progress.epoch, 0
             if self.config.keep == "best":
-                self.best = {name: value.cpu().clone() for name, value in model_tensors(source).items()}
+                self.best = copied_tensors(source)
                 self.best_is_new = True
         else:
             progress.waiting += 1
