@@ -27,6 +27,7 @@ from penjing.prune.result import PruneResult, summarise
 from penjing.prune.shorten import best_depth, shorten
 from penjing.prune.slots import by_leaf, group_edits, index_values, renamed, tensor_edits
 from penjing.prune.torn import Torn, blame, even_ratios, head_sizes, torn
+from penjing.prune.trials import Trials
 from penjing.prune.worth import per_cost
 
 if TYPE_CHECKING:
@@ -346,11 +347,12 @@ def prune_slots(
             again = carry_out(model, graph, coupling, leaves, more, example_inputs)
             done = again if again.in_place else done
     reason = done.reason and done.reason + blame(torn(model, graph, coupling, leaves))
+    trials = Trials(done.model, example_inputs)
     plan = Plan(
         shapes=tensor_shapes(model),
         groups=group_edits(coupling, kept),
         tensors=tensor_edits(graph, coupling, leaves),
-        attributes=noted(done.model, settled(done.model, done.attributes, example_inputs), example_inputs),
+        attributes=noted(trials, settled(trials, done.attributes)),
         values=index_values(graph, done.values),
         renamed=renamed(coupling, leaves),
         in_place=done.in_place,
