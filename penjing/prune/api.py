@@ -108,8 +108,10 @@ def prune(
     chosen = make_criterion(criterion)
     budget, refit_config = as_budget(budget), _refit_config(reconstruct)
     check_widths(round_to, min_slots)
-    if not isinstance(branches, (int, Sequence)):
+    if branches != "auto" and (isinstance(branches, str) or not isinstance(branches, (int, Sequence))):
         raise PruneError(f"branches {branches!r}", remedy="Give a number, 'auto', or a list of names")
+    if branches == "auto" and (budget is None or data is None):
+        raise PruneError("branches 'auto' needs a budget and data", remedy="Pass both, or a number")
     counted = isinstance(branches, int) and branches > 0
     passes = (chosen.needs_data, reconstruct, counted, scope == "sensitivity" and sensed is None)
     if data is not None and (branches == "auto" or sum(map(bool, passes)) > 1):
@@ -118,6 +120,7 @@ def prune(
     checked_patterns(list(ratios or ()), model, "ratios")
     if reconstruct and data is None:
         raise PruneError("reconstruction needs data", remedy="Pass data=… (batches of the training set)")
+    batches = () if data is None else data  # its truth is not asked: a stream has none, a tensor several
     listen(Event("prune", "start", message="trace and solve the axes"))
     options: dict[str, Any] = {"round_to": round_to, "min_slots": min_slots}
 
@@ -142,25 +145,21 @@ def prune(
     def refit(result: PruneResult) -> PruneResult:
         from penjing.prune.reconstruct import reconstruct as refit_layers
 
-        refitted = refit_layers(result.model, model, result.plan, data or (), refit_config, listen=listen)
+        refitted = refit_layers(result.model, model, result.plan, batches, refit_config, listen=listen)
         return replace(result, model=refitted.model, reconstruction=refitted)
 
     with put_back(model):  # a forward that is run, or its graph, writes what it keeps
         if branches == "auto":
-            if budget is None or data is None:
-                raise PruneError("branches 'auto' needs a budget and data", remedy="Pass both, or a number")
             result = best_depth(
                 model,
                 example_inputs,
-                data,
+                batches,
                 shorten_first,
                 refit,
                 refitted=bool(reconstruct),
                 ignore=ignore,
                 listen=listen,
             )
-        elif isinstance(branches, str):
-            raise PruneError(f"branches {branches!r}", remedy="Give a number, 'auto', or a list of names")
         else:
             result = shorten_first(branches)
         if reconstruct and result.reconstruction is None:
