@@ -339,7 +339,8 @@ def _read_shard(path: Path) -> _Shard:
         raise DataError(
             f"its columns are {', '.join(columns)}",
             layer=str(path),
-            remedy="Give columns 'image' (struct of bytes and path) and 'label' (int64)",
+            remedy="Give columns 'image' (struct of bytes and path) and 'label' (int64), or other data by "
+            "file.py:factory",
         )
     labels, images = table.column(label_key), table.column(image_key)
     if not pa.types.is_integer(labels.type) or labels.null_count:
