@@ -20,6 +20,7 @@ from penjing.prune.apply import carry_out
 from penjing.prune.budget import Budget, as_budget
 from penjing.prune.criteria import Criterion, Material, make_criterion
 from penjing.prune.follow import follow, settled
+from penjing.prune.granted import granted_widths
 from penjing.prune.noted import noted
 from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.ranges import Positions
@@ -253,6 +254,11 @@ def _narrow(
         whole = dict.fromkeys(head_sizes(coupling.groups) - asked, 0.0)
         if whole and not again.in_place:  # attentions take head sizes for granted, numbers of heads seldom
             again = served(made_with({**ratios, **whole}, result.sensitivity), whole)
+        for widths in () if again.in_place else granted_widths(graph, coupling):
+            kept_whole = dict.fromkeys(widths - asked, 0.0)
+            again = served(made_with({**ratios, **kept_whole}, result.sensitivity), kept_whole)
+            if again.in_place:
+                break
     except BudgetError:  # out of reach for so few choices
         return result
     return again if again.in_place and _removed(again) >= _WORTH * _removed(result) else result

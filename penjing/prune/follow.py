@@ -10,7 +10,7 @@ verified by running the module.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import fx, nn
 from penjing.graph import Axis, Coupling, Graph, count, positions
 from penjing.prune.apply import of_one_kind, set_attributes
 from penjing.prune.held import kept_integers
-from penjing.prune.layers import Own, standard
+from penjing.prune.layers import Own, normalised_dims, standard
 from penjing.prune.plan import AttributeEdit, Shape
 from penjing.prune.ranges import Positions
 from penjing.prune.trials import Trials
@@ -68,9 +68,14 @@ def follow(
         shared: Also edit numbers in the configurations that modules keep, for all that share one.
     """
     evidence = _from_values(graph, coupling, kept, given=given)
+    normalised: dict[str, list[tuple[Axis, ...]]] = defaultdict(list)
+    for node in graph.module.graph.nodes:
+        if node.op == "call_function" and "_norm" in str(node.target) and node.name in coupling.values:
+            normalised[_owner(node)].append(coupling.values[node.name][0])
     edits: list[AttributeEdit] = []
     for path, module in model.named_modules():
         own = _from_tensors(path, module, graph, coupling, kept)
+        own = own or _from_normalised(module, normalised.get(path, []), kept)
         for name, value in integers(module):
             fixed = standard(module, name, value, own)
             new = fixed if fixed is not None else _choose(value, own, evidence.get(path, {}))
@@ -146,6 +151,21 @@ def _from_tensors(
             own[local] = tuple((axis, positions(axis, kept)) for axis in axes)
     changed = any(axis.size != len(new) for row in own.values() for axis, new in row)
     return own if changed else {}
+
+
+def _from_normalised(
+    module: nn.Module, values: Sequence[tuple[Axis, ...]], kept: Mapping[int, Positions]
+) -> Own:
+    """What stands for the weight of a norm that has no tensors: the dims of its values that it would cover.
+
+    {} where no such dim changes, or its calls would need several sizes.
+    """
+    found = [normalised_dims(module, axes) for axes in values]
+    rows = [tuple((axis, positions(axis, kept)) for axis in axes) for axes in found]
+    sizes = {tuple(len(new) for _, new in row) for row in rows}
+    if len(sizes) != 1 or all(axis.size == len(new) for axis, new in rows[0]):
+        return {}
+    return {"weight": rows[0]}
 
 
 def _parametrized(module: nn.Module) -> Iterator[tuple[str, str]]:
