@@ -45,7 +45,7 @@ from penjing.recover.guards import non_finite
 from penjing.recover.job import Job
 from penjing.recover.judge import Judge
 from penjing.recover.memory import kept_memory
-from penjing.recover.memory_order import takes_channels_last
+from penjing.recover.memory_order import put_channels_last_, takes_channels_last
 from penjing.recover.mix import mix
 from penjing.recover.optim import build_optimizer, optimizer_tensors, restore_optimizer, set_lr
 from penjing.recover.precision import MIN_STEPS, can_gain, choose, speedup
@@ -107,8 +107,10 @@ class Loop:
         self.model.zero_grad(set_to_none=True)
         asked, networks = config.channels_last, (self.model, *self.job.teachers)
         self.channels_last = takes_channels_last(networks, self._first_inputs) if asked is None else asked
-        order = torch.channels_last if self.channels_last else torch.contiguous_format
-        self.model.to(memory_format=order)
+        if self.channels_last:
+            put_channels_last_(self.model)
+        else:
+            self.model.to(memory_format=torch.contiguous_format)
         if self.job.val is not None:
             self.judge = Judge(self.job, self.processes, channels_last=self.channels_last)
         self.optimizer = build_optimizer(self.model, config)
@@ -136,7 +138,7 @@ class Loop:
             return "fp32"
         model = copy.deepcopy(self.job.model).to(self.device).train()
         if self.channels_last:
-            model.to(memory_format=torch.channels_last)
+            put_channels_last_(model)
         inputs = self._first_inputs()
         found = speedup(model, lambda asked: logits_of(ask(asked, inputs, "model")), self.device)
         found = self.processes.of_the_first(found)
