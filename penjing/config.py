@@ -50,6 +50,13 @@ class Config(BaseModel):
             cause = first["msg"].removeprefix("Value error, ")
             if first["type"] == "tuple_type":
                 cause = f"Input should be a list, such as [{first['input']}]"
+            elif first["type"] == "string_type":
+                cause = f"{_in_yaml(first['input'])} is no text; put it in quotes where it is meant as such"
+            elif first["type"] in ("model_type", "dict_type"):
+                cause = (
+                    f"{_in_yaml(first['input'])} is no mapping of options ({{}} takes all defaults; null, "
+                )
+                cause += "where it may be left out, leaves it out)"
             raise RecipeError(cause, layer=where, remedy="Correct this entry and run again") from error
 
     @classmethod
@@ -72,6 +79,13 @@ class Config(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON/YAML-able data that `parse` turns back into an equal object."""
         return self.model_dump(mode="json")
+
+
+def _in_yaml(value: Any) -> str:
+    """A value as a recipe says it, so far as that is one word."""
+    if isinstance(value, bool):
+        return f"{str(value).lower()} (YAML reads yes, no, on and off as truth)"
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 def refuse_truth(wanted: Any, value: Any) -> None:

@@ -1,4 +1,7 @@
-"""YAML as recipes and options are written: plain data, each key once, and ``1e-3`` is a number."""
+"""YAML as recipes and options are written: plain data, each key once, numbers as in YAML 1.2.
+
+So ``1e-3`` is a number, ``010`` is ten and ``1:30`` is text; YAML 1.1 makes text, eight and ninety of them.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,32 @@ for _either in (_Loader, _Dumper):
         re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
         list("-+.0123456789"),
     )
+_WHOLE = "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {  # without YAML 1.1's octal numbers and its sixties
+    first: [(tag, pattern) for tag, pattern in kinds if tag != _WHOLE and not pattern.match("1:30.5")]
+    for first, kinds in _Loader.yaml_implicit_resolvers.items()
+}
+for _either in (_Loader, _Dumper):
+    _either.add_implicit_resolver(
+        _WHOLE,
+        re.compile(r"[-+]?(0b[01][01_]*|0o[0-7][0-7_]*|0x[0-9a-fA-F][0-9a-fA-F_]*|\d[\d_]*)$"),
+        list("-+0123456789"),
+    )
+    _either.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(
+            r"[-+]?(((\d[\d_]*)?\.\d[\d_]*|\d[\d_]*\.)([eE][-+]?\d+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+        ),
+        list("-+.0123456789"),
+    )
+
+
+def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node)).replace("_", "")
+    return int(text) if text.lstrip("-+").isdigit() else int(text, 0)
+
+
+_Loader.add_constructor(_WHOLE, _whole)
 
 
 def from_yaml(text: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,9 +75,11 @@ class EncodedSplit(Split):
     def _picture(self, index: int, *, header_only: bool = False) -> tuple[Image.Image, str]:
         encoded, where = self._encoded(index)
         try:
-            picture = Image.open(io.BytesIO(encoded))
-            if not header_only:
-                picture.load()
+            with warnings.catch_warnings():  # below the size that is refused there is nothing to say
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                picture = Image.open(io.BytesIO(encoded))
+                if not header_only:
+                    picture.load()
         # PIL raises SyntaxError for broken PNG chunks and DecompressionBombError for absurd sizes.
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # PIL's own words would name a buffer in memory
@@ -336,7 +339,8 @@ def _read_shard(path: Path) -> _Shard:
         raise DataError(
             f"its columns are {', '.join(columns)}",
             layer=str(path),
-            remedy="Give columns 'image' (struct of bytes and path) and 'label' (int64)",
+            remedy="Give columns 'image' (struct of bytes and path) and 'label' (int64), or other data by "
+            "file.py:factory",
         )
     labels, images = table.column(label_key), table.column(image_key)
     if not pa.types.is_integer(labels.type) or labels.null_count:

@@ -273,8 +273,15 @@ def _open_npz(path: Path, options: _Options) -> DataBundle:
     return _bundle(parts, str(path), options)
 
 
+_OTHER_DATA = (
+    "Tables, text and the like come from file.py:factory, a function that returns (train, val) batches"
+)
+
+
 def _as_uint8(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
     """uint8 as it is; floats in [0, 1] scaled; channels-first images turned to channels-last."""
+    if images.ndim not in (3, 4):
+        raise DataError(f"inputs of shape {images.shape} are no images", layer=where, remedy=_OTHER_DATA)
     if images.ndim == 4 and images.shape[1] in (1, 3, 4) and images.shape[3] not in (1, 3, 4):
         images = images.transpose(0, 2, 3, 1)
     if images.dtype == np.uint8:

@@ -34,9 +34,8 @@ def traced_lengths() -> Iterator[None]:
 def translated_lengths() -> Iterator[None]:
     """While a traced graph is translated to ONNX, LSTM and GRU, which are one op there, have the same shapes
     again; RNN is unrolled, to the length of the example."""
-    before = [
-        (table, {op: table[op] for op in _ONE_OP if op in table}) for table in (meta_table, _fake_rules)
-    ]
+    tables: tuple[Any, ...] = (meta_table, _fake_rules)
+    before = [(table, {op: table[op] for op in _ONE_OP if op in table}) for table in tables]
     with _kernels(_ONE_OP):
         try:
             for op in _ONE_OP:
@@ -52,6 +51,7 @@ def translated_lengths() -> Iterator[None]:
 
 @contextmanager
 def _kernels(ops: Iterable[Any]) -> Iterator[None]:
+    """Inside, these ops give shapes alone, whichever way torch comes to them."""
     before = {op: dict(op.py_kernels) for op in ops}
     try:
         for op in ops:

@@ -47,19 +47,32 @@ def write_saved_model(
 
     Raises:
         ExportError: naming the op and node that has no translation.
+        RunError: if the folder cannot be written (a full disk).
     """
-    from penjing.export.tf_ops.backend import tf
-
     folder = Path(folder)
     with quiet_tf():
         module, function = trace_onnx(onnx_path, layout=layout, sizes=sizes)
         with atomic_dir(folder) as aside:
-            tf.saved_model.save(module, str(aside), signatures={SIGNATURE: function})
+            _save(module, function, aside)
             (aside / _NOTES).mkdir(exist_ok=True)
             for what, names in (("inputs", module.input_names), ("outputs", module.output_names)):
                 note = aside / _NOTES / f"{what}.json"
                 note.write_text(json.dumps(list(names)), encoding="utf-8")
     return folder
+
+
+def _save(module: Any, function: Any, folder: Path) -> None:
+    """Raises OSError where TensorFlow, whose errors are of its own kind, cannot write."""
+    from penjing.export.tf_ops.backend import tf
+
+    try:
+        tf.saved_model.save(module, str(folder), signatures={SIGNATURE: function})
+    except (
+        tf.errors.ResourceExhaustedError,  # no room
+        tf.errors.OutOfRangeError,  # a file larger than the process may write
+        tf.errors.PermissionDeniedError,
+    ) as error:
+        raise OSError(0, str(error.message).rpartition("; ")[2]) from error
 
 
 def trace_onnx(

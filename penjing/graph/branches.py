@@ -55,8 +55,7 @@ def find_branches(graph: Graph) -> tuple[Branch, ...]:
             before[node] |= before[source] | 1 << place[source]
         skip, branch = _ends(node, lambda a, b: bool(before[b] >> place[a] & 1))
         if skip is not None and branch is not None:
-            earlier = [each for each in nodes[: place[branch]] if before[branch] >> place[each] & 1]
-            found.append((node, skip, _needed_only_by(node, branch, earlier)))
+            found.append((node, skip, _needed_only_by(node, branch, nodes[: place[branch]])))
     made = []
     for total, skip, own in found:
         reads = [str(node.target) for node in own if node.op == "get_attr"]
@@ -166,11 +165,12 @@ def _root(node: fx.Node) -> fx.Node:
 
 
 def _needed_only_by(total: fx.Node, branch: fx.Node, earlier: list[fx.Node]) -> list[fx.Node]:
-    """Of a branch's end and all it is computed from, what nothing needs once the sum does not read it."""
-    dead: dict[fx.Node, None] = {}
-    for node in (branch, *reversed(earlier)):
-        needed = any(user not in dead and not (user is total and node is branch) for user in node.users)
-        if not needed and node.op != "placeholder":
+    """Of a branch's end and what stands before it, what nothing needs once the sum does not read it."""
+    if branch.op == "placeholder" or branch.users.keys() - {total}:
+        return []
+    dead = {branch: None}
+    for node in reversed(earlier):
+        if node.users and node.op != "placeholder" and all(user in dead for user in node.users):
             dead[node] = None
     return list(reversed(dead))
 

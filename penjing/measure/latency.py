@@ -253,12 +253,13 @@ def _random_feeds(session: Any, batch: int, path: str) -> dict[str, Any]:
                 layer=path,
                 remedy="Export with a dynamic batch",
             )
-        dtype = np.dtype(_DTYPES[entry.type])
-        if dtype.kind == "f":
-            feeds[entry.name] = rng.standard_normal(shape).astype(dtype)
-        else:
-            feeds[entry.name] = np.zeros(shape, dtype)  # the one index every embedding has
+        feeds[entry.name] = _random(shape, np.dtype(_DTYPES[entry.type]), rng)
     return feeds
+
+
+def _random(shape: list[int], dtype: np.dtype[Any], rng: np.random.Generator) -> Any:
+    """Noise, where that is of the type; else zeros, the one index that every embedding has."""
+    return rng.standard_normal(shape).astype(dtype) if dtype.kind == "f" else np.zeros(shape, dtype)
 
 
 def latency_onnx(
@@ -382,7 +383,7 @@ def saved_model_candidate(
                     layer=str(path),
                     remedy="Give feeds",
                 )
-            feeds[name] = rng.standard_normal(shape).astype(spec.dtype.as_numpy_dtype)
+            feeds[name] = _random(shape, np.dtype(spec.dtype.as_numpy_dtype), rng)
     ready = {name: tf.constant(value) for name, value in feeds.items()}
     has = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
 

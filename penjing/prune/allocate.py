@@ -101,7 +101,7 @@ def allocate(
     classes: dict[Hashable, list[int]] = {}
     for i in free:
         classes.setdefault(_CLASS_KEYS[scope](i, groups[i]), []).append(i)
-    lines = [_line(members, groups, queues) for members in classes.values()]
+    lines = [_line(members, queues) for members in classes.values()]
     if budget is None:
         for (owners, sizes), members in zip(lines, classes.values(), strict=True):
             count = _within(sizes, ratio * sum(groups[i].size for i in members))
@@ -233,9 +233,7 @@ def _within(sizes: Positions, quota: float) -> int:
     return int(np.searchsorted(np.cumsum(sizes), quota + 1e-9, side="right"))
 
 
-def _line(
-    members: Sequence[int], groups: Sequence[Group], queues: Sequence[Queue]
-) -> tuple[Positions, Positions]:
+def _line(members: Sequence[int], queues: Sequence[Queue]) -> tuple[Positions, Positions]:
     """The steps of a class in order of score: which group each is of, and its size."""
     owners = np.concatenate([np.full(len(queues[i].sizes), i, dtype=np.int64) for i in members])
     sizes = np.concatenate([queues[i].sizes for i in members])

@@ -20,6 +20,7 @@ from penjing.prune.apply import carry_out
 from penjing.prune.budget import Budget, as_budget
 from penjing.prune.criteria import Criterion, Material, make_criterion
 from penjing.prune.follow import follow, settled
+from penjing.prune.granted import granted_widths
 from penjing.prune.noted import noted
 from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.ranges import Positions
@@ -27,6 +28,7 @@ from penjing.prune.result import PruneResult, summarise
 from penjing.prune.shorten import best_depth, shorten
 from penjing.prune.slots import by_leaf, group_edits, index_values, renamed, tensor_edits
 from penjing.prune.torn import Torn, blame, even_ratios, head_sizes, torn
+from penjing.prune.trials import Trials
 from penjing.prune.worth import per_cost
 
 if TYPE_CHECKING:
@@ -107,8 +109,10 @@ def prune(
     chosen = make_criterion(criterion)
     budget, refit_config = as_budget(budget), _refit_config(reconstruct)
     check_widths(round_to, min_slots)
-    if not isinstance(branches, (int, Sequence)):
+    if branches != "auto" and (isinstance(branches, str) or not isinstance(branches, (int, Sequence))):
         raise PruneError(f"branches {branches!r}", remedy="Give a number, 'auto', or a list of names")
+    if branches == "auto" and (budget is None or data is None):
+        raise PruneError("branches 'auto' needs a budget and data", remedy="Pass both, or a number")
     counted = isinstance(branches, int) and branches > 0
     passes = (chosen.needs_data, reconstruct, counted, scope == "sensitivity" and sensed is None)
     if data is not None and (branches == "auto" or sum(map(bool, passes)) > 1):
@@ -117,6 +121,7 @@ def prune(
     checked_patterns(list(ratios or ()), model, "ratios")
     if reconstruct and data is None:
         raise PruneError("reconstruction needs data", remedy="Pass data=… (batches of the training set)")
+    batches = () if data is None else data  # its truth is not asked: a stream has none, a tensor several
     listen(Event("prune", "start", message="trace and solve the axes"))
     options: dict[str, Any] = {"round_to": round_to, "min_slots": min_slots}
 
@@ -141,25 +146,21 @@ def prune(
     def refit(result: PruneResult) -> PruneResult:
         from penjing.prune.reconstruct import reconstruct as refit_layers
 
-        refitted = refit_layers(result.model, model, result.plan, data or (), refit_config, listen=listen)
+        refitted = refit_layers(result.model, model, result.plan, batches, refit_config, listen=listen)
         return replace(result, model=refitted.model, reconstruction=refitted)
 
     with put_back(model):  # a forward that is run, or its graph, writes what it keeps
         if branches == "auto":
-            if budget is None or data is None:
-                raise PruneError("branches 'auto' needs a budget and data", remedy="Pass both, or a number")
             result = best_depth(
                 model,
                 example_inputs,
-                data,
+                batches,
                 shorten_first,
                 refit,
                 refitted=bool(reconstruct),
                 ignore=ignore,
                 listen=listen,
             )
-        elif isinstance(branches, str):
-            raise PruneError(f"branches {branches!r}", remedy="Give a number, 'auto', or a list of names")
         else:
             result = shorten_first(branches)
         if reconstruct and result.reconstruction is None:
@@ -253,6 +254,11 @@ def _narrow(
         whole = dict.fromkeys(head_sizes(coupling.groups) - asked, 0.0)
         if whole and not again.in_place:  # attentions take head sizes for granted, numbers of heads seldom
             again = served(made_with({**ratios, **whole}, result.sensitivity), whole)
+        for widths in () if again.in_place else granted_widths(graph, coupling):
+            kept_whole = dict.fromkeys(widths - asked, 0.0)
+            again = served(made_with({**ratios, **kept_whole}, result.sensitivity), kept_whole)
+            if again.in_place:
+                break
     except BudgetError:  # out of reach for so few choices
         return result
     return again if again.in_place and _removed(again) >= _WORTH * _removed(result) else result
@@ -346,11 +352,12 @@ def prune_slots(
             again = carry_out(model, graph, coupling, leaves, more, example_inputs)
             done = again if again.in_place else done
     reason = done.reason and done.reason + blame(torn(model, graph, coupling, leaves))
+    trials = Trials(done.model, example_inputs)
     plan = Plan(
         shapes=tensor_shapes(model),
         groups=group_edits(coupling, kept),
         tensors=tensor_edits(graph, coupling, leaves),
-        attributes=noted(done.model, settled(done.model, done.attributes, example_inputs), example_inputs),
+        attributes=noted(trials, settled(trials, done.attributes)),
         values=index_values(graph, done.values),
         renamed=renamed(coupling, leaves),
         in_place=done.in_place,

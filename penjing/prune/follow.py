@@ -10,7 +10,7 @@ verified by running the module.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +18,11 @@ from torch import fx, nn
 
 from penjing.graph import Axis, Coupling, Graph, count, positions
 from penjing.prune.apply import of_one_kind, set_attributes
-from penjing.prune.compare import relative_error, run
 from penjing.prune.held import kept_integers
-from penjing.prune.layers import Own, standard
+from penjing.prune.layers import Own, normalised_dims, standard
 from penjing.prune.plan import AttributeEdit, Shape
 from penjing.prune.ranges import Positions
+from penjing.prune.trials import Trials
 
 Evidence = dict[int, Counter[int]]  # old size → new sizes, by weight
 
@@ -68,9 +68,14 @@ def follow(
         shared: Also edit numbers in the configurations that modules keep, for all that share one.
     """
     evidence = _from_values(graph, coupling, kept, given=given)
+    normalised: dict[str, list[tuple[Axis, ...]]] = defaultdict(list)
+    for node in graph.module.graph.nodes:
+        if node.op == "call_function" and "_norm" in str(node.target) and node.name in coupling.values:
+            normalised[_owner(node)].append(coupling.values[node.name][0])
     edits: list[AttributeEdit] = []
     for path, module in model.named_modules():
         own = _from_tensors(path, module, graph, coupling, kept)
+        own = own or _from_normalised(module, normalised.get(path, []), kept)
         for name, value in integers(module):
             fixed = standard(module, name, value, own)
             new = fixed if fixed is not None else _choose(value, own, evidence.get(path, {}))
@@ -96,42 +101,27 @@ def _of_configurations(model: nn.Module, evidence: Mapping[str, Evidence]) -> It
             yield AttributeEdit(path, name, value, new)
 
 
-def settled(
-    model: nn.Module, edits: tuple[AttributeEdit, ...], example_inputs: Any
-) -> tuple[AttributeEdit, ...]:
+def settled(trials: Trials, edits: tuple[AttributeEdit, ...]) -> tuple[AttributeEdit, ...]:
     """The edits without those of numbers that had a pruned size by chance (a window, a limit, a count).
 
     Such a number is read by the forward and either value gives the same output here; on other inputs the old
     one is right. A width that is only noted, which the forward does not read, follows.
 
     Args:
-        model: A pruned model that works with these edits; it is left with those that are given back.
+        trials: Of a pruned model that works with these edits; it is left with those that are given back.
         edits: What was edited.
-        example_inputs: What it is run on.
     """
-    holders, alike = dict(model.named_modules()), of_one_kind(model, edits, by_value=True)
-    expected = run(model, example_inputs) if alike else None
-
-    def is_same() -> bool:
-        try:
-            return relative_error(run(model, example_inputs), expected) == 0
-        except Exception:  # the user's forward may raise anything
-            return False
-
-    by_chance: set[AttributeEdit] = set()
+    alike = of_one_kind(trials.model, edits, by_value=True)
+    # a configuration says much that has nothing to do with widths: in it nothing counts as noted
+    own = [same for same in alike if not any("." in edit.name for edit in same)]
+    unread, by_chance = trials.unread(own), set[AttributeEdit]()
     for same in alike:
-        set_attributes(model, tuple(replace(edit, new=edit.old) for edit in same))
-        if is_same() and any("." in edit.name for edit in same):
-            by_chance.update(same)  # a configuration says much that has nothing to do with widths
-        elif is_same():
-            values = [getattr(holders[edit.module], edit.name) for edit in same]
-            for edit in same:
-                delattr(holders[edit.module], edit.name)
-            is_read = not is_same()
-            for edit, value in zip(same, values, strict=True):
-                setattr(holders[edit.module], edit.name, value)
-            by_chance.update(same if is_read else ())
-        set_attributes(model, tuple(edit for edit in same if edit not in by_chance))
+        if same in unread:
+            continue
+        if trials.is_same_with(tuple(replace(edit, new=edit.old) for edit in same)):
+            by_chance.update(same)
+        else:
+            set_attributes(trials.model, same)
     return tuple(edit for edit in edits if edit not in by_chance)
 
 
@@ -161,6 +151,21 @@ def _from_tensors(
             own[local] = tuple((axis, positions(axis, kept)) for axis in axes)
     changed = any(axis.size != len(new) for row in own.values() for axis, new in row)
     return own if changed else {}
+
+
+def _from_normalised(
+    module: nn.Module, values: Sequence[tuple[Axis, ...]], kept: Mapping[int, Positions]
+) -> Own:
+    """What stands for the weight of a norm that has no tensors: the dims of its values that it would cover.
+
+    {} where no such dim changes, or its calls would need several sizes.
+    """
+    found = [normalised_dims(module, axes) for axes in values]
+    rows = [tuple((axis, positions(axis, kept)) for axis in axes) for axes in found]
+    sizes = {tuple(len(new) for _, new in row) for row in rows}
+    if len(sizes) != 1 or all(axis.size == len(new) for axis, new in rows[0]):
+        return {}
+    return {"weight": rows[0]}
 
 
 def _parametrized(module: nn.Module) -> Iterator[tuple[str, str]]:

@@ -86,6 +86,20 @@ TABLE: tuple[tuple[type[nn.Module], dict[str, Value]], ...] = (
 )
 
 
+def normalised_dims(module: nn.Module, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The axes of a norm's output that its weight would have, if it had one; () of any other layer."""
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        shape = tuple(module.normalized_shape)
+        found = axes[len(axes) - len(shape) :]
+    elif isinstance(module, nn.GroupNorm):
+        shape, found = (module.num_channels,), axes[1:2]
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        shape, found = (module.num_features,), axes[1:2]
+    else:
+        return ()
+    return found if tuple(axis.size for axis in found) == shape else ()
+
+
 def standard(module: nn.Module, name: str, value: int | Shape, own: Own) -> int | Shape | None:
     """The new value of an attribute of a standard layer, or None where its class does not settle it.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,19 +56,14 @@ def fit_moments(
         return float((error(held, change_GOF, shift_GO) * weights_GO).sum())
 
     before = float((held.rr_GO * weights_GO).sum())
-    shifted = judge(still)
-    shift_helps = shifted < before * _WORTH
-    best_ridge, best = None, shifted if shift_helps else before * _WORTH
-    for ridge in ridges:
-        if (judged := judge(centred.solve(ridge))) < best:
-            best_ridge, best = ridge, judged
+    ridge, shifts, after = _best(before, judge(still), ridges, lambda one: judge(centred.solve(one)))
     everything = (fit + held).centred(intercept)
-    if best_ridge is None:
-        shift_GO = everything.r_GO if shift_helps else torch.zeros_like(everything.r_GO)
-        return Fit(None, shift_GO, before, shifted if shift_helps else before, None)
-    change_GOF = everything.solve(best_ridge)
+    if ridge is None:
+        shift_GO = everything.r_GO if shifts else torch.zeros_like(everything.r_GO)
+        return Fit(None, shift_GO, before, after, None)
+    change_GOF = everything.solve(ridge)
     shift_GO = everything.r_GO - (change_GOF @ everything.x_GF[:, :, None]).squeeze(2)
-    return Fit(change_GOF, shift_GO, before, best, best_ridge)
+    return Fit(change_GOF, shift_GO, before, after, ridge)
 
 
 def fit_samples(
@@ -106,14 +101,23 @@ def fit_samples(
     still = torch.zeros(r_RO.shape[1], x_RF.shape[1], dtype=torch.float64)
     mean_O = r_RO[~held].mean(0) if intercept else torch.zeros(r_RO.shape[1], dtype=torch.float64)
     before = float((r_RO[held].square().sum(0) * weights_O).sum())
-    shifted = judge(still, mean_O)
-    shift_helps = shifted < before * _WORTH
-    best_ridge, best = None, shifted if shift_helps else before * _WORTH
+    ridge, shifts, after = _best(before, judge(still, mean_O), ridges, lambda one: judge(*solve(~held, one)))
+    if ridge is None:
+        shift_O = r_RO.mean(0) if intercept and shifts else torch.zeros_like(mean_O)
+        return Fit(None, shift_O[None], before, after, None)
+    change_OF, shift_O = solve(torch.ones_like(held), ridge)
+    return Fit(change_OF[None], shift_O[None], before, after, ridge)
+
+
+def _best(
+    before: float, shifted: float, ridges: Sequence[float], judge: Callable[[float], float]
+) -> tuple[float | None, bool, float]:
+    """The ridge with the least error, None where the weights do better as they are; whether a shift alone
+    helps; and the error left.
+    """
+    shifts = shifted < before * _WORTH
+    best, least = None, shifted if shifts else before * _WORTH
     for ridge in ridges:
-        if (judged := judge(*solve(~held, ridge))) < best:
-            best_ridge, best = ridge, judged
-    if best_ridge is None:
-        shift = r_RO.mean(0) if intercept and shift_helps else torch.zeros_like(mean_O)
-        return Fit(None, shift[None], before, shifted if shift_helps else before, None)
-    change_OF, shift_O = solve(torch.ones_like(held), best_ridge)
-    return Fit(change_OF[None], shift_O[None], before, best, best_ridge)
+        if (judged := judge(ridge)) < least:
+            best, least = ridge, judged
+    return best, shifts, before if best is None and not shifts else least

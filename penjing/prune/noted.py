@@ -7,14 +7,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
 from penjing.prune.apply import of_one_kind, set_attributes
-from penjing.prune.compare import relative_error, run
 from penjing.prune.layers import standard
 from penjing.prune.plan import AttributeEdit
+from penjing.prune.trials import Trials
 
 # what layers call a size, and what a module that holds them calls it
 _SIDES = (
@@ -24,43 +23,22 @@ _SIDES = (
 )
 
 
-def noted(
-    model: nn.Module, edits: tuple[AttributeEdit, ...], example_inputs: Any
-) -> tuple[AttributeEdit, ...]:
+def noted(trials: Trials, edits: tuple[AttributeEdit, ...]) -> tuple[AttributeEdit, ...]:
     """The edits, and those of the numbers by which a module notes the sizes of the layers in it.
 
     A number says by its name which size it is; all layers inside that had this size there agree on the new
     one. A number that the forward reads is left alone: it works as it is.
 
     Args:
-        model: A pruned model that works with these edits; it is left with those that are given back.
+        trials: Of a pruned model that works with these edits; it is left with those that are given back.
         edits: What was edited.
-        example_inputs: What it is run on.
     """
-    holders, known = dict(model.named_modules()), {(edit.module, edit.name): edit for edit in edits}
-    more = tuple(_of_layers(model, known))
-    if not more:
-        return edits
-    expected = run(model, example_inputs)
-
-    def is_unread(some: tuple[AttributeEdit, ...]) -> bool:
-        values = [getattr(holders[edit.module], edit.name) for edit in some]
-        for edit in some:
-            delattr(holders[edit.module], edit.name)
-        try:
-            return relative_error(run(model, example_inputs), expected) == 0
-        except Exception:  # the user's forward may raise anything
-            return False
-        finally:
-            for edit, value in zip(some, values, strict=True):
-                setattr(holders[edit.module], edit.name, value)
-
-    kinds = (
-        (more,) if is_unread(more) else tuple(kind for kind in of_one_kind(model, more) if is_unread(kind))
-    )
-    for kind in kinds:
-        set_attributes(model, kind)
-        known.update(((edit.module, edit.name), edit) for edit in kind)
+    known = {(edit.module, edit.name): edit for edit in edits}
+    more = tuple(_of_layers(trials.model, known))
+    unread = {edit for kind in trials.unread(of_one_kind(trials.model, more)) for edit in kind}
+    found = tuple(edit for edit in more if edit in unread)
+    set_attributes(trials.model, found)
+    known.update(((edit.module, edit.name), edit) for edit in found)
     return tuple(known.values())
 
 

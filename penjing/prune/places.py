@@ -57,11 +57,6 @@ class Place:
     patches: Patches
 
     @property
-    def node(self) -> fx.Node:
-        """The node of the first call."""
-        return self.calls[0].node
-
-    @property
     def behind(self) -> Behind:
         """What stands behind the first call; shift, norm and range are the same behind all."""
         return self.calls[0].behind

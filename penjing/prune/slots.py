@@ -9,8 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from penjing.errors import PruneError
-from penjing.graph import Coupling, Graph
-from penjing.graph.axes import Leaf
+from penjing.graph import Coupling, Graph, count
 from penjing.graph.groups import names_on
 from penjing.prune.plan import GroupEdit, Plan
 from penjing.prune.ranges import Positions
@@ -38,14 +37,11 @@ def group_edits(coupling: Coupling, kept: Mapping[str, Positions]) -> dict[str, 
 
 def renamed(coupling: Coupling, kept: Mapping[int, Positions]) -> dict[str, str]:
     """Id in the pruned network → id here, of the groups for which it changes."""
-
-    def left(leaf: Leaf) -> int:
-        return len(kept[leaf.id]) if leaf.id in kept else leaf.size
-
     found = {}
     for group in coupling.groups:
         first = group.members[0]
-        name = names_on(first.tensor, first.dim, first.axis, left).get(group.leaf, group.id)
+        names = names_on(first.tensor, first.dim, first.axis, lambda leaf: count(leaf, kept))
+        name = names.get(group.leaf, group.id)
         if name != group.id:
             found[name] = group.id
     return found

@@ -54,6 +54,10 @@ _LAYER_SAMPLES = 4
 _SAME_DB, _POOR_DB = 60.0, 10.0
 """Above the first, float outputs differ by rounding alone; below the second, little is left of them."""
 _DEAD = "its input is constant on the calibration data"
+_FULL_SUMS = (
+    "the weights use all 8 bits, which needs sums of 32 bits, as this processor has: on x86 without VNNI "
+    "the file's outputs may be far off; reduce_range 'pairs' writes a file for those too"
+)
 
 
 def as_onnx(
@@ -417,6 +421,8 @@ class Job:
                 "the outputs were compared on the samples of calibration, which flatters: give 4 or more"
                 + (f" batches of {self.feeds.fixed}" if self.feeds.fixed else "")
             )
+        if guard == "off" and self.config.reduce_range == "auto" and self.config.mode != "weight_only":
+            self.notes.append(_FULL_SUMS)
         if measured.sqnr < _POOR_DB:
             self.notes.append(
                 f"the outputs are {measured.sqnr:.1f} dB from fp32 only: max_drop returns layers to float"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import version_converter
@@ -22,6 +23,7 @@ from penjing.quantize.graph import (
     constant,
     consumers,
     drop_unused_initializers,
+    int_attribute,
     ints_attribute,
     is_made_of_constants,
     name_of,
@@ -108,6 +110,7 @@ def prepare(model: ir.Model) -> ir.Model:
     fold_batch_norm(graph)
     merge_pads(graph)
     _write_pads(graph)
+    _write_pools(graph)
     _global_means(graph)
     drop_unused_initializers(graph)
     return model
@@ -196,6 +199,58 @@ def _write_pads(graph: ir.Graph) -> None:
             del node.attributes["auto_pad"]
             pads = [*more, *less] if kind == "SAME_LOWER" else [*less, *more]
             node.attributes["pads"] = ir.AttrInt64s("pads", pads)
+
+
+def _write_pools(graph: ir.Graph) -> None:
+    """Write average pools so that ONNX Runtime's 8-bit ones compute what they say.
+
+    Those divide by the whole kernel where padding counts and a window reaches past it (``ceil_mode``), so
+    padding that counts is made before, as values. They know no dilations, not even of 1: the file would not
+    load.
+    """
+    names = Names(graph)
+    for node in [node for node in graph if node.op_type == "AveragePool"]:
+        if set(ints_attribute(node, "dilations", [0])) == {1}:
+            del node.attributes["dilations"]
+        source, rank = node.inputs[0], len(ints_attribute(node, "kernel_shape", []))
+        counts = int_attribute(node, "ceil_mode", 0) and int_attribute(node, "count_include_pad", 0)
+        if not counts or source is None or "auto_pad" in node.attributes:
+            continue
+        pads = ints_attribute(node, "pads", [0] * 2 * rank)
+        if any(pads):
+            sides = [None] * rank if source.shape is None else source.shape[2:]
+            known = [int(side) for side in sides if isinstance(side, int)]
+            if len(known) < rank:
+                continue
+            node.attributes["pads"] = ir.AttrInt64s("pads", [0] * 2 * rank)
+            node.replace_input_with(0, _padded(graph, names, node, known, pads))
+        node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 0)
+
+
+def _padded(graph: ir.Graph, names: Names, pool: ir.Node, sides: list[int], pads: list[int]) -> ir.Value:
+    """The pool's input within zeros, at the end no more than its last window takes: none begins behind."""
+    source, rank = pool.inputs[0], len(sides)
+    assert source is not None
+    kernel = ints_attribute(pool, "kernel_shape", [])
+    axes = zip(
+        sides, kernel, ints_attribute(pool, "strides", [1] * rank), pads[:rank], pads[rank:], strict=True
+    )
+    begins, ends = pads[:rank], []
+    for side, reach, stride, begin, end in axes:
+        windows = -(-(side + begin + end - reach) // stride) + 1
+        last = (windows - 1) * stride
+        last -= stride if last >= side + begin else 0
+        ends.append(max(min(end, last + reach - side - begin), 0))
+    stem = f"{name_of(pool.outputs[0])}.padded"
+    rims = set_initializer(graph, names.fresh(f"{stem}.sides"), np.array([0, 0, *begins, 0, 0, *ends]))
+    pad = ir.node("Pad", [source, rims], name=names.fresh(stem))
+    out = pad.outputs[0]
+    out.name, out.type = pad.name, source.type
+    if source.shape is not None:
+        spatial = [sum(parts) for parts in zip(sides, begins, ends, strict=True)]
+        out.shape = ir.Shape([*source.shape[:2], *spatial])
+    graph.insert_before(pool, pad)
+    return out
 
 
 def _total_pad(side: Any, kernel: int, stride: int, dilation: int) -> int | None:

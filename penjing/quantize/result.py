@@ -46,7 +46,7 @@ class Timing:
     """The int8 file against the fp32 one, in the same process.
 
     Attributes:
-        fp32_ms: Median milliseconds per call of the fp32 network.
+        fp32_ms: Milliseconds per call of the fp32 network, as if nothing else ran (`Latency.quiet_ms`).
         int8_ms: The same of the int8 file.
         speedup: ``fp32_ms / int8_ms``.
         batch: Samples per call.

@@ -5,33 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from penjing.batches import ask, check_labels, classifies, logits_of, unpack
-from penjing.data import Split
 from penjing.errors import PenjingError, RecipeError, RunError
 from penjing.events import Event, Listener, silent
-from penjing.export.base import get_format
-from penjing.export.onnx import export_onnx
-from penjing.files import check_folder, temporary, write_json
-from penjing.floats import floats_of, only_other_floats
+from penjing.files import check_folder, write_json
 from penjing.log import JsonLog, tee
 from penjing.manifest import read_json
-from penjing.prune import prune
+from penjing.recipe.beforehand import check_words, check_work
 from penjing.recipe.lock import run_lock
 from penjing.recipe.refused import is_untouched, leave_nothing, no_empty_folders
 from penjing.recipe.result import RunResult
 from penjing.recipe.schema import Recipe, first_difference
 from penjing.recipe.stages.base import Stage
-from penjing.recipe.store import Marker, Store, stage_key
-from penjing.recipe.trainings import check_trainings
+from penjing.recipe.store import Marker, stage_key
 from penjing.recipe.workspace import Workspace
-from penjing.recover.augment import make_augment
 from penjing.report.metrics import Metrics
 
 _FREE = ("baselines",)  # recipe entries that may change between sessions: they only add or drop stages
@@ -76,7 +67,7 @@ def run(
     folder = Path(folder)
     _check_alone()
     check_folder(folder)
-    _check_words(recipe, folder)
+    check_words(recipe, folder)
     if full:
         recipe = recipe.model_copy(update={"baselines": True})
     _check_free(folder, resume)
@@ -112,125 +103,6 @@ def _check_alone() -> None:
             f"a run is one process, and torchrun has started {os.environ['WORLD_SIZE']}",
             remedy="Start it without torchrun; what takes several is penjing recover, or a study's workers",
         )
-
-
-def _check_words(recipe: Recipe, folder: Path) -> None:
-    """What is misspelt or not installed is said before anything is trained."""
-    for name in recipe.export.formats:
-        exporter = get_format(name)
-        if Store(folder).read("export") is None:
-            exporter.require()
-    if recipe.data.augment is not None:
-        make_augment(recipe.data.augment, recipe.data.augment_options)
-
-
-def _check_pruning(space: Workspace) -> None:
-    """What keeps a network from being pruned is said before it is trained: unsound weights, a forward that
-    cannot be traced, names that fit nothing, a budget out of reach.
-    """
-    config = space.recipe.prune
-    if space.store.read("train") is not None:
-        return
-    counts = {name: getattr(config.budget, name, None) for name in ("params", "macs", "bytes")}
-    bounds = {name: most for name, most in counts.items() if most is not None}
-    prune(
-        space.original(),
-        space.examples,
-        ratio=config.ratio or 0.0,
-        scope="global",  # which reaches as far as any
-        budget=bounds if bounds and not config.branches else None,  # branches may reach farther
-        ignore=config.ignore,
-        ratios=config.ratios,
-        round_to=config.round_to,
-        min_slots=config.min_slots,
-    )
-
-
-def _check_floats(space: Workspace) -> None:
-    """A network without a weight in float32, which quantization refuses, is refused before it is trained."""
-    if space.recipe.quantize is None or space.store.read("train") is not None:
-        return
-    if others := only_other_floats(floats_of(space.original().parameters())):
-        raise RecipeError(
-            f"the weights of the network are {others}, and int8 is made from float32",
-            layer="quantize",
-            remedy="Give it in float32 (an ONNX file exported so, a module by model.float()), and such data",
-        )
-
-
-def _check_export(space: Workspace) -> None:
-    """An operator set that the exporter cannot write for, or a size that the network fixes, is said before it
-    is trained."""
-    config = space.recipe.export
-    if (config.opset is not None or config.dynamic_axes) and space.store.read("train") is None:
-        with temporary() as folder:
-            export_onnx(
-                space.original(),
-                folder / "model.onnx",
-                space.examples,
-                dynamic_batch="auto",
-                dynamic_axes=config.dynamic_axes,
-                opset=config.opset,
-            )
-
-
-def _check_table(space: Workspace) -> None:
-    """Rows and columns of the table that this data cannot give are refused before the work, not after it."""
-    if space.store.read("measure") is not None:
-        return
-    recipe, bundle = space.recipe, space.bundle
-    seen = bundle.val if bundle.test is None else bundle.test
-    if recipe.measure.robustness and not isinstance(seen, Split):
-        raise RecipeError(
-            "robustness corrupts images, and data of one's own loaders is batches of anything",
-            layer="measure.robustness",
-            remedy="Leave it out, or give the data as a folder, Parquet or .npz file",
-        )
-    if recipe.baselines and recipe.train is None and not _has_classes(space):
-        raise RecipeError(
-            "the network trained from scratch has no original to learn from, and the targets are no classes",
-            layer="baselines",
-            remedy="Leave it out",
-        )
-
-
-def _has_classes(space: Workspace) -> bool:
-    """Whether the targets are classes of the network's outputs."""
-    logits_NK, target = _answers(space, space.feed.split("val"))
-    return target is not None and classifies(target, logits_NK)
-
-
-def _answers(space: Workspace, batches: Iterable[Any]) -> tuple[torch.Tensor, Any]:
-    """What the network says to the first batch, and its target."""
-    model, batch = space.original().eval(), unpack(next(iter(batches)))
-    with torch.no_grad():
-        return logits_of(ask(model, batch.inputs, "model"), batch.target), batch.target
-
-
-def _check_labels(space: Workspace) -> None:
-    """A class that the network does not have is found by the labels alone, before anything is measured. What
-    labels are to a metric is not known.
-    """
-    begun = space.store.read("train") is not None
-    if begun or space.metric is not None or not isinstance(space.bundle.val, Split):
-        return
-    logits_NK, target = _answers(space, space.feed.split("val", 2))
-    if not classifies(target, logits_NK):
-        return
-    for part in (space.bundle.train, space.bundle.val, space.bundle.test):
-        if isinstance(part, Split):
-            ignored = space.recipe.recover.ignore_index
-            check_labels(torch.from_numpy(part.labels), logits_NK.shape[1], part.name, ignored)
-
-
-def _check_images(space: Workspace) -> None:
-    """Images that are looked at after hours of training are decoded once before it, and those of training,
-    too, where they are then kept.
-    """
-    if space.store.read("train") is None:
-        for part in (space.bundle.train, space.bundle.val, space.bundle.test):
-            if isinstance(part, Split) and (part is not space.bundle.train or part.in_memory):
-                part.check()
 
 
 def _check_inputs(space: Workspace, listen: Listener, *, finished: bool) -> None:
@@ -272,13 +144,7 @@ def _checked(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tupl
     space = Workspace(recipe, folder, given)
     stages = stages_of(recipe)
     _check_inputs(space, listen, finished=_is_finished(space, stages, space.fingerprints))
-    _check_floats(space)
-    _check_pruning(space)
-    _check_table(space)
-    _check_labels(space)
-    _check_images(space)
-    check_trainings(space)
-    _check_export(space)
+    check_work(space)
     return space, stages
 
 

@@ -25,8 +25,6 @@ def check_trainings(space: Workspace) -> None:
     Raises:
         PenjingError: naming the recipe's entry.
     """
-    if space.store.read("train") is not None:
-        return
     names = [name for name, _ in space.original().named_modules() if name]
     with space.same_chance("trainings"):
         first = next(iter(space.feed.train()), None)

@@ -195,8 +195,9 @@ class Photometric:
 class RandAugment:
     """A few of the operations of RandAugment (Cubuk et al. 2020), drawn once a batch.
 
-    Each batch goes through ``number`` different operations of: affine, photometric, erasing, crop, flip
-    (the last only where mirrored images mean the same), every image with its own parameters.
+    Each batch goes through ``number`` different operations of: rotation, shear, zoom and shift, brightness,
+    contrast, noise, erasing, flip (only where mirrored images mean the same), every image with its own
+    parameters.
 
     Attributes:
         number: Operations for each batch.

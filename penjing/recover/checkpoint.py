@@ -30,6 +30,11 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in named.items()}
 
 
+def copied_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The same as copies on the CPU, for `restore_model`."""
+    return {name: value.to("cpu", copy=True) for name, value in model_tensors(model).items()}
+
+
 @torch.no_grad()
 def restore_model(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Copy the saved values into the model's own tensors.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from penjing.recover.checkpoint import model_tensors
 
 
 class WeightAverage:
@@ -24,13 +26,9 @@ class WeightAverage:
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards ``model`` after optimizer step number ``step`` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averaged, current = _tensors(self.model), _tensors(model)
+        averaged, current = model_tensors(self.model), model_tensors(model)
         floating = [name for name, value in averaged.items() if value.is_floating_point()]
         torch._foreach_lerp_([averaged[n] for n in floating], [current[n] for n in floating], 1 - decay)
         for name, value in averaged.items():
             if not value.is_floating_point():
                 value.copy_(current[name])
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -105,15 +105,12 @@ def _kept(plan: Any, mine: nn.Module, theirs: nn.Module, name: str, dim: int) ->
 
     For a block it is the last parameter of its kind that speaks: the batch norm or convolution that ends it.
     """
-    params = [
-        (inner, param)
-        for inner, param in theirs.named_parameters()
-        if param.dim() > dim and dict(mine.named_parameters()).get(inner) is not None
-    ]
+    held = dict(mine.named_parameters())
+    params = [(inner, p) for inner, p in theirs.named_parameters() if p.dim() > dim and inner in held]
     if not params:
         return None
     inner, original = params[-1] if dim == 0 else params[0]
-    ours = dict(mine.named_parameters())[inner]
+    ours = held[inner]
     if ours.shape[dim] == original.shape[dim]:
         return None
     full = f"{name}.{inner}"
@@ -164,10 +161,10 @@ class Taps:
             if isinstance(self._model, GraphModel):
                 keep = partial(self.features.__setitem__, spec.key)
                 self._undo.append(tap(self._model, spec.layer, spec.side, keep))
-            elif spec.side == "output":
-                self._undo.append(module.register_forward_hook(self._keep_output(spec.key)).remove)
-            else:
-                self._undo.append(module.register_forward_pre_hook(self._keep_input(spec.key)).remove)
+                continue
+            output = spec.side == "output"
+            register = module.register_forward_hook if output else module.register_forward_pre_hook
+            self._undo.append(register(partial(self._keep, spec.key)).remove)
         return self
 
     def __exit__(
@@ -177,17 +174,9 @@ class Taps:
             undo()
         self._undo.clear()
 
-    def _keep_output(self, key: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self.features[key] = _tensor(output, key)
-
-        return hook
-
-    def _keep_input(self, key: str) -> Any:
-        def hook(module: nn.Module, args: Any) -> None:
-            self.features[key] = _tensor(args, key)
-
-        return hook
+    def _keep(self, key: str, module: nn.Module, *seen: Any) -> None:
+        """A hook: it sees the inputs, and behind the module the output as well."""
+        self.features[key] = _tensor(seen[-1], key)
 
 
 def _tensor(value: Any, key: str) -> Tensor:

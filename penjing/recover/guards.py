@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from penjing.batches import Inputs, call_model
 from penjing.errors import RecoverError
+from penjing.graph.remembered import put_back
 
 _REMEDY = (
     "Lower the learning rate, set grad_clip, add warmup, or use precision='fp32', and start again; with a "
@@ -47,16 +48,12 @@ def _first_bad(model: nn.Module, inputs: Inputs) -> tuple[str | None, str]:
 
     leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
     handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), put_back(model):
             call_model(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
-        with torch.no_grad():
-            for name, value in model.named_buffers():
-                value.copy_(buffers[name])
     if hit:
         return hit[0], "the first layer whose output is not finite is named"
     for name, param in model.named_parameters():

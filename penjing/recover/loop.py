@@ -32,14 +32,20 @@ from penjing.batches import (
 from penjing.errors import RecoverError
 from penjing.events import Event
 from penjing.recover import chance
-from penjing.recover.checkpoint import load_checkpoint, model_tensors, restore_model, save_checkpoint
+from penjing.recover.checkpoint import (
+    copied_tensors,
+    load_checkpoint,
+    model_tensors,
+    restore_model,
+    save_checkpoint,
+)
 from penjing.recover.dropout import dropout_at
 from penjing.recover.ema import WeightAverage
 from penjing.recover.guards import non_finite
 from penjing.recover.job import Job
 from penjing.recover.judge import Judge
 from penjing.recover.memory import kept_memory
-from penjing.recover.memory_order import takes_channels_last
+from penjing.recover.memory_order import put_channels_last_, takes_channels_last
 from penjing.recover.mix import mix
 from penjing.recover.optim import build_optimizer, optimizer_tensors, restore_optimizer, set_lr
 from penjing.recover.precision import MIN_STEPS, can_gain, choose, speedup
@@ -101,8 +107,10 @@ class Loop:
         self.model.zero_grad(set_to_none=True)
         asked, networks = config.channels_last, (self.model, *self.job.teachers)
         self.channels_last = takes_channels_last(networks, self._first_inputs) if asked is None else asked
-        order = torch.channels_last if self.channels_last else torch.contiguous_format
-        self.model.to(memory_format=order)
+        if self.channels_last:
+            put_channels_last_(self.model)
+        else:
+            self.model.to(memory_format=torch.contiguous_format)
         if self.job.val is not None:
             self.judge = Judge(self.job, self.processes, channels_last=self.channels_last)
         self.optimizer = build_optimizer(self.model, config)
@@ -130,7 +138,7 @@ class Loop:
             return "fp32"
         model = copy.deepcopy(self.job.model).to(self.device).train()
         if self.channels_last:
-            model.to(memory_format=torch.channels_last)
+            put_channels_last_(model)
         inputs = self._first_inputs()
         found = speedup(model, lambda asked: logits_of(ask(asked, inputs, "model")), self.device)
         found = self.processes.of_the_first(found)
@@ -150,7 +158,7 @@ class Loop:
             progress.start = self.start.look(self.model, self._judged, self._moved(), samples)
             self._tell("note", progress.start, "the weights that the run begins with")
         if samples:
-            from penjing.prune.recalibrate import rebase_norms_  # as above: only when it is used
+            from penjing.prune.recalibrate import rebase_norms_  # loads only when it is used
 
             rebase_norms_(self.model, ((x, None) for x in self._as_trained()), max_samples=samples)
             self.processes.share_tensors(self.model)
@@ -233,7 +241,7 @@ class Loop:
             "steps": progress.steps,
             "lr": self.lr,
         }
-        record |= meter.reduced(self.accelerator).means()
+        record |= meter.reduced(self.processes).means()
         if self.job.val is not None and (progress.stopped or progress.epoch % config.eval_every == 0):
             record |= self._validate()
         seconds = time.perf_counter() - began
@@ -362,7 +370,7 @@ class Loop:
         if progress.best_epoch is None or found > progress.best_quality:
             progress.best_quality, progress.best_epoch, progress.waiting = found, progress.epoch, 0
             if self.config.keep == "best":
-                self.best = {name: value.cpu().clone() for name, value in model_tensors(source).items()}
+                self.best = copied_tensors(source)
                 self.best_is_new = True
         else:
             progress.waiting += 1

@@ -23,7 +23,7 @@ def takes_channels_last(networks: Sequence[Any], inputs: Callable[[], Any]) -> b
     trained = networks[0]
     if not any(isinstance(module, nn.Conv2d) for module in trained.modules()):
         return False
-    trained.to(memory_format=torch.channels_last)
+    put_channels_last_(trained)
     few = Batch(between(inputs(), 0, 2))
     usual = next(trained.parameters()).device
     for network in networks:
@@ -36,3 +36,13 @@ def takes_channels_last(networks: Sequence[Any], inputs: Callable[[], Any]) -> b
         except (RuntimeError, TypeError):  # ``view`` of another order; all else is said in use
             return False
     return True
+
+
+def put_channels_last_(model: nn.Module) -> None:
+    """Weights and buffers of four dimensions with the channels last in memory, in place.
+
+    ``model.to(memory_format=…)`` would ask it of five dimensions, too, which is an error.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)

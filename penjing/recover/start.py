@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from penjing.recover.checkpoint import model_tensors, restore_model
+from penjing.recover.checkpoint import copied_tensors, restore_model
 from penjing.recover.quality import quality, quality_name, shown
 
 Measure = Callable[[nn.Module], dict[str, float]]
@@ -49,7 +49,7 @@ class Start:
         from penjing.prune.recalibrate import recalibrate_  # the pruning package loads only when it is used
 
         record = measure(model)
-        given = {name: value.clone() for name, value in model_tensors(model).items()} if samples else {}
+        given = copied_tensors(model) if samples else {}
         if samples and recalibrate_(model, ((x, None) for x in inputs), max_samples=samples):
             found = measure(model)
             if _quality(found) < _quality(record):
@@ -57,7 +57,7 @@ class Start:
             else:
                 record = found | {"recalibrated": 1.0}
         if self.guarded:
-            self.tensors = {name: value.cpu().clone() for name, value in model_tensors(model).items()}
+            self.tensors = copied_tensors(model)
             self.is_new = True
         return record
 

@@ -6,9 +6,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
+from penjing.recover.processes import Processes
 from penjing.recover.result import StopReason
 
 
@@ -95,11 +95,10 @@ class EpochSums:
             found |= {f"loss_{name}": value / self.samples for name, value in self.parts.items()}
         return found
 
-    def reduced(self, accelerator: Any) -> Self:
+    def reduced(self, processes: Processes) -> Self:
         """This meter with the sums of all processes."""
         names = list(self.parts)
         values = [self.samples, self.loss, self.right, self.labelled, *(self.parts[name] for name in names)]
-        sums = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
-        self.samples, self.loss, self.right, self.labelled, *parts = accelerator.reduce(sums, "sum").tolist()
+        self.samples, self.loss, self.right, self.labelled, *parts = processes.sums(*values)
         self.parts = dict(zip(names, parts, strict=True))
         return self

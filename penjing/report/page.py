@@ -87,6 +87,12 @@ def render(metrics: Metrics) -> str:
     return environment.get_template("page.html.j2").render(
         metrics=metrics,
         what="accuracy" if metrics.classifies else metrics.metric,
+        judged=_judged(metrics),
+        splits=[
+            (split, name)
+            for split, name in (("val", "validation"), ("test", "test"))
+            if any(split in file.accuracy for file in metrics.files)
+        ],
         headline=text.headline(metrics),
         verdict=text.verdict(metrics),
         allowed=text.allowed,
@@ -104,6 +110,11 @@ def render(metrics: Metrics) -> str:
     )
 
 
+def _judged(metrics: Metrics) -> str:
+    """The split that is reported: validation data where there is no test set."""
+    return "test" if any("test" in row.accuracy for row in metrics.rows) else "validation"
+
+
 def _tradeoff(metrics: Metrics, places: Sequence[tuple[Row, float]], x_label: str) -> str:
     """Test quality (validation where there is no test set) of each row against a cost."""
     series = []
@@ -117,9 +128,8 @@ def _tradeoff(metrics: Metrics, places: Sequence[tuple[Row, float]], x_label: st
         else:
             point = svg.Point(x, 100 * cell.value, 100 * cell.low, 100 * cell.high, row.label, title)
         series.append(svg.Series(row.label, (point,)))
-    which = "test" if any("test" in row.accuracy for row in metrics.rows) else "validation"
     what = "accuracy, %" if metrics.classifies else metrics.metric
-    return svg.chart(series, x_label=x_label, y_label=f"{which} {what}", **_scatter(metrics))
+    return svg.chart(series, x_label=x_label, y_label=f"{_judged(metrics)} {what}", **_scatter(metrics))
 
 
 def _scatter(metrics: Metrics) -> dict[str, Any]:

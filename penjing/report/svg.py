@@ -16,7 +16,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 42
 _HEIGHT = 300
 _ROW = 22
 NUM_COLOURS = 6
-_CHARACTER = 7.4  # mean width of a character of 13 px in a wide sans-serif font; a phone shows 15 px
+_CHARACTER = 7.4 * 15 / 13  # mean width of a character in a wide sans-serif font of 15 px, as phones show it
+_Y_LABEL = 24  # what the turned label of y takes, with a gap to the numbers
 _DOT, _LINE = 6.0, 13.0
 
 
@@ -122,8 +123,8 @@ def chart(
     points = [p for s in kept for p in s.points]
     if not points:
         return ""
-    x = _x_scale(points, log_x)
     y = _y_scale(points, most)
+    x = _x_scale(points, log_x, _left(y))
     body = [_grid(x, y, x_label, y_label, whole_x)]
     for index, one in enumerate(kept):
         colour = f"c{index % NUM_COLOURS + 1}"
@@ -149,7 +150,7 @@ def bars(rows: Sequence[Bar], *, label: str) -> str:
     """
     if not rows:
         return ""
-    left, right = 168, 12 + _CHARACTER * 15 / 13 * max(len(bar.text) for bar in rows)
+    left, right = 168, 12 + _CHARACTER * max(len(bar.text) for bar in rows)
     longest = max((max(bar.value, bar.whole or 0.0) for bar in rows), default=0.0) or 1.0
     room = WIDTH - left - right
     body = []
@@ -180,13 +181,18 @@ def _rect(x: float, y: float, width: float, height: float, colour: str, inside: 
     )
 
 
-def _x_scale(points: Sequence[Point], log: bool) -> Scale:
+def _left(y: Scale) -> float:
+    """Where the plot begins: beside the longest number of y."""
+    return max(_LEFT, _Y_LABEL + _CHARACTER * max(len(_short(value)) for value in y.ticks()))
+
+
+def _x_scale(points: Sequence[Point], log: bool, left: float) -> Scale:
     low, high = min(p.x for p in points), max(p.x for p in points)
     if log:
         low, high = low / 1.6, high * 1.6
     elif low == high:
         low, high = low - 1, high + 1
-    return Scale(low, high, _LEFT, WIDTH - _RIGHT, log)
+    return Scale(low, high, left, WIDTH - _RIGHT, log)
 
 
 def _y_scale(points: Sequence[Point], most: float | None) -> Scale:
@@ -198,21 +204,21 @@ def _y_scale(points: Sequence[Point], most: float | None) -> Scale:
 
 
 def _grid(x: Scale, y: Scale, x_label: str, y_label: str, whole_x: bool) -> str:
-    base = _HEIGHT - _BOTTOM
+    base, left = _HEIGHT - _BOTTOM, x.start
     parts = []
     for value in y.ticks():
         at = y(value)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<line class="grid" x1="{left:g}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(
-            f'<text class="tick" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{_short(value)}</text>'
+            f'<text class="tick" x="{left - 6:g}" y="{at + 4:.1f}" text-anchor="end">{_short(value)}</text>'
         )
     for value in (t for t in x.ticks() if not whole_x or abs(t - round(t)) < 1e-9):
         parts.append(
             f'<text class="tick" x="{x(value):.1f}" y="{base + 17}" text-anchor="middle">'
             f"{_short(value)}</text>"
         )
-    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
-    middle = (_LEFT + WIDTH - _RIGHT) / 2
+    parts.append(f'<line class="axis" x1="{left:g}" x2="{WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
+    middle = (left + WIDTH - _RIGHT) / 2
     parts.append(
         f'<text class="axis-label" x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
@@ -252,7 +258,7 @@ def _labels(series: Sequence[Series], x: Scale, y: Scale) -> list[str]:
         width = _CHARACTER * len(point.label)
 
         def free(start: float, at: float, width: float = width) -> bool:
-            inside = start >= _LEFT and start + width <= WIDTH and at >= _LINE
+            inside = start >= x.start and start + width <= WIDTH and at >= _LINE
             return inside and not any(
                 start < end and begin < start + width and abs(at - other) < _LINE
                 for begin, end, other in taken
@@ -293,5 +299,5 @@ def _short(value: float) -> str:
 
 def shorten(text: str, room: float) -> str:
     """The end of a text that fits into so many viewBox units, on a phone too."""
-    length = int(room / (_CHARACTER * 15 / 13))
+    length = int(room / _CHARACTER)
     return text if len(text) <= length else "…" + text[-(length - 1) :]

@@ -174,7 +174,7 @@ def test_blocks_one_after_the_other_are_the_network(name: str) -> None:
     """Every layer is in one block; what leaves each block is the pruned network's own value."""
     model, inputs, result = pruned(name)
     student, teacher = trace(result.model.eval(), inputs), trace(model.eval(), inputs)
-    places = {place.node: place for place in find_places(student).values()}
+    places = {place.calls[0].node: place for place in find_places(student).values()}
     counterpart = Counterpart(teacher, counterparts(student, teacher), result.plan)
     blocks = Blocks(student, places, counterpart, steps=1, seed=0)
     assert [layer for section in blocks.sections for layer in section.layers] == [p.name for p in places]

@@ -100,3 +100,12 @@ def test_a_gray_image_first_does_not_take_color_from_the_others(folder: Path) ->
     split = open_split(folder)
     assert split.image_shape == (6, 5, 3)
     assert np.array_equal(split[4][0], np.asarray(Image.open(split.files[4])))
+
+
+def test_a_large_image_is_read_without_a_word(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow warns from half of the size on that it refuses; warnings are errors here."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    assert open_split(folder).fetch(np.arange(6)).shape == (6, 6, 5, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match="exceeds limit"):
+        open_split(folder).fetch(np.arange(6))

@@ -452,3 +452,10 @@ def test_an_archive_that_unpacks_beyond_the_memory_is_refused(
     monkeypatch.setattr("penjing.archives.memory_bytes", lambda: 20_000)
     with pytest.raises(DataError, match=r"b\.npz: unpacked it takes 25\.\d+ kB.*has 20 kB of memory"):
         open_data(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize("x", [np.zeros((30, 12), np.float32), np.zeros((30, 20), np.int64)])
+def test_tables_and_text_are_not_taken_for_images(x: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(30) % 3)
+    with pytest.raises(DataError, match=r"are no images.*file\.py:factory"):
+        open_data(tmp_path / "d.npz")

@@ -151,3 +151,21 @@ def test_saved_models_are_timed(tmp_path: Path) -> None:
         latency_saved_model(tmp_path / "s", threads=found.threads + 1)
     with pytest.raises(MeasureError, match="does not open"):
         latency_saved_model(tmp_path / "missing")
+
+
+@pytest.mark.tf
+@pytest.mark.slow
+def test_saved_models_that_look_up_indices_are_timed(tmp_path: Path) -> None:
+    make_peace()
+    tf = pytest.importorskip("tensorflow")
+
+    class Table(tf.Module):  # type: ignore[misc, name-defined]
+        @tf.function(  # type: ignore[untyped-decorator]
+            input_signature=[tf.TensorSpec([None, 16], tf.int64, name="ids")]
+        )
+        def __call__(self, ids: Any) -> dict[str, Any]:
+            return {"y": tf.gather(tf.ones([5, 2]), ids)}
+
+    module = Table()
+    tf.saved_model.save(module, str(tmp_path / "s"), signatures={"serving_default": module.__call__})
+    assert latency_saved_model(tmp_path / "s", batch=4, num_runs=5).num_runs == 5

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
 
 from penjing.errors import DataError, PenjingError, PruneError, TraceError
 from penjing.events import Event
@@ -717,6 +719,18 @@ def test_what_is_neither_a_fraction_nor_a_count_is_refused() -> None:
         Budget(params=1.5)
     with pytest.raises(PruneError, match="not in \\[0, 1\\)"):
         prune(mlp(), X, ratio="0.5")  # type: ignore[arg-type]
+
+
+class Stream(IterableDataset[Tensor]):
+    """Samples without a number of them."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("data", [DataLoader(Stream(), batch_size=8), torch.randn(4, 8, 6)])
+def test_data_whose_truth_cannot_be_asked_refits(data: Any) -> None:
+    assert prune(mlp(), X, data=data, reconstruct=True).reconstruction.num_samples == 32
 
 
 def test_data_that_does_not_fit_is_blamed_itself() -> None:

@@ -132,6 +132,7 @@ def graph_file(
     nodes: list[onnx.NodeProto],
     constants: dict[str, NDArray[np.float32]],
     inputs: dict[str, list[int | str]],
+    opset: int = 17,
 ) -> Path:
     """An ONNX file of these nodes, whose output is ``y``."""
     graph = helper.make_graph(
@@ -141,7 +142,7 @@ def graph_file(
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     onnx.save(onnx.shape_inference.infer_shapes(model), path)
     return path
 

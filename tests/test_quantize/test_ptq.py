@@ -277,6 +277,20 @@ def test_saturation_is_guarded_on_any_machine(tmp_path: Path) -> None:
     assert result.sqnr_db > 35
 
 
+@pytest.mark.parametrize("saturates", [True, False])
+@pytest.mark.parametrize("mode", ["static", "weight_only"])
+def test_a_file_for_32_bit_sums_alone_says_so(
+    saturates: bool, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made where sums have 32 bits, it may be served where they have not."""
+    monkeypatch.setattr("penjing.quantize.job.sums_pairs_in_16_bits", lambda: saturates)
+    config = QuantizeConfig.of({"mode": mode, "min_agreement_db": -np.inf})
+    data = batches(2, 16, (64,))
+    result = quantize(nn.Linear(64, 4).eval(), data, config, out=tmp_path / "m.onnx", time_it=False)
+    told = any("without VNNI" in note for note in result.notes)
+    assert told == (not saturates and mode == "static")
+
+
 @pytest.mark.skipif(not sums_pairs_in_16_bits(), reason="this CPU sums 8-bit products in 32 bits")
 def test_saturating_kernels_are_caught(vgg_file: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match="farther from fp32"):

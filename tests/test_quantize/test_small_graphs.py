@@ -242,3 +242,30 @@ def test_a_misspelt_layer_to_ignore_is_named(tmp_path: Path) -> None:
     assert Job(source, data(), QuantizeConfig(ignore=("node*",)), 0, silent).names.keys() == {"c1", "y"}
     with pytest.raises(QuantizeError, match=r"'node_22\*'.*layers are node_2"):
         Job(source, data(), QuantizeConfig(ignore=("node", "node_22*")), 0, silent)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ceil_mode": 1, "count_include_pad": 1},
+        {"ceil_mode": 1, "count_include_pad": 1, "pads": [1] * 4},
+        {"ceil_mode": 1, "count_include_pad": 1, "pads": [0, 0, 1, 2]},  # a last window in the padding
+        {"ceil_mode": 1},
+        {"count_include_pad": 1, "pads": [1] * 4},
+        {"dilations": [1, 1]},
+    ],
+)
+def test_average_pools_are_written_as_the_8_bit_kernel_computes_them(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], pads=[1] * 4),
+        helper.make_node("AveragePool", ["c1"], ["p"], kernel_shape=[3, 3], strides=[2, 2], **options),
+        helper.make_node("Conv", ["p", "w2"], ["y"]),
+    ]
+    named = {"w1": weights(8, 3, 3, 3), "w2": weights(4, 8, 1, 1)}
+    path = graph_file(tmp_path / "m.onnx", nodes, named, {"x": IMAGES}, opset=19)
+    result = quantize(path, data(), out=tmp_path / "q.onnx", time_it=False)
+    assert not result.float_ops
+    assert result.agreement_db > 40
+    assert result.sqnr_db > 20

@@ -155,6 +155,26 @@ def test_corrupted_images_are_of_the_split_that_there_is(metrics: Metrics) -> No
     assert "Validation accuracy under corruption" in render(metrics.model_copy(update={"rows": tuple(rows)}))
 
 
+def test_without_a_test_set_nothing_is_said_of_one(metrics: Metrics) -> None:
+    """Classes and confusions are of validation samples then, and no column stays empty."""
+    cells = next(row.accuracy for row in metrics.rows if {"val", "test"} <= set(row.accuracy))
+    files = tuple(file.model_copy(update={"accuracy": cells}) for file in metrics.files)
+    metrics = metrics.model_copy(update={"files": files})
+    assert "test samples" in render(metrics)
+    assert "test accuracy of the file" in render(metrics)
+
+    def without(cells: Any) -> Any:
+        return {split: cell for split, cell in cells.items() if split != "test"}
+
+    rows = tuple(row.model_copy(update={"accuracy": without(row.accuracy)}) for row in metrics.rows)
+    files = tuple(file.model_copy(update={"accuracy": without(file.accuracy)}) for file in metrics.files)
+    text = render(metrics.model_copy(update={"rows": rows, "files": files}))
+    assert "validation samples" in text
+    assert "Samples of the validation split" in text
+    assert "test samples" not in text
+    assert "test accuracy of the file" not in text
+
+
 def test_how_images_go_in_is_said(metrics: Metrics) -> None:
     """Whoever serves the files has to know; where the user's own loaders do it, the page does not."""
     normalize = {"mean": (0.485, 0.5), "std": (0.229, 1.0)}

@@ -59,3 +59,26 @@ def test_whole_ticks_only() -> None:
         t.text for t in root.findall("text") if t.get("class") == "tick" and t.get("text-anchor") == "middle"
     ]
     assert below == ["1", "2"]
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=5))
+def test_the_label_of_y_lies_on_no_number(values: list[float]) -> None:
+    points = tuple(Point(float(at), value) for at, value in enumerate(values))
+    root = ET.fromstring(chart([Series("a", points)], x_label="epoch", y_label="training loss"))
+    numbers = [t for t in root.findall("text") if t.get("text-anchor") == "end"]
+    assert all(
+        float(t.attrib["x"]) - 15 / 13 * 7.4 * len(t.text or "") >= 17 for t in numbers
+    )  # 13 px and a gap
+
+
+def test_a_name_ends_within_the_plot_on_a_phone() -> None:
+    """Phones show 15 px: "dense, as given" was cut at the right."""
+    points = [
+        Series(name, (Point(x, 0.5, label=name),)) for x, name in ((11e3, "int8"), (22e3, "dense, as given"))
+    ]
+    root = ET.fromstring(chart(points, x_label="bytes", y_label="y", lines=False, log_x=True))
+    names = {t.text: t for t in root.findall("text") if "value" in t.get("class", "")}
+    assert set(names) == {"int8", "dense, as given"}
+    for text, t in names.items():
+        start = float(t.attrib["x"])
+        assert t.get("text-anchor") == "end" or start + 15 / 13 * 7.4 * len(text or "") <= 480

@@ -215,7 +215,9 @@ def test_the_study_says_why_trials_failed(
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert "trial 0 failed: prune: the budget is out of reach" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "trial 0 failed: prune: the budget is out of reach" in said
+    assert "The front" not in said  # there is none
 
 
 def test_the_dense_network_is_trained_once_by_workers_that_begin_together(

@@ -107,7 +107,7 @@ def _branches(given: str) -> Any:
     """A number, ``"auto"``, or names with commas between."""
     if given == "auto":
         return given
-    return int(given) if given.isdigit() else tuple(given.split(","))
+    return int(given) if given.isdigit() else common.names(given)
 
 
 def _text(made: Any, out: Any) -> str:

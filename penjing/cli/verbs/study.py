@@ -93,4 +93,5 @@ def _table(
         )
     said = ", ".join(f"{number} {name}" for name, number in counts.items())
     lost = [f"trial {one['number']} failed: {one['error']}" for one in failures]
-    return Group("The front (no other trial is as good in all three):", table, *lost, said)
+    front: list[Any] = ["The front (no other trial is as good in all three):", table] if rows else []
+    return Group(*front, *lost, said)

@@ -5,34 +5,25 @@ from __future__ import annotations
 from penjing.graph.rules.table import Axes, Op, rule
 
 UNARY = """abs neg sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal square sin cos tan asin
-acos atan sinh cosh
-asinh acosh atanh erf erfc relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid hardsigmoid hardswish
-hardtanh tanh
-softplus softsign softshrink hardshrink tanhshrink threshold logit log_sigmoid logsigmoid rrelu floor ceil
-round trunc frac
-clamp_min clamp_max clamp clip nan_to_num isnan isinf isfinite logical_not bitwise_not dropout feature_dropout
-alpha_dropout feature_alpha_dropout native_dropout bernoulli contiguous clone alias detach to type_as
-_to_copy lift_fresh lift_fresh_copy
-lift positive float double half bfloat16 bool long int conj real fill zero zeros_like ones_like full_like
-empty_like rand_like randn_like view_as_real_copy requires_grad fake_quantize_per_tensor_affine deg2rad
-rad2deg sinc digamma
-lgamma sgn cpu cuda absolute special_expit special_erf erfinv i0 angle imag _conj _conj_physical conj_physical
-resolve_conj _neg_view resolve_neg signbit isposinf isneginf special_entr special_erfcx special_log_ndtr
-special_ndtri special_i0e special_i1 special_i1e special_ndtr special_gammaln special_psi special_digamma
-special_erfc
-special_erfinv special_expm1 special_exp2 special_log1p special_logit special_round special_sinc special_i0
-special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1 special_modified_bessel_i0
-special_modified_bessel_i1 special_modified_bessel_k0 special_modified_bessel_k1 polygamma special_polygamma
-mvlgamma special_multigammaln"""
+acos atan sinh cosh asinh acosh atanh erf erfc relu relu6 leaky_relu elu celu selu gelu silu mish sigmoid
+hardsigmoid hardswish hardtanh tanh softplus softshrink hardshrink threshold logit log_sigmoid rrelu floor
+ceil round trunc frac clamp_min clamp_max clamp clip nan_to_num isnan isinf isfinite logical_not bitwise_not
+dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout bernoulli contiguous clone alias
+detach to type_as _to_copy lift_fresh lift_fresh_copy lift positive conj real fill zero zeros_like ones_like
+full_like empty_like rand_like randn_like view_as_real_copy requires_grad fake_quantize_per_tensor_affine
+deg2rad rad2deg sinc digamma lgamma sgn cpu cuda absolute special_expit special_erf erfinv i0 angle imag
+_conj _conj_physical conj_physical resolve_conj _neg_view resolve_neg signbit isposinf isneginf special_entr
+special_erfcx special_log_ndtr special_ndtri special_i0e special_i1 special_i1e special_ndtr special_gammaln
+special_psi special_digamma special_erfc special_erfinv special_expm1 special_exp2 special_log1p
+special_logit special_round special_sinc special_i0 special_bessel_j0 special_bessel_j1 special_bessel_y0
+special_bessel_y1 special_modified_bessel_i0 special_modified_bessel_i1 special_modified_bessel_k0
+special_modified_bessel_k1 polygamma special_polygamma mvlgamma special_multigammaln"""
 BINARY = """add sub mul div rsub floor_divide remainder fmod pow maximum minimum fmax fmin atan2 eq ne lt le
-gt ge
-logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
-__and__ __or__ __xor__ __iand__ __ior__ __ixor__
-where masked_fill addcmul addcdiv lerp copysign hypot true_divide multiply subtract divide greater less
-greater_equal
-less_equal not_equal xlogy squared_difference prelu_elementwise logaddexp isclose nextafter float_power
-heaviside ldexp logaddexp2 gcd lcm special_xlog1py special_xlogy special_zeta special_gammainc
-special_gammaincc igamma igammac"""
+gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_left_shift
+bitwise_right_shift __and__ __or__ __xor__ __iand__ __ior__ __ixor__ where masked_fill addcmul addcdiv lerp
+copysign hypot true_divide multiply subtract divide greater less greater_equal less_equal not_equal xlogy
+logaddexp isclose nextafter float_power heaviside ldexp logaddexp2 gcd lcm special_xlog1py special_xlogy
+special_zeta special_gammainc special_gammaincc igamma igammac"""
 
 
 @rule(*(f"aten.{name}" for name in UNARY.split()))
@@ -54,7 +45,7 @@ def clamped(op: Op) -> Axes:
     return op.broadcast(*op.tensors())
 
 
-@rule("aten.copy", "aten.expand_as_copy")
+@rule("aten.copy")
 def copied(op: Op) -> Axes:
     """``x.copy_(y)``: y broadcasts to x."""
     target = op.axes(op.args["self"])

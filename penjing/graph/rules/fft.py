@@ -57,7 +57,7 @@ _windows("aten.stft", 1)
 _windows("aten.istft", 2)
 
 
-@rule("aten.view_as_complex", "aten.complex_pair")
+@rule("aten.view_as_complex")
 def view_as_complex(op: Op) -> Axes:
     """The last dim holds real and imaginary parts."""
     x = op.tensors()[0]

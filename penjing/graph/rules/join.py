@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from penjing.graph.axes import Axis, product, total
+from penjing.graph.axes import Axis, total
 from penjing.graph.rules.table import Axes, Op, has_free, rule
 from penjing.graph.unify import resolve
 
@@ -176,6 +176,3 @@ def by_position(op: Op) -> list[Axes]:
 def pairs(op: Op) -> list[Axes]:
     """Pairs of values."""
     return op.give_up("values depend on positions along these axes", "structure")
-
-
-__all__ = ["cat", "pad", "product", "slice_", "split"]

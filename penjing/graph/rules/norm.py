@@ -72,8 +72,6 @@ def weight_norm(op: Op) -> list[Axes]:
     "aten.special_log_softmax",
     "aten._softmax",
     "aten._log_softmax",
-    "aten.logsumexp_keep",
-    "aten.softmin",
 )
 def softmax(op: Op) -> Axes:
     """Restricted to the kept slots."""
@@ -83,18 +81,11 @@ def softmax(op: Op) -> Axes:
     return x
 
 
-@rule(
-    "aten.local_response_norm",
-    "aten.cumsum",
-    "aten.cumprod",
-    "aten.logcumsumexp",
-    "aten.cummax",
-    "aten.cummin",
-)
+@rule("aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten.cummax", "aten.cummin")
 def along(op: Op) -> list[Axes]:
     """A running total over a dimension depends on the order and number of its slots."""
     x = op.axes(op.args["self"])
-    dim = op.dim(op.args.get("dim", 1), len(x))
+    dim = op.dim(op.args["dim"], len(x))
     op.freeze(x[dim], "a running total depends on every slot")
     return [x] * len(op.outputs)
 

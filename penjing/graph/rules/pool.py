@@ -6,9 +6,9 @@ from penjing.graph.axes import Axis, product
 from penjing.graph.rules.table import Axes, Op, rule
 
 POOLS = {
-    1: """avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d lp_pool1d upsample_nearest1d
+    1: """avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d
     upsample_linear1d _upsample_nearest_exact1d max_pool1d_with_indices reflection_pad1d replication_pad1d""",
-    2: """avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool2d_with_indices lp_pool2d
+    2: """avg_pool2d max_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool2d_with_indices
     upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d
     _upsample_bilinear2d_aa _upsample_bicubic2d_aa fractional_max_pool2d reflection_pad2d replication_pad2d
     _adaptive_avg_pool2d""",

@@ -1,8 +1,8 @@
 """The registry of op rules and what a rule is given.
 
 A rule states an op's axis equations and returns the axes of its outputs. It is registered under
-``"aten.conv2d"`` (every
-overload, in-place too) or a full name, and found by name; an op without a rule has its axes frozen.
+``"aten.conv2d"`` (every overload, in-place too) or a full name, and found by name; an op without a rule has
+its axes frozen.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from penjing.graph.axes import Axis, Leaf, Reason, leaves, product, total
+from penjing.graph.axes import Axis, Leaf, Reason, leaves
 from penjing.graph.unify import factor, freeze, resolve, segment, through, unify
 from penjing.table import adder
 
@@ -186,6 +186,3 @@ class Op:
 def has_free(axis: Axis) -> bool:
     """Whether some slot of the axis may still go."""
     return any(leaf.reason is None and leaf.size > 1 for leaf in leaves(resolve(axis)))
-
-
-__all__ = ["RULES", "Axes", "Notebook", "Op", "Result", "find_rule", "has_free", "product", "rule", "total"]

@@ -69,7 +69,7 @@ def gradients(material: Material, ignored: int = IGNORED) -> Iterator[dict[str, 
                 )
                 if not bool(torch.isfinite(value)):
                     raise PruneError(
-                        f"the loss is {float(value.detach())} at batch {count}",
+                        f"the loss is {float(value.detach())} at batch {count - 1}",
                         remedy="Check the data and the weights for NaN and infinity",
                     )
                 grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)

@@ -106,18 +106,17 @@ class BrainSurgeon(Criterion):
         batches = [given_to(material.graph, inputs) for inputs in given]
         count = sum(count_samples(batch) for batch in batches)
         generator = torch.Generator().manual_seed(material.seed)
+        by_node = {call.node: name for name, place in places.items() for call in place.calls}
         gains: dict[str, Tensor] = {}
         size = None
         if self.weighting == "output":
-            nodes = {call.node: name for name, place in places.items() for call in place.calls}
             few = [
                 given_to(material.graph, between(inputs, at, at + at_once))
                 for inputs in limited(given, self.gain_samples)
                 for at in range(0, count_samples(inputs), at_once)
             ]
-            gains, size = output_gains(material.graph, nodes, few, generator)
+            gains, size = output_gains(material.graph, by_node, few, generator)
         walk = Walk(material.graph, batches)
-        by_node = {call.node: name for name, place in places.items() for call in place.calls}
         readers: dict[str, _Reader] = {}
 
         @torch.no_grad()
