@@ -45,7 +45,7 @@ from penjing.recover.guards import non_finite
 from penjing.recover.job import Job
 from penjing.recover.judge import Judge
 from penjing.recover.memory import kept_memory
-from penjing.recover.memory_order import put_channels_last_, takes_channels_last
+from penjing.recover.memory_order import miscomputed, put_channels_last_, takes_channels_last
 from penjing.recover.mix import mix
 from penjing.recover.optim import build_optimizer, optimizer_tensors, restore_optimizer, set_lr
 from penjing.recover.precision import MIN_STEPS, can_gain, choose, speedup
@@ -107,6 +107,12 @@ class Loop:
         self.model.zero_grad(set_to_none=True)
         asked, networks = config.channels_last, (self.model, *self.job.teachers)
         self.channels_last = takes_channels_last(networks, self._first_inputs) if asked is None else asked
+        if self.channels_last and (layer := miscomputed(self.model)):
+            raise RecoverError(
+                "with the channels last, the gradient of this convolution is wrong",
+                layer=layer,
+                remedy="Leave channels_last out, or set it to false",
+            )
         if self.channels_last:
             put_channels_last_(self.model)
         else:
