@@ -104,7 +104,8 @@ def trace_onnx(
 
     def serve(*tensors: Any) -> dict[str, Any]:
         feeds = {}
-        for name, tensor in zip(input_names, tensors, strict=True):
+        for name, tensor, spec in zip(input_names, tensors, specs, strict=True):
+            tensor = tf.ensure_shape(tensor, spec.shape)  # a stored signature checks types alone
             turned = layout == "nhwc" and tensor.shape.rank == 4
             feeds[name] = tf.transpose(tensor, [0, 3, 1, 2]) if turned else tensor
         outputs = tracer(feeds)

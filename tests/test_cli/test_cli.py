@@ -301,3 +301,17 @@ def test_what_is_to_be_known_of_a_file_is_told_once(
     code, out, err = call(capsys, "export", f"{tmp_path / 'net.py'}:make", *files)
     assert code == 0
     assert (out + err).count("every batch has 2 samples") == 1
+
+
+def test_sizes_that_callers_choose_are_named_by_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "import torch\ndef make():\n    return torch.nn.Conv1d(4, 3, 3), torch.randn(2, 4, 8)\n"
+    (tmp_path / "net.py").write_text(text)
+    asked = ["export", f"{tmp_path / 'net.py'}:make", "--formats", "onnx", "--out", str(tmp_path / "out")]
+    code, out, _ = call(capsys, *asked, "--dynamic-axis", "*:2=length")
+    assert code == 0
+    assert "at batch 1, 3, 8, 1 (length = 16)" in " ".join(out.split())
+    code, _, err = call(capsys, *asked, "--dynamic-axis", "length")
+    assert code == 2
+    assert "'length' names no size" in err

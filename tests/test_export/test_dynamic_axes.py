@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import penjing as pj
 from penjing.errors import ExportError, QuantizeError, VerifyError
+from penjing.export import open_file
 from penjing.export.axes import axes_by_input, free_sizes, parse_axes
 from penjing.export.inputs import Feeds
 from penjing.export.onnx import export_onnx
@@ -145,6 +146,18 @@ def test_where_tensorflow_needs_a_size_it_is_fixed_and_told(tmp_path: Path) -> N
     assert "sizes beside the batch are fixed" in why
     assert "Resize" in why
     assert [note.split(" (")[0] for note in fixed] == ["height", "width"]
+
+
+@pytest.mark.tf
+@needs_tensorflow
+def test_a_saved_model_refuses_sizes_that_were_not_left_free(tmp_path: Path) -> None:
+    """Its signature checks types alone: it answered with wrong numbers, or failed somewhere within."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(4)).eval()
+    pj.export(model, tmp_path, ("saved_model",), example_inputs=IMAGE)
+    runner = open_file(tmp_path / "saved_model")
+    assert runner.run({"input": np.zeros((5, 3, 16, 24), np.float32)})[0].shape == (5, 4, 4, 4)
+    with pytest.raises(Exception, match=r"not compatible with expected shape \[\?,3,16,24\]"):
+        runner.run({"input": np.zeros((1, 3, 16, 32), np.float32)})
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
