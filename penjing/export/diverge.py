@@ -10,6 +10,7 @@ import torch
 
 from penjing.export.base import Runner
 from penjing.export.coexist import quiet_tf
+from penjing.export.exported import inference
 from penjing.export.inputs import Feeds
 from penjing.files import temporary
 
@@ -118,7 +119,6 @@ def tensorflow_values(path: Path, feeds: Feeds) -> dict[str, np.ndarray]:
 
 def torch_values(reference: Runner, feeds: Feeds) -> dict[str, np.ndarray]:
     """Every intermediate float value of the reference's traced graph, by its node's name."""
-    from penjing.export.onnx import inference
     from penjing.export.verify import TorchRunner
 
     assert isinstance(reference, TorchRunner)

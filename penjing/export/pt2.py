@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
+from penjing.export.exported import inference
 from penjing.export.inputs import Feeds, to_numpy
-from penjing.export.onnx import inference
 from penjing.files import atomic_dir
 
 

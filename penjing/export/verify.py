@@ -17,6 +17,7 @@ from penjing.batches import take_apart
 from penjing.errors import PenjingError, VerifyError
 from penjing.export.axes import FreeSize, free_sizes
 from penjing.export.base import Runner, open_file
+from penjing.export.exported import inference
 from penjing.export.inputs import (
     Feeds,
     as_call,
@@ -152,8 +153,6 @@ class TorchRunner(Runner):
 
     def run(self, feeds: Feeds) -> list[np.ndarray]:
         """Outputs in the order of the module's own output structure."""
-        from penjing.export.onnx import inference
-
         # a stored program calls its inputs as the forward does, in the same order
         names = self.names if feeds.keys() == set(self.names) else feeds
         given = iter([torch.from_numpy(feeds[name]) for name in names])
