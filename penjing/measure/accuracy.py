@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from penjing.errors import MeasureError
 from penjing.measure.predict import are_classes, as_predict, labelled
 
+_LITTLE = 0.2
+"""Share of what lies between chance and all right, below which few samples may be at chance."""
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -46,6 +49,27 @@ class Accuracy:
         order = np.argsort(-wrong, axis=None, kind="stable")[:top]
         pairs = [divmod(int(at), len(wrong)) for at in order]
         return [(label, guess, int(wrong[label, guess])) for label, guess in pairs if wrong[label, guess]]
+
+    @property
+    def by_chance(self) -> float:
+        """What the same predictions would be worth on labels in another order: the agreement that the shares
+        of labels and predictions alone give (Cohen 1960); NaN without the confusion matrix.
+        """
+        if self.confusion is None or not self.n:
+            return math.nan
+        labels, guesses = (self.confusion.sum(axis=axis) / self.n for axis in (1, 0))
+        return float(labels @ guesses)
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether the predictions say nothing of the labels, as far as these samples tell: the interval
+        reaches down to `by_chance`, and less than a fifth of what is above it is won. Labels that are all
+        the same tell nothing.
+        """
+        if self.confusion is None or np.count_nonzero(self.confusion.sum(axis=1)) < 2:
+            return False
+        chance = self.by_chance
+        return self.low <= chance and self.value - chance < _LITTLE * (1 - chance)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, without the confusion matrix."""

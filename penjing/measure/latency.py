@@ -6,7 +6,7 @@ import gc
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -216,32 +216,43 @@ _DTYPES = {
 
 
 def onnx_candidate(
-    path: Path | str, *, batch: int = 1, threads: int = 1, feeds: Mapping[str, Any] | None = None
+    path: Path | str,
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    feeds: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Candidate:
     """An ONNX file to time in ONNX Runtime, on the given feeds or on random ones of the file's input shapes.
 
+    Args:
+        path: The file.
+        batch: Batch size of the random feeds.
+        threads: Of the runtime.
+        feeds: Arrays by input name.
+        sizes: Of dimensions that the file leaves free besides the batch: by name (``length``), or by input
+            and place (``ids:1``, ``*:1``).
+
     Raises:
-        MeasureError: if an input has a free dimension besides the batch and there are no feeds.
+        MeasureError: if an input has such a dimension, and there are neither feeds nor its size.
     """
     import onnxruntime
 
     session = onnx_session(path, threads)
-    ready = dict(feeds) if feeds is not None else _random_feeds(session, batch, str(path))
+    ready = dict(feeds) if feeds is not None else _random_feeds(session, batch, str(path), sizes or {})
     return Candidate(
         lambda: session.run(None, ready), batch, threads, f"onnxruntime {onnxruntime.__version__}"
     )
 
 
-def _random_feeds(session: Any, batch: int, path: str) -> dict[str, Any]:
+def _random_feeds(session: Any, batch: int, path: str, sizes: Mapping[str, int]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     feeds = {}
     # beside a free batch, a first size that is fixed is that of what all samples share
     free = any(entry.shape and not isinstance(entry.shape[0], int) for entry in session.get_inputs())
     for entry in session.get_inputs():
-        shape = [
-            batch if at == 0 and not isinstance(size, int) else size for at, size in enumerate(entry.shape)
-        ]
-        if any(not isinstance(size, int) for size in shape) or entry.type not in _DTYPES:
+        shape = _shape(entry.name, entry.shape, batch, sizes, path)
+        if entry.type not in _DTYPES:
             raise MeasureError(
                 f"input {entry.name!r} of {entry.type}{entry.shape} leaves open what to feed",
                 layer=path,
@@ -255,6 +266,27 @@ def _random_feeds(session: Any, batch: int, path: str) -> dict[str, Any]:
             )
         feeds[entry.name] = _random(shape, np.dtype(_DTYPES[entry.type]), rng)
     return feeds
+
+
+def _shape(
+    name: str, written: Iterable[int | str | None], batch: int, sizes: Mapping[str, int], path: str
+) -> list[int]:
+    """The shape of an input with its free sizes filled in."""
+    shape = []
+    for at, size in enumerate(written):
+        if isinstance(size, int):
+            shape.append(size)
+            continue
+        known = (sizes[key] for key in (f"{name}:{at}", f"*:{at}", size or "") if key in sizes)
+        found = batch if at == 0 else next(known, None)
+        if found is None:
+            raise MeasureError(
+                f"dimension {at} of input {name!r} is free{f' ({size})' if size else ''}",
+                layer=path,
+                remedy=f"Give its size: --size {size or f'{name}:{at}'}=…, in Python sizes={{…}} or feeds",
+            )
+        shape.append(found)
+    return shape
 
 
 def _random(shape: list[int], dtype: np.dtype[Any], rng: np.random.Generator) -> Any:
@@ -341,8 +373,10 @@ def saved_model_candidate(
     batch: int = 1,
     threads: int | None = None,
     feeds: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Candidate:
-    """A TensorFlow SavedModel's default serving signature to time.
+    """A TensorFlow SavedModel's default serving signature to time; arguments as for `onnx_candidate`, sizes
+    by input and place.
 
     TensorFlow fixes its threads when it starts. Without ``threads``, the number it has is what is recorded
     (0: it chose by itself, recorded as the machine's count).
@@ -376,13 +410,7 @@ def saved_model_candidate(
         rng = np.random.default_rng(0)
         feeds = {}
         for name, spec in specs.items():
-            shape = [batch if at == 0 and size is None else size for at, size in enumerate(spec.shape)]
-            if None in shape:
-                raise MeasureError(
-                    f"input {name!r} of shape {spec.shape} leaves open what to feed",
-                    layer=str(path),
-                    remedy="Give feeds",
-                )
+            shape = _shape(name, spec.shape, batch, sizes or {}, str(path))
             feeds[name] = _random(shape, np.dtype(spec.dtype.as_numpy_dtype), rng)
     ready = {name: tf.constant(value) for name, value in feeds.items()}
     has = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1

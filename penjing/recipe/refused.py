@@ -1,10 +1,13 @@
-"""A run that is refused before its first stage leaves the disk as it was."""
+"""A run that is refused before its first stage, or before anything was made, leaves the disk as it was."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from penjing.recipe.workspace import Workspace
 
 _OURS = ("log.jsonl", "work/recipe.yaml", "work/inputs.json", "work/lock.json")  # the lock is held to the end
 
@@ -28,8 +31,26 @@ def is_untouched(folder: Path) -> bool:
     return not (folder / "work").exists() and not (folder / "log.jsonl").exists()
 
 
-def leave_nothing(folder: Path) -> None:
-    """Remove what a run writes before its first stage; the caller holds the folder."""
+def holds_work(space: Workspace) -> bool:
+    """Whether a stage has made what takes time: one that is finished and did not only read the network as
+    given, a trial of a search, or a training that has begun.
+    """
+    made = {path.stem for path in space.work.glob("stages/*.json")}
+    read = {"train"} if space.recipe.train is None else set()
+    return bool(made - read) or any(space.work.glob("checkpoints/*/*"))
+
+
+def leave_nothing(folder: Path, *, read_only: bool = False) -> None:
+    """Remove what a run writes before its first stage; the caller holds the folder.
+
+    Args:
+        folder: Of the run; untouched (`is_untouched`) before it.
+        read_only: Stages have begun, and none made anything (`holds_work`): all of ``work`` goes.
+    """
+    if read_only:
+        for path in (folder / "work").iterdir():
+            if path.name != "lock.json":  # it is held to the end
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     for name in _OURS:
         with suppress(OSError):
             (folder / name).unlink(missing_ok=True)

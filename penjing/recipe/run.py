@@ -17,7 +17,7 @@ from penjing.log import JsonLog, tee
 from penjing.manifest import read_json
 from penjing.recipe.beforehand import check_words, check_work
 from penjing.recipe.lock import run_lock
-from penjing.recipe.refused import is_untouched, leave_nothing, no_empty_folders
+from penjing.recipe.refused import holds_work, is_untouched, leave_nothing, no_empty_folders
 from penjing.recipe.result import RunResult
 from penjing.recipe.schema import Recipe, first_difference
 from penjing.recipe.stages.base import Stage
@@ -41,7 +41,8 @@ def run(
 
     Every stage reads and writes files and leaves a marker with the hash of all it depended on, so a run that
     ended anywhere (in the middle of an epoch too) goes on from there to the same files. One that is refused
-    before its first stage leaves nothing in a new folder.
+    before its first stage, or where no stage has done more than read the network, leaves nothing in a new
+    folder.
 
     Args:
         recipe: What to do.
@@ -92,7 +93,14 @@ def run(
             if untouched and not _begun(folder):
                 leave_nothing(folder)
             raise
-        skipped = _do(space, stages, listen)
+        try:
+            skipped = _do(space, stages, listen)
+        except PenjingError as error:
+            if untouched and not holds_work(space):
+                log.close()
+                error.completed = ()
+                leave_nothing(folder, read_only=True)
+            raise
         return RunResult(folder, Metrics.read(folder), skipped)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from penjing.errors import MeasureError
 from penjing.export.base import TensorSpec
-from penjing.measure import accuracy, onnx_session, wilson
+from penjing.measure import Accuracy, accuracy, onnx_session, wilson
 
 
 def batches(n: int = 20, classes: int = 3, size: int = 6) -> list[tuple[Tensor, Tensor]]:
@@ -125,3 +125,26 @@ def test_the_interval_is_wilsons() -> None:
 def test_what_cannot_be_measured_is_an_error(predict: Any, data: list[Any], match: str) -> None:
     with pytest.raises(MeasureError, match=match):
         accuracy(predict, data)
+
+
+def guesses(labels: list[int], answers: list[int], classes: int) -> Accuracy:
+    logits = torch.nn.functional.one_hot(torch.tensor(answers), classes).float()
+    return accuracy(lambda x: x.numpy(), [(logits, torch.tensor(labels))])
+
+
+@pytest.mark.parametrize(("classes", "n"), [(2, 60), (10, 500), (100, 2000)])
+def test_chance_is_told_from_knowledge(classes: int, n: int) -> None:
+    rng = np.random.default_rng(classes)
+    labels = rng.integers(0, classes, n).tolist()
+    for blind in (rng.integers(0, classes, n).tolist(), [1] * n, [(label + 1) % classes for label in labels]):
+        assert guesses(labels, blind, classes).is_chance
+    knows = [label if rng.random() < 0.5 else int(rng.integers(classes)) for label in labels]
+    assert not guesses(labels, knows, classes).is_chance
+
+
+def test_rare_classes_are_no_chance() -> None:
+    """95 of 100 of one class: always to say it is blind, though 95% right; two of the others found is not."""
+    labels = [0] * 950 + [1] * 50
+    assert guesses(labels, [0] * 1000, 2).is_chance
+    assert not guesses(labels, [0] * 950 + [1] * 25 + [0] * 25, 2).is_chance
+    assert not guesses([0] * 100, [0] * 100, 2).is_chance  # nothing can be known of it

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import MeasureError
+from penjing.export import export_onnx
 from penjing.export.coexist import make_peace
 from penjing.measure import (
     Candidate,
@@ -169,3 +170,13 @@ def test_saved_models_that_look_up_indices_are_timed(tmp_path: Path) -> None:
     module = Table()
     tf.saved_model.save(module, str(tmp_path / "s"), signatures={"serving_default": module.__call__})
     assert latency_saved_model(tmp_path / "s", batch=4, num_runs=5).num_runs == 5
+
+
+def test_free_sizes_are_given_by_name_or_place(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv1d(2, 3, 3, padding=1), nn.ReLU())
+    axes = {"*": {2: "length"}}
+    export_onnx(net, tmp_path / "free.onnx", torch.randn(2, 2, 8), dynamic_axes=axes)
+    with pytest.raises(MeasureError, match=r"dimension 2 of input '\w+' is free \(length\).*--size length="):
+        onnx_candidate(tmp_path / "free.onnx")
+    for sizes in ({"length": 5}, {"*:2": 5}):
+        onnx_candidate(tmp_path / "free.onnx", sizes=sizes).run()

@@ -11,7 +11,9 @@ from vector_data import halves
 
 import penjing as pj
 from penjing.errors import DataError, RecipeError, RunError
+from penjing.events import Event, Listener
 from penjing.recipe import Recipe
+from penjing.recipe.result import RunResult
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +84,37 @@ def test_wrong_arguments_leave_nothing(
     with pytest.raises(error):
         pj.compress(network, **(good | arguments))  # type: ignore[arg-type]
     assert not out.exists()
+
+
+def test_a_network_that_knows_nothing_is_said_once(network: nn.Module, tmp_path: Path) -> None:
+    """Everything after it is held to its answers, so a forgotten file of weights costs hours."""
+    torch.manual_seed(0)
+    untrained = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+    heard: list[Event] = []
+
+    def run(model: nn.Module, folder: str, listen: Listener) -> RunResult:
+        return pj.compress(
+            model,
+            (halves(200, 0), halves(400, 1)),
+            prune={"ratio": 0.3},
+            max_drop=None,
+            quantize=None,
+            recover=pj.RecoverConfig(epochs=1),
+            out=tmp_path / folder,
+            options={"export": {"batch_sizes": [1]}, "measure": {"runs": 3, "batches": [1]}},
+            listen=listen,
+        )
+
+    def until_read(event: Event) -> None:
+        heard.append(event)
+        if event.stage == "prune":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(network, "trained", until_read)
+    assert not [event for event in heard if event.kind == "warning"]
+    heard.clear()
+    notes = run(untrained, "untrained", heard.append).metrics.notes
+    warned = [e for e in heard if e.kind == "warning" and "no better than chance" in e.message]
+    assert [event.stage for event in warned] == ["train"]
+    assert [note for note in notes if "no better than chance" in note] == [warned[0].message]

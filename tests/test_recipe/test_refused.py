@@ -121,3 +121,31 @@ def test_a_lock_that_was_removed_locks_nothing(tmp_path: Path, monkeypatch: pyte
         assert (tmp_path / "work" / "lock.json").read_text()
         with pytest.raises(LockedError), run_lock(tmp_path):
             pass
+
+
+def test_nothing_is_left_where_the_network_was_only_read(tmp_path: Path) -> None:
+    """Timings are kept in the cache, and the folder would go on with this budget only."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(PenjingError, match="out of reach") as caught:
+        pj.compress(model, DATA, budget=pj.Budget(latency="1us"), out=tmp_path / "runs" / "new")
+    assert caught.value.completed == ()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_was_computed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ExportError("no", remedy="none")
+
+    monkeypatch.setattr("penjing.recipe.stages.quantize_student", refuse)
+    with pytest.raises(ExportError) as caught:
+        pj.compress(
+            nn.Linear(12, 2),
+            DATA,
+            prune={"ratio": 0.0},
+            recover=pj.RecoverConfig(epochs=1),
+            max_drop=None,
+            out=tmp_path / "run",
+        )
+    assert caught.value.completed == ("train", "prune", "recover")
+    assert (tmp_path / "run" / "work" / "recovered.safetensors").exists()

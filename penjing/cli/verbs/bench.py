@@ -16,6 +16,10 @@ def command(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes; by default 1 and 32.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
     runs: Annotated[int, typer.Option(help="Timed runs of each file.")] = 50,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a dimension that is free besides the batch: length=128, or *:1=128."),
+    ] = None,
     json: common.Json = False,
 ) -> None:
     """Time files in their runtimes.
@@ -24,23 +28,32 @@ def command(
     """
     from penjing.measure import latency, size_bytes
 
-    rows = []
-    for size in batch or [1, 32]:
-        candidates = {str(file): _candidate(file, size, threads) for file in files}
+    rows, sizes = [], dict(map(_size, size or ()))
+    for samples in batch or [1, 32]:
+        candidates = {str(file): _candidate(file, samples, threads, sizes) for file in files}
         for name, timed in latency(candidates, num_runs=runs).items():
             rows.append({"file": name, "size_bytes": size_bytes(Path(name)), **timed.to_dict()})
     common.emit({"rows": rows}, _table(rows), json)
 
 
-def _candidate(file: Path, batch: int, threads: int) -> Any:
+def _size(text: str) -> tuple[str, int]:
+    name, _, value = text.rpartition("=")
+    if not name or not value.isdecimal() or int(value) < 1:
+        raise MeasureError(
+            f"{text!r} is no size of a dimension", layer="--size", remedy="Write length=128 or *:1=128"
+        )
+    return name.strip(), int(value)
+
+
+def _candidate(file: Path, batch: int, threads: int, sizes: dict[str, int]) -> Any:
     from penjing.measure import onnx_candidate, saved_model_candidate
 
     if not file.exists():
         raise MeasureError(f"{file} does not exist", remedy="Give an exported file")
     if file.suffix.lower() == ".onnx":
-        return onnx_candidate(file, batch=batch, threads=threads)
+        return onnx_candidate(file, batch=batch, threads=threads, sizes=sizes)
     if (file / "saved_model.pb").is_file():
-        return saved_model_candidate(file, batch=batch, threads=threads)
+        return saved_model_candidate(file, batch=batch, threads=threads, sizes=sizes)
     raise MeasureError(
         f"{file} is no ONNX file and no SavedModel", remedy="Give .onnx files or SavedModel folders"
     )

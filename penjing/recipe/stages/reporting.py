@@ -181,6 +181,7 @@ def _notes(space: Workspace, pruned: dict[str, Any]) -> list[str]:
         notes.append(f"The pruned network is the traced graph, not the original class: {pruned['reason']}")
     if pruned["after"]["params"] == pruned["before"]["params"]:
         notes.append("Nothing had to be removed: the original is within the budget")
+    notes += space.result("train").get("notes", [])
     marker = space.store.read("quantize")
     if marker is not None:
         notes += marker.timing.get("notes", [])

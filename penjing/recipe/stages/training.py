@@ -4,18 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from penjing.events import Listener
+from penjing.events import Event, Listener
+from penjing.measure import accuracy
 from penjing.recipe.stages.base import Output, plain
 from penjing.recipe.workspace import Workspace
 from penjing.recover import RecoverConfig, RecoverResult, train
 
+_LOOK = 2000
+"""Validation samples at most that tell whether a network as given knows anything."""
+
 
 def take_dense(space: Workspace, listen: Listener) -> Output:
-    """Write the weights that the network came with.
+    """Write the weights that the network came with, and say so if they are no better than chance.
 
     Requires: the recipe's model. Ensures: ``work/dense.safetensors``.
     """
-    return Output({}, files=(space.save_weights(space.original(), "dense"),))
+    model = space.original()
+    said = _knows_nothing(space, model)
+    if said:
+        listen(Event("train", "warning", message=said))
+    return Output({"notes": [said]} if said else {}, files=(space.save_weights(model, "dense"),))
+
+
+def _knows_nothing(space: Workspace, model: Any) -> str:
+    """What is to be said of a network that does not know the classes: all that follows holds it to its own
+    answers, and would be done in vain. "" for one that does, and where there are no classes.
+    """
+    if not space.names_classes:
+        return ""
+    found = accuracy(model, space.feed.split("val", _LOOK))
+    if not found.is_chance:
+        return ""
+    return (
+        f"the network as given is no better than chance: {found.value:.1%} of {found.n:,} validation samples "
+        f"right, chance {found.by_chance:.1%}. Is it untrained (weights, --weights)? Is it fed as it was in "
+        "training (mean and std, --data-option, --normalize), are the classes in the same order?"
+    )
 
 
 def train_dense(space: Workspace, listen: Listener) -> Output:
