@@ -113,13 +113,26 @@ def test_static_and_dynamic_hold_the_same_weights(tmp_path: Path) -> None:
         assert np.abs(static[name] - exact).max() < np.abs(exact).max() / 100
 
 
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
 @pytest.mark.parametrize("option", [{"ignore": ["cell"]}, {"ops": ["Conv", "Gemm", "MatMul"]}])
-def test_lstms_can_stay_in_float(option: dict[str, Any], tmp_path: Path) -> None:
+def test_lstms_can_stay_in_float(option: dict[str, Any], mode: str, tmp_path: Path) -> None:
+    option = option | {"mode": mode}
     made = quantize(tagger(), batches(3, shape=SHAPE), option, out=tmp_path / "q.onnx", time_it=False)
+    assert [row.name for row in made.layers if row.quantized] == ["embed", "head"]
     assert "LSTM" in ops(made.path)
     (row,) = [row for row in made.layers if row.op == "LSTM"]
     assert not row.quantized
     assert row.why
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
+def test_linear_modes_change_only_the_ops_that_are_named(mode: str, tmp_path: Path) -> None:
+    data = batches(2, shape=SHAPE)
+    option = {"mode": mode, "ops": ["LSTM"]}
+    made = quantize(tagger(), data, option, out=tmp_path / "q.onnx", time_it=False)
+    assert [row.op for row in made.layers if row.quantized] == ["LSTM"]
+    with pytest.raises(QuantizeError, match="LSTM is not among the ops to quantize.*Name more ops"):
+        quantize(tagger(), data, option | {"ops": ["Conv"]}, out=tmp_path / "r.onnx", time_it=False)
 
 
 def test_lstms_go_back_to_float_where_too_much_is_lost(tmp_path: Path) -> None:
