@@ -35,7 +35,7 @@ from penjing.quantize.emit import RESTORES, emit
 from penjing.quantize.encode import EncodedLayer, encode_layers
 from penjing.quantize.equalize import equalize
 from penjing.quantize.feeds import Feeds, input_specs
-from penjing.quantize.graph import layer_name, name_of
+from penjing.quantize.graph import constant, layer_name, name_of, set_initializer
 from penjing.quantize.grid import align_inputs
 from penjing.quantize.pack import save_quantized
 from penjing.quantize.place import Placement, layer_names, place
@@ -118,6 +118,8 @@ class Job:
         keep: Layers in float, with the reason.
         scales: Learned steps of weights, by output name.
         gains: What each layer alone in float gains, in dB.
+        before: Of a network that was trained in 8 bits, the graph whose weights a layer that goes back to
+            float gets again; None where what was learned holds for float layers, too.
         notes: Lines for people.
     """
 
@@ -142,6 +144,7 @@ class Job:
     keep: dict[str, str] = field(default_factory=dict)
     scales: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     gains: dict[str, float] = field(default_factory=dict)
+    before: ir.Model | None = None
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -307,7 +310,8 @@ class Job:
 
     def _emitted(self, placement: Placement, encoded: Mapping[str, EncodedLayer]) -> ir.Model:
         """The quantized graph of a placement."""
-        quantized = emit(self.model, placement, self._roots(placement), encoded)
+        model = self.model if self.before is None else _with_floats(self.model, self.before, placement)
+        quantized = emit(model, placement, self._roots(placement), encoded)
         return emit_apart(quantized, self.encode_apart(placement), "static")
 
     def encode_apart(self, placement: Placement) -> dict[str, Apart]:
@@ -517,6 +521,17 @@ def _check_patterns(patterns: Sequence[str], graph: ir.Graph, names: Mapping[str
 
 def _by_output(model: ir.Model) -> dict[str, ir.Node]:
     return {name_of(node.outputs[0]): node for node in model.graph if node.outputs}
+
+
+def _with_floats(model: ir.Model, before: ir.Model, placement: Placement) -> ir.Model:
+    """A copy whose layers in float have the weights that they had before."""
+    model, nodes = model.clone(), _by_output(before)
+    for out in placement.kept:
+        for value in nodes[out].inputs[1:]:
+            array = constant(value)
+            if value is not None and array is not None:
+                set_initializer(model.graph, name_of(value), array)
+    return model
 
 
 def _input_name(node: ir.Node) -> str:
