@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from penjing.batches import take_apart
+from penjing.batches import ask, take_apart
 from penjing.errors import Int8LossError, QuantizeError
 from penjing.events import Listener
 from penjing.export.axes import SIZES_OF_A_FILE, DynamicAxes
@@ -24,6 +26,7 @@ from penjing.files import atomic_write
 from penjing.floats import floats_of, only_other_floats
 from penjing.measure.metric import is_allowed
 from penjing.measure.sizes import size_bytes
+from penjing.modes import eval_mode
 from penjing.quantize import mixed
 from penjing.quantize.apart import Apart, emit_apart, encode_apart, told_apart, worst_db
 from penjing.quantize.calibrate import Calibration, calibrate
@@ -87,8 +90,30 @@ def as_onnx(
         if first is None:
             raise QuantizeError("the calibration data is empty", remedy="Give at least one batch of samples")
         example_inputs = take_apart(first)[0]
+    _check_kinds(model, example_inputs)
     path = folder / "fp32.onnx"
     return export_onnx(model, path, example_inputs, dynamic_batch="auto", dynamic_axes=dynamic_axes)
+
+
+def _check_kinds(model: nn.Module, example_inputs: Any) -> None:
+    """Ask a module for its answer where data in another format than float32 may be a mistake: the exporter
+    writes a file of it that no runtime loads.
+    """
+    given = pytree.tree_map(lambda x: torch.as_tensor(x) if isinstance(x, np.ndarray) else x, example_inputs)
+    kinds = {x.dtype for x in pytree.tree_leaves(given) if isinstance(x, torch.Tensor)}
+    odd = sorted(
+        str(kind).removeprefix("torch.") for kind in kinds - {torch.float32, torch.int64, torch.bool}
+    )
+    if not odd:
+        return
+    try:
+        with torch.no_grad(), eval_mode(model):
+            ask(model, given, "model", QuantizeError)
+    except QuantizeError as error:
+        raise QuantizeError(
+            f"the network does not take data of {' and '.join(odd)} ({error.cause})",
+            remedy="Give calibration data in the network's own format, mostly float32: x.float()",
+        ) from error
 
 
 @dataclass
