@@ -110,19 +110,20 @@ def encode_apart(
         model: A prepared graph; not changed.
         outputs: Layers that `penjing.quantize.place` chose.
         config: Uses ``mode`` and ``weights``, and ``weight_bits`` in mode ``static``.
-        guard: What protects 16-bit sums.
+        guard: What protects 16-bit sums; tables are looked up, so they need none.
     """
     if config.mode == "weight_only":  # where linear weights have 4 bits, these still have 8
         config = config.model_copy(update={"weight_bits": 8})
     wanted = [node for node in model.graph if node.outputs and node.outputs[0].name in set(outputs)]
     names = [name_of(value) for node in wanted for value in _weights(node)]
+    multiplied = {name_of(v) for node in wanted if node.op_type != "Gather" for v in _weights(node)}
     if not names:
         return {}
     exact, origins = _made_of(model, names)
     found: dict[str, Matrix] = {}
     for name in dict.fromkeys(names):
         weight = exact[name].astype(np.float32, copy=False)
-        numbers = encode_rows(_rows(weight), config, guard)
+        numbers = encode_rows(_rows(weight), config, guard if name in multiplied else "off")
         directions = 1 if weight.ndim == 2 else len(weight)
         found[name] = Matrix(numbers, directions, _stored(name, numbers, origins[name]))
     return {

@@ -94,7 +94,9 @@ def train_blocks(job: Job, folder: Path) -> None:
         f"{len(better)} of {len(errors)} blocks were reconstructed: their squared error on samples held back "
         f"is {share:.2f} of what rounding left"
     )
+    before = job.model
     teach(job, student)
+    job.before = before  # each block was held to its fp32 output, so float layers keep their own weights
 
 
 def reconstruct_blocks(

@@ -49,9 +49,10 @@ class QuantizeConfig(Config):
             until it holds. None: no layer goes back.
         sensitivity: Measure each layer's share of the error even when ``max_drop`` asks for nothing.
         ignore: Layers kept in float, by name or by shell pattern.
-        ops: Op types to quantize besides what follows from them. An LSTM becomes ONNX Runtime's own 8-bit
-            one, which no other runtime reads; without ``"LSTM"`` it stays in float. ``"Gather"`` stands for
-            tables of embeddings: 8 bits a number, a step a row, and what is looked up is restored to float.
+        ops: Op types to quantize besides what follows from them, in every mode. An LSTM becomes ONNX
+            Runtime's own 8-bit one, which no other runtime reads (in ``"weight_only"`` it does not); without
+            ``"LSTM"`` it stays in float. ``"Gather"`` stands for tables of embeddings: 8 bits a number, a
+            step a row, and what is looked up is restored to float.
         min_agreement_db: Where the file's int8 kernels agree with the simulation of the same file to less
             than this, they must at least be as close to fp32 as the simulation is (to 1 dB), or it is an
             error; -inf never looks.

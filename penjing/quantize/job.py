@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from penjing.batches import take_apart
+from penjing.batches import ask, take_apart
 from penjing.errors import Int8LossError, QuantizeError
 from penjing.events import Listener
 from penjing.export.axes import SIZES_OF_A_FILE, DynamicAxes
@@ -24,6 +26,7 @@ from penjing.files import atomic_write
 from penjing.floats import floats_of, only_other_floats
 from penjing.measure.metric import is_allowed
 from penjing.measure.sizes import size_bytes
+from penjing.modes import eval_mode
 from penjing.quantize import mixed
 from penjing.quantize.apart import Apart, emit_apart, encode_apart, told_apart, worst_db
 from penjing.quantize.calibrate import Calibration, calibrate
@@ -35,7 +38,7 @@ from penjing.quantize.emit import RESTORES, emit
 from penjing.quantize.encode import EncodedLayer, encode_layers
 from penjing.quantize.equalize import equalize
 from penjing.quantize.feeds import Feeds, input_specs
-from penjing.quantize.graph import layer_name, name_of
+from penjing.quantize.graph import constant, layer_name, name_of, set_initializer
 from penjing.quantize.grid import align_inputs
 from penjing.quantize.pack import save_quantized
 from penjing.quantize.place import Placement, layer_names, place
@@ -87,8 +90,30 @@ def as_onnx(
         if first is None:
             raise QuantizeError("the calibration data is empty", remedy="Give at least one batch of samples")
         example_inputs = take_apart(first)[0]
+    _check_kinds(model, example_inputs)
     path = folder / "fp32.onnx"
     return export_onnx(model, path, example_inputs, dynamic_batch="auto", dynamic_axes=dynamic_axes)
+
+
+def _check_kinds(model: nn.Module, example_inputs: Any) -> None:
+    """Ask a module for its answer where data in another format than float32 may be a mistake: the exporter
+    writes a file of it that no runtime loads.
+    """
+    given = pytree.tree_map(lambda x: torch.as_tensor(x) if isinstance(x, np.ndarray) else x, example_inputs)
+    kinds = {x.dtype for x in pytree.tree_leaves(given) if isinstance(x, torch.Tensor)}
+    odd = sorted(
+        str(kind).removeprefix("torch.") for kind in kinds - {torch.float32, torch.int64, torch.bool}
+    )
+    if not odd:
+        return
+    try:
+        with torch.no_grad(), eval_mode(model):
+            ask(model, given, "model", QuantizeError)
+    except QuantizeError as error:
+        raise QuantizeError(
+            f"the network does not take data of {' and '.join(odd)} ({error.cause})",
+            remedy="Give calibration data in the network's own format, mostly float32: x.float()",
+        ) from error
 
 
 @dataclass
@@ -118,6 +143,8 @@ class Job:
         keep: Layers in float, with the reason.
         scales: Learned steps of weights, by output name.
         gains: What each layer alone in float gains, in dB.
+        before: Of a network that was trained in 8 bits, the graph whose weights a layer that goes back to
+            float gets again; None where what was learned holds for float layers, too.
         notes: Lines for people.
     """
 
@@ -142,6 +169,7 @@ class Job:
     keep: dict[str, str] = field(default_factory=dict)
     scales: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     gains: dict[str, float] = field(default_factory=dict)
+    before: ir.Model | None = None
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -307,7 +335,8 @@ class Job:
 
     def _emitted(self, placement: Placement, encoded: Mapping[str, EncodedLayer]) -> ir.Model:
         """The quantized graph of a placement."""
-        quantized = emit(self.model, placement, self._roots(placement), encoded)
+        model = self.model if self.before is None else _with_floats(self.model, self.before, placement)
+        quantized = emit(model, placement, self._roots(placement), encoded)
         return emit_apart(quantized, self.encode_apart(placement), "static")
 
     def encode_apart(self, placement: Placement) -> dict[str, Apart]:
@@ -517,6 +546,17 @@ def _check_patterns(patterns: Sequence[str], graph: ir.Graph, names: Mapping[str
 
 def _by_output(model: ir.Model) -> dict[str, ir.Node]:
     return {name_of(node.outputs[0]): node for node in model.graph if node.outputs}
+
+
+def _with_floats(model: ir.Model, before: ir.Model, placement: Placement) -> ir.Model:
+    """A copy whose layers in float have the weights that they had before."""
+    model, nodes = model.clone(), _by_output(before)
+    for out in placement.kept:
+        for value in nodes[out].inputs[1:]:
+            array = constant(value)
+            if value is not None and array is not None:
+                set_initializer(model.graph, name_of(value), array)
+    return model
 
 
 def _input_name(node: ir.Node) -> str:

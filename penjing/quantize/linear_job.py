@@ -25,12 +25,15 @@ def write_linears(job: Job, out: Path) -> QuantizeResult:
         QuantizeError: if the network has no linear layer, or the runtime cannot run the file.
     """
     config = job.config
-    ops = ("Gemm", "MatMul", "LSTM", "Gather")
+    ops = tuple(op for op in config.ops if op != "Conv")
     placement = place(job.model.graph, config.model_copy(update={"ops": ops}))
     if not placement.all_layers:
+        others = sorted({why for name, why in placement.kept.items() if job.nodes[name].op_type != "Conv"})
         raise QuantizeError(
-            f"it has no linear or recurrent layer or table, which is all that mode {config.mode!r} changes",
-            remedy="Use mode 'static'",
+            f"it has no linear or recurrent layer or table, which is all that mode {config.mode!r} changes"
+            if not others
+            else f"nothing can be quantized ({'; '.join(others)})",
+            remedy="Use mode 'static'" if not others else "Name more ops, or ignore fewer layers",
         )
     layers = {name: job.nodes[name] for name in placement.layers}
     moments = Moments(layers if config.rounding != "nearest" else {}, job.seed)

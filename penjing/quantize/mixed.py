@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from penjing.batches import IGNORED
 from penjing.errors import QuantizeError
 from penjing.events import Event, Listener, silent
 from penjing.quantize.check import compare
@@ -38,28 +39,71 @@ class Sensitivity:
 
 
 def top1(outputs: NDArray[Any], targets: NDArray[Any]) -> float:
-    """Share of samples, or of positions ``(N, K, …)`` or ``(N, …, K)``, whose largest output is the target.
+    """Share of samples, or of positions ``(N, K, …)`` or ``(N, …, K)``, whose largest output is the target;
+    what is labelled `IGNORED` does not count.
 
     Raises:
         QuantizeError: where the targets are not classes of the outputs.
     """
-    for axis in {1, outputs.ndim - 1} if targets.dtype.kind in "iu" and outputs.ndim > 1 else ():
-        answers = outputs.argmax(axis=axis)
-        if answers.shape == targets.shape and outputs.shape[axis] > 1:
-            return float(np.mean(answers == targets))
+    return _top1([outputs], [targets])
+
+
+def _top1(outputs: Sequence[NDArray[Any]], targets: Sequence[NDArray[Any]]) -> float:
+    """`top1` over batches, whose lengths may differ; one axis holds the classes in all of them."""
+    for axis in (1, outputs[0].ndim - 1):
+        if all(_are_classes(z, y, axis) for z, y in zip(outputs, targets, strict=True)):
+            _check_labels(targets, outputs[0].shape[axis])
+            pairs = zip(outputs, targets, strict=True)
+            right = np.concatenate([(z.argmax(axis=axis) == y)[y != IGNORED] for z, y in pairs])
+            if not right.size:
+                raise QuantizeError(
+                    f"every label of the data is {IGNORED}, which does not count",
+                    remedy="Give labels, or data without targets: agreement with fp32 is measured then",
+                )
+            return float(right.mean())
+    shape = [sum(map(len, targets)), *targets[0].shape[1:]]
     raise QuantizeError(
-        f"the targets ({targets.dtype} of shape {list(targets.shape)}) are not classes of the outputs "
-        f"({list(outputs.shape)}), so max_drop has no accuracy to go by",
+        f"the targets ({targets[0].dtype} of shape {shape}) are not classes of the outputs "
+        f"({[sum(map(len, outputs)), *outputs[0].shape[1:]]}), so max_drop has no accuracy to go by",
         remedy="Give labels_metric, a function of outputs and targets",
+    )
+
+
+def _check_labels(targets: Sequence[NDArray[Any]], count: int) -> None:
+    """Refuse labels that can never be right: the first output may not be the one that classifies."""
+    for labels in targets:
+        strange = labels[(labels != IGNORED) & ((labels < 0) | (labels >= count))]
+        if strange.size:
+            raise QuantizeError(
+                f"label {strange[0]} is outside the {count} classes of the network's first output",
+                remedy=f"Correct the labels ({IGNORED} does not count), or give labels_metric",
+            )
+
+
+def _are_classes(outputs: NDArray[Any], targets: NDArray[Any], axis: int) -> bool:
+    """Whether the targets may be places along this axis of the outputs."""
+    shape = outputs.shape
+    return (
+        targets.dtype.kind in "iu"
+        and 0 < axis < outputs.ndim
+        and shape[axis] > 1
+        and targets.shape == shape[:axis] + shape[axis + 1 :]
     )
 
 
 def agreement(outputs: NDArray[Any], wanted: NDArray[Any]) -> float:
     """Share of samples with the same largest output; R² where the outputs are not scores ``(N, K)``."""
-    if outputs.ndim == 2 and outputs.shape[1] > 1:
-        return float(np.mean(outputs.argmax(axis=1) == wanted.argmax(axis=1)))
-    exact = wanted.astype(np.float64)
-    return float(1.0 - np.square(outputs - exact).mean() / max(exact.var(), 1e-30))
+    return _agreement([outputs], [wanted])
+
+
+def _agreement(outputs: Sequence[NDArray[Any]], wanted: Sequence[NDArray[Any]]) -> float:
+    """`agreement` over batches, whose lengths may differ."""
+    if len({part.shape[1:] for part in wanted}) == 1 and wanted[0].ndim == 2 and wanted[0].shape[1] > 1:
+        same = [z.argmax(axis=1) == y.argmax(axis=1) for z, y in zip(outputs, wanted, strict=True)]
+        return float(np.concatenate(same).mean())
+    found, exact = (np.concatenate([part.ravel() for part in parts]) for parts in (outputs, wanted))
+    exact = exact.astype(np.float64)
+    return float(1.0 - np.square(found - exact).mean() / max(exact.var(), 1e-30))
 
 
 def measure(session: Session, feeds: Feeds, metric: Metric | None, reference: Session) -> tuple[float, int]:
@@ -71,6 +115,9 @@ def measure(session: Session, feeds: Feeds, metric: Metric | None, reference: Se
         metric: A function of outputs and targets; None is `top1`.
         reference: The fp32 network. Where the data has no targets its largest outputs are; without a metric
             the `agreement` with it is measured.
+
+    Raises:
+        QuantizeError: for targets that some batches lack, or that the metric does not go with.
     """
     outputs, targets, wanted = [], [], []
     for feed, target in feeds.batches(64, targets=True):
@@ -79,23 +126,27 @@ def measure(session: Session, feeds: Feeds, metric: Metric | None, reference: Se
             wanted.append(next(iter(reference.run(feed).values())))
         else:
             targets.append(target)
-    found = _joined(outputs)
-    if wanted:
-        exact = _joined(wanted)
-        value = agreement(found, exact) if metric is None else metric(found, exact.argmax(axis=-1))
+    if wanted and targets:
+        raise QuantizeError(
+            f"{len(targets)} batches of the data have targets and {len(wanted)} have none",
+            remedy="Give targets with all batches, or with none: agreement with fp32 is measured then",
+        )
+    if metric is None:
+        value = _agreement(outputs, wanted) if wanted else _top1(outputs, targets)
     else:
-        value = (metric or top1)(found, _joined(targets))
+        held = [part.argmax(axis=-1) for part in wanted] if wanted else targets
+        value = metric(_joined(outputs), _joined(held))
     if not np.isfinite(value):
         raise QuantizeError("the metric is not a finite number", remedy="Correct labels_metric")
-    return float(value), len(found)
+    return float(value), sum(map(len, outputs))
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     shapes = {part.shape[1:] for part in parts}
     if len(shapes) > 1:
         raise QuantizeError(
-            f"a metric is measured on all samples at once, and batches differ in shape ({sorted(shapes)})",
-            remedy="Give eval_data whose batches have one length",
+            f"labels_metric gets all samples at once, and batches differ in shape ({sorted(shapes)})",
+            remedy="Give eval_data whose batches have one length, or no labels_metric",
         )
     return np.concatenate(parts)
 

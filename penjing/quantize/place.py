@@ -155,11 +155,12 @@ def _why_float(node: ir.Node, name: str, config: QuantizeConfig, keep: Mapping[s
 def _why_float_recurrent(node: ir.Node, config: QuantizeConfig) -> str:
     if node.inputs[1] is not None and not is_float(node.inputs[1]):
         return "its weight is not float32"
+    if node.op_type == "LSTM" and "LSTM" not in config.ops:
+        return "LSTM is not among the ops to quantize"
     if config.mode == "weight_only":
         return "" if config.weight_bits == 8 else "weights of 4 bits are for linear layers"
-    if node.op_type not in config.ops:
-        what = "is not among the ops to quantize" if node.op_type == "LSTM" else "has no 8-bit kernel"
-        return f"{node.op_type} {what}: mode 'weight_only' stores its weights in 8 bits"
+    if node.op_type != "LSTM":
+        return f"{node.op_type} has no 8-bit kernel: mode 'weight_only' stores its weights in 8 bits"
     if int_attribute(node, "layout", 0):
         return "an LSTM with the batch first has no 8-bit kernel"
     return ""

@@ -113,13 +113,26 @@ def test_static_and_dynamic_hold_the_same_weights(tmp_path: Path) -> None:
         assert np.abs(static[name] - exact).max() < np.abs(exact).max() / 100
 
 
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
 @pytest.mark.parametrize("option", [{"ignore": ["cell"]}, {"ops": ["Conv", "Gemm", "MatMul"]}])
-def test_lstms_can_stay_in_float(option: dict[str, Any], tmp_path: Path) -> None:
+def test_lstms_can_stay_in_float(option: dict[str, Any], mode: str, tmp_path: Path) -> None:
+    option = option | {"mode": mode}
     made = quantize(tagger(), batches(3, shape=SHAPE), option, out=tmp_path / "q.onnx", time_it=False)
+    assert [row.name for row in made.layers if row.quantized] == ["embed", "head"]
     assert "LSTM" in ops(made.path)
     (row,) = [row for row in made.layers if row.op == "LSTM"]
     assert not row.quantized
     assert row.why
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
+def test_linear_modes_change_only_the_ops_that_are_named(mode: str, tmp_path: Path) -> None:
+    data = batches(2, shape=SHAPE)
+    option = {"mode": mode, "ops": ["LSTM"]}
+    made = quantize(tagger(), data, option, out=tmp_path / "q.onnx", time_it=False)
+    assert [row.op for row in made.layers if row.quantized] == ["LSTM"]
+    with pytest.raises(QuantizeError, match=r"LSTM is not among the ops to quantize.*Name more ops"):
+        quantize(tagger(), data, option | {"ops": ["Conv"]}, out=tmp_path / "r.onnx", time_it=False)
 
 
 def test_lstms_go_back_to_float_where_too_much_is_lost(tmp_path: Path) -> None:
@@ -216,6 +229,19 @@ def test_tables_are_stored_in_8_bits(mode: str, tmp_path: Path) -> None:
     assert made.sqnr_db > 25
     stored, exact = load_quantized(made.weights_path)["items.weight"], net.items.weight.detach().numpy()
     assert (np.abs(stored - exact) <= 2 * np.abs(exact).max(axis=1, keepdims=True) / 127).all()
+
+
+def test_tables_leave_no_room_for_sums(tmp_path: Path) -> None:
+    """Nothing multiplies them in 8 bits, so they are the same on every processor."""
+    net, data = recommender(), [visits(16, seed) for seed in range(2)]
+    with torch.no_grad():
+        net.items.weight.abs_()  # neighbours of one sign are what overflows
+    stored = []
+    for guard in ("off", "pairs"):
+        option = {"mode": "dynamic", "reduce_range": guard, "rounding": "nearest"}
+        made = quantize(net, data, option, out=tmp_path / f"{guard}.onnx", time_it=False)
+        stored.append(load_quantized(made.weights_path)["items.weight"])
+    np.testing.assert_array_equal(stored[0], stored[1])
 
 
 def test_the_file_looks_up_what_is_stored(tmp_path: Path) -> None:

@@ -100,3 +100,11 @@ def test_samples_in_order_of_their_classes_are_told(classes: int, each: int, mor
     if classes > 1:
         assert told(labels[::-1].copy()) == ""
     assert told(labels.astype(np.float32)) == ""
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.uint8])
+def test_data_in_a_format_that_the_module_does_not_take(kind: torch.dtype, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    data = [(torch.rand(8, 12) * 50).to(kind) for _ in range(2)]
+    with pytest.raises(QuantizeError, match=rf"does not take data of {str(kind)[6:]}.*x\.float\(\)"):
+        quantize(model, data, out=tmp_path / "m.onnx")
