@@ -23,6 +23,7 @@ from penjing.errors import ExportError, TraceError, VerifyError
 from penjing.export.axes import DynamicAxes, axes_by_input
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.coexist import make_peace
+from penjing.export.fixed_sizes import fixed_sizes
 from penjing.export.folding import fold_weights
 from penjing.export.inputs import Feeds, as_call, output_names, tensors_of
 from penjing.export.inputs import input_names as default_input_names
@@ -109,6 +110,7 @@ def export_onnx(
     with inference(model), quiet():
         with traced_lengths() if free.axes else contextlib.nullcontext():
             program, fixed = _to_program(model, args, kwargs, free, names)
+        _check_axes(program, names, free.axes)
         with translated_lengths() if free.axes else contextlib.nullcontext():
             graph = _to_onnx(program, names, opset, model)
         _set_apart(graph.graph)
@@ -265,6 +267,23 @@ def _refused_axes(error: Exception, axes: Mapping[str, Mapping[int, str]]) -> Ex
     told = ", ".join(dict.fromkeys(f"{name} (dimension {dim} of {key})" for key, dim, name in blamed))
     sizes = ", ".join(sorted({str(size) for _, size in at}))
     reason = f"the forward computes with it as the number {sizes}" if at else _first_line(error)
+    return _cannot_be_free(told, reason)
+
+
+def _check_axes(
+    program: torch.export.ExportedProgram, names: Sequence[str], axes: Mapping[str, Mapping[int, str]]
+) -> None:
+    """Refuse sizes that the trace holds as numbers."""
+    inputs = dict(zip(names, program.graph_signature.user_inputs, strict=False))
+    for key, own in axes.items():
+        for one in fixed_sizes(program, str(inputs.get(key)), own):
+            raise _cannot_be_free(
+                f"{own[one.dim]} (dimension {one.dim} of {key})",
+                f"the forward computes a number of it{one.at}, which other sizes do not give",
+            )
+
+
+def _cannot_be_free(told: str, reason: str) -> ExportError:
     return ExportError(
         f"the size cannot be left free: {told}: {reason}",
         layer="dynamic_axes",
