@@ -34,10 +34,11 @@ class FreeSize:
     places: tuple[tuple[str, int], ...]
 
     def changed(self, feeds: Feeds) -> Iterator[tuple[int, Feeds]]:
-        """The feeds at other sizes: twice, then half the example's. What is added repeats what is there."""
+        """The feeds at other sizes: twice the example's, half of it, then as many steps more after the first
+        (65 → 129, for networks that take 8n + 1). What is added repeats what is there."""
         given = feeds[self.places[0][0]].shape[self.places[0][1]]
-        for size in (2 * given, given // 2):
-            if size > 1:
+        for size in (2 * given, given // 2, 2 * given - 1):
+            if size > 1 and size != given:
                 out = dict(feeds)
                 for name, dim in self.places:
                     out[name] = np.take(out[name], np.arange(size) % out[name].shape[dim], axis=dim)

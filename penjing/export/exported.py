@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from penjing.errors import ExportError, TraceError
+from penjing.export.fixed_sizes import fixed_sizes
 from penjing.export.recurrent_shapes import traced_lengths
 from penjing.floats import autocast_off
 from penjing.graph.batch import batch_unit
@@ -77,6 +78,14 @@ def to_program(
     Raises:
         ExportError: where it cannot be traced, or not with these sizes free.
     """
+    program, fixed = _decided(model, args, kwargs, free, names)
+    _check_axes(program, names, free.axes)
+    return program, fixed
+
+
+def _decided(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: FreeSizes, names: Sequence[str]
+) -> tuple[torch.export.ExportedProgram, str]:
     try:
         return _program(model, args, kwargs, free, names, ())
     except ExportError as refusal:
@@ -185,6 +194,23 @@ def _refused_axes(error: Exception, axes: Mapping[str, Mapping[int, str]]) -> Ex
     told = ", ".join(dict.fromkeys(f"{name} (dimension {dim} of {key})" for key, dim, name in blamed))
     sizes = ", ".join(sorted({str(size) for _, size in at}))
     reason = f"the forward computes with it as the number {sizes}" if at else first_line(error)
+    return _cannot_be_free(told, reason)
+
+
+def _check_axes(
+    program: torch.export.ExportedProgram, names: Sequence[str], axes: Mapping[str, Mapping[int, str]]
+) -> None:
+    """Refuse sizes that the trace holds as numbers."""
+    inputs = dict(zip(names, program.graph_signature.user_inputs, strict=False))
+    for key, own in axes.items():
+        for one in fixed_sizes(program, str(inputs.get(key)), own):
+            raise _cannot_be_free(
+                f"{own[one.dim]} (dimension {one.dim} of {key})",
+                f"the forward computes a number of it{one.at}, which other sizes do not give",
+            )
+
+
+def _cannot_be_free(told: str, reason: str) -> ExportError:
     return ExportError(
         f"the size cannot be left free: {told}: {reason}",
         layer="dynamic_axes",

@@ -16,7 +16,7 @@ from penjing.errors import ExportError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.coexist import quiet_tf
 from penjing.export.inputs import Feeds, as_feeds, fitted, num_samples, single
-from penjing.export.saved_model import SIGNATURE, free_or_fixed, noted_names
+from penjing.export.saved_model import SIGNATURE, free_or_fixed, noted_names, write_saved_model
 from penjing.files import atomic_write, temporary
 
 CALIBRATION_SAMPLES = 256
@@ -205,7 +205,15 @@ class _LiteRTExporter(Exporter):
             saved = (source.scratch or folder) / "saved_model"
             if not saved.is_dir():
                 free_or_fixed(source, source.onnx, saved)  # what is fixed is seen in the file, and noted
-            return write_litert(saved, path, precision=self.precision, samples=samples)
+            try:
+                return write_litert(saved, path, precision=self.precision, samples=samples)
+            except ExportError as error:
+                if not source.axes:
+                    raise
+                fixed = folder / "fixed"
+                write_saved_model(source.onnx, fixed, layout=source.layout, sizes=source.feeds)
+                notes = write_litert(fixed, path, precision=self.precision, samples=samples)
+                return (*notes, f"sizes beside the batch are fixed: {error.cause}")
 
     def open(self, path: Path) -> Runner:
         """The file in the LiteRT interpreter."""

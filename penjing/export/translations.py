@@ -113,7 +113,8 @@ def adaptive_max_pool(x: Any, output_size: Any) -> tuple[Any, Any]:
 
 
 def adaptive_mean_pool(x: Any, output_size: Any) -> Any:
-    """``aten.adaptive_avg_pool3d`` (torch has the others): the mean of each window."""
+    """``aten.adaptive_avg_pool1d`` to ``3d``: the mean of each window. torch has those of one and two
+    dimensions, but with windows that stay as they are in the example where the size is free."""
     return _adaptive(x, output_size, op.ReduceMean)
 
 
@@ -123,16 +124,28 @@ def _adaptive(x: Any, output_size: Any, reduce: Callable[..., Any]) -> Any:
     sizes = list(x.shape)
     for dim, count in enumerate(wanted, len(sizes) - len(wanted)):
         size = sizes[dim]
-        if not isinstance(size, int):
-            raise ValueError("adaptive pooling of a free size has no ONNX")
         axes = op.Constant(value_ints=[dim])
+        if count == 1:
+            x = reduce(x, axes, keepdims=1)
+            continue
+        free = None if isinstance(size, int) else op.Shape(x, start=dim, end=dim + 1)
         parts = []
         for at in range(count):
-            ends = ([at * size // count], [-(-(at + 1) * size // count)])
-            start, stop = (op.Constant(value_ints=end) for end in ends)
+            if free is None:
+                ends = ([at * size // count], [-(-(at + 1) * size // count)])
+                start, stop = (op.Constant(value_ints=end) for end in ends)
+            else:
+                start, stop = (_share(free, at, count), _share(free, at + 1, count, up=True))
             parts.append(reduce(op.Slice(x, start, stop, axes), axes, keepdims=1))
-        x = parts[0] if count == 1 else op.Concat(*parts, axis=dim)
+        x = op.Concat(*parts, axis=dim)
     return x
+
+
+def _share(size: Any, parts: int, of: int, up: bool = False) -> Any:
+    """So many of ``of`` parts of a size known to the caller of the file, rounded down or up."""
+    total = op.Mul(size, op.Constant(value_ints=[parts]))
+    more = op.Add(total, op.Constant(value_ints=[of - 1])) if up else total
+    return op.Div(more, op.Constant(value_ints=[of]))
 
 
 def hypot(a: Any, b: Any) -> Any:
@@ -221,6 +234,10 @@ ALWAYS: dict[Any, Callable[..., Any]] = {
 }
 """Where torch has none, or a wrong one."""
 
+_ADAPTIVE_MEANS = tuple(
+    getattr(_aten, name).default
+    for name in ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d")
+)
 _ADAPTIVE = tuple(getattr(_aten, f"adaptive_max_pool{dims}d").default for dims in (1, 2, 3))
 
 
@@ -241,10 +258,23 @@ def translations(program: torch.export.ExportedProgram) -> dict[Any, Callable[..
         places = [user for node in calls if node.target is target for user in node.users if user.args[1] == 1]
         if not any(place.users for place in places):
             found[target] = adaptive_max_pool
+    means = [node for node in calls if node.target in _ADAPTIVE_MEANS]
+    if any(_slides_over_free_sizes(node) for node in means):
+        found |= dict.fromkeys(_ADAPTIVE_MEANS, adaptive_mean_pool)
     bags = [node for node in calls if node.target is aten.embedding_bag.padding_idx]
     if bags:
         found[aten.embedding_bag.padding_idx] = embedding_bag(even=all(map(are_even, bags)))
     return found
+
+
+def _slides_over_free_sizes(pool: torch.fx.Node) -> bool:
+    """Whether an adaptive pooling takes the means of windows whose sizes the caller of the file chooses."""
+    x, wanted = pool.args[0].meta["val"], pool.args[1]  # type: ignore[union-attr]
+    counts = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
+    sizes = x.shape[x.dim() - len(counts) :]
+    return any(
+        isinstance(size, torch.SymInt) and count != 1 for size, count in zip(sizes, counts, strict=True)
+    )
 
 
 def _may_close(attention: torch.fx.Node, given: set[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from export_models import needs_tensorflow
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import penjing as pj
 from penjing.errors import ExportError, QuantizeError, VerifyError
@@ -131,12 +133,59 @@ def test_tensorflow_takes_other_lengths_and_sides(reader: nn.Module, tmp_path: P
             assert not file.notes
 
 
+class Resamples(nn.Module):
+    """The image and a coarser one, brought to some size, padded or pooled."""
+
+    def __init__(self, how: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.coarser, self.how = nn.Conv2d(3, 4, 3, 2, 1), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(x, self.coarser(x))
+
+
+RESAMPLED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "nearest": lambda x, y: F.interpolate(y, scale_factor=2),
+    "nearest by size": lambda x, y: F.interpolate(F.interpolate(y, size=(5, 7)), size=x.shape[2:]),
+    "nearest, exact": lambda x, y: F.interpolate(y, scale_factor=2, mode="nearest-exact"),
+    "linear": lambda x, y: F.interpolate(y, scale_factor=2, mode="bilinear"),
+    "linear, corners": lambda x, y: F.interpolate(y, size=x.shape[2:], mode="bilinear", align_corners=True),
+    "linear by 1.5": lambda x, y: F.interpolate(y, scale_factor=1.5, mode="bilinear"),
+    "smaller": lambda x, y: F.interpolate(x, scale_factor=0.5, mode="bilinear"),
+    "cubic": lambda x, y: F.interpolate(y, scale_factor=2, mode="bicubic"),
+    "line": lambda x, y: F.interpolate(y.flatten(2), scale_factor=3, mode="linear"),
+    "volume": lambda x, y: F.interpolate(y.unsqueeze(2), scale_factor=2, mode="trilinear"),
+    "mirrored": lambda x, y: F.pad(y, (1, 2, 1, 1), mode="reflect"),
+    "repeated": lambda x, y: F.pad(y, (1, 2, 1, 1), mode="replicate"),
+    "around": lambda x, y: F.pad(y, (1, 2, 1, 1), mode="circular"),
+    "pyramid": lambda x, y: torch.cat(
+        [F.interpolate(F.adaptive_avg_pool2d(y, n), size=x.shape[2:], mode="bilinear") for n in (1, 2, 3)], 1
+    ),
+    "largest": lambda x, y: F.adaptive_max_pool2d(y, (3, 2)),
+}
+
+
+@pytest.mark.tf
+@needs_tensorflow
+@pytest.mark.parametrize("how", RESAMPLED)
+def test_images_of_any_size_are_resampled(how: str, tmp_path: Path) -> None:
+    x, formats = torch.randn(1, 3, 18, 14), ("onnx", "saved_model", "litert")
+    model = Resamples(RESAMPLED[how]).eval()
+    made = pj.export(model, tmp_path, formats, example_inputs=x, dynamic_axes=SIDES, batch_sizes=(1,))
+    for file in made.files:
+        assert not file.notes
+        assert sum(bool(row.free) for row in file.verification.rows) == 2
+        assert file.verification.relative < 1e-5
+        found = pj.verify(file.path, model, torch.randn(1, 3, 33, 21), batch_sizes=(1,))
+        assert found.ok
+
+
 @pytest.mark.tf
 @needs_tensorflow
 def test_where_tensorflow_needs_a_size_it_is_fixed_and_told(tmp_path: Path) -> None:
-    made = pj.export(
-        Looks(resize=True).eval(), tmp_path, ("onnx", "saved_model"), example_inputs=IMAGE, dynamic_axes=SIDES
-    )
+    model = Resamples(lambda x, y: F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)).eval()
+    made = pj.export(model, tmp_path, ("onnx", "saved_model"), example_inputs=IMAGE, dynamic_axes=SIDES)
     assert [row.fed for row in made["onnx"].verification.rows][3:] == [
         "batch 1, height = 32",
         "batch 1, width = 48",
@@ -158,6 +207,21 @@ def test_a_saved_model_refuses_sizes_that_were_not_left_free(tmp_path: Path) -> 
     assert runner.run({"input": np.zeros((5, 3, 16, 24), np.float32)})[0].shape == (5, 4, 4, 4)
     with pytest.raises(Exception, match=r"not compatible with expected shape \[\?,3,16,24\]"):
         runner.run({"input": np.zeros((1, 3, 16, 32), np.float32)})
+
+
+@pytest.mark.tf
+@needs_tensorflow
+def test_where_litert_alone_needs_a_size_it_is_fixed_and_told(tmp_path: Path) -> None:
+    class Halves(nn.Module):  # 64-bit numbers, which LiteRT does not divide
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (torch.arange(x.shape[1]) // 2)[:, None]
+
+    x = torch.randn(2, 6, 3)
+    made = pj.export(
+        Halves(), tmp_path, ("saved_model", "litert"), example_inputs=x, dynamic_axes={"*": {1: "n"}}
+    )
+    assert not made["saved_model"].notes
+    assert any("sizes beside the batch are fixed" in note for note in made["litert"].notes)
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
@@ -185,6 +249,14 @@ class Counts(nn.Module):
         return self.layer(x) / int(x.shape[1])  # type: ignore[no-any-return]
 
 
+class Zooms(nn.Module):
+    """PSPNet's way to its own input's size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert (x.shape[1] - 1) % 5 == 0
+        return F.interpolate(x[:, None], size=(int((x.shape[1] - 1) / 5 * 10 + 1), 4))
+
+
 class Squares(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + x.mT
@@ -197,6 +269,12 @@ class Squares(nn.Module):
             Counts(),
             {"*": {1: "steps"}},
             "steps (dimension 1 of input): the forward computes with it as the number 6",
+        ),
+        (
+            Zooms(),
+            {"*": {1: "steps"}},
+            "steps (dimension 1 of input): the forward computes a number of it at "
+            "test_export/test_dynamic_axes.py:",
         ),
         (Listens(nn.RNN), {"*": {1: "steps"}}, "is unrolled"),
         (Squares(), {"*": {1: "rows", 2: "columns"}}, "rows and columns are always the same size"),
@@ -244,8 +322,8 @@ def test_a_size_is_changed_wherever_it_is() -> None:
     assert [one.name for one in named] == ["n"]
     assert [one.name for one in unnamed] == ["dimension 1"]
     for (one,) in (named, unnamed):
-        (size, twice), (_, half) = one.changed(feeds)
-        assert size == 16
+        (size, twice), (_, half), (odd, _) = one.changed(feeds)
+        assert [size, odd] == [16, 15]
         assert [twice["x"].shape, half["ids"].shape] == [(2, 16, 5), (2, 4)]
         assert twice["ids"][0].tolist() == [*range(8), *range(8)]
 

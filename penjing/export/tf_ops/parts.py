@@ -18,11 +18,20 @@ from penjing.export.tf_ops.value import Value
 
 Parts = list[Any]
 
+
+def _quotient(a: Any, b: Any) -> Any:
+    """Of sizes, which are not negative, so that this truncates as ONNX does. They fit 32 bits, of which
+    LiteRT has a division; of 64 it has none."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b
+    return tf.cast(tf.cast(a, tf.int32) // tf.cast(b, tf.int32), tf.int64)
+
+
 _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "Add": operator.add,
     "Sub": operator.sub,
     "Mul": operator.mul,
-    "Div": operator.floordiv,  # sizes are not negative, so this truncates as ONNX does
+    "Div": _quotient,
 }
 
 

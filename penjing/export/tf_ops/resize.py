@@ -15,6 +15,7 @@ from penjing.export.onnx_resize import (
 )
 from penjing.export.tf_ops.backend import tf
 from penjing.export.tf_ops.node import Node, op
+from penjing.export.tf_ops.resize_free import resize_free
 from penjing.export.tf_ops.value import Tensor, Value
 
 
@@ -22,8 +23,10 @@ from penjing.export.tf_ops.value import Tensor, Value
 def _resize(node: Node) -> Value:
     value, rank = node.value(), node.rank()
     shape = value.shape or []
-    if any(size is None for size in shape[2:]) or rank < 3:
-        raise node.error("it needs images of a fixed size")
+    if rank < 3:
+        raise node.error("it needs images")
+    if any(size is None for size in shape[2:]) or _computed(node):
+        return resize_free(node)
     scales, sizes = scales_and_sizes(node, [int(s or 0) for s in shape], lambda: _known(node, 3))
     mode = node.text("mode", "nearest")
     rule = coordinate_rule(node)
@@ -43,6 +46,11 @@ def _resize(node: Node) -> Value:
             matrix = interpolation_matrix(node, mode, at, n, scale)
             x = _along_axis(x, matrix, axis)
     return Value(last=x)
+
+
+def _computed(node: Node) -> bool:
+    """Whether the wished size is known to the caller of the file alone."""
+    return node.op != "Upsample" and node.opset >= 11 and node.has(3) and None in _known(node, 3)[2:]
 
 
 def _known(node: Node, index: int) -> list[int | None]:

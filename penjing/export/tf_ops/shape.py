@@ -262,8 +262,10 @@ def _pad(node: Node) -> Value:
         if before or after:
             size = x.shape[axis]
             if size is None:
-                raise node.error(f"mode {mode!r} needs a fixed size")
-            x = tf.gather(x, _indices(np.arange(-before, size + after), size, mode), axis=axis)
+                at = _free_indices(before, after, tf.shape(x)[axis], mode)
+            else:
+                at = _indices(np.arange(-before, size + after), size, mode)
+            x = tf.gather(x, at, axis=axis)
     return same_order(value, x)
 
 
@@ -276,6 +278,18 @@ def _indices(at: np.ndarray, size: int, mode: str) -> np.ndarray:
     period = max(2 * (size - 1), 1)  # reflect, without repeating the edge
     folded = np.abs(at) % period
     return np.minimum(folded, period - folded) if size > 1 else np.zeros_like(at)
+
+
+def _free_indices(before: int, after: int, size: Tensor, mode: str) -> Tensor:
+    """The same for a size that the caller of the file chooses."""
+    at = tf.range(-before, size + after)
+    if mode == "edge":
+        return tf.clip_by_value(at, 0, size - 1)
+    if mode == "wrap":
+        return tf.math.floormod(at, size)
+    period = tf.maximum(2 * (size - 1), 1)
+    folded = tf.math.floormod(tf.abs(at), period)
+    return tf.minimum(folded, period - folded) * tf.cast(size > 1, at.dtype)
 
 
 @op("DepthToSpace")
