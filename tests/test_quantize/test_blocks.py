@@ -86,7 +86,7 @@ def test_training_blocks_brings_the_output_closer(
 def test_the_file_is_closer_to_fp32(tmp_path: Path) -> None:
     """`rounding="blocks"` writes a file whose answers are nearer to fp32's than those of second order."""
     torch.manual_seed(0)
-    model, data = trained_stats(Vgg()), batches(16, 32)
+    model, data = trained_stats(Residual()), batches(16, 32)
     fresh = batches(1, 32, seed=9)[0]
     with torch.no_grad():
         wanted = model(torch.from_numpy(fresh)).numpy()
@@ -97,7 +97,7 @@ def test_the_file_is_closer_to_fp32(tmp_path: Path) -> None:
         session = ort.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
         found = session.run(None, {session.get_inputs()[0].name: fresh})[0]
         errors[rounding] = float(np.square(found - wanted).mean())
-    assert errors["blocks"] < errors["second_order"]
+    assert errors["blocks"] < 0.95 * errors["second_order"]
     assert any("reconstructed" in note for note in made.notes)
 
 
