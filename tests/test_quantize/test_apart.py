@@ -110,7 +110,7 @@ def test_static_and_dynamic_hold_the_same_weights(tmp_path: Path) -> None:
     for name in ("cell.weight_ih_l0", "cell.weight_hh_l0"):
         np.testing.assert_array_equal(static[name], dynamic[name])
         exact = net.state_dict()[name].numpy()
-        assert np.abs(static[name] - exact).max() < np.abs(exact).max() / 100
+        assert np.abs(static[name] - exact).max() < np.abs(exact).max() / 60  # 7 bits where pairs need room
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
