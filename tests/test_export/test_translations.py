@@ -97,7 +97,7 @@ def test_in_all_formats(functions: dict[str, Function], tmp_path: Path) -> None:
     formats = ("onnx", "saved_model", "litert")
     made = pj.export(Net(functions).eval(), tmp_path / "out", formats=formats, example_inputs=X)
     for file in made.files:
-        assert file.verification.relative < 1e-5
+        assert file.verification.relative < 3e-5  # runtimes approximate these, by processor
         assert [row.batch for row in file.verification.rows] == [1, 3, 8]
 
 

@@ -54,7 +54,7 @@ def both(model: nn.Module, data: Batches, folder: Path) -> tuple[QuantizeResult,
         quantize(
             model.eval(),
             data,
-            QuantizeConfig(widen=widen, align_inputs=False),
+            QuantizeConfig(widen=widen, align_inputs=False, reduce_range="full"),  # as on any processor
             out=folder / f"{widen}.onnx",
             time_it=False,
         )
