@@ -21,7 +21,7 @@ def batch_standin(graphs: Iterable[fx.Graph]) -> int:
     Frames folded into the batch and unfolded again, ``x.view(batch // 8, 8, …)``, ask for whole eights.
     """
     standin = BATCH_PRIME
-    divisions = {division for graph in graphs for division in _divisions(graph)}
+    divisions = set[Any]().union(*map(_divisions, graphs))
     for division in sorted(divisions, key=lambda division: (division.count_ops(), str(division))):
         whole, by = (_number(part, standin) for part in division.args)
         standin *= by // math.gcd(whole, by) if by else 1
@@ -40,25 +40,19 @@ def is_batched(node: fx.Node) -> bool:
     return any(_is_symbolic(size) and size.node.expr == batch for size in _sizes(node)[:1])
 
 
-def _divisions(graph: fx.Graph) -> Iterable[Any]:
+def _divisions(graph: fx.Graph) -> set[Any]:
     """What is divided of the batch; other free sizes, as of a height, are of no account here."""
     given = [_sizes(node) for node in graph.find_nodes(op="placeholder")]
-    firsts, rest = (
-        {
-            symbol
-            for sizes in given
-            for size in sizes[part]
-            if _is_symbolic(size)
-            for symbol in size.node.expr.free_symbols
-        }
-        for part in (slice(0, 1), slice(1, None))
+    others = _symbols(n for sizes in given for n in sizes[1:]) - _symbols(
+        n for sizes in given for n in sizes[:1]
     )
-    for node in graph.nodes:
-        for size in _sizes(node):
-            if _is_symbolic(size):
-                for division in size.node.expr.atoms(FloorDiv):
-                    if not division.free_symbols & (rest - firsts):
-                        yield division
+    made = (size for node in graph.nodes for size in _sizes(node) if _is_symbolic(size))
+    found = {division for size in made for division in size.node.expr.atoms(FloorDiv)}
+    return {division for division in found if not division.free_symbols & others}
+
+
+def _symbols(sizes: Iterable[Any]) -> set[Any]:
+    return {symbol for size in sizes if _is_symbolic(size) for symbol in size.node.expr.free_symbols}
 
 
 def _sizes(node: fx.Node) -> list[Any]:

@@ -100,9 +100,7 @@ def _verify(source: Any, out: Path, chosen: tuple[str, ...], inputs: Any, batche
 
 
 def _line(found: Any) -> str:
-    batches = ", ".join(
-        " ".join(filter(None, (str(row.batch), row.free and f"({row.free})"))) for row in found.rows
-    )
+    batches = ", ".join(f"{row.batch} ({row.free})" if row.free else str(row.batch) for row in found.rows)
     return (
         f"{found.path}: agrees within {found.relative:.1e} (relative), {found.max_abs:.1e} (absolute) "
         f"at batch {batches} in {found.runtime}"
