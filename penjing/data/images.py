@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from penjing.data.sizing import Sizing
 from penjing.data.split import Images, Labels, Split, numbered_classes
 from penjing.errors import DataError
 
@@ -42,7 +43,7 @@ class EncodedSplit(Split):
         labels: int64 ``(N,)``.
         classes: Class names.
         name: Of the split.
-        image_size: Resize every image to this height and width; without it, all must have one size.
+        sizing: How every image comes to one size; without it, all must have one.
         channels: 1 (gray) or 3; by default what most of a few images have.
     """
 
@@ -52,15 +53,11 @@ class EncodedSplit(Split):
         classes: Sequence[str],
         name: str,
         *,
-        image_size: int | None = None,
+        sizing: Sizing | None = None,
         channels: int | None = None,
     ) -> None:
-        if image_size is not None and image_size < 1:
-            raise DataError(
-                f"image_size is {image_size}", layer=name, remedy="Give a positive number of pixels"
-            )
         super().__init__(labels, classes, (1, 1, 1), name)
-        self._size = image_size
+        self._sizing = sizing
         self.image_shape = (*self._first_size(), channels or self._channels())
         height, width, channels = self.image_shape
         self._cache: Images | None = None
@@ -90,8 +87,8 @@ class EncodedSplit(Split):
         return picture if header_only else _upright(picture), where
 
     def _first_size(self) -> tuple[int, int]:
-        if self._size:
-            return self._size, self._size
+        if self._sizing:
+            return self._sizing.size, self._sizing.size
         picture, _ = self._picture(0)
         return picture.height, picture.width
 
@@ -127,13 +124,13 @@ class EncodedSplit(Split):
         picture = _eight_bits(picture, where)
         picture.info.pop("transparency", None)  # dropped, and PIL would warn of it for a palette
         picture = picture.convert("L" if channels == 1 else "RGB")
-        if self._size:
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        if self._sizing:
+            picture = self._sizing(picture)
         elif picture.size != (width, height):
             raise DataError(
                 f"the image is {picture.height}×{picture.width} pixels and the first {height}×{width}",
                 layer=where,
-                remedy="Give image_size to resize all images",
+                remedy="Give image_size to resize all images (crop_fraction=0.875 cuts their middle out)",
             )
         return np.asarray(picture).reshape(height, width, channels)
 
@@ -170,11 +167,11 @@ class FolderSplit(EncodedSplit):
         classes: Sequence[str],
         name: str,
         *,
-        image_size: int | None = None,
+        sizing: Sizing | None = None,
         channels: int | None = None,
     ) -> None:
         self.files = tuple(files)
-        super().__init__(labels, classes, name, image_size=image_size, channels=channels)
+        super().__init__(labels, classes, name, sizing=sizing, channels=channels)
 
     def _encoded(self, index: int) -> tuple[bytes, str]:
         where = str(self.files[index])
@@ -255,12 +252,12 @@ class ParquetSplit(EncodedSplit):
         name: str,
         sources: Sequence[tuple[Path, int]],
         *,
-        image_size: int | None = None,
+        sizing: Sizing | None = None,
         channels: int | None = None,
         declared: frozenset[tuple[str, ...]] = frozenset(),
     ) -> None:
         self._column, self._sources, self.declared = column, sources, declared
-        super().__init__(labels, classes, name, image_size=image_size, channels=channels)
+        super().__init__(labels, classes, name, sizing=sizing, channels=channels)
 
     def _encoded(self, index: int) -> tuple[bytes, str]:
         where = self._where(index)
@@ -285,7 +282,7 @@ class ParquetSplit(EncodedSplit):
         classes: tuple[str, ...] | None,
         name: str,
         *,
-        image_size: int | None = None,
+        sizing: Sizing | None = None,
         channels: int | None = None,
     ) -> ParquetSplit:
         """Read ``image`` and ``label`` columns; several files are laid end to end.
@@ -308,7 +305,7 @@ class ParquetSplit(EncodedSplit):
             names,
             name,
             [(path, len(each.labels)) for path, each in zip(paths, shards, strict=True)],
-            image_size=image_size,
+            sizing=sizing,
             channels=channels,
             declared=frozenset(declared),
         )

@@ -19,6 +19,7 @@ from penjing.batches import take_apart
 from penjing.config import truth_for_number
 from penjing.data.glyphs import glyphs
 from penjing.data.images import FolderSplit, ParquetSplit, list_folder
+from penjing.data.sizing import Sizing
 from penjing.data.split import (
     ArraySplit,
     DataBundle,
@@ -49,7 +50,8 @@ def open_data(spec: str | Path | DataBundle, **options: Any) -> DataBundle:
             * ``file.py:factory``: a function giving loaders ``(train, val)`` or ``(train, val, test)``, a
               dict of them, or a `DataBundle`. The options are its arguments. This runs the file.
         **options: For files: ``val_fraction`` (0.1) of the training samples, drawn class by class by ``seed``
-            (0), serve as validation where the source has none — never the test set; ``image_size`` resizes;
+            (0), serve as validation where the source has none — never the test set; ``image_size`` resizes,
+            how is said by ``crop_fraction`` and ``interpolation`` (see `penjing.data.sizing.Sizing`);
             ``test`` and ``val`` name further files; ``mean`` and ``std`` replace the measured statistics;
             ``classes`` gives the class names.
 
@@ -95,13 +97,24 @@ class _ImageOptions(_Options):
     val: str | Path | None = None
     test: str | Path | None = None
     image_size: int | None = None
+    crop_fraction: float | None = None
+    interpolation: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        size = self.image_size
-        _demand("image_size", size, size is None or _is_whole(size), "a whole number of pixels")
+        self.sizing()
         for option, place in (("val", self.val), ("test", self.test)):
             _demand(option, place, isinstance(place, str | Path | None), "a path")
+
+    def sizing(self) -> Sizing | None:
+        """How images come to one size; None leaves them as they are."""
+        given = {"crop_fraction": self.crop_fraction, "interpolation": self.interpolation}
+        how: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
+        if self.image_size is not None:
+            return Sizing(self.image_size, **how)
+        for option, value in how.items():
+            raise DataError(f"{option} is {value!r} and no size is given", remedy="Give image_size, too")
+        return None
 
     def named(self) -> dict[str, Path]:
         """The further places that were named."""
@@ -177,7 +190,7 @@ def _open_folder(path: Path, options: _ImageOptions) -> DataBundle:
     for part, folder in found.items():
         if folder is not None:
             files, labels, names = list_folder(folder, names)
-            split = FolderSplit(files, labels, names, part, image_size=options.image_size, channels=channels)
+            split = FolderSplit(files, labels, names, part, sizing=options.sizing(), channels=channels)
             channels = split.image_shape[2]
             parts[part] = split
     return _bundle(parts, str(path), options)
@@ -213,7 +226,7 @@ def _open_parquet(path: Path, options: _ImageOptions) -> DataBundle:
     declared: set[tuple[str, ...]] = set()
     for part, paths in files.items():
         if paths:
-            split = ParquetSplit.open(paths, names, part, image_size=options.image_size, channels=channels)
+            split = ParquetSplit.open(paths, names, part, sizing=options.sizing(), channels=channels)
             names, channels = split.classes, split.image_shape[2]
             declared |= split.declared
             parts[part] = split

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
 
     Args:
         model: The network.
-        path: A ``.safetensors`` file holding exactly the model's state; tied weights may be given once.
+        path: A ``.safetensors`` file holding exactly the model's state; tied weights may be given once, and
+            one prefix may stand before all names, as wrappers write it (``module.``, ``_orig_mod.``).
         trust: Also accept a pickled file (``.pt``, ``.pth``), which can run any code when it is opened.
 
     Raises:
@@ -32,6 +33,7 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
     path = Path(path)
     state = _unpickle(path, trust) if path.suffix.lower() in _PICKLED else read_safetensors(path)
     expected = model.state_dict(keep_vars=True)
+    state = _unwrapped(state, expected)
     tied: dict[int, list[str]] = {}
     for name, tensor in expected.items():
         tied.setdefault(id(tensor), []).append(name)
@@ -67,6 +69,17 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
                 remedy="Build the model with the options it was trained with (e.g. the number of classes)",
             )
     model.load_state_dict(state)
+
+
+def _unwrapped(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state as it was before DataParallel, torch.compile, Lightning, … put a prefix before every name."""
+    found = state
+    while found and expected.keys().isdisjoint(found):
+        parts = {name: name.partition(".") for name in found}
+        if len({head for head, _, _ in parts.values()}) > 1 or not all(rest for _, _, rest in parts.values()):
+            return state  # of another model: told by the names as they stand
+        found = {parts[name][2]: tensor for name, tensor in found.items()}
+    return found
 
 
 def opened(read: Callable[[], Any], path: Path) -> Any:
@@ -116,7 +129,7 @@ def _unpickle(path: Path, trust: bool) -> dict[str, Tensor]:
     data = opened(lambda: torch.load(path, map_location="cpu", weights_only=False), path)
     if isinstance(data, nn.Module):
         data = data.state_dict()
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]
     if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):

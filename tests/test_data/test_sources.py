@@ -123,6 +123,20 @@ def test_images_of_several_sizes_need_image_size(tmp_path: Path, drawn: dict[str
     assert split.load().images.shape == (25, 16, 16, 1)
 
 
+def test_the_middle_is_cut_out_where_asked(tmp_path: Path, drawn: dict[str, ArraySplit]) -> None:
+    root = write_folder(tmp_path, drawn)
+    file = root / "train" / "class1" / "odd.png"
+    Image.new("RGB", (50, 10)).save(file)
+    split = open_data(root, image_size=8, crop_fraction=0.875, interpolation="bicubic").train
+    assert isinstance(split, Split)
+    stretched = open_data(root, image_size=8).train
+    assert isinstance(stretched, Split)
+    assert split.image_shape == stretched.image_shape == (8, 8, 1)
+    assert not np.array_equal(split.load().images, stretched.load().images)
+    with pytest.raises(DataError, match=r"crop_fraction is 0\.9 and no size is given\. Give image_size"):
+        open_data(root, crop_fraction=0.9)
+
+
 def test_hugging_face_class_names_are_read(tmp_path: Path, drawn: dict[str, ArraySplit]) -> None:
     info = {
         "info": {"features": {"label": {"names": ["one", "two", "three", "four"], "_type": "ClassLabel"}}}
@@ -402,7 +416,19 @@ def test_an_option_that_makes_no_sense_is_an_error(
         open_data(tmp_path / "a.npz", **options)
 
 
-@pytest.mark.parametrize("options", [{"image_size": "8"}, {"image_size": 8.5}, {"test": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_size": "8"},
+        {"image_size": 8.5},
+        {"image_size": 0},
+        {"crop_fraction": 1.5, "image_size": 8},
+        {"crop_fraction": "0.9", "image_size": 8},
+        {"interpolation": "cubic", "image_size": 8},
+        {"test": 5},
+    ],
+    ids=str,
+)
 def test_so_is_one_of_image_files(
     tmp_path: Path, drawn: dict[str, ArraySplit], options: dict[str, Any]
 ) -> None:

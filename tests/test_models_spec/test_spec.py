@@ -173,6 +173,21 @@ def test_weights_are_strict(factory: Path, tmp_path: Path) -> None:
         load_model(spec, weights=path)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_a_prefix_before_every_name_is_a_wrappers(prefix: str, factory: Path, tmp_path: Path) -> None:
+    spec, path = f"{factory}:build", tmp_path / "w.safetensors"
+    state = {name: torch.randn_like(tensor) for name, tensor in load_model(spec).model.state_dict().items()}
+    wrapped = {prefix + name: tensor for name, tensor in state.items()}
+    save_file(wrapped, path)
+    torch.save({"epoch": 3, "model_state_dict": wrapped}, tmp_path / "w.pth")  # noqa: TID251
+    for file in (path, tmp_path / "w.pth"):
+        loaded = load_model(spec, weights=file, trust=True).model.state_dict()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    save_file(wrapped | {"loss.weight": torch.zeros(1)}, path)
+    with pytest.raises(ArtifactError, match="has the unknown"):
+        load_model(spec, weights=path)
+
+
 def saved_apart(path: Path, location: str) -> Path:
     """A small network in ONNX whose weights, one of them in a node's attribute, are in a file beside it."""
     weight = numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
