@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -58,7 +61,8 @@ class EncodedSplit(Split):
     ) -> None:
         super().__init__(labels, classes, (1, 1, 1), name)
         self._sizing = sizing
-        self.image_shape = (*self._first_size(), channels or self._channels())
+        with _large_images_unwarned():
+            self.image_shape = (*self._first_size(), channels or self._channels())
         height, width, channels = self.image_shape
         self._cache: Images | None = None
         if len(self) * height * width * channels <= _MEMORY_LIMIT:
@@ -72,11 +76,9 @@ class EncodedSplit(Split):
     def _picture(self, index: int, *, header_only: bool = False) -> tuple[Image.Image, str]:
         encoded, where = self._encoded(index)
         try:
-            with warnings.catch_warnings():  # below the size that is refused there is nothing to say
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                picture = Image.open(io.BytesIO(encoded))
-                if not header_only:
-                    picture.load()
+            picture = Image.open(io.BytesIO(encoded))
+            if not header_only:
+                picture.load()
         # PIL raises SyntaxError for broken PNG chunks and DecompressionBombError for absurd sizes.
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # PIL's own words would name a buffer in memory
@@ -99,13 +101,25 @@ class EncodedSplit(Split):
         return 1 if 2 * sum(gray) > len(gray) else 3
 
     def fetch(self, indices: NDArray[np.int64]) -> Images:
-        """Decoded images."""
+        """Decoded images, by as many threads as torch has."""
         if self._cache is None:
-            return np.stack([self._decode(int(index)) for index in indices])
-        for index in indices[~self._cached[indices]]:
-            self._cache[index] = self._decode(int(index))
-            self._cached[index] = True
+            return np.stack(self._decoded(indices))
+        new = np.unique(indices[~self._cached[indices]])
+        if len(new):
+            self._cache[new] = self._decoded(new)
+            self._cached[new] = True
         return self._cache[indices]
+
+    def _decoded(self, indices: NDArray[np.int64]) -> list[Images]:
+        threads = min(torch.get_num_threads(), len(indices))
+        with _large_images_unwarned():
+            if threads == 1:
+                return [self._decode(int(index)) for index in indices]
+            pool = ThreadPoolExecutor(threads)
+            try:
+                return list(pool.map(self._decode, indices.tolist()))
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     @property
     def in_memory(self) -> bool:
@@ -133,6 +147,14 @@ class EncodedSplit(Split):
                 remedy="Give image_size to resize all images (crop_fraction=0.875 cuts their middle out)",
             )
         return np.asarray(picture).reshape(height, width, channels)
+
+
+@contextmanager
+def _large_images_unwarned() -> Iterator[None]:
+    """Below the size that PIL refuses there is nothing to say. Around threads, which share the filters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def _upright(picture: Image.Image) -> Image.Image:

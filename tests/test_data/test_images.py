@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from penjing.data import images as module
@@ -58,6 +60,26 @@ def test_a_file_that_is_gone_is_an_error_that_names_it(folder: Path) -> None:
     split.files[5].unlink()
     with pytest.raises(DataError, match=r"b/2\.png: the image cannot be read"):
         split.fetch(np.array([5]))
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_several_threads_decode_the_same_and_name_the_first_that_fails(folder: Path) -> None:
+    together, indices = open_split(folder), np.array([5, 0, 3, 0, 1])
+    assert np.array_equal(together.fetch(indices), np.stack([open_split(folder)[i][0] for i in indices]))
+    broken = open_split(folder)
+    for which in (1, 4):
+        broken.files[which].write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"a/1\.png: the image cannot be decoded"):
+        broken.fetch(np.arange(6))
+    assert np.array_equal(broken.fetch(indices[:3]), together.fetch(indices[:3]))
 
 
 def only(path: Path, picture: Image.Image, **options: Any) -> FolderSplit:
