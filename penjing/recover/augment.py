@@ -119,6 +119,39 @@ class RandomCrop:
 
 
 @dataclass(frozen=True)
+class RandomResizedCrop:
+    """A part of the image, of random area and shape, brought to the whole size (Szegedy et al. 2015).
+
+    Attributes:
+        smallest: Least share of the area; the share is drawn from ``[smallest, 1]``.
+        aspect: The part is up to so many times wider or higher than the image's own shape.
+    """
+
+    smallest: float = 0.35
+    aspect: float = 4 / 3
+
+    def __post_init__(self) -> None:
+        if not (0 < self.smallest <= 1 and 1 <= self.aspect < math.inf):
+            raise RecipeError(
+                f"resized_crop has smallest {self.smallest} and aspect {self.aspect}",
+                layer="data.augment_options",
+                remedy="Give a smallest share above 0 and at most 1, and an aspect of 1 or more",
+            )
+
+    def __call__(self, x_NCHW: Tensor, generator: torch.Generator) -> Tensor:
+        """The batch, enlarged."""
+        n, bound = len(x_NCHW), math.log(self.aspect)
+        area_N = uniform([n], self.smallest, 1, generator)
+        shape_N = uniform([n], -bound, bound, generator).exp()
+        size_N2 = torch.stack((area_N * shape_N, area_N / shape_N), 1).sqrt().clamp(max=1)
+        theta_N23 = torch.zeros(n, 2, 3)
+        theta_N23[:, 0, 0], theta_N23[:, 1, 1] = size_N2.unbind(1)
+        theta_N23[:, :, 2] = (1 - size_N2) * uniform([n, 2], -1, 1, generator)
+        grid = F.affine_grid(theta_N23.to(x_NCHW), list(x_NCHW.shape), align_corners=False)
+        return F.grid_sample(x_NCHW, grid, "bilinear", "border", align_corners=False)
+
+
+@dataclass(frozen=True)
 class RandomFlip:
     """Mirror left and right.
 
@@ -245,6 +278,7 @@ class RandAugment:
 _SINGLE: dict[str, type] = {
     "affine": RandomAffine,
     "crop": RandomCrop,
+    "resized_crop": RandomResizedCrop,
     "flip": RandomFlip,
     "erasing": RandomErasing,
     "photometric": Photometric,
@@ -254,6 +288,7 @@ _PRESETS: dict[str, Augmentation] = {
     "glyphs": Compose((RandomAffine(), Photometric(), RandomErasing())),
     "photos": Compose((RandomCrop(), RandomFlip())),
     "photos+": Compose((RandomCrop(), RandomFlip(), RandAugment())),
+    "large_photos": Compose((RandomResizedCrop(), RandomFlip())),
 }
 
 
@@ -266,9 +301,10 @@ def make_augment(name: str, options: Mapping[str, Any] | None = None) -> Augment
     """An augmentation by name.
 
     Args:
-        name: One operation (``"affine"``, ``"crop"``, ``"flip"``, ``"erasing"``, ``"photometric"``,
-            ``"randaugment"``) or a preset without options (``"glyphs"``, ``"photos"``: crop and flip,
-            ``"photos+"``: with RandAugment).
+        name: One operation (``"affine"``, ``"crop"``, ``"resized_crop"``, ``"flip"``, ``"erasing"``,
+            ``"photometric"``, ``"randaugment"``) or a preset without options (``"glyphs"``, ``"photos"``:
+            crop and flip, ``"photos+"``: with RandAugment, ``"large_photos"``: resized crop and flip, for
+            photographs of 100 pixels and more).
         options: Of the one operation.
 
     Raises:

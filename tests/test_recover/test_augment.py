@@ -14,6 +14,7 @@ from penjing.recover.augment import (
     RandomCrop,
     RandomErasing,
     RandomFlip,
+    RandomResizedCrop,
     make_augment,
 )
 from penjing.recover.mix import mix
@@ -22,6 +23,7 @@ ALL: list[Augmentation] = [
     RandomAffine(),
     RandomCrop(),
     RandomCrop(2, "reflect"),
+    RandomResizedCrop(),
     RandomFlip(),
     RandomErasing(1.0),
     Photometric(),
@@ -53,7 +55,8 @@ def test_same_seed_same_batch_shape_kept_range_kept_input_kept(augment: Augmenta
 
 @pytest.mark.parametrize(
     "still",
-    [RandomAffine(0, 0, 0, 0), RandomCrop(0), RandomFlip(0), RandomErasing(0), Photometric(0, 0, 0)],
+    [RandomAffine(0, 0, 0, 0), RandomCrop(0), RandomFlip(0), RandomErasing(0), Photometric(0, 0, 0)]
+    + [RandomResizedCrop(1, 1)],
     ids=repr,
 )
 def test_nothing_asked_nothing_done(still: Augmentation) -> None:
@@ -68,6 +71,25 @@ def test_flip_twice_is_the_identity_and_crop_is_a_shift() -> None:
     for image, source in zip(cropped, padded, strict=True):
         windows = [source[:, i : i + 12, j : j + 10] for i in range(3) for j in range(3)]
         assert any(torch.equal(image, window) for window in windows)
+
+
+def test_a_resized_crop_is_a_part_of_the_asked_area_and_shape() -> None:
+    height, width = 30, 30
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    x_NCHW = torch.stack((rows, columns)).float().expand(500, 2, height, width)
+    y_NCHW = RandomResizedCrop(0.3, 1.5)(x_NCHW, seeded())
+    # inside, what was a ramp of one a pixel is a ramp of the part's share of the side
+    high_N = (y_NCHW[:, 0, 20, 15] - y_NCHW[:, 0, 10, 15]) / 10
+    wide_N = (y_NCHW[:, 1, 15, 20] - y_NCHW[:, 1, 15, 10]) / 10
+    torch.testing.assert_close(y_NCHW[:, 0, 15, 20], y_NCHW[:, 0, 15, 10])  # nothing is turned
+    area_N, shape_N = high_N * wide_N, wide_N / high_N
+    assert float(area_N.min()) > 0.3 - 1e-4
+    assert float(area_N.max()) < 1 + 1e-4
+    assert float(area_N.mean()) == pytest.approx(0.65, abs=0.03)
+    assert float(shape_N.max()) < 1.5 + 1e-4
+    assert float(shape_N.min()) > 1 / 1.5 - 1e-4
+    assert float(y_NCHW.min()) < 0.1  # and every place of the image is met
+    assert float(y_NCHW.max()) > 28.9
 
 
 def test_a_quarter_turn_on_a_square_is_a_rotation() -> None:
@@ -122,5 +144,7 @@ def test_names() -> None:
 def test_a_crop_that_cannot_be_is_an_error() -> None:
     with pytest.raises(RecipeError, match=r"with 10 pixels, and images are 12×10.*padding below 10"):
         RandomCrop(10, "reflect")(batch(), seeded())
+    with pytest.raises(RecipeError, match=r"smallest 0\.0 and aspect"):
+        make_augment("resized_crop", {"smallest": 0})
     with pytest.raises(RecipeError, match="mode is 'edge'"):
         make_augment("crop", {"mode": "edge"})
