@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Model = Annotated[
     str,
     typer.Argument(
-        help="timm:NAME, torchvision:NAME, penjing:NAME, file.py:factory, model.keras, model.onnx "
-        "or an artifact folder."
+        help="timm:NAME, torchvision:NAME, penjing:NAME, file.py:factory, model.keras, model.onnx, "
+        "a folder of transformers' save_pretrained, or an artifact folder."
     ),
 ]
 Weights = Annotated[str | None, typer.Option(help="A .safetensors file with trained weights.")]

@@ -4,6 +4,7 @@
 ``timm:NAME``            ``timm.create_model`` (random weights unless ``pretrained=True``)
 ``torchvision:NAME``     ``torchvision.models.get_model``
 ``penjing:NAME``         `penjing.models.build`
+``transformers:FOLDER``  what ``save_pretrained`` has written (so is a folder with its ``config.json``)
 ``file.py:factory``      a function in your own file giving a module, or (module, example inputs)
 ``model.keras``          a Keras 3 file, run on the torch backend
 ``model.onnx``           an ONNX file of any framework, read into a trainable module
@@ -30,6 +31,7 @@ import torch
 from torch import nn
 
 from penjing.errors import ArtifactError, PenjingError
+from penjing.models import hugging_face_door
 from penjing.models.weights import load_weights, opened
 from penjing.user_file import folder_importable, named_function, run_users
 
@@ -42,8 +44,8 @@ class LoadedModel:
         model: The network, in eval mode.
         example_inputs: Tensor, tuple or dict it takes (batch 2), or None when the source does not say.
         source: The spec it came from.
-        kind: ``"timm"``, ``"torchvision"``, ``"penjing"``, ``"file"``, ``"keras"``, ``"onnx"``,
-            ``"pt2"``, ``"pickle"`` or ``"artifact"``.
+        kind: ``"timm"``, ``"torchvision"``, ``"penjing"``, ``"transformers"``, ``"file"``, ``"keras"``,
+            ``"onnx"``, ``"pt2"``, ``"pickle"`` or ``"artifact"``.
         info: What else the source says, e.g. ``mean`` and ``std`` of its inputs, or an artifact's history.
     """
 
@@ -89,8 +91,10 @@ def files_of(spec: str | Path) -> tuple[Path, ...]:
     Raises:
         ArtifactError: for an ONNX file that is damaged.
     """
-    path = Path(spec)
+    path = Path(str(spec).removeprefix("transformers:"))
     beside: tuple[str, ...] = ()
+    if hugging_face_door.is_saved(path):
+        return hugging_face_door.files_of(path)
     if path.is_dir():
         from penjing.export.program import PROGRAM_FILE
         from penjing.export.program_tensors import CONSTANTS_FILE, STATE_FILE
@@ -117,9 +121,14 @@ def _loader(spec: str) -> _Loader:
     if path.suffix.lower() in SUFFIXES:
         return SUFFIXES[path.suffix.lower()]
     if path.is_dir():
-        return _artifact
+        return _transformers if hugging_face_door.is_saved(path) else _artifact
     known = ", ".join(
-        [*(f"{name}:NAME" for name in PREFIXES), "file.py:factory", *SUFFIXES, "an artifact folder"]
+        [
+            *(f"{name}:{'FOLDER' if name == 'transformers' else 'NAME'}" for name in PREFIXES),
+            "file.py:factory",
+            *SUFFIXES,
+            "an artifact folder",
+        ]
     )
     near = difflib.get_close_matches(prefix, PREFIXES, n=1) if colon else []
     hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -194,6 +203,20 @@ def _penjing(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
     model = _built(spec, lambda: build(name, **options))
     size = options.get("image_size", 32)
     return LoadedModel(model.eval(), _noise((options.get("in_channels", 3), size, size)), spec, "penjing")
+
+
+def _transformers(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
+    _package("transformers", spec)
+    folder = Path(spec.removeprefix("transformers:"))
+    if not hugging_face_door.is_saved(folder):
+        raise ArtifactError(
+            f"{folder} is no folder with a config.json, and nothing is fetched",
+            layer=spec,
+            remedy="Save the network with save_pretrained(FOLDER) and give that folder",
+        )
+    model = _built(spec, lambda: hugging_face_door.read_folder(folder, options, trust=trust))
+    info = hugging_face_door.image_statistics(folder)
+    return LoadedModel(model, hugging_face_door.example_inputs_of(model), spec, "transformers", info)
 
 
 def _from_file(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
@@ -314,7 +337,12 @@ def _artifact(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
     return LoadedModel(load(spec, trust=trust), examples, spec, "artifact", info)
 
 
-PREFIXES: dict[str, _Loader] = {"timm": _timm, "torchvision": _torchvision, "penjing": _penjing}
+PREFIXES: dict[str, _Loader] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "penjing": _penjing,
+    "transformers": _transformers,
+}
 SUFFIXES: dict[str, _Loader] = {
     ".keras": _keras,
     ".pt2": _pt2,

@@ -56,7 +56,8 @@ class ModelConfig(Config):
     """Which network.
 
     Attributes:
-        spec: ``penjing:NAME``, ``timm:NAME``, ``torchvision:NAME``, ``file.py:factory``, ``model.keras``…
+        spec: ``penjing:NAME``, ``timm:NAME``, ``torchvision:NAME``, ``file.py:factory``, ``model.keras``,
+            a folder of ``save_pretrained``…
         options: Options of the factory.
         weights: A ``.safetensors`` file with trained weights.
         trust: Accept files that run code when opened (``.pt``, ``.pth``, ``.pt2``).
