@@ -13,6 +13,7 @@ from penjing.export.coexist import quiet_tf
 from penjing.export.exported import inference
 from penjing.export.inputs import Feeds
 from penjing.files import temporary
+from penjing.graph.data_written import DataFollowed
 
 
 def first_divergence(
@@ -134,7 +135,7 @@ def torch_values(reference: Runner, feeds: Feeds) -> dict[str, np.ndarray]:
                 values[n.name] = result.detach().float().cpu().numpy()
             return result
 
-    with inference(reference.model):
+    with inference(reference.model), DataFollowed():
         program = torch.export.export(reference.model, args, kwargs, strict=False)
         Recorder(program.module()).run(*torch.utils._pytree.tree_leaves((args, kwargs)))
     return values

@@ -20,6 +20,7 @@ from penjing.export.fixed_sizes import fixed_sizes
 from penjing.export.recurrent_shapes import traced_lengths
 from penjing.floats import autocast_off
 from penjing.graph.batch import batch_unit
+from penjing.graph.data_written import DataFollowed
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.remembered import forgotten
 from penjing.graph.trace import FIXED, BatchWatch, eval_view, plain_outputs, why_fixed
@@ -139,7 +140,7 @@ def _program(
         dyn_args, dyn_kwargs = torch.utils._pytree.tree_unflatten(given, spec)
         by_parameter = _by_parameter(model, *torch.utils._pytree.tree_unflatten(shapes, spec))
         lengths = traced_lengths() if free.axes else contextlib.nullcontext()
-        with replayed(decisions), forgotten(model), lengths:
+        with replayed(decisions), forgotten(model), lengths, DataFollowed():
             return torch.export.export(
                 model,
                 dyn_args,

@@ -10,6 +10,14 @@ from onnx import TensorProto
 from onnxscript import opset18 as op
 
 
+def stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> tuple[Any, Any]:
+    """``aten.sort.stable``: of equal values ONNX gives the one with the lower index first, too."""
+    if not x.shape:
+        return op.Identity(x), op.Constant(value_int=0)
+    count = op.Shape(x, start=dim, end=dim + 1 or None)
+    return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)  # type: ignore[no-any-return]
+
+
 def kthvalue(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
     """``aten.kthvalue``: the ``k``-th smallest value along a dimension, and its place."""
     return _last_of_smallest(x, op.Constant(value_ints=[k]), dim, keepdim)

@@ -14,6 +14,7 @@ from onnxscript import opset18 as op
 from penjing.export import orders
 from penjing.export.distances import cdist
 from penjing.export.embedding_bags import are_even, embedding_bag
+from penjing.export.grouped_products import grouped_product, is_grouped
 
 
 def attention(
@@ -230,6 +231,7 @@ ALWAYS: dict[Any, Callable[..., Any]] = {
     _aten.rrelu.default: rrelu,
     _aten.scatter_reduce.two: scatter_reduce,
     _aten.searchsorted.Tensor: orders.searchsorted,
+    _aten.sort.stable: orders.stable_sort,
     _aten.vstack.default: vstack,
 }
 """Where torch has none, or a wrong one."""
@@ -261,6 +263,7 @@ def translations(program: torch.export.ExportedProgram) -> dict[Any, Callable[..
     means = [node for node in calls if node.target in _ADAPTIVE_MEANS]
     if any(_slides_over_free_sizes(node) for node in means):
         found |= dict.fromkeys(_ADAPTIVE_MEANS, adaptive_mean_pool)
+    found |= {node.target: grouped_product for node in calls if is_grouped(node)}
     bags = [node for node in calls if node.target is aten.embedding_bag.padding_idx]
     if bags:
         found[aten.embedding_bag.padding_idx] = embedding_bag(even=all(map(are_even, bags)))

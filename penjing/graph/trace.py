@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from penjing.errors import PenjingError, TraceError
+from penjing.graph.data_written import DataFollowed, settles
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.remembered import forgotten, own_copies, put_back
 from penjing.graph.source import is_users, place, raised_at, short_place, source_of
@@ -451,25 +452,6 @@ class _DropoutApart(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _DataWatch(TorchFunctionMode):
-    """Sees which line of the user's gives a tensor other values by ``tensor.data = …``, unseen by the tracer.
-
-    Attributes:
-        at: ``" at folder/file.py:line"``, or "".
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.at = ""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func == Tensor.data.__set__:  # type: ignore[attr-defined]
-            self.at = f" at {place(sys._getframe(1))}"
-        return func(*args, **(kwargs or {}))
-
-
 def _run_export(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -483,13 +465,13 @@ def _run_export(
         torch.enable_grad(),
         forgotten(model),  # a recurrent layer keeps its weights in a list, too
         _DropoutApart(),
-        _DataWatch() as assigned,
+        DataFollowed() as assigned,
         replayed(decisions),
         watch or nullcontext(),
     ):
         warnings.simplefilter("ignore")
         try:
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             if not assigned.at:
                 raise
@@ -498,6 +480,20 @@ def _run_export(
                 layer=type(model).__name__,
                 remedy="Do that in the training loop, after the optimizer's step, or by a parametrization",
             ) from error
+    if assigned.read_at:
+        _check_settles(model, args, kwargs, assigned.read_at)
+    return program
+
+
+def _check_settles(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], at: str) -> None:
+    with forgotten(model):
+        settled = settles(model, lambda: model(*own_copies(args), **own_copies(kwargs)))
+    if not settled:
+        raise TraceError(
+            f"the forward changes its weights by .data{at} at every call, so they have no values to go by",
+            layer=type(model).__name__,
+            remedy="Do that in the training loop, after the optimizer's step, or in training mode alone",
+        )
 
 
 def _free_batch(

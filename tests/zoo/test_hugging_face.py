@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -140,3 +142,21 @@ def test_pruned_correctly(name: str) -> None:
     output = result.model(**inputs)
     next(t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)).square().mean().backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in result.model.parameters())
+
+
+@pytest.mark.parametrize("build", [bert, llama_tied, vit])
+def test_saved_as_their_package_saves_and_built_again_by_the_plan(
+    build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    model = build().eval()
+    inputs = PIXELS if build is vit else TOKENS
+    pruned = prune(model, inputs, ratio=0.4)
+    assert pruned.in_place
+    pruned.model.save_pretrained(tmp_path, save_original_format=False)  # type: ignore[operator]
+    model.config.save_pretrained(tmp_path)  # type: ignore[union-attr,operator]
+    pruned.plan.save(tmp_path / "plan.json")
+    whole = type(model)(hf.AutoConfig.from_pretrained(tmp_path)).eval()
+    again = apply(whole, Plan.load(tmp_path / "plan.json"), inputs).model
+    safetensors.torch.load_model(again, tmp_path / "model.safetensors")
+    ours, theirs = (pytree.tree_leaves(run(each, inputs)) for each in (again, pruned.model))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True) if isinstance(a, Tensor))

@@ -65,6 +65,16 @@ def weight_norm(op: Op) -> list[Axes]:
     return [v, g][: len(op.outputs)]
 
 
+@rule("aten.renorm")
+def renorm(op: Op) -> Axes:
+    """The norm of each slice along ``dim`` is bounded; it runs over the other dims."""
+    x = op.axes(op.args["self"])
+    for dim, axis in enumerate(x):
+        if dim != op.dim(op.args["dim"], len(x)):
+            op.mark(axis, "normalised")
+    return x
+
+
 @rule(
     "aten.softmax",
     "aten.log_softmax",
