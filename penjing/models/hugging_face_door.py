@@ -1,13 +1,15 @@
 """A folder as ``save_pretrained`` of the transformers library writes it → its class, weights and inputs.
 
-Nothing is fetched: what is not in the folder is an error.
+Nothing is fetched: what is not in the folder is an error. A pruned network's folder holds its ``plan.json``,
+too, beside the configuration of its original, which says nothing of single layers.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import torch
 from torch import nn
 
 from penjing.errors import ArtifactError
+from penjing.export.program_tensors import read_safetensors
+from penjing.models.weights import load_state
 
-_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+_CONFIG, _PREPROCESSOR, _PLAN = "config.json", "preprocessor_config.json", "plan.json"
 _WORDS = 16
 """Length of example sentences."""
 
@@ -36,7 +40,7 @@ def read_folder(folder: Path, options: Mapping[str, Any], *, trust: bool) -> nn.
     """The network, of the class that the folder's configuration names, in eval mode.
 
     Args:
-        folder: Holds ``config.json`` and safetensors weights.
+        folder: Holds ``config.json`` and safetensors weights; of a pruned network ``plan.json`` besides.
         options: Take the place of entries of the configuration, e.g. ``attn_implementation``.
         trust: Also run the code that the folder brings, and read pickled weights.
 
@@ -63,11 +67,9 @@ def read_folder(folder: Path, options: Mapping[str, Any], *, trust: bool) -> nn.
             layer=str(folder),
             remedy="Save it again with safe_serialization, or give trust=True (--trust)",
         )
-    quiet = library.utils.logging
-    level, had_bar = quiet.get_verbosity(), quiet.is_progress_bar_enabled()
-    quiet.set_verbosity_error()
-    quiet.disable_progress_bar()
-    try:
+    with _silent(library):
+        if (folder / _PLAN).is_file():
+            return _pruned(library, kind, folder, options, trust=trust)
         model, loaded = kind.from_pretrained(
             folder,
             local_files_only=True,
@@ -76,10 +78,6 @@ def read_folder(folder: Path, options: Mapping[str, Any], *, trust: bool) -> nn.
             dtype=torch.float32,
             **options,
         )
-    finally:
-        quiet.set_verbosity(level)
-        if had_bar:
-            quiet.enable_progress_bar()
     if missing := sorted(loaded["missing_keys"]):  # the library draws them at random and goes on
         raise ArtifactError(
             f"the weights lack {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
@@ -88,6 +86,44 @@ def read_folder(folder: Path, options: Mapping[str, Any], *, trust: bool) -> nn.
         )
     network: nn.Module = model.eval()
     return network
+
+
+def _pruned(library: Any, kind: Any, folder: Path, options: Mapping[str, Any], *, trust: bool) -> nn.Module:
+    """The original of the configuration, made smaller by the plan, with the folder's weights."""
+    from penjing.prune import Plan, apply
+
+    config = library.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=trust, **options
+    )
+    whole = kind._from_config(config, dtype=torch.float32).eval()
+    inputs = example_inputs_of(whole)
+    if inputs is None:
+        raise ArtifactError(
+            "a pruned network is built again by its plan, and nothing says what this one takes",
+            layer=str(folder / _PLAN),
+            remedy="Apply the plan in file.py:factory, which returns the model and example inputs",
+        )
+    small = apply(whole, Plan.load(folder / _PLAN), inputs).model
+    state = {
+        name: t for file in sorted(folder.glob("*.safetensors")) for name, t in read_safetensors(file).items()
+    }
+    load_state(small, state, folder)
+    return small.eval()
+
+
+@contextmanager
+def _silent(library: Any) -> Iterator[None]:
+    """Without the library's own lines and bars."""
+    quiet = library.utils.logging
+    level, had_bar = quiet.get_verbosity(), quiet.is_progress_bar_enabled()
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
+    try:
+        yield
+    finally:
+        quiet.set_verbosity(level)
+        if had_bar:
+            quiet.enable_progress_bar()
 
 
 def example_inputs_of(model: Any) -> Any:

@@ -32,6 +32,11 @@ def load_weights(model: nn.Module, path: Path | str, *, trust: bool = False) -> 
     """
     path = Path(path)
     state = _unpickle(path, trust) if path.suffix.lower() in _PICKLED else read_safetensors(path)
+    load_state(model, state, path)
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """The same with what was read of ``path``."""
     expected = model.state_dict(keep_vars=True)
     state = _unwrapped(state, expected)
     tied: dict[int, list[str]] = {}

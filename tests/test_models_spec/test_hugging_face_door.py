@@ -40,9 +40,25 @@ def test_the_folder_gives_class_weights_and_inputs(prefix: str, tmp_path: Path) 
     found, wanted = loaded.model(**loaded.example_inputs), given(**loaded.example_inputs)
     assert torch.equal(found.logits, wanted.logits)
     assert {file.name for file in files_of(f"{prefix}{tmp_path}")} == {"config.json", "model.safetensors"}
+
+
+def test_a_pruned_network_is_built_again_by_the_plan_beside_it(tmp_path: Path) -> None:
+    given = bert(tmp_path / "whole")
+    loaded = load_model(tmp_path / "whole")
     small = pj.prune(loaded.model, loaded.example_inputs, ratio=0.5)
-    assert small.in_place
-    assert small.after["params"] < 0.7 * small.before["params"]
+    small.model.save_pretrained(tmp_path / "small", save_original_format=False)  # type: ignore[operator]
+    given.config.save_pretrained(tmp_path / "small")
+    small.plan.save(tmp_path / "small" / "plan.json")
+    again = load_model(tmp_path / "small")
+    assert type(again.model) is type(given)
+    assert again.model.num_parameters() == small.after["params"] < 0.7 * small.before["params"]  # type: ignore[operator]
+    found, wanted = (net(**loaded.example_inputs).logits for net in (again.model, small.model))
+    assert torch.equal(found, wanted)
+    (tmp_path / "small" / "model.safetensors").write_bytes(
+        (tmp_path / "whole" / "model.safetensors").read_bytes()
+    )
+    with pytest.raises(ArtifactError, match=r"is \[.*\] in .*, \[.*\] in the model"):
+        load_model(tmp_path / "small")
 
 
 def test_images_are_fed_as_the_folder_says(tmp_path: Path) -> None:
