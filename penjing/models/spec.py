@@ -45,6 +45,7 @@ class LoadedModel:
         kind: ``"timm"``, ``"torchvision"``, ``"penjing"``, ``"file"``, ``"keras"``, ``"onnx"``,
             ``"pt2"``, ``"pickle"`` or ``"artifact"``.
         info: What else the source says, e.g. ``mean`` and ``std`` of its inputs, or an artifact's history.
+        assumed: Shapes of example inputs whose sizes the source leaves free, by input.
     """
 
     model: nn.Module
@@ -52,6 +53,7 @@ class LoadedModel:
     source: str
     kind: str
     info: Mapping[str, Any] = field(default_factory=dict)
+    assumed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def normalize(self) -> dict[str, tuple[float, ...]] | None:
