@@ -384,16 +384,22 @@ class Job:
             values[number] = mixed.measure(Session(tried), feeds, metric, reference)[0]
             return is_allowed(fp32 - values[number], limit)
 
+        def told(drop: float) -> str:
+            return f"{100 * drop:.3g} points" if metric is None else f"{drop:.4g}"
+
         needed = mixed.fewest(len(order), holds)
         if needed is None or needed == len(order):
             raise Int8LossError(
-                f"the metric drops by {fp32 - value:.4f} and no int8 layer can stay within max_drop={limit}",
+                f"the metric drops by {told(fp32 - value)} and no int8 layer can stay within {told(limit)} "
+                f"(max_drop={limit:g})",
                 remedy="Accept a larger drop, or calibrate with more samples",
             )
         for item in order[:needed]:
             self.keep[item.layer] = f"returned to float for max_drop ({item.gain_db:+.2f} dB)"
         self.placement = place(self.model.graph, self.config, self.keep)
-        self.notes.append(f"{needed} of {len(order)} layers returned to float to hold the drop to {limit}")
+        self.notes.append(
+            f"{needed} of {len(order)} layers returned to float to hold the drop to {told(limit)}"
+        )
         return fp32, values[needed], count
 
     def write(self, out: Path) -> QuantizeResult:
