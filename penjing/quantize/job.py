@@ -31,7 +31,7 @@ from penjing.quantize import mixed
 from penjing.quantize.apart import Apart, emit_apart, encode_apart, told_apart, worst_db
 from penjing.quantize.calibrate import Calibration, calibrate
 from penjing.quantize.channels import feed_whole, make_even
-from penjing.quantize.check import FileCheck, check_file, compare, layer_errors
+from penjing.quantize.check import FileCheck, check_file, check_sizes, compare, layer_errors
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.cpu import sums_pairs_in_16_bits
 from penjing.quantize.emit import RESTORES, emit
@@ -458,6 +458,9 @@ class Job:
             )
         if guard == "off" and self.config.reduce_range == "auto" and self.config.mode != "weight_only":
             self.notes.append(_FULL_SUMS)
+        self.notes += check_sizes(
+            out, Session(self.reference, quiet=True), self.fresh(), measured.sqnr, _POOR_DB
+        )
         if measured.sqnr < _POOR_DB:
             self.notes.append(
                 f"the outputs are {measured.sqnr:.1f} dB from fp32 only: max_drop returns layers to float"
