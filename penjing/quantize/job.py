@@ -215,7 +215,7 @@ class Job:
         if config.equalize:
             placement = self._equalize(placement)
         self.seen = Calibration({})
-        self._observe(placement)
+        self.observe(placement)
         specs = {spec.name for spec in self.feeds.specs}
         dead = {root for root, (low, high) in self.ranges.items() if low == high}
         for name in dead & specs:
@@ -233,9 +233,9 @@ class Job:
                 "every layer's input is constant on the calibration data",
                 remedy="Calibrate with real samples",
             )
-        self._observe(self.placement)
+        self.observe(self.placement)
         if config.observer == "auto" and self.placement.layers:
-            self._settle()
+            self.settle()
 
     def _equalize(self, placement: Placement) -> Placement:
         """Even out channel ranges, and take it back where the function did not stay the same."""
@@ -250,7 +250,7 @@ class Job:
         self.notes.append(f"channel ranges were evened out, places: {regions}")
         return place(self.model.graph, self.config)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Take the kind of range that leaves the output closest, weights in float."""
         wide = {name: activation_params(*pair) for name, pair in widest(self.seen.observers).items()}
         found = closest(
@@ -282,7 +282,7 @@ class Job:
         # what was learned is written as it is
         self.config = self.config.model_copy(update={"bias_correction": False, "rounding": "nearest"})
 
-    def _observe(self, placement: Placement) -> None:
+    def observe(self, placement: Placement) -> None:
         """Calibrate what the placement needs and is not known yet."""
         missing = [root for root in placement.observed if root not in self.params]
         inputs = dict.fromkeys(_input_name(self.nodes[out]) for out in placement.layers)
@@ -330,7 +330,7 @@ class Job:
     def rebuild(self, extra: Sequence[str]) -> ir.Model:
         """The quantized graph with these layers in float besides those already kept."""
         placement = place(self.model.graph, self.config, self.keep | dict.fromkeys(extra, "tried in float"))
-        self._observe(placement)
+        self.observe(placement)
         return self._emitted(placement, self.encode(placement))
 
     def _emitted(self, placement: Placement, encoded: Mapping[str, EncodedLayer]) -> ir.Model:
