@@ -38,7 +38,13 @@ from penjing.quantize.emit import RESTORES, emit
 from penjing.quantize.encode import EncodedLayer, encode_layers
 from penjing.quantize.equalize import equalize
 from penjing.quantize.feeds import Feeds, input_specs
-from penjing.quantize.graph import constant, layer_name, name_of, set_initializer
+from penjing.quantize.graph import (
+    constant,
+    drop_unused_initializers,
+    layer_name,
+    name_of,
+    set_initializer,
+)
 from penjing.quantize.grid import align_inputs
 from penjing.quantize.pack import save_quantized
 from penjing.quantize.place import Placement, layer_names, place
@@ -92,7 +98,33 @@ def as_onnx(
         example_inputs = take_apart(first)[0]
     _check_kinds(model, example_inputs)
     path = folder / "fp32.onnx"
-    return export_onnx(model, path, example_inputs, dynamic_batch="auto", dynamic_axes=dynamic_axes)
+    export_onnx(model, path, example_inputs, dynamic_batch="auto", dynamic_axes=dynamic_axes)
+    return _with_names(path, model)
+
+
+def _with_names(path: Path, model: nn.Module) -> Path:
+    """Give weights that the exporter turned, as it does before a MatMul, their names again: plans and int8
+    weights files go by them. Files too large for one piece stay as they are.
+    """
+    graph = ir.load(path)
+    if any(isinstance(value.const_value, ir.ExternalTensor) for value in graph.graph.initializers.values()):
+        return path
+    weights = {name: weight for name, weight in model.named_parameters() if weight.ndim == 2}
+    renamed = 0
+    for node in graph.graph:
+        held = node.inputs[1] if node.op_type == "MatMul" else None
+        name = f"{node.metadata_props.get('layer')}.weight"
+        if held is None or held.name in weights or name not in weights or name in graph.graph.initializers:
+            continue
+        array = constant(held)
+        if array is not None and np.array_equal(array, weights[name].detach().cpu().numpy().T):
+            set_initializer(graph.graph, name, array)
+            held.replace_all_uses_with(graph.graph.initializers[name])
+            renamed += 1
+    if renamed:
+        drop_unused_initializers(graph.graph)
+        ir.save(graph, path)
+    return path
 
 
 def _check_kinds(model: nn.Module, example_inputs: Any) -> None:

@@ -55,9 +55,17 @@ def slice_quantized(
     if "activations" not in header["scheme"]:
         raise QuantizeError(f"only weights were quantized ({header['scheme']['weights']})", remedy=_REMEDY)
     out = dict(tensors)
+    known = [row["weight"] in plan.shapes for row in header["layers"]]
     for row in header["layers"]:
         weight, axis = row["weight"], int(row["axis"])
         kept = plan.tensors.get(weight, {})
+        if weight not in plan.shapes and any(known):
+            raise QuantizeError(
+                "this weight was put together of the network's own on export, as those of LSTMs are, and the "
+                "plan knows those alone",
+                layer=f"{row['name']} ({weight})" if row["name"] != weight else weight,
+                remedy="Prune the float network, and quantize what comes of it",
+            )
         if weight not in plan.shapes:
             raise QuantizeError("the plan does not know this weight", layer=weight, remedy=_REMEDY)
         turned = len(plan.shapes[weight]) == 2 and axis == 1  # a linear stored inputs by outputs

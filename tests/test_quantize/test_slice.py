@@ -121,6 +121,49 @@ def test_neighbours_that_overflow_are_made_up_for(tmp_path: Path, monkeypatch: p
         assert np.abs(answer - pruned.model(x).numpy()).max() < 0.2
 
 
+class Words(nn.Module):
+    """Linears over sequences, whose weights the exporter turns; with an LSTM, which it puts together."""
+
+    def __init__(self, recurrent: bool = False) -> None:
+        super().__init__()
+        self.table = nn.Embedding(60, 32)
+        self.lstm = nn.LSTM(32, 32, batch_first=True) if recurrent else None
+        self.up, self.down, self.head = nn.Linear(32, 48), nn.Linear(48, 32), nn.Linear(32, 5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        if self.lstm is not None:
+            x = self.lstm(x)[0]
+        found: torch.Tensor = self.head(x + self.down(self.up(x).relu()))
+        return found
+
+
+def test_linears_over_sequences_are_sliced(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, data = Words().eval(), [torch.randint(0, 60, (8, 12)) for _ in range(4)]
+    config = QuantizeConfig(equalize=False, align_inputs=False)
+    path = quantize(model, data, config, out=tmp_path / "q.onnx", time_it=False).weights_path
+    assert {"table.weight", "up.weight", "down.weight", "head.weight"} <= read_quantized(path)[1].keys()
+    pruned = pj.prune(model, data[0], ratio=0.4)
+    made = prune_quantized(pruned.plan, path, pruned.model, data, out=tmp_path / "qp.onnx")
+    assert made.num_quantized == 4
+    session = ort.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    answer = session.run(None, {session.get_inputs()[0].name: data[0].numpy()})[0]
+    with torch.no_grad():
+        wanted = pruned.model(data[0]).numpy()
+    assert np.square(answer - wanted).mean() < 1e-3 * np.square(wanted).mean()
+
+
+def test_weights_that_the_exporter_puts_together_are_refused_by_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, data = Words(recurrent=True).eval(), [torch.randint(0, 60, (8, 12)) for _ in range(4)]
+    config = QuantizeConfig(equalize=False, align_inputs=False)
+    path = quantize(model, data, config, out=tmp_path / "q.onnx", time_it=False).weights_path
+    pruned = pj.prune(model, data[0], ratio=0.4)
+    with pytest.raises(QuantizeError, match=r"lstm.* put together .* Prune the float network"):
+        prune_quantized(pruned.plan, path, pruned.model, data, out=tmp_path / "qp.onnx")
+
+
 def test_weights_that_are_not_in_the_file_are_told(
     parts: tuple[nn.Module, pj.PruneResult, Path], tmp_path: Path
 ) -> None:
