@@ -150,8 +150,19 @@ def load(spec: str, *, weights: str | None, options: Sequence[str] | None, trust
 def opened(
     spec: str, *, weights: str | None, options: Sequence[str] | None, trust: bool
 ) -> tuple[Any, LoadedModel | None]:
-    """What `export` and `quantize` take, and the loaded model it is of: an ONNX file stays a path."""
+    """What `export` and `quantize` take, and the loaded model it is of: an ONNX file stays a path.
+
+    Raises:
+        RecipeError: for weights or options of such a file, which is taken as it is.
+    """
     if Path(spec).suffix.lower() == ".onnx":
+        for given, name in ((weights, "--weights"), (options, "--option")):
+            if given:
+                raise RecipeError(
+                    "an ONNX file is taken as it is, with its own weights and sizes",
+                    layer=name,
+                    remedy="Leave it out",
+                )
         return Path(spec), None
     loaded = load(spec, weights=weights, options=options, trust=trust)
     return loaded.model, loaded
@@ -203,15 +214,23 @@ def _declared(file: Path | None) -> Any:
 
 
 def examples(loaded: LoadedModel, feed: Feed | None = None) -> Any:
-    """Example inputs: the model's own, else the first samples of the data.
+    """Example inputs: the model's own, else the first samples of the data. Where the model leaves sizes free,
+    the data comes first, and what is assumed without it is said on standard error.
 
     Raises:
         RecipeError: where there are neither.
     """
+    if feed is not None and (loaded.example_inputs is None or loaded.assumed):
+        return feed.examples()
+    for name, shape in loaded.assumed.items():
+        sizes = ",".join(map(str, shape))
+        print(
+            f"penjing: {loaded.source} leaves sizes of {name} free; an example {'×'.join(map(str, shape))} "
+            f"is taken. Others: --option '{name}.shape=[{sizes}]'",
+            file=sys.stderr,
+        )
     if loaded.example_inputs is not None:
         return loaded.example_inputs
-    if feed is not None:
-        return feed.examples()
     raise RecipeError(
         "the model comes without example inputs",
         layer=loaded.source,

@@ -20,7 +20,7 @@ from penjing.export.axes import SIZES_OF_A_FILE, DynamicAxes, axes_by_input
 from penjing.export.base import Exporter, Layout, Runner, Source, get_format
 from penjing.export.inputs import Feeds, as_feeds, fitted, identifier, input_names, num_samples, resized
 from penjing.export.onnx import FIXED_BATCH, OnnxRunner, export_onnx
-from penjing.export.onnx_examples import example_feeds
+from penjing.export.onnx_examples import assumed_shapes, example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
 from penjing.files import staged, temporary
 from penjing.floats import floats_of, other_floats
@@ -177,6 +177,8 @@ def export(
         )
         onnx_seconds = time.perf_counter() - started
         fixed = _fixed_batch(onnx_path) if needed else ()
+        if data is None and example_inputs is None:
+            fixed += _assumed(onnx_path)
         axes = axes_by_input(dynamic_axes, {name: array.shape for name, array in feeds.items()})
         source = Source(
             onnx=onnx_path,
@@ -323,6 +325,16 @@ def _fixed_batch(onnx_path: Path) -> tuple[str, ...]:
     """Why the batch of all files is fixed, if the network leaves no choice."""
     metadata = onnx.load(str(onnx_path), load_external_data=False).metadata_props
     return tuple(entry.value for entry in metadata if entry.key == FIXED_BATCH)
+
+
+def _assumed(onnx_path: Path) -> tuple[str, ...]:
+    """What was taken for sizes that a given file leaves free."""
+    found = assumed_shapes(onnx.load(str(onnx_path), load_external_data=False))
+    return tuple(
+        f"the given file leaves sizes of {name} free; {'×'.join(map(str, shape))} was taken: data or "
+        "example_inputs choose others"
+        for name, shape in found.items()
+    )
 
 
 def _fixed_axes(runner: Runner, axes: Mapping[str, Mapping[int, str]], layout: Layout) -> Iterator[str]:

@@ -20,6 +20,9 @@ _MASK, _TOKENS = 2, 8
 """Limits of integers that are no index: of masks, and of everything else (few different tokens in a row give
 variances of nearly nothing, by which norms divide)."""
 
+_BYTES = 256
+"""The limit of 8-bit integers in images: pixels."""
+
 _IMAGE, _LENGTH, _BATCH = 224, 16, 2
 
 
@@ -36,8 +39,8 @@ def example_feeds(
 
     Returns:
         Noise for floats. Integers vary, since equal tokens at all places hide errors (or blow up rounding,
-        where a norm divides by their variance), and are below the shortest table they index. Ones for
-        single integers (a length) and booleans.
+        where a norm divides by their variance), and are below the shortest table they index; 8-bit ones of
+        images are any. Ones for single integers (a length) and booleans.
     """
     if isinstance(model, Path):
         model = onnx.load(str(model), load_external_data=False)
@@ -52,8 +55,20 @@ def example_feeds(
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
         shape = tuple((shapes or {}).get(info.name) or _shape(kind.shape.dim))
         usual = _MASK if "mask" in info.name.lower() else _TOKENS
+        if len(shape) == 4 and dtype.itemsize == 1 and usual == _TOKENS:
+            usual = _BYTES
         feeds[info.name] = _array(rng, dtype, shape, limits.get(info.name, usual))
     return feeds
+
+
+def assumed_shapes(
+    model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the examples of inputs that leave more than the batch free, but for those in ``shapes``."""
+    weights = {tensor.name for tensor in model.graph.initializer} | set(shapes or {})
+    inputs = {i.name: i.type.tensor_type.shape.dim for i in model.graph.input if i.name not in weights}
+    free = {name: dims for name, dims in inputs.items() if any(d.dim_value <= 0 for d in list(dims)[1:])}
+    return {name: tuple(_shape(dims)) for name, dims in free.items()}
 
 
 def _shape(dims: Sequence[Any]) -> list[int]:

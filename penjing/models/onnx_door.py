@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import ArtifactError, PenjingError
-from penjing.export.onnx_examples import example_feeds
+from penjing.export.onnx_examples import assumed_shapes, example_feeds
 from penjing.models.onnx_ops import HOST, OPS, Node, as_tensor
 from penjing.models.onnx_ops.node import DTYPES, Value
 from penjing.models.onnx_read import Body, Step, load_proto, read_body, true_inputs
@@ -39,6 +39,7 @@ class OnnxModel(nn.Module):
     Attributes:
         input_names: Its inputs, in the order they are called.
         output_names: Its outputs.
+        input_dtypes: What the file declares each input to be; types that torch lacks are left out.
 
     Raises:
         ArtifactError: an unreadable file, an unknown input name, or ops that have no rule (each named with a
@@ -49,6 +50,9 @@ class OnnxModel(nn.Module):
         super().__init__()
         body, inputs, outputs = read_body(Path(path), constants or {})
         self.input_names: tuple[str, ...] = tuple(inputs)
+        self.input_dtypes: dict[str, torch.dtype] = {
+            name: DTYPES[kind] for name, kind in inputs.items() if kind in DTYPES
+        }
         self.output_names: tuple[str, ...] = tuple(outputs)
         _check_ops(body)
         self._body = body
@@ -100,10 +104,26 @@ class OnnxModel(nn.Module):
                 layer="the ONNX model",
                 remedy=f"Give its inputs: {', '.join(self.input_names)}",
             )
+        for name, value in given:
+            self._check_kind(name, value)
         env = self.after(self.steps, dict(given))
         device = _device(value for _, value in given)
         outputs = tuple(as_tensor(present(env, name), device) for name in self.output_names)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _check_kind(self, name: str, value: Any) -> None:
+        """Refuse floats where the file takes integers: a network of raw pixels would answer to images in
+        [0, 1] as to black ones.
+        """
+        kind = self.input_dtypes.get(name, torch.float32)
+        if kind.is_floating_point or not isinstance(value, Tensor) or not value.is_floating_point():
+            return
+        given, wanted = (str(dtype).removeprefix("torch.") for dtype in (value.dtype, kind))
+        raise ArtifactError(
+            f"it was given as {given}, and the ONNX file takes {wanted}",
+            layer=name,
+            remedy=f"Give the numbers that it was made for, as {wanted}: of images, raw pixels",
+        )
 
     @property
     def steps(self) -> Sequence[Step]:
@@ -274,6 +294,7 @@ def load_onnx(spec: str, options: Mapping[str, Any]) -> LoadedModel:
         spec,
         "onnx",
         {"inputs": list(model.input_names), "outputs": list(model.output_names)},
+        {name: shape for name, shape in assumed_shapes(proto, shapes).items() if name in examples},
     )
 
 

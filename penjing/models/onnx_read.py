@@ -103,7 +103,7 @@ def _make_unique(body: Body, taken: set[str]) -> None:
             _make_unique(step.attributes[key], taken)
 
 
-def read_body(path: Path, fixed: Mapping[str, Any]) -> tuple[Body, list[str], list[str]]:
+def read_body(path: Path, fixed: Mapping[str, Any]) -> tuple[Body, dict[str, int], list[str]]:
     """Read a file.
 
     Args:
@@ -111,7 +111,7 @@ def read_body(path: Path, fixed: Mapping[str, Any]) -> tuple[Body, list[str], li
         fixed: Values for inputs that become constants.
 
     Returns:
-        The graph, the names of the inputs that remain, the names of the outputs.
+        The graph, the inputs that remain with the codes of their types, the names of the outputs.
 
     Raises:
         ArtifactError: an unreadable file, functions or sparse weights in it, an unknown name in ``fixed``.
@@ -133,7 +133,8 @@ def read_body(path: Path, fixed: Mapping[str, Any]) -> tuple[Body, list[str], li
         if info.name in fixed:
             kind = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
             body.constants[info.name] = np.asarray(fixed[info.name], kind)
-    return body, [i.name for i in inputs if i.name not in fixed], list(body.outputs)
+    left = {i.name: i.type.tensor_type.elem_type for i in inputs if i.name not in fixed}
+    return body, left, list(body.outputs)
 
 
 def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:

@@ -47,6 +47,7 @@ class LoadedModel:
         kind: ``"timm"``, ``"torchvision"``, ``"penjing"``, ``"transformers"``, ``"file"``, ``"keras"``,
             ``"onnx"``, ``"pt2"``, ``"pickle"`` or ``"artifact"``.
         info: What else the source says, e.g. ``mean`` and ``std`` of its inputs, or an artifact's history.
+        assumed: Shapes of example inputs whose sizes the source leaves free, by input.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class LoadedModel:
     source: str
     kind: str
     info: Mapping[str, Any] = field(default_factory=dict)
+    assumed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def normalize(self) -> dict[str, tuple[float, ...]] | None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from penjing.errors import QuantizeError
+from penjing.export.axes import free_sizes
 from penjing.quantize.feeds import Feeds
 from penjing.quantize.runtime import Session, batch_limit
 from penjing.quantize.scheme import decibels
@@ -123,6 +124,67 @@ class FileCheck:
         harms nothing; 16-bit sums that saturate take the file farther from fp32 than its simulation.
         """
         return self.agreement >= least or self.sqnr >= self.simulated - _LOSS_DB
+
+
+def check_sizes(
+    path: Path, reference: Session, feeds: Feeds, own_db: float, poor_db: float
+) -> tuple[str, ...]:
+    """Run a quantized file at another size of each that its callers choose beside the batch.
+
+    Args:
+        path: The file.
+        reference: The fp32 network.
+        feeds: The data, one sample of which is changed.
+        own_db: Signal to error of the outputs at the sizes of the data.
+        poor_db: What is told if it is reached at those sizes and not at another.
+
+    Returns:
+        What people should know of.
+
+    Raises:
+        QuantizeError: where fp32 runs and the file fails, gives other shapes, or what is not finite.
+    """
+    feed = next(iter(feeds.batches(1, 1 if feeds.fixed is None else None)))[0]
+    shapes = {spec.name: spec.dims for spec in feeds.specs}
+    names = {spec.name: spec.free for spec in feeds.specs}
+    notes: list[str] = []
+    for one in free_sizes(shapes, names, feed):
+        for size, given in one.changed(feed):
+            try:
+                wanted = reference.run(given)
+            except QuantizeError:
+                continue
+            db = _at_another_size(Session(path).run(given), wanted, f"{one.name} = {size}", path)
+            if db < poor_db <= own_db:
+                notes.append(
+                    f"with {one.name} = {size} the outputs are {db:.1f} dB from fp32 only: calibrate with "
+                    "data of the sizes that will come"
+                )
+            break
+        else:
+            notes.append(f"not run with another {one.name}, on which the fp32 network fails itself")
+    return tuple(notes)
+
+
+def _at_another_size(
+    found: dict[str, NDArray[Any]], wanted: dict[str, NDArray[Any]], where: str, path: Path
+) -> float:
+    powers = Powers()
+    for name, values, other in _pairs(wanted, found):
+        if other.shape != values.shape:
+            wrong = f"{name} in shape {list(other.shape)}, fp32 in {list(values.shape)}"
+        elif values.dtype.kind == "f" and np.isfinite(values).all() and not np.isfinite(other).all():
+            wrong = f"{name} not finite"
+        else:
+            if values.dtype.kind == "f":
+                powers.add(name, values, other)
+            continue
+        raise QuantizeError(
+            f"with {where} the file gives {wrong}",
+            layer=path.name,
+            remedy="Report this model; where it was exported with dynamic_axes, leave this size out of them",
+        )
+    return powers.worst()
 
 
 def check_file(path: Path, reference: Session, feeds: Feeds, samples: int) -> FileCheck:

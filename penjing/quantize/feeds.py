@@ -27,11 +27,12 @@ _KINDS = {ir.DataType.FLOAT: np.float32, ir.DataType.INT64: np.int64, ir.DataTyp
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input of the graph: its name, dims (None where free) and number type."""
+    """One input of the graph: its name, dims (None where free), number type, and names of free dims."""
 
     name: str
     dims: tuple[int | None, ...]
     dtype: np.dtype[Any]
+    free: tuple[str | None, ...] = ()
 
 
 def input_specs(graph: ir.Graph) -> tuple[InputSpec, ...]:
@@ -42,7 +43,9 @@ def input_specs(graph: ir.Graph) -> tuple[InputSpec, ...]:
         dims = tuple(d if isinstance(d, int) else None for d in shape)
         if value.dtype is None or value.name is None:
             raise QuantizeError("an input has no name or type", remedy="Save the model with typed inputs")
-        specs.append(InputSpec(value.name, dims, np.dtype(_KINDS.get(value.dtype, value.dtype.numpy()))))
+        free = tuple(d.value if isinstance(d, ir.SymbolicDim) else None for d in shape)
+        kind = np.dtype(_KINDS.get(value.dtype, value.dtype.numpy()))
+        specs.append(InputSpec(value.name, dims, kind, free))
     return tuple(specs)
 
 

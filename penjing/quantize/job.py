@@ -31,14 +31,20 @@ from penjing.quantize import mixed
 from penjing.quantize.apart import Apart, emit_apart, encode_apart, told_apart, worst_db
 from penjing.quantize.calibrate import Calibration, calibrate
 from penjing.quantize.channels import feed_whole, make_even
-from penjing.quantize.check import FileCheck, check_file, compare, layer_errors
+from penjing.quantize.check import FileCheck, check_file, check_sizes, compare, layer_errors
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.cpu import sums_pairs_in_16_bits
 from penjing.quantize.emit import RESTORES, emit
 from penjing.quantize.encode import EncodedLayer, encode_layers
 from penjing.quantize.equalize import equalize
 from penjing.quantize.feeds import Feeds, input_specs
-from penjing.quantize.graph import constant, layer_name, name_of, set_initializer
+from penjing.quantize.graph import (
+    constant,
+    drop_unused_initializers,
+    layer_name,
+    name_of,
+    set_initializer,
+)
 from penjing.quantize.grid import align_inputs
 from penjing.quantize.pack import save_quantized
 from penjing.quantize.place import Placement, layer_names, place
@@ -92,7 +98,33 @@ def as_onnx(
         example_inputs = take_apart(first)[0]
     _check_kinds(model, example_inputs)
     path = folder / "fp32.onnx"
-    return export_onnx(model, path, example_inputs, dynamic_batch="auto", dynamic_axes=dynamic_axes)
+    export_onnx(model, path, example_inputs, dynamic_batch="auto", dynamic_axes=dynamic_axes)
+    return _with_names(path, model)
+
+
+def _with_names(path: Path, model: nn.Module) -> Path:
+    """Give weights that the exporter turned, as it does before a MatMul, their names again: plans and int8
+    weights files go by them. Files too large for one piece stay as they are.
+    """
+    graph = ir.load(path)
+    if any(isinstance(value.const_value, ir.ExternalTensor) for value in graph.graph.initializers.values()):
+        return path
+    weights = {name: weight for name, weight in model.named_parameters() if weight.ndim == 2}
+    renamed = 0
+    for node in graph.graph:
+        held = node.inputs[1] if node.op_type == "MatMul" else None
+        name = f"{node.metadata_props.get('layer')}.weight"
+        if held is None or held.name in weights or name not in weights or name in graph.graph.initializers:
+            continue
+        array = constant(held)
+        if array is not None and np.array_equal(array, weights[name].detach().cpu().numpy().T):
+            set_initializer(graph.graph, name, array)
+            held.replace_all_uses_with(graph.graph.initializers[name])
+            renamed += 1
+    if renamed:
+        drop_unused_initializers(graph.graph)
+        ir.save(graph, path)
+    return path
 
 
 def _check_kinds(model: nn.Module, example_inputs: Any) -> None:
@@ -215,7 +247,7 @@ class Job:
         if config.equalize:
             placement = self._equalize(placement)
         self.seen = Calibration({})
-        self._observe(placement)
+        self.observe(placement)
         specs = {spec.name for spec in self.feeds.specs}
         dead = {root for root, (low, high) in self.ranges.items() if low == high}
         for name in dead & specs:
@@ -233,9 +265,9 @@ class Job:
                 "every layer's input is constant on the calibration data",
                 remedy="Calibrate with real samples",
             )
-        self._observe(self.placement)
+        self.observe(self.placement)
         if config.observer == "auto" and self.placement.layers:
-            self._settle()
+            self.settle()
 
     def _equalize(self, placement: Placement) -> Placement:
         """Even out channel ranges, and take it back where the function did not stay the same."""
@@ -250,7 +282,7 @@ class Job:
         self.notes.append(f"channel ranges were evened out, places: {regions}")
         return place(self.model.graph, self.config)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Take the kind of range that leaves the output closest, weights in float."""
         wide = {name: activation_params(*pair) for name, pair in widest(self.seen.observers).items()}
         found = closest(
@@ -282,7 +314,7 @@ class Job:
         # what was learned is written as it is
         self.config = self.config.model_copy(update={"bias_correction": False, "rounding": "nearest"})
 
-    def _observe(self, placement: Placement) -> None:
+    def observe(self, placement: Placement) -> None:
         """Calibrate what the placement needs and is not known yet."""
         missing = [root for root in placement.observed if root not in self.params]
         inputs = dict.fromkeys(_input_name(self.nodes[out]) for out in placement.layers)
@@ -330,7 +362,7 @@ class Job:
     def rebuild(self, extra: Sequence[str]) -> ir.Model:
         """The quantized graph with these layers in float besides those already kept."""
         placement = place(self.model.graph, self.config, self.keep | dict.fromkeys(extra, "tried in float"))
-        self._observe(placement)
+        self.observe(placement)
         return self._emitted(placement, self.encode(placement))
 
     def _emitted(self, placement: Placement, encoded: Mapping[str, EncodedLayer]) -> ir.Model:
@@ -384,16 +416,22 @@ class Job:
             values[number] = mixed.measure(Session(tried), feeds, metric, reference)[0]
             return is_allowed(fp32 - values[number], limit)
 
+        def told(drop: float) -> str:
+            return f"{100 * drop:.3g} points" if metric is None else f"{drop:.4g}"
+
         needed = mixed.fewest(len(order), holds)
         if needed is None or needed == len(order):
             raise Int8LossError(
-                f"the metric drops by {fp32 - value:.4f} and no int8 layer can stay within max_drop={limit}",
+                f"the metric drops by {told(fp32 - value)} and no int8 layer can stay within {told(limit)} "
+                f"(max_drop={limit:g})",
                 remedy="Accept a larger drop, or calibrate with more samples",
             )
         for item in order[:needed]:
             self.keep[item.layer] = f"returned to float for max_drop ({item.gain_db:+.2f} dB)"
         self.placement = place(self.model.graph, self.config, self.keep)
-        self.notes.append(f"{needed} of {len(order)} layers returned to float to hold the drop to {limit}")
+        self.notes.append(
+            f"{needed} of {len(order)} layers returned to float to hold the drop to {told(limit)}"
+        )
         return fp32, values[needed], count
 
     def write(self, out: Path) -> QuantizeResult:
@@ -452,6 +490,9 @@ class Job:
             )
         if guard == "off" and self.config.reduce_range == "auto" and self.config.mode != "weight_only":
             self.notes.append(_FULL_SUMS)
+        self.notes += check_sizes(
+            out, Session(self.reference, quiet=True), self.fresh(), measured.sqnr, _POOR_DB
+        )
         if measured.sqnr < _POOR_DB:
             self.notes.append(
                 f"the outputs are {measured.sqnr:.1f} dB from fp32 only: max_drop returns layers to float"

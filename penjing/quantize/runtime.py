@@ -26,6 +26,7 @@ class Session:
         simulate: Run quantize and dequantize ops one by one in float instead of int8 kernels.
         threads: Threads inside an op; 0 lets the runtime choose.
         arena: Keep the memory of the largest batch for the next one: faster, but it is never given back.
+        quiet: Let the runtime print nothing of a call that fails.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class Session:
         simulate: bool = False,
         threads: int = 0,
         arena: bool = False,
+        quiet: bool = False,
     ) -> None:
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4 if quiet else 3
         options.intra_op_num_threads = threads
         # Idle threads that spin take the cores that the statistics are computed on.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

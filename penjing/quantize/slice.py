@@ -13,6 +13,7 @@ from torch import nn
 
 from penjing.errors import QuantizeError
 from penjing.events import Listener, silent
+from penjing.export.axes import DynamicAxes
 from penjing.files import staged, temporary
 from penjing.manifest import admit
 from penjing.prune.plan import Plan
@@ -54,9 +55,17 @@ def slice_quantized(
     if "activations" not in header["scheme"]:
         raise QuantizeError(f"only weights were quantized ({header['scheme']['weights']})", remedy=_REMEDY)
     out = dict(tensors)
+    known = [row["weight"] in plan.shapes for row in header["layers"]]
     for row in header["layers"]:
         weight, axis = row["weight"], int(row["axis"])
         kept = plan.tensors.get(weight, {})
+        if weight not in plan.shapes and any(known):
+            raise QuantizeError(
+                "this weight was put together of the network's own on export, as those of LSTMs are, and the "
+                "plan knows those alone",
+                layer=f"{row['name']} ({weight})" if row["name"] != weight else weight,
+                remedy="Prune the float network, and quantize what comes of it",
+            )
         if weight not in plan.shapes:
             raise QuantizeError("the plan does not know this weight", layer=weight, remedy=_REMEDY)
         turned = len(plan.shapes[weight]) == 2 and axis == 1  # a linear stored inputs by outputs
@@ -84,22 +93,29 @@ def prune_quantized(
     *,
     out: Path | str,
     example_inputs: Any = None,
+    recalibrate: bool = True,
+    dynamic_axes: DynamicAxes | None = None,
     seed: int = 0,
     listen: Listener = silent,
 ) -> QuantizeResult:
     """The int8 file of the pruned network, with the levels and steps that quantization had found.
 
-    Nothing is calibrated again: ranges are those of the quantized network. On a CPU that adds pairs in 16
-    bits, weights that became neighbours are held back where they would overflow.
+    On a CPU that adds pairs in 16 bits, weights that became neighbours are held back where they would
+    overflow. What `penjing.recover` or a refit made of the pruned network's weights is not in the file:
+    quantize that network instead.
 
     Args:
         plan: The plan that made ``pruned`` out of the network that was quantized.
         weights: ``weights_path`` of the quantized network, quantized with ``align_inputs=False`` and
             ``equalize=False`` where inputs were aligned or factors written out.
         pruned: The pruned float network; its graph is used, its weights are not.
-        data: Batches that the file is checked on.
+        data: Batches that ranges are found on, and that the file is checked on.
         out: The ONNX file to write; an artifact that it is put into lists it.
         example_inputs: As for `penjing.quantize`.
+        recalibrate: Find ranges of activations anew, and let the others make up for weights that are held
+            back (on a CPU that adds pairs, 20 dB at half of a residual network's channels). False keeps the
+            quantized network's ranges, and levels but for those held back.
+        dynamic_axes: As in `QuantizeConfig`.
         seed: As for `penjing.quantize`.
         listen: Hears progress.
 
@@ -114,7 +130,9 @@ def prune_quantized(
     config = QuantizeConfig(equalize=False)
     data = rereadable(data, config.samples)
     with temporary() as folder:
-        job = Job(as_onnx(pruned, data, example_inputs, folder), data, config, seed, listen)
+        fp32 = as_onnx(pruned, data, example_inputs, folder, dynamic_axes)
+        job = Job(fp32, data, config, seed, listen)
+        others = []
         for name, value in list(job.model.graph.initializers.items()):
             held = constant(value)
             if held is None or held.dtype != np.float32 or name not in floats:
@@ -125,6 +143,8 @@ def prune_quantized(
                     layer=name,
                     remedy=_REMEDY,
                 )
+            if _is_other(held, floats[name], sliced.get(f"{name}.scale")):
+                others.append(name)
             set_initializer(job.model.graph, name, floats[name])
         named = {row["weight"]: row["name"] for row in header["layers"]}
         of_weight = {}
@@ -140,7 +160,7 @@ def prune_quantized(
             raise QuantizeError(
                 "the quantized network has no range for this tensor", layer=missing[0], remedy=_REMEDY
             )
-        params = {
+        kept = {
             root: ActivationParams(
                 float(sliced[f"activation:{root}.scale"].item()),
                 int(sliced[f"activation:{root}.zero_point"].item()),
@@ -149,8 +169,23 @@ def prune_quantized(
         }
         scales = {of_weight[weight]: sliced[f"{weight}.scale"] for weight in named if weight in of_weight}
         job.reference = job.model
-        job.teach(job.model, placement, params, scales)
+        if recalibrate:
+            job.placement = placement
+            job.observe(placement)
+            constant_roots = [root for root, (low, high) in job.ranges.items() if low == high]
+            job.params |= {root: kept[root] for root in constant_roots}
+            job.settle()
+            kept |= {root: found for root, found in job.params.items() if root not in constant_roots}
+            # the rounding is of second order: where nothing is held back, all levels stay as they were
+            job.placement, job.params, job.scales = placement, kept, scales
+        else:
+            job.teach(job.model, placement, kept, scales)
         job.notes.append("levels and steps are slices of the quantized network's")
+        if others:
+            job.notes.append(
+                f"the pruned network has other weights ({', '.join(others[:3])}{', …' * (len(others) > 3)}), "
+                "recovered or refitted: they are not in the file; penjing.quantize of it writes them"
+            )
         with staged(out.parent, out.name) as aside:  # only what has been checked gets its place
             result = job.write(aside / out.name)
     result = result.at(out)
@@ -162,6 +197,15 @@ _REMEDY = (
     "Give the plan and the weights of the same network, "
     "quantized in mode 'static' with equalize=False and align_inputs=False"
 )
+
+
+def _is_other(held: NDArray[Any], sliced: NDArray[Any], steps: NDArray[Any] | None) -> bool:
+    """Whether a weight is not what was quantized: half of its numbers are more than a step away."""
+    if steps is None or held.ndim < 2 or held.shape != sliced.shape:
+        return False
+    axis = next((dim for dim, size in enumerate(held.shape) if size == steps.size), 0)
+    shape = [-1 if dim == axis else 1 for dim in range(held.ndim)]
+    return bool(np.median(np.abs(held - sliced) / steps.reshape(shape)) > 1.0)
 
 
 def _slice_float(plan: Plan, name: str, array: NDArray[Any]) -> NDArray[Any]:

@@ -186,7 +186,8 @@ def layout_of(example_inputs: Any, bundle: DataBundle) -> str:
             remedy="Give file.py:factory as the data, with batches as the network takes them",
         )
     own = tuple(inputs.shape[1:])
-    return "nhwc" if own == (*shape[1:], shape[0]) and own != shape else "nchw"
+    last = own == (*shape[1:], shape[0]) or shape[0] == own[-1] != own[0]  # free sizes are not the data's
+    return "nhwc" if last and own != shape else "nchw"
 
 
 def _channels_last(batch: Any) -> Any:

@@ -141,8 +141,9 @@ def _warn_of_points(recipe: Recipe, given: Any, listen: Listener) -> None:
     """A loss that was meant in points allows everything."""
     accuracy = recipe.metric is None and getattr(given, "metric", None) is None
     if accuracy and recipe.drop == "absolute" and recipe.max_drop is not None and recipe.max_drop >= 0.5:
-        points = f"max_drop {recipe.max_drop:g} allows a loss of {100 * recipe.max_drop:g} points of accuracy"
-        listen(Event("run", "warning", message=f"{points}; 0.01 is one point"))
+        points = f"a loss of {100 * recipe.max_drop:g} points of accuracy is allowed"
+        units = "one point is --max-drop 1 on the command line, 0.01 in Python and recipes"
+        listen(Event("run", "warning", message=f"{points}; {units}"))
 
 
 def _checked(recipe: Recipe, folder: Path, given: Any, listen: Listener) -> tuple[Workspace, Sequence[Stage]]:

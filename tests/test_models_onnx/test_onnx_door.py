@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 import penjing as pj
 from penjing.errors import ArtifactError
@@ -462,3 +462,25 @@ def test_a_flatten_by_strides_is_pruned_through(tmp_path: Path) -> None:
     assert made.model.get_parameter("w").shape[0] == 4
     assert masked_equivalence(read, made, x) <= 1e-4
     assert made.model(torch.randn(5, 3, 2, 2)).shape == (5, 4)
+
+
+def test_floats_are_not_taken_for_raw_pixels(tmp_path: Path) -> None:
+    class Pixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.conv(x.float() / 255).mean((2, 3))
+            return found
+
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    loaded = load_model(export_onnx(Pixels().eval(), tmp_path / "raw.onnx", pixels))
+    assert int(loaded.example_inputs.max()) > 100
+    wanted = Pixels()
+    wanted.load_state_dict(loaded.model.state_dict())
+    assert torch.allclose(loaded.model(pixels), wanted(pixels), atol=1e-6)
+    pruned = pj.prune(loaded.model, pixels, 0.5).model
+    for network in (loaded.model, pruned):
+        with pytest.raises(ArtifactError, match="given as float32, and the ONNX file takes uint8"):
+            network(torch.rand(2, 3, 8, 8))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.batches import IGNORED
-from penjing.errors import QuantizeError
+from penjing.errors import Int8LossError, QuantizeError
 from penjing.quantize import QuantizeConfig, quantize
 from penjing.quantize.mixed import top1
 
@@ -48,6 +48,16 @@ def test_the_layer_that_int8_ruins_goes_back_as_it_was(options: dict[str, Any], 
     assert made.metric_int8 >= 0.95
     assert "middle" in [row.name for row in made.layers if "max_drop" in row.why]
     assert made.num_quantized >= 1
+    assert any("to hold the drop to 5 points" in note for note in made.notes)
+
+
+def test_a_drop_that_cannot_be_held_is_told_in_points(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(12, 4).eval()
+    data = [torch.randn(64, 12) for _ in range(4)]
+    config = QuantizeConfig.parse({"max_drop": 0.005, "weight_bits": 2})
+    with pytest.raises(Int8LossError, match=r"drops by [\d.]+ points and .* within 0.5 points"):
+        quantize(model, data, config, out=tmp_path / "m.onnx", time_it=False)
 
 
 class Tagger(nn.Module):

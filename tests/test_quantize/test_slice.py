@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from nets import Vgg, batches, trained_stats
@@ -52,7 +54,9 @@ def test_the_file_of_a_quantized_then_pruned_network(
     _, pruned, path = parts
     header, tensors = read_quantized(path)
     sliced = slice_quantized(pruned.plan, tensors, header)
-    made = prune_quantized(pruned.plan, path, pruned.model, batches(2), out=tmp_path / "qp.onnx")
+    made = prune_quantized(
+        pruned.plan, path, pruned.model, batches(2), out=tmp_path / "qp.onnx", recalibrate=False
+    )
     again = read_quantized(made.weights_path)[1]
     for row in header["layers"]:
         weight = row["weight"]
@@ -66,6 +70,110 @@ def test_the_file_of_a_quantized_then_pruned_network(
     assert made.sqnr_db > 20  # against the slices in float
     assert made.num_quantized == 4
     assert pruned.model(x).shape == (32, 10)
+
+
+class Stream(nn.Module):
+    """Residual blocks."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, width, 3, padding=1), nn.Linear(width, 10)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 1))
+            for _ in range(2)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        for block in self.blocks:
+            x = (x + block(x)).relu()
+        found: torch.Tensor = self.head(x.mean((2, 3)))
+        return found
+
+
+def test_neighbours_that_overflow_are_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that become neighbours are held back where pairs add up in 16 bits."""
+    monkeypatch.setattr("penjing.quantize.job.sums_pairs_in_16_bits", lambda: True)
+    torch.manual_seed(0)
+    model, data = Stream().eval(), [torch.randn(16, 3, 16, 16) for _ in range(2)]
+    config = QuantizeConfig(equalize=False, align_inputs=False)
+    path = quantize(model, data, config, out=tmp_path / "q.onnx", time_it=False).weights_path
+    pruned = pj.prune(model, data[0], ratio=0.5)
+    axes = {"*": {2: "height", 3: "width"}}
+    found = {}
+    for again in (True, False):
+        made = prune_quantized(
+            pruned.plan,
+            path,
+            pruned.model,
+            data,
+            out=tmp_path / "qp.onnx",
+            recalibrate=again,
+            dynamic_axes=axes,
+        )
+        found[again] = made.sqnr_db
+        assert not any("other weights" in note for note in made.notes)
+    assert found[True] > found[False] + 6
+    x = torch.randn(4, 3, 20, 12)
+    session = ort.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    answer = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    with torch.no_grad():
+        assert np.abs(answer - pruned.model(x).numpy()).max() < 0.2
+
+
+class Words(nn.Module):
+    """Linears over sequences, whose weights the exporter turns; with an LSTM, which it puts together."""
+
+    def __init__(self, recurrent: bool = False) -> None:
+        super().__init__()
+        self.table = nn.Embedding(60, 32)
+        self.lstm = nn.LSTM(32, 32, batch_first=True) if recurrent else None
+        self.up, self.down, self.head = nn.Linear(32, 48), nn.Linear(48, 32), nn.Linear(32, 5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        if self.lstm is not None:
+            x = self.lstm(x)[0]
+        found: torch.Tensor = self.head(x + self.down(self.up(x).relu()))
+        return found
+
+
+def test_linears_over_sequences_are_sliced(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, data = Words().eval(), [torch.randint(0, 60, (8, 12)) for _ in range(4)]
+    config = QuantizeConfig(equalize=False, align_inputs=False)
+    path = quantize(model, data, config, out=tmp_path / "q.onnx", time_it=False).weights_path
+    assert {"table.weight", "up.weight", "down.weight", "head.weight"} <= read_quantized(path)[1].keys()
+    pruned = pj.prune(model, data[0], ratio=0.4)
+    made = prune_quantized(pruned.plan, path, pruned.model, data, out=tmp_path / "qp.onnx")
+    assert made.num_quantized == 4
+    session = ort.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    answer = session.run(None, {session.get_inputs()[0].name: data[0].numpy()})[0]
+    with torch.no_grad():
+        wanted = pruned.model(data[0]).numpy()
+    assert np.square(answer - wanted).mean() < 1e-3 * np.square(wanted).mean()
+
+
+def test_weights_that_the_exporter_puts_together_are_refused_by_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, data = Words(recurrent=True).eval(), [torch.randint(0, 60, (8, 12)) for _ in range(4)]
+    config = QuantizeConfig(equalize=False, align_inputs=False)
+    path = quantize(model, data, config, out=tmp_path / "q.onnx", time_it=False).weights_path
+    pruned = pj.prune(model, data[0], ratio=0.4)
+    with pytest.raises(QuantizeError, match=r"lstm.* put together .* Prune the float network"):
+        prune_quantized(pruned.plan, path, pruned.model, data, out=tmp_path / "qp.onnx")
+
+
+def test_weights_that_are_not_in_the_file_are_told(
+    parts: tuple[nn.Module, pj.PruneResult, Path], tmp_path: Path
+) -> None:
+    _, pruned, path = parts
+    recovered = copy.deepcopy(pruned.model)
+    with torch.no_grad():
+        for weight in recovered.parameters():
+            weight.mul_(1.2)
+    made = prune_quantized(pruned.plan, path, recovered, batches(2), out=tmp_path / "qp.onnx")
+    assert any("the pruned network has other weights" in note for note in made.notes)
 
 
 def test_weights_of_another_network_are_refused(
