@@ -2,8 +2,8 @@
 
     make bench                          # or: python -m bench --data DATA --out runs/bench --only export zoo
 
-A bench that fails is named at the end, and the others still run. Those that can go on where they stopped
-(zoo, export, cifar10) do so when called again.
+A bench that fails, or whose data are missing, is named at the end, and the others still run. Those that can
+go on where they stopped (zoo, export, cifar10) do so when called again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,19 @@ import time
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+_TRAIN, _TEST = "cifar10-train.parquet", "cifar10-test.parquet"
+_RESNETS = ("resnet20-cifar10.safetensors", "resnet56-cifar10.safetensors")
+NEEDS: dict[str, tuple[str, ...]] = {
+    "litert": (_TRAIN, _TEST, _RESNETS[0]),
+    "latency_model": _RESNETS,
+    "quantize": (_TRAIN, _TEST, *_RESNETS),
+    "held_blocks": (_TRAIN, _RESNETS[0]),
+    "zoo": ("zoo.json",),
+    "export": ("zoo.json",),
+    "cifar10": (_TRAIN, _TEST, _RESNETS[1]),
+    "pareto": (_TRAIN, _TEST, _RESNETS[1]),
+}
+"""Files of the data folder that a bench cannot do without."""
 
 
 def commands(data: Path, out: Path) -> dict[str, list[str]]:
@@ -39,7 +52,7 @@ def commands(data: Path, out: Path) -> dict[str, list[str]]:
 
 
 def main() -> int:
-    """Run them; 1 if one failed."""
+    """Run them; 1 if one failed or could not run, 130 when interrupted."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,22 +61,30 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where results go")
     parser.add_argument("--only", nargs="+", default=names, choices=names)
     args = parser.parse_args()
-    if not (args.data / "zoo.json").is_file():
-        parser.error(f"no data in {args.data}: give --data")
     args.out.mkdir(parents=True, exist_ok=True)
-    failed = []
+    failed: list[str] = []
+    missed: list[str] = []
     for name, (script, *rest) in commands(args.data, args.out).items():
         if name not in args.only:
             continue
         print(f"\n== {name}", flush=True)
+        if absent := [file for file in NEEDS.get(name, ()) if not (args.data / file).is_file()]:
+            print(f"== {name}: left out, no {', '.join(absent)} in {args.data}: give --data", flush=True)
+            missed.append(name)
+            continue
         began = time.monotonic()
-        done = subprocess.run([sys.executable, str(_HERE / script), *rest], check=False)
+        try:
+            done = subprocess.run([sys.executable, str(_HERE / script), *rest], check=False)
+        except KeyboardInterrupt:  # the bench has heard it, too
+            print(f"== {name}: interrupted", file=sys.stderr)
+            return 130
         print(f"== {name}: {time.monotonic() - began:.0f} s", flush=True)
         if done.returncode:
             failed.append(name)
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    for said, names in (("failed", failed), ("left out", missed)):
+        if names:
+            print(f"{said}: {', '.join(names)}", file=sys.stderr)
+    return 1 if failed or missed else 0
 
 
 if __name__ == "__main__":

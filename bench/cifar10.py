@@ -648,12 +648,13 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="minutes: ResNet-20, few images, one epoch")
     args = parser.parse_args()
-    if not (args.data / f"resnet{args.depth}-cifar10.safetensors").exists():
-        sys.exit(f"no data in {args.data}: give --data")
     limits: dict[str, Any] = {"train_limit": args.train_limit, "val_limit": None, "test_limit": None}
     if args.quick:
         args.depth, args.epochs, args.calibration, args.seeds = 20, 1, 256, [0]
         limits = {"train_limit": 1280, "val_limit": 500, "test_limit": 500}
+    for depth in {args.depth, args.teacher} - {None}:
+        if not (args.data / f"resnet{depth}-cifar10.safetensors").exists():
+            sys.exit(f"no weights of ResNet-{depth} in {args.data}: give --data")
     setting = Setting(
         args.data,
         args.out,

@@ -17,7 +17,7 @@ import argparse
 import csv
 import fnmatch
 import gc
-import importlib
+import importlib.util
 import statistics
 import sys
 import time
@@ -65,6 +65,10 @@ def main() -> int:
     chosen: dict[str, Callable[[], nn.Module]] = {
         name: partial(build, name) for name in MODELS if fnmatch.fnmatch(name, options.models)
     }
+    if not chosen:
+        parser.error(f"no model is named {options.models}: {', '.join(MODELS)}")
+    if importlib.util.find_spec("torch_pruning") is None and not options.widths:
+        print("torch-pruning is not installed: its columns stay empty (pip install torch-pruning==1.6.1)")
     if options.widths:
         chosen = {f"resnet50, {width} channels": partial(wide, width) for width in (64, 128, 256)}
     warm_up()

@@ -10,6 +10,7 @@ choose nothing; see `quantize_cases` for where samples come from.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import sys
@@ -26,7 +27,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from quantize_cases import CASES, Arrays, Asked, Case, batches
+from quantize_cases import CASES, PACKAGES, Arrays, Asked, Case, batches
 
 from penjing.quantize import QuantizeConfig, quantize, time_against_fp32
 
@@ -158,7 +159,11 @@ def float_kernels(path: Path) -> dict[str, int]:
 
 
 def rows(args: argparse.Namespace, name: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """One row per method."""
+    """One row per method; one alone, with the reason, where the case's package is not installed."""
+    if absent := [each for each in PACKAGES.get(name, {}) if importlib.util.find_spec(each) is None]:
+        wanted_packages = " ".join(PACKAGES[name][each] for each in absent)
+        yield {"case": name, "failed": f"not installed: pip install {wanted_packages}"}
+        return
     case = CASES[name](Asked(args.data, args.calibration, args.evaluation), folder)
     wanted = outputs(case.fp32, case.evaluation)
     context = multiprocessing.get_context("spawn")
@@ -185,7 +190,8 @@ def rows(args: argparse.Namespace, name: str, folder: Path) -> Iterator[dict[str
         }
 
 
-def main() -> None:
+def main() -> int:
+    """Print a line for every row; 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--case", nargs="+", default=["resnet20", "resnet56"], choices=tuple(CASES))
@@ -209,7 +215,8 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return int(any("failed" in row for row in found))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

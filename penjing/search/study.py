@@ -179,15 +179,17 @@ class Study:
             release(claim.lease)
 
     def counts(self) -> dict[str, int]:
-        """Trials finished, failed with an error, under way, and lost with a worker that was killed."""
+        """Trials finished, failed with an error, under way, and lost with a worker that is gone."""
         states = self._optuna.trial.TrialState
         with self._alone():
             trials = self._study.get_trials(deepcopy=False)
+            running = [t.number for t in trials if t.state == states.RUNNING]
+            left = sum(map(self._is_free, running))  # by workers that are gone
             return {
                 "finished": sum(t.state == states.COMPLETE for t in trials),
                 "failed": sum(_failed(t) for t in trials),
-                "running": sum(t.state == states.RUNNING for t in trials),
-                "lost": sum(t.state == states.FAIL and not t.user_attrs.get("error") for t in trials),
+                "running": len(running) - left,
+                "lost": left + sum(t.state == states.FAIL and not t.user_attrs.get("error") for t in trials),
                 "wanted": self.config.trials,
             }
 

@@ -47,6 +47,17 @@ def test_of_several_processes_the_first_one_shows(monkeypatch: pytest.MonkeyPatc
         assert bool(shown(io.StringIO())) == says
 
 
+def test_the_pace_of_a_resumed_stage_counts_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("penjing.cli.progress.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    with progress(stream=stream) as listen:
+        listen(Event("recover", "start", 100, 200))
+        clock[0] = 20.0
+        listen(Event("recover", "progress", 110, 200))
+    assert "[recover] 110/200 step (0.5 step/s, 180 s left)" in stream.getvalue()
+
+
 def test_plain_lines_have_no_control_signs() -> None:
     text = shown(io.StringIO())
     assert "\x1b" not in text

@@ -284,7 +284,10 @@ def test_options_that_do_nothing_without_validation_data_are_told() -> None:
 def test_stops() -> None:
     assert train(network(), Batches(), RecoverConfig(epochs=2)).stopped is StopReason.EPOCHS
     assert train(network(), Batches(), RecoverConfig(max_steps=4)).steps == 4
-    timed = train(network(), Batches(), RecoverConfig(epochs=10_000, max_seconds=0.3))
+    told: list[Event] = []
+    timed = train(network(), Batches(), RecoverConfig(epochs=10_000, max_seconds=0.3), listen=told.append)
+    assert told[0].message.endswith(f"0 s or {10_000 * len(Batches())} steps")
+    assert told[-1].total == timed.steps  # what the clock leaves room for, not what the epochs would
     assert timed.stopped is StopReason.MAX_SECONDS
     assert timed.history[-1]["lr"] < 0.02 * 0.2  # the schedule came down by the clock
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))

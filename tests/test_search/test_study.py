@@ -92,7 +92,9 @@ def test_a_trial_whose_worker_is_gone_is_done_by_another(tmp_path: Path) -> None
     other = second.claim()
     assert other is not None
     assert second.claim() is None  # two are under way, two are wanted
+    assert second.counts() == {"finished": 0, "failed": 0, "running": 2, "lost": 0, "wanted": 2}
     lost.lease.close()  # what the system does when a process dies
+    assert second.counts() == {"finished": 0, "failed": 0, "running": 1, "lost": 1, "wanted": 2}
     again = second.claim()
     assert again is not None
     assert again.values == lost.values
