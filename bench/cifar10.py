@@ -115,7 +115,11 @@ class Bench:
 
     def _loader(self, part: str, limit: int | None, batch_size: int, **options: Any) -> Loader:
         split = self._whole() if part == "whole" else getattr(self.bundle, part)
-        split = split if limit is None else split.subset(np.arange(min(limit, len(split))))
+        if limit is not None:
+            rows = np.arange(min(limit, len(split)))
+            if part == "test":  # sorted by class; the others are shuffled
+                rows = rows * len(split) // len(rows)
+            split = split.subset(rows)
         return Loader(split, batch_size, mean=_MEAN, std=_STD, **options)
 
     def _whole(self) -> ArraySplit:
