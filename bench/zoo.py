@@ -236,7 +236,7 @@ def _check(model: Any, inputs: Any, ratio: float, onnx: bool, row: dict[str, Any
     from torch.utils import _pytree as pytree
 
     from penjing.graph import couple, trace
-    from penjing.graph.trace import bind_inputs
+    from penjing.graph.inputs import bind_inputs
     from penjing.prune import Cost, Plan, allocate, apply, make_criterion, prune_slots
     from penjing.prune.compare import relative_error, run
     from penjing.prune.criteria import Material

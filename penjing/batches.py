@@ -350,7 +350,7 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
 
     inputs = own_copies(inputs)
     if isinstance(inputs, dict):
-        from penjing.graph.trace import bind_inputs
+        from penjing.graph.inputs import bind_inputs
 
         args, kwargs = bind_inputs(model, inputs)
         return model(*args, **kwargs)

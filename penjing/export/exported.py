@@ -22,8 +22,9 @@ from penjing.floats import autocast_off
 from penjing.graph.batch import batch_unit
 from penjing.graph.data_written import DataFollowed
 from penjing.graph.decisions import Decision, decide, replayed
+from penjing.graph.fixed_batch import FIXED, BatchWatch, why_fixed
 from penjing.graph.remembered import forgotten
-from penjing.graph.trace import FIXED, BatchWatch, eval_view, plain_outputs, why_fixed
+from penjing.graph.views import eval_view, plain_outputs
 from penjing.log import silenced
 
 _ANY = torch.export.Dim.DYNAMIC

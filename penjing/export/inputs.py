@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from penjing.errors import ExportError
-from penjing.graph.trace import bind_inputs
+from penjing.graph.inputs import bind_inputs
 from penjing.naming import by_name, tensor_leaves
 
 Feeds = dict[str, np.ndarray]

@@ -26,7 +26,7 @@ from penjing.export.program_tensors import TensorEntry, load_tensors, save_tenso
 from penjing.export.program_values import decode_tree, decode_value
 from penjing.files import write_json
 from penjing.graph import Graph, GraphModel
-from penjing.graph.trace import as_examples
+from penjing.graph.inputs import as_examples
 
 PROGRAM_FILE = "program.json"
 FORMAT = "penjing-program"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,30 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from penjing.errors import PenjingError, TraceError
 from penjing.graph.data_written import DataFollowed, settles
 from penjing.graph.decisions import Decision, decide, replayed
-from penjing.graph.remembered import forgotten, own_copies, put_back
-from penjing.graph.source import is_users, place, raised_at, short_place, source_of
+from penjing.graph.fixed_batch import FIXED, BatchWatch, is_symbolic, why_fixed
+from penjing.graph.inputs import bind_inputs
+from penjing.graph.remembered import forgotten, own_copies
+from penjing.graph.source import raised_at, source_of
 from penjing.graph.tidy import tidy
+from penjing.graph.traceable import check_traceable
 from penjing.graph.tree import Held, graph_module, held_tensors
+from penjing.graph.views import DropoutApart, eval_view, plain_outputs
 from penjing.log import silenced
-
-FIXED = "the batch size is fixed"
-"""How a note on it begins."""
-
-PLAIN_NUMBER = "the model's forward computes with it as a plain number"
-"""Why, where torch only says that a constraint is violated."""
 
 CUMULATIVE = "cumulative norms"
 """Key of a traced network's ``meta``: see `Graph.cumulative_norms`."""
-
-_GIVEN = (Tensor, int, float, str, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
-
-_QUANTIZED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,9 +111,7 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
             layer=type(model).__name__,
             remedy="Give penjing.models.keras_door.from_keras(model).model, or load_model of its file",
         )
-    _check_kind(model)
-    _check_names(model)
-    _check_weights(model)
+    check_traceable(model)
     args, kwargs = bind_inputs(model, example_inputs)
     if any(
         isinstance(leaf, Tensor) and leaf.shape[:1] == (0,) for leaf in pytree.tree_leaves((args, kwargs))
@@ -170,157 +160,6 @@ def _constant_momentum(model: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.momentum = None
-
-
-@contextmanager
-def plain_outputs(model: nn.Module) -> Iterator[set[str]]:
-    """Outputs that no graph can give, beside those it can, are None for a while.
-
-    Language models give out their keys and values in an object of their own, which only they read again.
-
-    Yields:
-        The kinds of what was left out, complete when the model has run.
-    """
-    left_out: set[str] = set()
-
-    def strip(module: nn.Module, args: Any, output: Any) -> Any:
-        leaves, spec = pytree.tree_flatten(output)
-        if not any(isinstance(leaf, Tensor) for leaf in leaves):
-            return output  # torch.export says what it is
-        left_out.update(type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _GIVEN))
-        return pytree.tree_unflatten([leaf if isinstance(leaf, _GIVEN) else None for leaf in leaves], spec)
-
-    handle = model.register_forward_hook(strip)
-    try:
-        yield left_out
-    finally:
-        handle.remove()
-
-
-def as_examples(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The arguments of a call, all given in one way, as example inputs; the way back is `bind_inputs`."""
-    if kwargs and not args:
-        return dict(kwargs)
-    lone = len(args) == 1 and not isinstance(args[0], (list, tuple))  # a list of inputs is one argument
-    return args[0] if lone else tuple(args)
-
-
-def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Split example inputs into positional and keyword arguments of ``model.forward``."""
-    if isinstance(example_inputs, Mapping):
-        accepted = _arguments(model)
-        if accepted is None or all(key in accepted for key in example_inputs):
-            return (), dict(example_inputs)
-        return (dict(example_inputs),), {}
-    if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
-
-
-def flat_inputs(graph: fx.GraphModule, inputs: Any) -> list[Any]:
-    """What inputs hold, in the order in which a traced graph takes it: dicts may name it in another."""
-    args, kwargs = bind_inputs(graph, inputs)
-    codegen = graph.graph._codegen
-    if not isinstance(codegen, fx.graph._PyTreeCodeGen):
-        return pytree.tree_leaves((args, kwargs))
-    info = codegen.pytree_info
-    named = dict(zip(info.orig_args, args, strict=False)) | kwargs
-    if named.keys() != set(info.orig_args):  # too many or too few, which is said where they are counted
-        return pytree.tree_leaves((args, kwargs))
-    specs = [spec for part in info.in_spec.children() for spec in part.children()]
-    parts = zip(info.orig_args, specs, strict=True)
-    return [leaf for name, spec in parts for leaf in _leaves_as(named[name], spec)]
-
-
-def _leaves_as(value: Any, spec: pytree.TreeSpec) -> list[Any]:
-    """The leaves of a value, of each dict in the order of the keys that the graph was traced with."""
-    if spec.type is dict and isinstance(value, Mapping) and value.keys() == set(spec.context):
-        parts = [value[key] for key in spec.context]
-    elif spec.type in (list, tuple) and isinstance(value, list | tuple) and len(value) == spec.num_children:
-        parts = list(value)
-    else:
-        return pytree.tree_leaves(value)
-    return [
-        leaf for part, child in zip(parts, spec.children(), strict=True) for leaf in _leaves_as(part, child)
-    ]
-
-
-def _arguments(model: nn.Module) -> Collection[str] | None:
-    """Names of the arguments of the forward; None where it takes any."""
-    graph = getattr(model, "graph", None)
-    if isinstance(graph, fx.Graph) and isinstance(graph._codegen, fx.graph._PyTreeCodeGen):
-        return graph._codegen.pytree_info.orig_args  # its signature is (*args, **kwargs)
-    found = inspect.signature(model.forward).parameters
-    return None if any(each.kind is each.VAR_KEYWORD for each in found.values()) else found
-
-
-def _check_kind(model: nn.Module) -> None:
-    if getattr(model.eval, "__name__", "") == "_eval":  # what torch.export puts in its place
-        raise TraceError(
-            "torch.export made it, and such a module has no eval mode",
-            layer=type(model).__name__,
-            remedy="Give the module it was exported from, or its .pt2 file (load_model with trust=True)",
-        )
-    for name, part in model.named_modules():
-        if type(part).__module__.startswith(_QUANTIZED):
-            raise TraceError(
-                f"torch has quantized it already ({type(part).__name__})",
-                layer=name or None,
-                remedy="Give the network in floating point: quantization comes last",
-            )
-        if isinstance(part, torch.jit.ScriptModule):
-            raise TraceError(
-                "torch.jit has compiled it, so its forward cannot be followed",
-                layer=name or getattr(part, "original_name", None),
-                remedy="Give the Python module that was compiled",
-            )
-
-
-def _check_names(model: nn.Module) -> None:
-    taken = fx.GraphModule({}, fx.Graph())
-    for name in (*model._modules, *model._parameters, *model._buffers):
-        if hasattr(taken, name):
-            raise TraceError(
-                "a traced network has an attribute of this name of its own",
-                layer=name,
-                remedy="Rename it in the class, or give a module that holds the network and calls it",
-            )
-
-
-def _check_weights(model: nn.Module) -> None:
-    for name, param in model.named_parameters():
-        if param.is_meta or not (param.is_floating_point() or param.is_complex()):
-            continue
-        if not bool(torch.isfinite(param.detach().sum())) and not bool(torch.isfinite(param.detach()).all()):
-            raise TraceError(
-                "the weights contain NaN or infinity", layer=name, remedy="Load or train sound weights first"
-            )
-
-
-@contextmanager
-def eval_view(model: nn.Module) -> Iterator[set[str]]:
-    """The model in eval mode for a while; every module's own flag, and what the forward writes, restored
-    afterwards.
-
-    Attention runs op by op: the fused op would hide its matmuls. An einsum of many operands contracts from
-    left to right, as files of it do: an order that goes by their sizes would fix the batch.
-
-    Yields:
-        Names of the buffers that were written, complete when the view ends.
-    """
-    flags = [(module, module.training) for module in model.modules()]
-    fastpath, by_size = torch.backends.mha.get_fastpath_enabled(), torch.backends.opt_einsum.enabled
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.opt_einsum.enabled = False
-    model.eval()
-    try:
-        with put_back(model) as written:
-            yield written
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        torch.backends.opt_einsum.enabled = by_size
-        for module, training in flags:
-            module.training = training
 
 
 def _export(
@@ -386,72 +225,6 @@ def _tried(
         return _run_export(model, args, kwargs, None, decisions), False
 
 
-def why_fixed(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """`PLAIN_NUMBER`; where the batch was read off a square matrix, that it may be none."""
-    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    leaves = ((name, leaf) for name, value in given.items() for leaf in pytree.tree_leaves(value))
-    name, first = next(((name, leaf) for name, leaf in leaves if isinstance(leaf, Tensor)), ("", None))
-    if first is None or first.ndim != 2 or first.shape[0] != first.shape[1]:
-        return PLAIN_NUMBER
-    size = "×".join(map(str, first.shape))
-    return (
-        f"{PLAIN_NUMBER}; it is the first dimension of the first input, and {name!r} is {size}: if that is "
-        "no batch, as of an adjacency matrix, let an input of samples come first"
-    )
-
-
-class BatchWatch(TorchFunctionMode):
-    """Sees which line of the user's fixes a batch size that was free.
-
-    Attributes:
-        at: ``" at folder/file.py:line"``, or "".
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.at = ""
-        self._size: Any = None
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if self._size is None:
-            first = (leaf.shape[0] for leaf in args if isinstance(leaf, Tensor) and leaf.dim())
-            self._size = next((size for size in first if is_symbolic(size)), None)
-        try:
-            return func(*args, **(kwargs or {}))
-        finally:
-            if self._size is not None and not self.at and not is_symbolic(self._size):
-                where = _fixed_at(self._size) or place(sys._getframe(1))
-                self.at = f" at {where}" if where else ""
-
-
-def _fixed_at(size: torch.SymInt) -> str:
-    """The line that made a free size a number, where torch remembers one of the user's: ``int(size)`` is no
-    call of torch.
-    """
-    spots = getattr(size.node.shape_env, "replacements_slocs", {})
-    frame = getattr(spots.get(size.node._expr), "framework_loc", None)
-    if frame is None or not is_users(frame.filename):
-        return ""
-    return short_place(frame.filename, frame.lineno)
-
-
-class _DropoutApart(TorchFunctionMode):
-    """Keeps a dropout's input and output two values while tracing.
-
-    In eval mode dropout returns its very input, and the tracer, which goes by object identity, would let
-    later uses of the input read the dropout: right in eval mode, wrong once the graph trains.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if "dropout" in getattr(func, "__name__", "") and args and isinstance(args[0], Tensor):
-            args = (torch.ops.aten.alias.default(args[0]), *args[1:])
-        return func(*args, **(kwargs or {}))
-
-
 def _run_export(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -464,7 +237,7 @@ def _run_export(
         warnings.catch_warnings(),
         torch.enable_grad(),
         forgotten(model),  # a recurrent layer keeps its weights in a list, too
-        _DropoutApart(),
+        DropoutApart(),
         DataFollowed() as assigned,
         replayed(decisions),
         watch or nullcontext(),
@@ -524,11 +297,6 @@ def _batch_is_free(program: ExportedProgram) -> bool:
         if isinstance(value, Tensor) and any(is_symbolic(size) for size in value.shape):
             return True
     return False
-
-
-def is_symbolic(size: Any) -> bool:
-    """Whether a size is really free: a SymInt that a guard has fixed is not."""
-    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def _check_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -21,8 +21,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from penjing.errors import MeasureError
+from penjing.graph.inputs import bind_inputs
 from penjing.graph.remembered import own_copies
-from penjing.graph.trace import bind_inputs, eval_view
+from penjing.graph.views import eval_view
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,7 @@ def _trusted(spec: str, trust: bool, what: str, remedy: str) -> None:
 
 def _pt2(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
     from penjing.graph import GraphModel, trace
-    from penjing.graph.trace import as_examples
+    from penjing.graph.inputs import as_examples
 
     _no_options(spec, options)
     _trusted(

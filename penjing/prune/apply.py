@@ -20,7 +20,7 @@ from penjing.errors import PruneError
 from penjing.graph import Coupling, Graph, GraphModel, count, couple, is_kept_whole, trace
 from penjing.graph.branches import chosen, cut, find_branches
 from penjing.graph.source import is_users, short_place
-from penjing.graph.trace import eval_view
+from penjing.graph.views import eval_view
 from penjing.prune.compare import compare, forward
 from penjing.prune.cost import count_all
 from penjing.prune.held import get, has, put

@@ -9,8 +9,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from penjing.floats import autocast_off
+from penjing.graph.inputs import bind_inputs, flat_inputs
 from penjing.graph.remembered import own_copies, put_back
-from penjing.graph.trace import bind_inputs, eval_view, flat_inputs
+from penjing.graph.views import eval_view
 from penjing.prune.lockstep import departure
 
 TOLERANCE = 1e-5  # the same ops on the same numbers: only the order of sums may differ

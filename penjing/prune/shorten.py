@@ -22,9 +22,9 @@ from penjing.errors import BudgetError, PruneError
 from penjing.events import Event, Listener, silent, warner
 from penjing.graph import Graph, GraphModel, couple, trace
 from penjing.graph.branches import Branch, WithoutBranches, chosen, cut, find_branches
+from penjing.graph.inputs import flat_inputs
 from penjing.graph.remembered import own_copies
 from penjing.graph.solve import matches
-from penjing.graph.trace import flat_inputs
 from penjing.prune.compare import difference, relative_error, run, spread
 from penjing.prune.cost import count_all
 from penjing.prune.plan import Plan, tensor_shapes

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from penjing.batches import Inputs, count_samples, limited
 from penjing.errors import DataError
 from penjing.graph import Graph
-from penjing.graph.trace import flat_inputs
+from penjing.graph.inputs import flat_inputs
 from penjing.prune.writes import find_writes, is_in_place
 
 Hook = Callable[[fx.Node], None]

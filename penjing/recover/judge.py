@@ -9,7 +9,7 @@ from torch import nn
 
 from penjing.batches import ask, classifies, logits_of, move, unpack
 from penjing.errors import RecoverError
-from penjing.graph.trace import eval_view
+from penjing.graph.views import eval_view
 from penjing.measure.metric import scored
 from penjing.recover.evaluate import check_total, evaluate
 from penjing.recover.fidelity import fidelity

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from penjing.batches import Batch, between, call_model, move
-from penjing.graph.trace import eval_view
+from penjing.graph.views import eval_view
 
 _GATHERED = 8
 

@@ -25,7 +25,7 @@ from penjing.batches import (
     outputs_of,
 )
 from penjing.errors import RecoverError
-from penjing.graph.trace import eval_view
+from penjing.graph.views import eval_view
 from penjing.recover import chance
 from penjing.recover.config import LossTerm
 from penjing.recover.features import Taps

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from penjing.graph import Coupling, Graph, Group, leaves
-from penjing.graph.trace import flat_inputs
+from penjing.graph.inputs import flat_inputs
 from penjing.prune.masked.reference import MaskedInterpreter
 from penjing.prune.ranges import Positions
 

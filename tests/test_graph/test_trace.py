@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from penjing.errors import PruneError, TraceError
 from penjing.graph import Graph, GraphModel, couple, trace
-from penjing.graph.trace import eval_view
 from penjing.graph.tree import Held
+from penjing.graph.views import eval_view
 from penjing.prune import prune
 
 

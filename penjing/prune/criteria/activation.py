@@ -15,8 +15,8 @@ from penjing.errors import DataError
 from penjing.events import Event
 from penjing.graph import Axis, leaves
 from penjing.graph.axes import slot_index
+from penjing.graph.inputs import flat_inputs
 from penjing.graph.remembered import own_copies
-from penjing.graph.trace import flat_inputs
 from penjing.prune.criteria.base import Criterion, Material, Scores, criterion
 
 _READS_WEIGHT = ("conv", "linear", "matmul", "addmm", "lstm", "einsum")

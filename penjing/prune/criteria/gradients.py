@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from penjing.batches import IGNORED, ask, check_labels, labels_of, logits_of, take_apart
 from penjing.errors import DataError, PruneError
 from penjing.events import Event
+from penjing.graph.inputs import bind_inputs
 from penjing.graph.remembered import own_copies, put_back
-from penjing.graph.trace import bind_inputs
 from penjing.modes import eval_mode
 from penjing.prune.criteria.base import Criterion, Material, as_real
 

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from penjing.errors import PruneError
 from penjing.graph import Axis, Coupling, Graph, Product, couple, is_kept_whole, leaves, positions, trace
 from penjing.graph.branches import Branch, chosen, find_branches
+from penjing.graph.inputs import flat_inputs
 from penjing.graph.remembered import own_copies
-from penjing.graph.trace import flat_inputs
 from penjing.prune.compare import relative_error, run
 from penjing.prune.masked.restrict import RULES, Kept, Mask, Restricted
 from penjing.prune.plan import Plan
