@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -76,4 +77,21 @@ def fake_weight(w: Tensor, step_O: Tensor, axis: int, guard: Guard, top: int, lo
     levels = torch.from_numpy(q.astype(np.float32)).to(w.device)
     per_step = max(w.numel() // w.shape[axis], 1)
     out: Tensor = _Round.apply(w, step_O.reshape(shape), levels, -float(top), float(top), per_step)
+    return out
+
+
+def fake_bias(bias_O: Tensor, step: Tensor, step_O: Tensor) -> Tensor:
+    """A bias as the file's 32-bit integers hold it, in steps of input step × weight step.
+
+    With few bits a step of the weight is large, and so is what this rounds: as much as the output's own
+    steps. The steps get no gradient from here.
+
+    Args:
+        bias_O: One bias per output channel.
+        step: The scale of the layer's input, a positive tensor of one element.
+        step_O: The weight's steps, one positive number per output channel.
+    """
+    fine_O = (step.detach().double() * step_O.detach().double()).to(bias_O.dtype)
+    levels_O = torch.round(bias_O.detach().double() / fine_O.double()).to(bias_O.dtype)
+    out: Tensor = _Round.apply(bias_O, fine_O, levels_O, -math.inf, math.inf, 1)
     return out

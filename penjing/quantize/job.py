@@ -453,7 +453,12 @@ class Job:
                 f"int8 kernels agree with the simulation to {measured.agreement:.1f} dB only and are "
                 f"{measured.simulated - measured.sqnr:.1f} dB farther from fp32",
                 layer=out.name,
-                remedy="Set reduce_range to 'pairs' or 'full' if it is off; else report this model",
+                remedy=(
+                    "Set reduce_range to 'auto', 'pairs' or 'full': it is off, and int8 sums of this "
+                    "processor overflow"
+                    if self.guard == "off" and sums_pairs_in_16_bits()
+                    else f"Report this model: reduce_range ({self.guard!r} here) does not explain it"
+                ),
             )
         rows = self._rows(placement, encoded, self._errors(quantized, placement))
         return self.result(out, weights_path, rows, measured, placement, self.guard)
@@ -490,6 +495,11 @@ class Job:
             )
         if guard == "off" and self.config.reduce_range == "auto" and self.config.mode != "weight_only":
             self.notes.append(_FULL_SUMS)
+        if (written := size_bytes(out)) >= self.fp32_bytes:
+            self.notes.append(
+                f"the int8 file is not smaller than the fp32 one ({written:,} and {self.fp32_bytes:,} "
+                "bytes): scales and nodes take more than such small weights save"
+            )
         self.notes += check_sizes(
             out, Session(self.reference, quiet=True), self.fresh(), measured.sqnr, _POOR_DB
         )
@@ -507,7 +517,7 @@ class Job:
             num_quantized=len(placement.all_layers),
             num_float=len(placement.floats),
             float_ops=placement.floats,
-            size_bytes=out.stat().st_size,
+            size_bytes=written,
             fp32_bytes=self.fp32_bytes,
             samples=self.seen.samples,
             reduce_range=guard,
@@ -581,7 +591,11 @@ def _check_patterns(patterns: Sequence[str], graph: ir.Graph, names: Mapping[str
             near = get_close_matches(pattern, known, n=3) or sorted(known)[:3]
             raise QuantizeError(
                 f"no layer is called {pattern!r}, which is to be ignored",
-                remedy=f"Correct it; layers are {', '.join(near)}",
+                remedy=(
+                    f"Correct it; layers are {', '.join(near)}"
+                    if near
+                    else "Leave it out; the network has no layers that could be quantized"
+                ),
             )
 
 

@@ -26,7 +26,7 @@ from penjing.models.onnx_ops import as_tensor
 from penjing.models.onnx_read import Step
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.encode import EncodedLayer, guard_of, lone_channels
-from penjing.quantize.fake import fake_activation, fake_weight
+from penjing.quantize.fake import fake_activation, fake_bias, fake_weight
 from penjing.quantize.feeds import rereadable
 from penjing.quantize.fold import set_bias
 from penjing.quantize.graph import name_of, set_initializer, upper_bound, weight_axis
@@ -139,15 +139,20 @@ class QuantizedStudent(OnnxModel):
         """An int8 node reads the rounded value where others may read the exact one."""
         placement = self.frame.placement
         layer = self.frame.layers.get(step.outputs[0])
-        if layer is not None and name == layer.weight:
+        if layer is not None and name in {layer.weight, self._bias(step)}:
             return name + _ROUNDED
         own = placement.roots.get(name) == name and name not in placement.emitted
         return name + _ROUNDED if own else name
 
+    def _bias(self, step: Step) -> str:
+        """The name of the bias that the file holds in 32 bits, or ""."""
+        name = step.inputs[2].removesuffix(_ROUNDED) if len(step.inputs) > 2 else ""
+        return name if name in self._stored else ""
+
     def layer_parameters(self, out: str) -> tuple[nn.Parameter, nn.Parameter | None, nn.Parameter]:
         """Weight, bias and weight steps of the int8 layer with this output."""
         step = next(step for step in self.steps if step.outputs[0] == out)
-        bias = self._stored.get(step.inputs[2]) if len(step.inputs) > 2 else None
+        bias = self._stored.get(self._bias(step))
         return (
             self._held(self.frame.layers[out].weight),
             None if bias is None or bias.path is None else self.get_parameter(bias.path),
@@ -181,13 +186,18 @@ class QuantizedStudent(OnnxModel):
         return steps_O
 
     def _about_to_run(self, step: Step, env: Env) -> None:
-        """Store the weight of an int8 layer as its file does."""
+        """Store weight and bias of an int8 layer as its file does."""
         out = step.outputs[0]
         layer = self.frame.layers.get(out)
-        if layer is not None:
-            w, steps_O = as_tensor(present(env, layer.weight)), self._weight_steps(out)
-            top = weight_top(self.frame.config.weight_bits)
-            env[layer.weight + _ROUNDED] = fake_weight(w, steps_O, layer.axis, layer.guard, top, layer.lone)
+        if layer is None:
+            return
+        w, steps_O = as_tensor(present(env, layer.weight)), self._weight_steps(out)
+        top = weight_top(self.frame.config.weight_bits)
+        env[layer.weight + _ROUNDED] = fake_weight(w, steps_O, layer.axis, layer.guard, top, layer.lone)
+        if bias := self._bias(step):
+            root = self.frame.placement.roots[step.inputs[0].removesuffix(_ROUNDED)]
+            bias_O = as_tensor(present(env, bias))
+            env[bias + _ROUNDED] = fake_bias(bias_O, self._activation_step(root), steps_O)
 
     def _arrived(self, name: str, env: Env) -> None:
         """Store a tensor of 8 bits where the graph makes one."""

@@ -115,6 +115,22 @@ def test_a_plain_network_is_all_int8_without_notes_and_the_same_each_time(
     assert exported(small_net, tmp_path, x).path.read_bytes() == content
 
 
+def test_a_file_that_is_not_smaller_says_so(tmp_path: Path) -> None:
+    x = images()
+    for width, told in ((4, True), (64, False)):
+        torch.manual_seed(0)
+        convs = [layer for _ in range(6) for layer in (nn.Conv2d(width, width, 1), nn.Sigmoid())]
+        model = nn.Sequential(
+            nn.Conv2d(3, width, 3, 2), *convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3)
+        )
+        folder = tmp_path / str(width)
+        folder.mkdir()
+        file = exported(model, folder, x)
+        plain = pe.export(folder / "source.onnx", folder, ["litert"], batch_sizes=(1,))["litert"]
+        assert (file.size_bytes >= plain.size_bytes) == told
+        assert any("not smaller than the float one" in note for note in file.notes) == told
+
+
 def test_an_output_finer_than_8_bits_stays_in_float(tmp_path: Path) -> None:
     """Two classes lie closer to each other than one step of an int8 output, which a third one widens."""
     from penjing.export.litert_int8.graph import census

@@ -19,7 +19,8 @@ from torch import nn
 from penjing.errors import QuantizeError
 from penjing.events import Event
 from penjing.export.onnx import export_onnx
-from penjing.quantize import QuantizeConfig, QuantizeResult, load_quantized, quantize, read_header
+from penjing.quantize import QuantizeConfig, QuantizeResult, job, load_quantized, quantize, read_header
+from penjing.quantize.check import FileCheck
 from penjing.quantize.cpu import sums_pairs_in_16_bits
 from penjing.quantize.mixed import agreement, top1
 
@@ -533,3 +534,37 @@ def test_loops_keep_what_they_give(tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = bag(data[0])
     assert float((torch.from_numpy(found) - wanted).norm() / wanted.norm()) < 0.03
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_a_file_that_is_not_smaller_says_so(mode: Any, tmp_path: Path) -> None:
+    data = batches(shape=(8,))
+    for width, told in ((4, True), (512, False)):
+        model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width))
+        result = quantize(model, data, QuantizeConfig(mode=mode), out=tmp_path / "m.onnx", time_it=False)
+        assert (result.size_bytes >= result.fp32_bytes) == told
+        assert any("not smaller than the fp32 one" in note for note in result.notes) == told
+
+
+@pytest.mark.parametrize(
+    ("asked", "narrow", "remedy"),
+    [
+        ("off", True, "Set reduce_range to 'auto', 'pairs' or 'full': it is off"),
+        ("off", False, r"Report this model: .*'off' here"),
+        ("auto", True, r"Report this model: .*'pairs' here"),
+    ],
+)
+def test_kernels_that_disagree_say_what_to_do(
+    asked: Any, narrow: bool, remedy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(job, "sums_pairs_in_16_bits", lambda: narrow)
+    monkeypatch.setattr(job, "check_file", lambda *args: FileCheck(sqnr=10, simulated=40, agreement=10))
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4))
+    with pytest.raises(QuantizeError, match=remedy):
+        quantize(model, batches(shape=(8,)), QuantizeConfig(reduce_range=asked), out=tmp_path / "m.onnx")
+
+
+def test_a_layer_to_ignore_in_a_network_without_layers(tmp_path: Path) -> None:
+    config = QuantizeConfig(ignore=("head",))
+    with pytest.raises(QuantizeError, match=r"called 'head'.*Leave it out; the network has no layers"):
+        quantize(nn.ReLU(), batches(), config, out=tmp_path / "m.onnx")

@@ -105,6 +105,25 @@ def test_training_recovers_and_the_file_is_what_was_trained(tmp_path: Path) -> N
     assert len(np.unique(levels)) <= 7
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_biases_that_training_moved_are_rounded_as_the_file_rounds_them(bits: int, tmp_path: Path) -> None:
+    """The fewer bits a weight has, the larger are the steps of the bias."""
+    model, data = build(Vgg), batches()
+    student = quantized_student(model, data, QuantizeConfig(weight_bits=bits))
+    biases = [bias for out in student.frame.layers if (bias := student.layer_parameters(out)[1]) is not None]
+    assert len(biases) == 4
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for bias in biases:
+            bias.add_(0.05 * torch.randn_like(bias))
+    x = batches(1, 64, seed=9)[0]
+    found = student(torch.from_numpy(x))
+    torch.autograd.backward(found.square().sum())
+    assert all(bias.grad is not None and bool(bias.grad.any()) for bias in biases)
+    made = quantize(student, data, out=tmp_path / "m.onnx", time_it=False)
+    assert db(found.detach().numpy(), simulated(made.path, x)) > 55
+
+
 def test_adamw_moves_steps_by_shares_of_their_size() -> None:
     student = quantized_student(build(Vgg), batches(2))
     data = [torch.from_numpy(x) for x in batches(8)]

@@ -35,7 +35,7 @@ class Integer:
 
     Attributes:
         content: The file.
-        notes: What stayed in float, and why; empty where nothing did.
+        notes: What stayed in float, and why; where the file is no smaller for being int8, that.
     """
 
     content: bytes
@@ -78,7 +78,9 @@ def to_integer(converter: Any, samples: Sequence[Feeds]) -> Integer:
             layer=_named(left) if left else None,
             remedy="Use 'litert_dynamic' or 'litert_fp16', or give calibration data like the real inputs",
         )
-    return Integer(choice.content, tuple(_notes(choice, norms, every, able)))
+    plain = quantize(frozenset(op.name for op in every))
+    told = (*_notes(choice, norms, every, able), *_not_smaller(choice.content, plain))
+    return Integer(choice.content, told)
 
 
 def _calibrated(converter: Any, samples: Sequence[Feeds]) -> bytes:
@@ -128,6 +130,14 @@ def _notes(
     if unable:
         kinds = ", ".join(f"{kind} × {count}" for kind, count in sorted(unable.items()))
         yield f"left in float by LiteRT's quantizer: {kinds}"
+
+
+def _not_smaller(content: bytes, plain: bytes) -> Iterator[str]:
+    if len(content) >= len(plain):
+        yield (
+            f"the int8 file is not smaller than the float one ({len(content):,} and {len(plain):,} bytes): "
+            "scales and changes of type take more than such small weights save"
+        )
 
 
 def _named(names: Sequence[str]) -> str:
