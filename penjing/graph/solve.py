@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -49,7 +50,11 @@ def solve(graph: Graph, *, ignore: Sequence[str], prune_outputs: bool) -> Coupli
     for axis, mark in solver.notebook.marks:
         for leaf in leaves(resolve(axis)):
             marks.setdefault(leaf.id, set()).add(mark)
-    groups = _groups(graph, tensors, marks, solver.notebook.together)
+    steps: dict[int, int] = {}
+    for axis, step in solver.notebook.steps:
+        for leaf in leaves(resolve(axis)):
+            steps[leaf.id] = math.lcm(steps.get(leaf.id, 1), step)
+    groups = _groups(graph, tensors, marks, steps, solver.notebook.together)
     return Coupling(groups, _frozen(graph, tensors), tensors, values, standin)
 
 
@@ -170,7 +175,11 @@ def bind(node: fx.Node) -> dict[str, Any]:
 
 
 def _groups(
-    graph: Graph, tensors: dict[str, Axes], marks: dict[int, set[str]], together: Sequence[Axes]
+    graph: Graph,
+    tensors: dict[str, Axes],
+    marks: dict[int, set[str]],
+    steps: dict[int, int],
+    together: Sequence[Axes],
 ) -> tuple[Group, ...]:
     members: dict[int, list[tuple[str, int]]] = {}
     found: dict[int, Leaf] = {}
@@ -206,6 +215,7 @@ def _groups(
                 marks=own - {"head", "head_dim"},
                 cofactors=tuple(named[other] for other in cofactors.get(number, {}) if other in named),
                 parts=_parts(leaf),
+                step=steps.get(number, 1),
             )
         )
     return tuple(groups)
