@@ -47,7 +47,181 @@ _SIZES: Mapping[str, Any] = {
 }
 _CONVNEXT = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 2, 1], "num_labels": 5}
 # whole configs, where sizes depend on one another
+_TEXT = {
+    "use_cache": False, "vocab_size": 48, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+_LATENT = {
+    **_TEXT, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4, "head_dim": 4, "v_head_dim": 8,
+}  # fmt: skip
+_EXPERTS = {
+    "num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+_SERIES = {
+    "prediction_length": 4, "context_length": 16, "lags_sequence": [1, 2, 3], "num_time_features": 2,
+    "d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_layers": 2, "decoder_layers": 2, "use_cache": False,
+}  # fmt: skip
+_DELTA = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+_VIDEO = {
+    "image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 5,
+}  # fmt: skip
 _WHOLE: Mapping[str, Mapping[str, Any]] = {
+    "deepseek_v2": {**_LATENT, **_EXPERTS},
+    "deepseek_v3": {**_LATENT, **_EXPERTS},
+    "minicpm3": _LATENT,
+    "informer": _SERIES,
+    "autoformer": _SERIES,
+    "time_series_transformer": _SERIES,
+    "timesformer": _VIDEO,
+    "videomae": _VIDEO,
+    "vivit": {**_VIDEO, "tubelet_size": [2, 8, 8]},
+    "speech_to_text": {
+        "vocab_size": 48,
+        "d_model": 32,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "conv_channels": 24,
+        "input_feat_per_channel": 16,
+        "use_cache": False,
+    },
+    "speecht5": {
+        "vocab_size": 48,
+        "hidden_size": 32,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_layers": 2,
+        "decoder_ffn_dim": 48,
+        "decoder_attention_heads": 4,
+        "use_cache": False,
+    },
+    "layoutlmv3": {
+        **_TEXT,
+        "coordinate_size": 6,
+        "shape_size": 4,
+        "input_size": 32,
+        "patch_size": 8,
+        "num_labels": 5,
+        "max_2d_position_embeddings": 64,
+        "rel_pos_bins": 8,
+        "rel_2d_pos_bins": 8,
+        "max_rel_pos": 16,
+        "max_rel_2d_pos": 16,
+    },
+    "gpt_neo": {
+        "vocab_size": 48,
+        "max_position_embeddings": 64,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 4,
+        "use_cache": False,
+        "pad_token_id": 0,
+    },
+    "t5": {
+        "vocab_size": 48,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "use_cache": False,
+        "decoder_start_token_id": 0,
+        "eos_token_id": 2,
+    },
+    "gemma3n_text": {
+        **_TEXT,
+        "intermediate_size": [48, 48, 48, 48],
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size_per_layer_input": 48,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 6,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+        "sliding_window": 8,
+    },
+    "gemma4_text": {
+        **_TEXT,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size_per_layer_input": 48,
+        "hidden_size_per_layer_input": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 8,
+        "per_layer_config": {"1": {"head_dim": 16}},
+    },
+    "qwen2_vl_text": {
+        **_TEXT,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+    },
+    "nemotron_h": {
+        **_TEXT,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "ssm_state_size": 8,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "n_groups": 2,
+        "chunk_size": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "moe_shared_expert_intermediate_size": 24,
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+    },
+    "qwen3_next": {
+        **_TEXT,
+        **_DELTA,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+        "num_experts_per_tok": 2,
+        "num_experts": 4,
+    },
+    "qwen3_5_text": {**_TEXT, **_DELTA, "num_key_value_heads": 2, "head_dim": 8},
+    "olmo_hybrid": {**_TEXT, **_DELTA, "linear_num_key_heads": 4, "num_key_value_heads": 2},
+    "granitemoehybrid": {
+        **_TEXT,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 24,
+        "layer_types": ["mamba", "attention"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 8,
+    },
+    "led": {
+        "vocab_size": 48,
+        "max_encoder_position_embeddings": 64,
+        "max_decoder_position_embeddings": 64,
+        "encoder_layers": 2,
+        "encoder_ffn_dim": 48,
+        "encoder_attention_heads": 4,
+        "decoder_layers": 2,
+        "decoder_ffn_dim": 48,
+        "decoder_attention_heads": 4,
+        "d_model": 32,
+        "attention_window": 8,
+        "use_cache": False,
+        "pad_token_id": 0,
+    },
     "convnext": _CONVNEXT,
     "convnextv2": _CONVNEXT,
     "bit": {
@@ -78,6 +252,8 @@ _SOUNDS = {
     "dac": (2, 1, 4000),
     "whisper": (2, 16, 64),
     "univnet": (2, 64, 16),
+    "speech_to_text": (2, 64, 16),
+    "speecht5": (2, 20, 32),
 }
 _HEADS = (
     "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
@@ -134,15 +310,30 @@ def inputs(name: str, model: nn.Module) -> dict[str, Tensor]:
     side = _IMAGE_SIZES.get(name, _IMAGE_SIZES["default"])
     tokens = torch.randint(3, 40, (2, 16), generator=draw)
     tokens[:, -1] = 2  # the end
+    clips = {"timesformer", "videomae", "vivit"}
     series = (2, getattr(model.config, "context_length", 32), getattr(model.config, "num_input_channels", 1))
     made = {
         "input_ids": tokens,
         "decoder_input_ids": torch.randint(3, 40, (2, 6), generator=draw),
-        "pixel_values": torch.randn(2, 3, side, side, generator=draw),
+        "pixel_values": torch.randn(2, *((4,) if name in clips else ()), 3, side, side, generator=draw),
         "input_values": torch.randn(_SOUNDS.get(name, (2, 4000)), generator=draw),
         "input_features": torch.randn(_SOUNDS.get(name, (2, 64, 160)), generator=draw),
         "past_values": torch.randn(series, generator=draw),
     }
+    if "lags_sequence" in _WHOLE.get(name, {}):
+        past, ahead = 19, 4  # the context and its longest lag; what is foretold
+        made |= {
+            "past_values": torch.randn(2, past, generator=draw),
+            "past_time_features": torch.randn(2, past, 2, generator=draw),
+            "past_observed_mask": torch.ones(2, past),
+            "future_values": torch.randn(2, ahead, generator=draw),
+            "future_time_features": torch.randn(2, ahead, 2, generator=draw),
+        }
+    if name == "layoutlmv3":
+        made["bbox"] = torch.randint(0, 30, (2, 16, 2), generator=draw).repeat(1, 1, 2)
+        made["bbox"][..., 2:] += 8  # right of and below the left upper corner
+    if name == "speecht5":
+        made["decoder_input_values"] = torch.randn(2, 6, 32, generator=draw)
     if "SequenceClassification" in type(model).__name__:
         del made["decoder_input_ids"]  # these classes make their own
     return {key: value for key, value in made.items() if key in wanted}

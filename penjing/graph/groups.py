@@ -51,6 +51,7 @@ class Group:
             kernel's were not laid out apart (heads and their sizes): pruning both multiplies.
         parts: Sets of slots that make up a dimension somewhere by themselves (behind a channel shuffle, each
             half of a block): none may go altogether.
+        step: Kept counts are multiples of this: a kernel takes no others.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Group:
     marks: frozenset[str] = frozenset()
     cofactors: tuple[str, ...] = ()
     parts: tuple[Index, ...] = ()
+    step: int = 1
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -16,8 +17,9 @@ from penjing.graph.constants import Constants
 from penjing.graph.groups import Coupling, Frozen, Group, Member, names_on
 from penjing.graph.rules import Axes, Notebook, Op, find_rule
 from penjing.graph.trace import Graph
-from penjing.graph.unify import freeze, resolve
+from penjing.graph.unify import freeze, resolve, unify
 from penjing.graph.unread import unread
+from penjing.graph.unused import companions
 
 Result = Axes | list[Axes]
 
@@ -35,10 +37,12 @@ def solve(graph: Graph, *, ignore: Sequence[str], prune_outputs: bool) -> Coupli
     for leaf, node in unread(solver.env).items():
         text = "cut off with these inputs; others may read it"
         freeze(leaf, Reason("unused", text, str(node.target), graph.source(node)))
-    for name in graph.params:
-        if name not in solver.read:
-            for axis in solver.tensors[name]:
-                freeze(axis, Reason("unused", "the forward does not use this parameter"))
+    why = Reason("unused", "the forward does not use this parameter")
+    idle = {name: solver.tensors[name] for name in graph.params if name not in solver.read}
+    for axis, companion in list(companions(idle, solver.env)):
+        unify(companion, axis, why)
+    for axis in (axis for axes in idle.values() for axis in axes if resolve(axis) is axis):
+        freeze(axis, why)
     tensors = {name: tuple(resolve(axis) for axis in axes) for name, axes in solver.tensors.items()}
     values = {
         node.name: tuple(tuple(resolve(axis) for axis in axes) for axes in outputs)
@@ -49,7 +53,12 @@ def solve(graph: Graph, *, ignore: Sequence[str], prune_outputs: bool) -> Coupli
     for axis, mark in solver.notebook.marks:
         for leaf in leaves(resolve(axis)):
             marks.setdefault(leaf.id, set()).add(mark)
-    groups = _groups(graph, tensors, marks, solver.notebook.together)
+    steps: dict[int, int] = {}
+    for axis, step in solver.notebook.steps:
+        for leaf in leaves(resolve(axis)):
+            steps[leaf.id] = math.lcm(steps.get(leaf.id, 1), step)
+    read = [name for name in (*graph.params, *graph.buffers) if name not in idle]
+    groups = _groups(graph, read, tensors, marks, steps, solver.notebook.together)
     return Coupling(groups, _frozen(graph, tensors), tensors, values, standin)
 
 
@@ -170,14 +179,19 @@ def bind(node: fx.Node) -> dict[str, Any]:
 
 
 def _groups(
-    graph: Graph, tensors: dict[str, Axes], marks: dict[int, set[str]], together: Sequence[Axes]
+    graph: Graph,
+    read: Sequence[str],  # what no node reads follows, but says nothing of what its slots are worth
+    tensors: dict[str, Axes],
+    marks: dict[int, set[str]],
+    steps: dict[int, int],
+    together: Sequence[Axes],
 ) -> tuple[Group, ...]:
     members: dict[int, list[tuple[str, int]]] = {}
     found: dict[int, Leaf] = {}
     named: dict[int, str] = {}
     cofactors: dict[int, dict[int, None]] = {}
     kinds: dict[int, str] = {}
-    for name in [*graph.params, *graph.buffers]:
+    for name in read:
         for dim, axis in enumerate(tensors[name]):
             free = list(
                 {leaf.id: leaf for leaf in leaves(axis) if leaf.reason is None and leaf.size > 1}.values()
@@ -206,6 +220,7 @@ def _groups(
                 marks=own - {"head", "head_dim"},
                 cofactors=tuple(named[other] for other in cofactors.get(number, {}) if other in named),
                 parts=_parts(leaf),
+                step=steps.get(number, 1),
             )
         )
     return tuple(groups)

@@ -7,6 +7,7 @@ takes that fraction of every class, a budget advances all classes at the same pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -201,6 +202,7 @@ def queue(group: Group, scores: NDArray[np.float64], round_to: int = 1, min_slot
     slots = np.lexsort((-np.arange(group.size), scores))  # first to go first; of equals the later
     stay = _stay(group, slots)
     slots = np.concatenate([slots[~stay], slots[stay]])
+    round_to = math.lcm(round_to, group.step)
     least = max(round_to, min_slots, int(stay.sum()))
     ends = np.arange(group.size % round_to or round_to, group.size - least + 1, round_to, dtype=np.int64)
     sizes = np.diff(ends, prepend=0)

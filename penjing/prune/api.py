@@ -83,7 +83,7 @@ def prune(
         ratios: Ratios of their own for groups with a parameter matching a glob; the last match wins. Globs of
             ids (`penjing.inspect` lists them) choose the factor of a product, too.
         budget: Bounds to meet with as few removals as possible, to within one slot.
-        round_to: Kept counts are multiples of this.
+        round_to: Kept counts are multiples of this, and of what a kernel takes (`Group.step`).
         min_slots: Slots that stay in any group.
         branches: Residual branches to take out whole first: how many, least damage to the output first (needs
             data), or their names (`penjing.inspect` lists them). Ratio and budget then go for the widths of

@@ -132,7 +132,8 @@ def even_ratios(
             continue
         sizes = [group.size for group in tied]
         parts = math.gcd(*sizes)  # shares that are whole slots everywhere
-        step = math.lcm(*(round_to // math.gcd(round_to, size // parts) for size in sizes))
+        whole = [(math.lcm(round_to, group.step), group.size // parts) for group in tied]
+        step = math.lcm(*(multiple // math.gcd(multiple, slots) for multiple, slots in whole))
         shares = [len(kept[group.leaf]) / group.size if group.leaf in kept else 1.0 for group in tied]
         share = max(sum(shares) / len(shares), min_slots / min(sizes))
         stay = step * math.ceil(share * parts / step - 1e-9)

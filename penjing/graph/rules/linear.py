@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
 from penjing.graph.axes import Axis
 from penjing.graph.rules.table import Axes, Op, has_free, rule
+
+_GROUPED_ROW = 16
+"""Bytes of which torch's grouped product wants its rows to be a multiple, there and in its gradients."""
 
 
 @rule("aten.linear")
@@ -64,6 +69,10 @@ def grouped(op: Op) -> Axes | list[Axes]:
         return op.give_up("a grouped product of other than rows with a stack of weights")
     op.freeze(weight[0], "experts are chosen by the input")
     op.unify(x[1], weight[1])
+    value = op.node.meta.get("val")
+    if isinstance(value, torch.Tensor) and value.element_size() < _GROUPED_ROW:
+        for axis in weight[1:]:
+            op.in_steps(axis, _GROUPED_ROW // value.element_size())
     op.broadcast((weight[2],), op.axes(op.args.get("bias"))[-1:])
     return (x[0], weight[2])
 

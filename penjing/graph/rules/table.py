@@ -42,9 +42,11 @@ def find_rule(op_name: str) -> RuleFunction | None:
 
 @dataclass(eq=False)
 class Notebook:
-    """What rules leave for the end: marks on axes, axes that belong together, equations to settle last."""
+    """What rules leave for the end: marks on axes, steps of their sizes, axes that belong together, equations
+    to settle last."""
 
     marks: list[tuple[Axis, str]] = field(default_factory=list)
+    steps: list[tuple[Axis, int]] = field(default_factory=list)
     together: list[Axes] = field(default_factory=list)
     last: list[Callable[[], None]] = field(default_factory=list)
 
@@ -59,7 +61,7 @@ class Op:
         outputs: Shape of each tensor output; symbolic sizes are replaced by a large prime.
         env: Axes of every value so far.
         why: Reason given when an equation cannot be solved.
-        notebook: Marks, axes that belong together and late equations.
+        notebook: Marks, steps, axes that belong together and late equations.
         constants: Gives the value of a constant tensor node, or None.
     """
 
@@ -149,6 +151,10 @@ class Op:
     def mark(self, axis: Axis, name: str) -> None:
         """Note what pruning this axis changes besides slices; see `Group.marks`."""
         self.notebook.marks.append((axis, name))
+
+    def in_steps(self, axis: Axis, step: int) -> None:
+        """Note that the op takes sizes of this axis that are multiples of ``step`` only; see `Group.step`."""
+        self.notebook.steps.append((axis, step))
 
     def together(self, axes: Iterable[Axis]) -> None:
         """Note that to the op these are one dimension laid out in several: all of them at once would be

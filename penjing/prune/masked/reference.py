@@ -22,6 +22,9 @@ from penjing.prune.result import PruneResult
 
 _LEAK = 1e-4  # relative
 
+_UNWRITTEN = ("aten.empty", "aten.new_empty")
+"""Ops whose values are whatever memory held, until the forward has written them."""
+
 
 class MaskedInterpreter(fx.Interpreter):
     """Runs the original graph as if the removed slots were not there, without removing anything.
@@ -72,6 +75,8 @@ class MaskedInterpreter(fx.Interpreter):
         rule = RULES.get(str(node.target).removeprefix("aten.")) if node.op == "call_function" else None
         if rule is None or not self._touched(node):
             result = super().run_node(node)
+            if str(node.target).startswith(_UNWRITTEN):  # 0 × NaN that memory held is NaN
+                result.zero_()
         else:
             args, kwargs = self.fetch_args_kwargs_from_env(node)
             result = rule(Restricted(node, args, kwargs, self.masks, self._watch))
