@@ -380,6 +380,9 @@ def ask(model: Callable[..., Any], inputs: Any, who: str, error: type[PenjingErr
         remedy = f"Check the size, channels and layout of the images, and that the {who} runs on one batch"
         if "more than 1 value per channel" in said:
             remedy = "Its batch norms need two samples or more: give the loader drop_last=True"
+        if "required positional argument" in said:
+            remedy = "Of a batch (a, b) the second is the target; of several inputs make it ((a, b), target)"
+            remedy += " or a dict by their names"
         raise error(f"the {who} does not take inputs of shape {shapes} ({said})", remedy=remedy) from failure
 
 
@@ -445,13 +448,15 @@ def counts_of(target: Tensor, labels_N: Tensor, ignored: int) -> Tensor:
 
 
 def _scores(output: Any, error: type[PenjingError]) -> Tensor:
-    if not isinstance(output, Tensor):
+    while not isinstance(output, Tensor):  # the first one, however deep it lies
         if hasattr(output, "logits"):
             output = output.logits
         elif isinstance(output, Mapping) and output:
             output = output["logits"] if "logits" in output else next(iter(output.values()))
         elif isinstance(output, (tuple, list)) and output:
             output = output[0]
+        else:
+            break
     if not isinstance(output, Tensor) or output.dim() < 1:
         raise error(
             f"the model's output is a {type(output).__name__}, not a tensor with an entry for each sample",

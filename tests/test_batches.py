@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from penjing.batches import first_samples, take_apart, unpack
+from penjing.batches import ask, first_samples, outputs_of, take_apart, unpack
 from penjing.errors import DataError
 
 X, Y, Z = torch.zeros(4, 3), torch.arange(4), torch.ones(4, 5)
@@ -83,3 +83,22 @@ def test_first_samples_that_come_class_by_class_are_told() -> None:
         assert not told(by_class.roll(1), size)
         assert not told(by_class, size, samples=256)  # all there are
         assert not told(by_class.float(), size)
+
+
+def test_the_first_output_is_found_however_deep_it_lies() -> None:
+    found = outputs_of([{"heat": (X,), "size": Z, "offset": Y}], 4)
+    assert [id(each) for each in found] == [id(X), id(Z)]  # integers are no outputs to learn
+    for empty in ([], [{}], {"heat": None}):
+        with pytest.raises(DataError, match="not a tensor with an entry for each sample"):
+            outputs_of(empty, 4)
+
+
+def test_a_pair_for_a_network_of_two_inputs_says_how_to_give_both() -> None:
+    class Two(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a + b
+
+    batch = unpack((X, X))
+    with pytest.raises(DataError, match=r"missing 1 required .*make it \(\(a, b\), target\) or a dict"):
+        ask(Two(), batch.inputs, "model")
+    assert torch.equal(ask(Two(), unpack(((X, X), Y)).inputs, "model"), X)
