@@ -88,7 +88,8 @@ def test_first_samples_that_come_class_by_class_are_told() -> None:
 def test_the_first_output_is_found_however_deep_it_lies() -> None:
     found = outputs_of([{"heat": (X,), "size": Z, "offset": Y}], 4)
     assert [id(each) for each in found] == [id(X), id(Z)]  # integers are no outputs to learn
-    for empty in ([], [{}], {"heat": None}):
+    nothing: list[Any] = [[], [{}], {"heat": None}]
+    for empty in nothing:
         with pytest.raises(DataError, match="not a tensor with an entry for each sample"):
             outputs_of(empty, 4)
 
