@@ -33,7 +33,7 @@ VERBS = (
     "worker",
 )
 _RESUMABLE = ("compress", "demo", "recover", "run", "study")
-_STAGES = ("prune", "recover", "quantize", "export", "report")  # verbs that are one stage
+_STAGES = ("inspect", "prune", "recover", "quantize", "export", "report")  # verbs that are one stage
 _BY_THEMSELVES = ("recover", "study")  # go on where they are given again
 
 app = typer.Typer(

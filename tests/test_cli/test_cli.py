@@ -293,7 +293,7 @@ def test_what_files_and_memory_refuse_is_no_interrupt_and_no_bug(
 
 @pytest.mark.parametrize(
     ("verb", "stage"),
-    [("export", "export"), ("prune", "prune"), ("--debug quantize", "quantize"), ("run", "run")],
+    [("export", "export"), ("inspect", "inspect"), ("--debug quantize", "quantize"), ("run", "run")],
 )
 def test_a_folder_that_cannot_be_written_is_told_of_the_verb(
     verb: str, stage: str, monkeypatch: pytest.MonkeyPatch
