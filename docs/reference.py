@@ -30,13 +30,15 @@ from penjing.recover.augment import Compose, named_augmentations
 from penjing.recover.config import RecoverConfig
 from penjing.recover.losses.base import loss
 from penjing.recover.regularize.base import regularizer
+from penjing.search.space import Space
 
 PAGE = Path(__file__).parent / "guides" / "reference.md"
 
 _HEAD = """# Reference
 
 Written by `python docs/reference.py` from the docstrings. A recipe holds its entries as nested YAML, the
-command line takes `key=value` (`--recover`, `--prune`, `--set`), Python `pj.RecoverConfig(…)` and the like.
+command line takes `key=value` (`--recover`, `--prune`, `--set`, `--space`), Python `pj.RecoverConfig(…)` and
+the like.
 """
 _OPTIONS: Mapping[str, type[Config]] = {
     "Recipe": Recipe,
@@ -50,6 +52,7 @@ _OPTIONS: Mapping[str, type[Config]] = {
     "`search`": SearchConfig,
     "`export`": ExportConfig,
     "`measure`": MeasureConfig,
+    "`--space` of `penjing study`": Space,
 }
 
 
@@ -85,8 +88,12 @@ def _shown(value: object) -> str:
     if isinstance(value, Config):
         return "its defaults"
     if isinstance(value, tuple):
-        return f"`[{', '.join(map(str, value))}]`"
-    return f"`{json.dumps(value) if isinstance(value, bool | None) else value}`"
+        return f"`[{', '.join(_written(one) for one in value)}]`"
+    return f"`{_written(value)}`"
+
+
+def _written(value: object) -> str:
+    return json.dumps(value) if isinstance(value, bool | None) else str(value)
 
 
 def _attributes(config: type[Config]) -> dict[str, str]:

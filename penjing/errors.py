@@ -6,20 +6,22 @@ The command line prints exactly ``str(error)`` and exits with code 2; nothing ha
 from __future__ import annotations
 
 import errno
-from typing import ClassVar
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class PenjingError(Exception):
     """Base of all errors raised on purpose.
 
     Attributes:
+        stage: Where it happened: of a class its own, of a folder that cannot be written that of the call.
         cause: What is wrong, quoting the user's own value.
         remedy: What to do about it, as an instruction.
         layer: The layer, parameter, op or file concerned, if any.
         completed: Names of the stages that had finished before, oldest first (filled in by the run).
     """
 
-    stage: ClassVar[str] = "penjing"
+    stage: str = "penjing"
 
     def __init__(self, cause: str, *, remedy: str, layer: str | None = None) -> None:
         super().__init__(cause)
@@ -110,6 +112,20 @@ class RunError(PenjingError):
 
 class LockedError(RunError):
     """Raised when another process holds the run's folder."""
+
+
+@contextmanager
+def at_stage(name: str) -> Iterator[None]:
+    """Tell a folder that cannot be written in here as this stage's: what writes it does not know whose it is.
+
+    The innermost stage counts. Also a decorator.
+    """
+    try:
+        yield
+    except RunError as error:
+        if error.stage == RunError.stage:
+            error.stage = name
+        raise
 
 
 def no_room(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ import typer
 import penjing
 from penjing.cli.codes import Code
 from penjing.cli.interrupts import interrupts
-from penjing.errors import PenjingError, no_room
+from penjing.errors import PenjingError, RunError, at_stage, no_room
 from penjing.user_file import users_fault
 
 VERBS = (
@@ -33,6 +33,7 @@ VERBS = (
     "worker",
 )
 _RESUMABLE = ("compress", "demo", "recover", "run", "study")
+_STAGES = ("inspect", "prune", "recover", "quantize", "export", "report")  # verbs that are one stage
 _BY_THEMSELVES = ("recover", "study")  # go on where they are given again
 
 app = typer.Typer(
@@ -136,8 +137,10 @@ def _said(error: BaseException) -> str:
 
 
 def _carry_out(arguments: list[str]) -> object:
+    verb = next((one for one in arguments if one in VERBS), "")
     try:
-        return app(arguments, prog_name="penjing", standalone_mode=False)
+        with at_stage(verb if verb in _STAGES else RunError.stage):
+            return app(arguments, prog_name="penjing", standalone_mode=False)
     except typer.Abort as abort:  # typer takes any file that ends too early for the end of standard input
         if isinstance(abort.__cause__, EOFError):
             raise abort.__cause__ from None

@@ -14,7 +14,7 @@ from torch import nn
 
 from penjing.batches import take_apart
 from penjing.brief import Brief, InShort
-from penjing.errors import ExportError, VerifyError
+from penjing.errors import ExportError, VerifyError, at_stage
 from penjing.events import Event, Listener, silent
 from penjing.export.axes import SIZES_OF_A_FILE, DynamicAxes, axes_by_input
 from penjing.export.base import Exporter, Layout, Runner, Source, get_format
@@ -110,6 +110,7 @@ class ExportResult(InShort):
         return {"files": [file.to_dict() for file in self.files]}
 
 
+@at_stage("export")
 def export(
     model: nn.Module | Path | str,
     folder: Path | str,
@@ -154,6 +155,7 @@ def export(
     Raises:
         ExportError: for an unknown format, a missing extra, or an op that a format lacks.
         VerifyError: when a file disagrees with the model.
+        RunError: for a folder that cannot be written.
     """
     exporters = _exporters(formats, int8)
     if not isinstance(model, nn.Module):

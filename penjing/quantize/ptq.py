@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from penjing.errors import QuantizeError
+from penjing.errors import QuantizeError, at_stage
 from penjing.events import Event, Listener, silent
 from penjing.files import check_folder, staged, temporary
 from penjing.manifest import admit
@@ -25,6 +25,7 @@ from penjing.quantize.result import QuantizeResult
 from penjing.quantize.student import QuantizedStudent, taught_job
 
 
+@at_stage("quantize")
 def quantize(
     model: nn.Module | Path | str,
     data: Iterable[Any],

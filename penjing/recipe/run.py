@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from penjing.errors import PenjingError, RecipeError, RunError
+from penjing.errors import PenjingError, RecipeError, RunError, at_stage
 from penjing.events import Event, Listener, silent
 from penjing.files import check_folder, write_json
 from penjing.log import JsonLog, tee
@@ -174,7 +174,7 @@ def _do(space: Workspace, stages: Sequence[Stage], listen: Listener) -> tuple[st
             started = time.perf_counter()
             space.store.remove(stage.name)
             try:
-                with space.same_chance(stage.name):
+                with at_stage(stage.name), space.same_chance(stage.name):
                     output = stage.work(space, _renamed(stage.name, listen))
             except Exception as error:  # any: the log tells why a run ended
                 if isinstance(error, PenjingError):

@@ -198,7 +198,7 @@ class SearchConfig(Config):
             go; otherwise the budget is the goal, and only where it does not hold something larger is tried.
     """
 
-    trials: int = Field(default=4, ge=1)
+    trials: int = Field(default=3, ge=1)
     smallest: bool = False
 
 

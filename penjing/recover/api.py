@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from penjing.errors import at_stage
 from penjing.events import Listener, silent
 from penjing.files import check_folder
 from penjing.measure.metric import Metric
@@ -18,6 +19,7 @@ from penjing.recover.result import RecoverResult
 from penjing.recover.teachers import Teacher
 
 
+@at_stage("train")
 def train(
     model: nn.Module,
     data: Iterable[Any],
@@ -54,6 +56,7 @@ def train(
     return Loop(job).run()
 
 
+@at_stage("recover")
 def recover(
     student: nn.Module,
     teacher: Teacher | Sequence[Teacher] | None,

@@ -19,6 +19,7 @@ NUM_COLOURS = 6
 _CHARACTER = 7.4 * 15 / 13  # mean width of a character in a wide sans-serif font of 15 px, as phones show it
 _Y_LABEL = 24  # what the turned label of y takes, with a gap to the numbers
 _DOT, _LINE = 6.0, 13.0
+_ABOVE = 4.0  # what letters such as p reach below their line
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,9 @@ def _mark(point: Point, x: Scale, y: Scale, colour: str, *, small: bool, name: s
 
 
 def _labels(series: Sequence[Series], x: Scale, y: Scale) -> list[str]:
-    """Names beside the points, in their colours: as near as they lie neither on a point nor on a name."""
+    """Names beside the points, in their colours: as near as they lie neither on a point nor on a name, nor on
+    the numbers of an axis.
+    """
     points = [(p, f"c{index % NUM_COLOURS + 1}") for index, s in enumerate(series) for p in s.points]
     # x start, x end, y of the text: of the dots, and of the labels already placed
     taken = [(x(p.x) - _DOT, x(p.x) + _DOT, y(p.y) + 4) for p, _ in points]
@@ -258,7 +261,7 @@ def _labels(series: Sequence[Series], x: Scale, y: Scale) -> list[str]:
         width = _CHARACTER * len(point.label)
 
         def free(start: float, at: float, width: float = width) -> bool:
-            inside = start >= x.start and start + width <= WIDTH and at >= _LINE
+            inside = start >= x.start and start + width <= WIDTH and _LINE <= at <= y.start - _ABOVE
             return inside and not any(
                 start < end and begin < start + width and abs(at - other) < _LINE
                 for begin, end, other in taken
@@ -267,7 +270,7 @@ def _labels(series: Sequence[Series], x: Scale, y: Scale) -> list[str]:
         sides = (x(point.x) + 9, "start"), (x(point.x) - 9 - width, "end")
         places = [
             (start, y(point.y) + 4 + move * _LINE, anchor)
-            for move in (0, 1, -1, 2, -2, 3, 4, 5)
+            for move in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5)
             for start, anchor in sides
         ]
         start, at, anchor = next((place for place in places if free(*place[:2])), places[0])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penjing.cli.app import _how_to_resume, main
+from penjing.cli.app import _carry_out, _how_to_resume, main
 from penjing.cli.common import budget_of, emit, in_points, names, pairs
 from penjing.cli.verbs.bench import _table
 from penjing.cli.verbs.quantize import _text
@@ -289,6 +289,21 @@ def test_what_files_and_memory_refuse_is_no_interrupt_and_no_bug(
     found, _, err = call(capsys, "run", "recipe.yaml")
     assert found == code
     assert says in err
+
+
+@pytest.mark.parametrize(
+    ("verb", "stage"),
+    [("export", "export"), ("inspect", "inspect"), ("--debug quantize", "quantize"), ("run", "run")],
+)
+def test_a_folder_that_cannot_be_written_is_told_of_the_verb(
+    verb: str, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RunError("cannot write out", remedy="Choose")
+
+    monkeypatch.setattr("penjing.cli.app.app", fails)
+    with pytest.raises(RunError, match=f"^{stage}: cannot write out"):
+        _carry_out(verb.split())
 
 
 def test_what_is_to_be_known_of_a_file_is_told_once(

@@ -9,7 +9,16 @@ import pytest
 from torch import nn, randn
 
 import penjing as pj
-from penjing.errors import RunError
+from penjing.errors import DataError, RunError, at_stage
+
+
+def test_the_stage_is_that_of_the_innermost_call() -> None:
+    with pytest.raises(RunError) as refused, at_stage("run"), at_stage("export"), at_stage("run"):  # noqa: PT012
+        with at_stage("recover"), pytest.raises(DataError, match=r"^data: "):
+            raise DataError("no samples", remedy="Give some")
+        raise RunError("cannot write out", remedy="Choose")
+    assert str(refused.value) == "export: cannot write out. Choose"
+    assert RunError.stage == "run"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed")
@@ -25,6 +34,8 @@ def test_a_saved_model_that_cannot_be_written(
         )
 
     monkeypatch.setattr(tf.saved_model, "save", save)
-    with pytest.raises(RunError, match=r"cannot write \S*out/saved_model \(No space left on device\)"):
+    with pytest.raises(
+        RunError, match=r"^export: cannot write \S*out/saved_model \(No space left on device\)"
+    ):
         pj.export(nn.Linear(3, 2), tmp_path / "out", formats=("saved_model",), example_inputs=randn(2, 3))
     assert not list(tmp_path.rglob("*saved_model*"))

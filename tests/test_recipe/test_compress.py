@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from torch import nn
 from vector_data import halves
 
 import penjing as pj
+from penjing.cli.verbs.compress import command
 from penjing.errors import DataError, RecipeError, RunError
 from penjing.events import Event, Listener
 from penjing.recipe import Recipe
 from penjing.recipe.result import RunResult
+from penjing.recipe.schema import SearchConfig
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +26,11 @@ def network() -> nn.Module:
     model = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
     trained: nn.Module = pj.train(model, halves(200, 0), pj.RecoverConfig(epochs=5, lr=0.1)).model
     return trained
+
+
+def test_as_many_sizes_are_tried_however_it_is_asked() -> None:
+    doors = (pj.compress, command)
+    assert {inspect.signature(door).parameters["trials"].default for door in doors} == {SearchConfig().trials}
 
 
 def test_own_network_and_loaders(network: nn.Module, tmp_path: Path) -> None:

@@ -82,3 +82,22 @@ def test_a_name_ends_within_the_plot_on_a_phone() -> None:
     for text, t in names.items():
         start = float(t.attrib["x"])
         assert t.get("text-anchor") == "end" or start + 15 / 13 * 7.4 * len(text or "") <= 480
+
+
+@given(st.lists(st.tuples(st.floats(1, 1e3), st.floats(0, 100)), min_size=1, max_size=6))
+def test_names_stay_above_the_axis(places: list[tuple[float, float]]) -> None:
+    """Of points near 0% they lay on the numbers of x."""
+    series = [Series(str(at), (Point(x, y, label=f"name {at}"),)) for at, (x, y) in enumerate(places)]
+    root = ET.fromstring(chart(series, x_label="x", y_label="%", lines=False, log_x=True, most=100))
+    axis = next(float(line.attrib["y1"]) for line in root.findall("line") if line.get("class") == "axis")
+    names = [t for t in root.findall("text") if "value" in t.get("class", "")]
+    assert len(names) == len(places)
+    assert all(float(t.attrib["y"]) <= axis - 4 for t in names)
+
+
+def test_names_of_one_place_lie_under_each_other() -> None:
+    points = [Series(f"name {at}", (Point(1, 0.1 * at, label=f"name {at}"),)) for at in range(6)]
+    points.append(Series("whole", (Point(2, 95, label="whole"),)))
+    root = ET.fromstring(chart(points, x_label="x", y_label="%", lines=False, log_x=True, most=100))
+    names = [t for t in root.findall("text") if "value" in t.get("class", "")]
+    assert len({(t.get("y"), t.get("text-anchor")) for t in names}) == len(points)
