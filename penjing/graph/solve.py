@@ -39,7 +39,7 @@ def solve(graph: Graph, *, ignore: Sequence[str], prune_outputs: bool) -> Coupli
         freeze(leaf, Reason("unused", text, str(node.target), graph.source(node)))
     why = Reason("unused", "the forward does not use this parameter")
     idle = {name: solver.tensors[name] for name in graph.params if name not in solver.read}
-    for axis, companion in list(companions(idle, solver.env)):
+    for axis, companion in list(companions(idle, solver.env)) if graph.is_training_unknown else ():
         unify(companion, axis, why)
     for axis in (axis for axes in idle.values() for axis in axes if resolve(axis) is axis):
         freeze(axis, why)

@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,6 +48,7 @@ class Graph:
         notes: What the reader should know, e.g. why the batch size is fixed.
         training: The graph of training mode, where that reads parameters which this one does not (auxiliary
             classifiers), so that their axes are solved too; else None.
+        is_training_unknown: Whether parameters are left unread and training mode could not be traced.
         cumulative_norms: Names of the running means of batch norms whose momentum is None.
     """
 
@@ -58,6 +59,7 @@ class Graph:
     batch_dim: bool = True
     notes: tuple[str, ...] = ()
     training: Graph | None = None
+    is_training_unknown: bool = False
     cumulative_norms: frozenset[str] = frozenset()
 
     @property
@@ -124,14 +126,16 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
         graph = _graph(model, program.module(check_guards=False), is_dynamic, notes)
         unread = graph.params.keys() - graph.read_names()
         if unread:
-            graph = replace(graph, training=_training_graph(model, args, kwargs, unread))
+            training = _training_graph(model, args, kwargs)
+            if training is None:
+                return replace(graph, is_training_unknown=True)
+            if not unread.isdisjoint(training.read_names()):
+                return replace(graph, training=training)
     return graph
 
 
-def _training_graph(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], unread: Set[str]
-) -> Graph | None:
-    """The graph of training mode, if it reads any of the parameters that eval mode leaves unread.
+def _training_graph(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph | None:
+    """The graph of training mode, or None where it cannot be traced.
 
     The model never runs in training mode here: that would move its statistics, and what it decides there may
     go by chance.
@@ -141,10 +145,9 @@ def _training_graph(
     try:
         with _constant_momentum(model):
             program, is_dynamic = _tried(model, args, kwargs, True, notes, ())
-    except Exception:  # any refusal; nothing depends on it: the parameters stay whole as unused ones
+    except Exception:  # any refusal: what is unread follows its module's width, or stays whole
         return None
-    graph = _graph(model, program.module(check_guards=False), is_dynamic, notes, prefix="training_only_")
-    return None if unread.isdisjoint(graph.read_names()) else graph
+    return _graph(model, program.module(check_guards=False), is_dynamic, notes, prefix="training_only_")
 
 
 @contextmanager

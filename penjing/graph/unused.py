@@ -1,4 +1,4 @@
-"""Parameters that the traced forward does not read, though another one would: in training, or with a mask.
+"""Parameters that the traced forward does not read, though one that cannot be traced would: in training.
 
 A speech encoder puts a learned vector in the place of masked frames while it trains; where training mode
 cannot be traced (chance decides what is masked), nothing reads that vector. Where it stands is told by the
