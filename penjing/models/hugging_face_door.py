@@ -50,7 +50,13 @@ def read_folder(folder: Path, options: Mapping[str, Any], *, trust: bool) -> nn.
     """
     library = importlib.import_module("transformers")
     config = _read_json(folder / _CONFIG, "Give a folder that save_pretrained has written")
-    kinds = config.get("architectures") or ["AutoModel"]
+    kinds = config.get("architectures")
+    if not kinds:
+        raise ArtifactError(
+            "it does not name the network's class",
+            layer=str(folder / _CONFIG),
+            remedy='Write it in: "architectures": ["BertForSequenceClassification"], say',
+        )
     is_own = bool(config.get("auto_map"))
     kind = getattr(library, kinds[0], None) or (library.AutoModel if is_own and trust else None)
     if kind is None:
@@ -95,7 +101,8 @@ def _pruned(library: Any, kind: Any, folder: Path, options: Mapping[str, Any], *
     config = library.AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=trust, **options
     )
-    whole = kind._from_config(config, dtype=torch.float32).eval()
+    build = getattr(kind, "_from_config", None) or kind.from_config  # of a class; of AutoModel
+    whole = build(config, dtype=torch.float32).eval()
     inputs = example_inputs_of(whole)
     if inputs is None:
         raise ArtifactError(

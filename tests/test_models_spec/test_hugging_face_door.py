@@ -94,6 +94,9 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     config.write_text(json.dumps(said | {"architectures": ["BertForNothing"]}))
     with pytest.raises(ArtifactError, match="has no class 'BertForNothing'"):
         load_model(tmp_path)
+    config.write_text(json.dumps(said | {"architectures": None}))
+    with pytest.raises(ArtifactError, match="does not name the network's class"):
+        load_model(tmp_path)
     config.write_text(json.dumps(said | {"architectures": ["BertForTokenClassification"], "num_labels": 9}))
     with pytest.raises(ArtifactError, match="building it fails"):
         load_model(tmp_path)
