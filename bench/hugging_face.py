@@ -46,7 +46,6 @@ _SIZES: Mapping[str, Any] = {
     "use_cache": False,
 }
 _CONVNEXT = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 2, 1], "num_labels": 5}
-# whole configs, where sizes depend on one another
 _TEXT = {
     "use_cache": False, "vocab_size": 48, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0,
@@ -72,6 +71,7 @@ _VIDEO = {
     "image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 32, "num_hidden_layers": 2,
     "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 5,
 }  # fmt: skip
+# whole configs, where sizes depend on one another
 _WHOLE: Mapping[str, Mapping[str, Any]] = {
     "deepseek_v2": {**_LATENT, **_EXPERTS},
     "deepseek_v3": {**_LATENT, **_EXPERTS},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 from PIL import Image
@@ -10,6 +11,11 @@ from PIL import Image
 from penjing.errors import DataError
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def is_whole(value: object) -> bool:
+    """Whether an option is a whole number."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,10 @@ class Sizing:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        size: object = self.size  # options come from command lines and YAML
-        share: object = self.crop_fraction
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise DataError(f"image_size is {size!r}", remedy="Give a whole number of pixels, 1 or more")
-        if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
+        share: object = self.crop_fraction  # options come from command lines and YAML
+        if not is_whole(self.size) or self.size < 1:
+            raise DataError(f"image_size is {self.size!r}", remedy="Give a whole number of pixels, 1 or more")
+        if share is not None and not (isinstance(share, numbers.Real) and 0 < float(share) <= 1):
             raise DataError(f"crop_fraction is {share!r}", remedy="Give a number above 0 and at most 1")
         if self.interpolation not in INTERPOLATIONS:
             raise DataError(
@@ -48,10 +53,8 @@ class Sizing:
         how = INTERPOLATIONS[self.interpolation]
         if self.crop_fraction is None:
             return picture.resize((self.size, self.size), how)
-        short, shorter = (
-            math.floor(self.size / self.crop_fraction + 1e-6),
-            min(picture.size),
-        )  # 232 of 224/232
+        short = math.floor(self.size / self.crop_fraction + 1e-6)  # 224 / (224 / 232) is below 232
+        shorter = min(picture.size)
         width, height = (short if side == shorter else short * side // shorter for side in picture.size)
         # rounded as torchvision does
         left, top = (round((side - self.size) / 2) for side in (width, height))

@@ -19,7 +19,7 @@ from penjing.batches import take_apart
 from penjing.config import truth_for_number
 from penjing.data.glyphs import glyphs
 from penjing.data.images import FolderSplit, ParquetSplit, list_folder
-from penjing.data.sizing import Sizing
+from penjing.data.sizing import Sizing, is_whole
 from penjing.data.split import (
     ArraySplit,
     DataBundle,
@@ -83,7 +83,7 @@ class _Options:
         classes = self.classes
         named = not isinstance(classes, str) and isinstance(classes, Iterable)
         _demand("val_fraction", self.val_fraction, isinstance(self.val_fraction, numbers.Real), "a number")
-        _demand("seed", self.seed, _is_whole(self.seed) and self.seed >= 0, "a whole number, 0 or more")
+        _demand("seed", self.seed, is_whole(self.seed) and self.seed >= 0, "a whole number, 0 or more")
         _demand("classes", classes, classes is None or named, "a list of names")
 
     def class_names(self) -> tuple[str, ...] | None:
@@ -125,10 +125,6 @@ class _ImageOptions(_Options):
 def _demand(option: str, value: object, holds: bool, what: str) -> None:
     if not holds:
         raise DataError(f"{option} is {value!r}", remedy=f"Give {what}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _open_files(path: Path, options: Mapping[str, Any]) -> DataBundle:
