@@ -37,11 +37,11 @@ from penjing.manifest import (
     check_file,
     check_replaceable,
     is_inside,
-    read_json,
+    json_if_any,
     read_manifest,
-    read_yaml,
     refuse_pickle,
     write_manifest,
+    yaml_if_any,
 )
 from penjing.plain_yaml import to_yaml
 
@@ -237,9 +237,9 @@ def read_artifact(folder: Path | str, *, trust: bool = False) -> Artifact:
         inputs=inputs,
         mean=tuple(normal["mean"]),
         std=tuple(normal["std"]),
-        plan=read_json(folder / PLAN_FILE),
-        recipe=read_yaml(folder / RECIPE_FILE),
-        metrics=read_json(folder / METRICS_FILE),
+        plan=json_if_any(folder / PLAN_FILE),
+        recipe=yaml_if_any(folder / RECIPE_FILE),
+        metrics=json_if_any(folder / METRICS_FILE),
     )
 
 

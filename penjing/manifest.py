@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from typing import Any
 import yaml
 
 from penjing.errors import ArtifactError, RunError
-from penjing.files import check_folder, check_permitted, write_json
+from penjing.files import check_folder, check_permitted, read_json, write_json
 from penjing.plain_yaml import from_yaml
 
 MANIFEST_FILE = "manifest.json"
@@ -107,7 +106,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         what = "does not exist" if not folder.exists() else f"is no artifact: it holds no {MANIFEST_FILE}"
         raise ArtifactError(f"{folder} {what}", remedy="Give a folder written by penjing")
-    manifest = read_json(path)
+    manifest = json_if_any(path)
     if (
         not isinstance(manifest, dict)
         or manifest.get("format") != FORMAT
@@ -217,20 +216,20 @@ def _is_pickle(path: Path) -> bool:
         return file.read(1) == b"."
 
 
-def read_json(path: Path) -> Any:
+def json_if_any(path: Path) -> Any:
     """Content of a JSON file, or None when there is none."""
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path)
+    except (OSError, ValueError) as error:
         check_permitted(path, ArtifactError)
         raise ArtifactError(
             f"{path} is not readable JSON ({error})", layer=path.name, remedy="Copy it again"
         ) from error
 
 
-def read_yaml(path: Path) -> Any:
+def yaml_if_any(path: Path) -> Any:
     """Content of a YAML file, or None when there is none."""
     if not path.is_file():
         return None

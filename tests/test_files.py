@@ -14,9 +14,11 @@ import pytest
 
 from penjing.data import open_data
 from penjing.errors import LockedError, PenjingError, RunError
+from penjing.export.program import PROGRAM_FILE, read_program
 from penjing.export.program_tensors import read_safetensors
 from penjing.files import atomic_dir, atomic_write, check_folder, staged, temporary, unwritable
-from penjing.manifest import read_json, read_yaml
+from penjing.manifest import json_if_any, yaml_if_any
+from penjing.prune.plan import Plan
 
 
 def write(folder: Path, name: str) -> list[str]:
@@ -140,8 +142,27 @@ def test_of_files_that_were_not_copied_the_first_is_said(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "read",
+    [
+        read_program,
+        lambda path: Plan.load(path / PROGRAM_FILE),
+        lambda path: json_if_any(path / PROGRAM_FILE),
+    ],
+)
+def test_json_nested_without_end_is_refused(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    (tmp_path / PROGRAM_FILE).write_text("[" * 200_000)
+    with pytest.raises(PenjingError, match="nested too deeply"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("name", "read"),
-    [("a.safetensors", read_safetensors), ("a.json", read_json), ("a.yaml", read_yaml), ("a.npz", open_data)],
+    [
+        ("a.safetensors", read_safetensors),
+        ("a.json", json_if_any),
+        ("a.yaml", yaml_if_any),
+        ("a.npz", open_data),
+    ],
 )
 def test_what_may_not_be_read_is_not_called_damaged(
     name: str, read: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ from typing import Any
 from penjing.errors import LockedError, RunError
 from penjing.events import Event, Listener
 from penjing.files import check_folder, write_json
-from penjing.manifest import read_json
+from penjing.manifest import json_if_any
 from penjing.recipe.lock import run_lock
 from penjing.recipe.schema import first_difference
 from penjing.recover.checkpoint import INDEX
@@ -72,7 +72,7 @@ def _lock(folder: Path, held: ExitStack) -> str:
 
 def _check_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
     """A training that goes on with other data or networks would be made of two halves."""
-    then = read_json(folder / _INPUTS) if (folder / INDEX).exists() else None
+    then = json_if_any(folder / _INPUTS) if (folder / INDEX).exists() else None
     if not isinstance(then, dict):
         return
     changed = first_difference(then, dict(inputs))

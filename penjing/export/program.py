@@ -8,7 +8,6 @@ loading can call only the operators of `program_ops`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from penjing.errors import ArtifactError
 from penjing.export.program_graph import decode_graph, encode_graph
 from penjing.export.program_tensors import TensorEntry, load_tensors, save_tensors
 from penjing.export.program_values import decode_tree, decode_value
-from penjing.files import write_json
+from penjing.files import read_json, write_json
 from penjing.graph import Graph, GraphModel
 from penjing.graph.inputs import as_examples
 
@@ -137,12 +136,12 @@ def read_program(folder: Path) -> dict[str, Any]:
     """The content of ``program.json`` after checking format and version."""
     path = folder / PROGRAM_FILE
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{path} does not exist", layer=PROGRAM_FILE, remedy="Give a whole artifact folder"
         ) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(
             f"{path} is not readable JSON ({error})", layer=PROGRAM_FILE, remedy="Copy it again"
         ) from error

@@ -21,7 +21,7 @@ from penjing.export.base import Exporter, Layout, Runner, Source, TensorSpec, re
 from penjing.export.coexist import quiet_tf
 from penjing.export.inputs import Feeds, identifier
 from penjing.export.onnx_pads import merge_pads
-from penjing.files import atomic_dir
+from penjing.files import atomic_dir, read_json
 
 SIGNATURE = "serving_default"
 
@@ -212,7 +212,7 @@ def _ordered(names: Iterable[str], path: Path, what: Literal["inputs", "outputs"
 def noted_names(path: Path, what: Literal["inputs", "outputs"]) -> tuple[str, ...]:
     """Names in the model's order, as noted when it was written; none by another tool."""
     file = path / _NOTES / f"{what}.json"
-    return tuple(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else ()
+    return tuple(read_json(file)) if file.is_file() else ()
 
 
 @register

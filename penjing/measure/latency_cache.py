@@ -13,7 +13,7 @@ from typing import Any
 
 from penjing.errors import RunError
 from penjing.events import Event, Listener
-from penjing.files import write_json
+from penjing.files import read_json, write_json
 
 FORMAT = 1
 
@@ -75,7 +75,7 @@ class TimingCache:
 
     def _read(self) -> dict[str, float]:
         try:
-            values = json.loads(self.path.read_text(encoding="utf-8"))
+            values = read_json(self.path)
             if values["format"] != FORMAT or values["conditions"] != self.conditions:
                 return {}
             return {str(key): float(value) for key, value in values["seconds"].items()}

@@ -8,7 +8,6 @@ then against what they took the first time is how fast the machine's clock was, 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from penjing.errors import MeasureError
 from penjing.events import Event, Listener, silent
-from penjing.files import temporary
+from penjing.files import read_json, temporary
 from penjing.measure.latency import device_name
 from penjing.measure.latency_cache import TimingCache
 from penjing.measure.latency_ops import COMPUTE, OpShape, op_model
@@ -157,7 +156,7 @@ def _kernel_seconds(profile: Path, skip: int) -> float:
     """Mean of the low kernel times: finer than the profiler's whole microseconds, and free of the runs that
     other work has interrupted or slowed down.
     """
-    events = json.loads(profile.read_text(encoding="utf-8"))
+    events = read_json(profile)
     times = [
         float(event["dur"])
         for event in events

@@ -7,7 +7,6 @@ too, beside the configuration of its original, which says nothing of single laye
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 
 from penjing.errors import ArtifactError
 from penjing.export.program_tensors import read_safetensors
+from penjing.files import read_json
 from penjing.models.weights import load_state
 
 _CONFIG, _PREPROCESSOR, _PLAN = "config.json", "preprocessor_config.json", "plan.json"
@@ -161,7 +161,7 @@ def image_statistics(folder: Path) -> dict[str, list[float]]:
 
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except OSError as error:
         raise ArtifactError(
             f"{path} cannot be read ({error.strerror})", layer=str(path.parent), remedy=remedy

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from penjing.brief import Brief, InShort
 from penjing.errors import PruneError
-from penjing.files import write_json
+from penjing.files import read_json, write_json
 from penjing.graph.tree import held_tensors
 from penjing.prune.ranges import Positions, from_ranges, to_ranges
 
@@ -355,7 +355,7 @@ class Plan(InShort):
             PruneError: if the file is missing or not a plan.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = read_json(path)
         except (OSError, ValueError) as error:
             raise PruneError(
                 f"cannot read the plan {path}: {error}", remedy="Give a plan.json file"

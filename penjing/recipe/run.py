@@ -14,7 +14,7 @@ from penjing.errors import PenjingError, RecipeError, RunError, at_stage
 from penjing.events import Event, Listener, silent
 from penjing.files import check_folder, write_json
 from penjing.log import JsonLog, tee
-from penjing.manifest import read_json
+from penjing.manifest import json_if_any
 from penjing.recipe.beforehand import check_words, check_work
 from penjing.recipe.lock import run_lock
 from penjing.recipe.refused import holds_work, is_untouched, leave_nothing, no_empty_folders
@@ -118,7 +118,7 @@ def _check_inputs(space: Workspace, listen: Listener, *, finished: bool) -> None
     neither, and test data may change until it is read.
     """
     path = space.work / "inputs.json"
-    then = read_json(path)
+    then = json_if_any(path)
     then = then if isinstance(then, dict) else {}
     put_back = f"Put it back as it was when {space.folder} was begun, or choose another folder"
     try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penjing.files import write_json
+from penjing.files import read_json, write_json
 
 FORMAT = 1
 
@@ -53,7 +53,7 @@ class Store:
     def read(self, stage: str) -> Marker | None:
         """The marker of a stage, or None if it never finished (an unreadable marker counts as none)."""
         try:
-            values = json.loads(self._path(stage).read_text(encoding="utf-8"))
+            values = read_json(self._path(stage))
             return Marker(**values) if values.pop("format", None) == FORMAT else None
         except (FileNotFoundError, ValueError, TypeError, AttributeError):
             return None

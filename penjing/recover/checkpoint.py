@@ -6,7 +6,6 @@ old tensors deleted. A run killed at any moment leaves either the old checkpoint
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from penjing.errors import RecoverError
-from penjing.files import atomic_write, write_json
+from penjing.files import atomic_write, read_json, write_json
 
 _FORMAT = 1
 INDEX = "state.json"
@@ -106,7 +105,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, T
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
         if index["format"] == _FORMAT and {"files", "state"} <= index.keys():
             return index  # type: ignore[no-any-return]
         raise ValueError(f"format {index['format']} instead of {_FORMAT}")
