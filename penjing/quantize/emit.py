@@ -19,12 +19,13 @@ from penjing.quantize.graph import (
     consumers,
     drop_unused_initializers,
     name_of,
+    only_consumer,
     set_initializer,
     take_place,
     upper_bound,
 )
 from penjing.quantize.place import Placement
-from penjing.quantize.rules import RULES
+from penjing.quantize.rules import RULES, WEIGHT_OPS
 from penjing.quantize.scheme import ActivationParams
 
 _ROUNDING = 1e-6
@@ -169,7 +170,8 @@ class _Writer:
         emitted = name in self.placement.emitted
         readers = [(use.node, use.idx) for use in value.uses() if emitted or use.node in self.chosen]
         scale, zero = self._params_of(name)
-        quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}.quantize")
+        source = self._kept_apart(value)
+        quantize = ir.node("QuantizeLinear", [source, scale, zero], name=f"{name}.quantize")
         dequantize = ir.node(
             "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}.dequantize"
         )
@@ -178,7 +180,7 @@ class _Writer:
         restored.name, restored.shape = self.names.fresh(f"{name}.float"), value.shape
         stored.type, restored.type = ir.TensorType(ir.DataType.UINT8), ir.TensorType(ir.DataType.FLOAT)
         stored.meta[STORES], restored.meta[RESTORES] = name, name
-        producer = value.producer()
+        producer = source.producer()
         if producer is None:
             self.graph.insert_before(self.graph[0], [quantize, dequantize])
         else:
@@ -191,6 +193,34 @@ class _Writer:
                     self.graph.outputs[index] = restored
             value.name = self.names.fresh(f"{name}.raw")
             restored.name = name
+
+    def _kept_apart(self, value: ir.Value) -> ir.Value:
+        """What Q reads of a value: of a layer's float output that others read, too, a Max of it alone, which
+        is a copy.
+
+        ONNX Runtime (1.32) takes an int8 kernel only where Q alone reads the output, or none does; a Relu or
+        Clip before Q counts as Q, which it becomes.
+        """
+        before, made = value.producer(), value
+        alone = not value.is_graph_output() and all(node in self.chosen for node in consumers(value))
+        if before is not None and alone and before.op_type in ("Relu", "Clip"):
+            made = before.inputs[0] or value
+            alone = only_consumer(made) is before
+        maker = made.producer()
+        if (
+            alone
+            or before is None
+            or maker is None
+            or maker.op_type not in WEIGHT_OPS
+            or maker not in self.chosen
+            or name_of(made) in self.placement.emitted
+        ):
+            return value
+        apart = ir.node("Max", [value], name=f"{name_of(value)}.apart")
+        out = apart.outputs[0]
+        out.name, out.shape, out.type = self.names.fresh(f"{name_of(value)}.apart"), value.shape, value.type
+        self.graph.insert_after(before, apart)
+        return out
 
     def emit_direct(self, node: ir.Node) -> None:
         """Let Pad and Split act on the 8-bit tensor: ``Q → op → DQ``, no ``Q → DQ → op → Q → DQ``."""
