@@ -66,6 +66,7 @@ def emit(
         if writer.is_direct(node):
             writer.emit_direct(node)
     _keep_norms_apart(graph)
+    _keep_products_apart(graph)
     drop_unused_initializers(graph)
     model.producer_name = "penjing"
     model.ir_version = max(model.ir_version or 0, 7)
@@ -83,6 +84,28 @@ def _keep_norms_apart(graph: ir.Graph) -> None:
             user.op_type == "LayerNormalization" for user in consumers(node.outputs[0])
         ):
             node.op_type = "Sum"
+
+
+def _keep_products_apart(graph: ir.Graph) -> None:
+    """Write the Add after an int8 MatMul as Sum, the same function, where it would become part of it.
+
+    ONNX Runtime (1.32) makes MatMul and Add a Gemm before it looks for int8 layers, and then finds none: the
+    bias is float, so its weight is restored to float in every call. It does so in two dimensions, and in more
+    where every size is fixed.
+    """
+    for node in graph:
+        if node.op_type == "Add" and any(map(_makes_gemm, node.inputs)):
+            node.op_type = "Sum"
+
+
+def _makes_gemm(value: ir.Value | None) -> bool:
+    """Whether a value comes from an int8 MatMul that a later Add would become part of."""
+    maker = None if value is None else value.producer()
+    weight = None if maker is None or maker.op_type != "MatMul" else maker.inputs[1]
+    restore = None if weight is None else weight.producer()
+    if value is None or restore is None or restore.op_type != "DequantizeLinear":
+        return False
+    return value.shape is None or len(value.shape) == 2 or all(isinstance(d, int) for d in value.shape)
 
 
 @dataclass
