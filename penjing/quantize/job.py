@@ -425,7 +425,12 @@ class Job:
             raise Int8LossError(
                 f"the metric drops by {told(fp32 - value)} and no int8 layer can stay within {told(limit)} "
                 f"(max_drop={limit:g})",
-                remedy="Accept a larger drop, or calibrate with more samples",
+                remedy="Accept a larger drop, or "
+                + (
+                    "train it for more epochs in int8"
+                    if self.scales and self.before is None
+                    else "calibrate with more samples, or train in int8: quantized_student"
+                ),
             )
         for item in order[:needed]:
             self.keep[item.layer] = f"returned to float for max_drop ({item.gain_db:+.2f} dB)"
