@@ -159,8 +159,8 @@ def take_apart(item: Any, names: Sequence[str] = ()) -> tuple[Any, Any, Any]:
 
     Args:
         item: What the data gave.
-        names: Names of the network's inputs, where they are known: these are never a target, and as many
-            tensors as there are inputs are the inputs.
+        names: Names of the network's inputs, where they are known (`penjing.graph.inputs.required_inputs`):
+            these are never a target, and as many tensors as there are inputs are the inputs.
     """
     if isinstance(item, Mapping):
         rest = dict(item)

@@ -24,6 +24,7 @@ from penjing.export.onnx_examples import assumed_shapes, example_feeds
 from penjing.export.verify import Metric, TorchRunner, VerifyResult, verify
 from penjing.files import staged, temporary
 from penjing.floats import floats_of, other_floats
+from penjing.graph.inputs import required_inputs
 from penjing.manifest import admit
 from penjing.measure.sizes import size_bytes
 from penjing.models.onnx_floats import floats_of_graph
@@ -236,7 +237,9 @@ def _onnx_source(
     """The fp32 ONNX file (of a module only if needed), the reference to compare with, and inputs by name."""
     real = next(iter(data), None) if data is not None else None
     if isinstance(model, nn.Module):
-        example_inputs = take_apart(real)[0] if example_inputs is None else example_inputs
+        example_inputs = (
+            take_apart(real, required_inputs(model))[0] if example_inputs is None else example_inputs
+        )
         path = scratch / "model.onnx"
         if needed:
             export_onnx(

@@ -30,6 +30,26 @@ def bind_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...],
     return (example_inputs,), {}
 
 
+def required_inputs(model: Any) -> tuple[str, ...]:
+    """Names of the inputs that every call of a network has to give, in order; () where that is not known.
+
+    By them `penjing.batches.take_apart` tells a batch of several inputs from one of inputs and target.
+    """
+    while isinstance(held := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
+        model = held  # compiled, or of several processes: their own forward takes anything
+    named = getattr(model, "input_names", None)  # a network read from a file
+    if isinstance(named, tuple):
+        return named
+    if not isinstance(model, nn.Module):
+        return ()
+    graph = getattr(model, "graph", None)
+    if isinstance(graph, fx.Graph) and isinstance(graph._codegen, fx.graph._PyTreeCodeGen):
+        return tuple(graph._codegen.pytree_info.orig_args)
+    given = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    found = inspect.signature(model.forward).parameters.values()
+    return tuple(each.name for each in found if each.kind in given and each.default is each.empty)
+
+
 def flat_inputs(graph: fx.GraphModule, inputs: Any) -> list[Any]:
     """What inputs hold, in the order in which a traced graph takes it: dicts may name it in another."""
     args, kwargs = bind_inputs(graph, inputs)

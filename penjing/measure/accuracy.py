@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.errors import MeasureError
-from penjing.measure.predict import are_classes, as_predict, labelled
+from penjing.measure.predict import are_classes, as_predict, labelled, names_of
 
 _LITTLE = 0.2
 """Share of what lies between chance and all right, below which few samples may be at chance."""
@@ -97,7 +97,7 @@ def accuracy(predict: Any, loader: Iterable[Any], *, max_samples: int | None = N
     confusion = np.zeros((0, 0), dtype=np.int64)
     seen = 0
     with as_predict(predict) as ask:
-        for inputs, targets in labelled(loader):
+        for inputs, targets in labelled(loader, names_of(predict)):
             if not are_classes(targets):
                 raise MeasureError(
                     f"labels are {targets.dtype} of shape {targets.shape}",

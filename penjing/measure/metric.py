@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penjing.errors import MeasureError
-from penjing.measure.predict import as_predict, labelled
+from penjing.measure.predict import as_predict, labelled, names_of
 from penjing.user_file import named_function
 
 
@@ -58,7 +58,7 @@ def scored(metric: Metric, model: Any, loader: Iterable[Any]) -> tuple[float, in
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
     with as_predict(model) as predict:
-        for inputs, target in labelled(loader):
+        for inputs, target in labelled(loader, names_of(model)):
             outputs.append(torch.as_tensor(predict(inputs).copy()))
             targets.append(torch.as_tensor(target))
     if not outputs:

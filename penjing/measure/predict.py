@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from penjing.batches import as_inputs, call_model, map_inputs, take_apart
 from penjing.errors import MeasureError
+from penjing.graph.inputs import required_inputs
 from penjing.graph.remembered import put_back
 from penjing.modes import eval_mode
 from penjing.naming import by_name, leaves, lone
@@ -64,14 +65,23 @@ def feeds_of(inputs: Any, names: list[str]) -> dict[str, NDArray[Any]]:
     return {name: _array(value) for name, value in named.items()}
 
 
-def labelled(loader: Iterable[Any]) -> Iterator[tuple[Any, NDArray[Any]]]:
-    """Batches of inputs with their targets; see `take_apart`.
+def names_of(model: Any) -> Sequence[str]:
+    """Names of the inputs of what `as_predict` takes; () where they are not known."""
+    if hasattr(model, "get_inputs"):
+        return [entry.name for entry in model.get_inputs()]
+    if hasattr(model, "run") and hasattr(model, "inputs"):
+        return [entry.name for entry in model.inputs]
+    return required_inputs(model)
+
+
+def labelled(loader: Iterable[Any], names: Sequence[str] = ()) -> Iterator[tuple[Any, NDArray[Any]]]:
+    """Batches of inputs with their targets; see `take_apart`, also for the ``names``.
 
     Raises:
         MeasureError: for a batch without targets.
     """
     for batch in loader:
-        inputs, target, _ = take_apart(batch)
+        inputs, target, _ = take_apart(batch, names)
         if target is None:
             raise MeasureError("the data has no labels", remedy="Give batches of (inputs, labels)")
         yield inputs, _array(target)

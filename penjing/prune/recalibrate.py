@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from penjing.batches import ask, check, unpack
 from penjing.errors import DataError
+from penjing.graph.inputs import required_inputs
 from penjing.modes import eval_mode
 
 
@@ -46,12 +47,13 @@ def recalibrate_(model: nn.Module, data: Iterable[Any], *, max_samples: int = 20
     if not found:
         return 0
     count = largest = 0
+    names = required_inputs(model)
     with eval_mode(model):
         try:
             for norms in found:
                 norms.begin()
             for index, item in enumerate(data):
-                batch = unpack(item)
+                batch = unpack(item, names)
                 check(batch, index)
                 largest = max(largest, batch.size)
                 if batch.size == 1 < largest:
@@ -243,9 +245,9 @@ def rebase_norms_(model: nn.Module, data: Iterable[Any], *, max_samples: int = 2
             return 0
         for end in ends:
             stack.callback(end)
-        count = 0
+        count, names = 0, required_inputs(model)
         for index, item in enumerate(data):
-            batch = unpack(item)
+            batch = unpack(item, names)
             check(batch, index)
             ask(model, batch.inputs, "model")
             count += batch.size

@@ -19,12 +19,13 @@ from penjing.quantize.graph import (
     consumers,
     drop_unused_initializers,
     name_of,
+    only_consumer,
     set_initializer,
     take_place,
     upper_bound,
 )
 from penjing.quantize.place import Placement
-from penjing.quantize.rules import RULES
+from penjing.quantize.rules import RULES, WEIGHT_OPS
 from penjing.quantize.scheme import ActivationParams
 
 _ROUNDING = 1e-6
@@ -65,6 +66,7 @@ def emit(
         if writer.is_direct(node):
             writer.emit_direct(node)
     _keep_norms_apart(graph)
+    _keep_products_apart(graph)
     drop_unused_initializers(graph)
     model.producer_name = "penjing"
     model.ir_version = max(model.ir_version or 0, 7)
@@ -82,6 +84,28 @@ def _keep_norms_apart(graph: ir.Graph) -> None:
             user.op_type == "LayerNormalization" for user in consumers(node.outputs[0])
         ):
             node.op_type = "Sum"
+
+
+def _keep_products_apart(graph: ir.Graph) -> None:
+    """Write the Add after an int8 MatMul as Sum, the same function, where it would become part of it.
+
+    ONNX Runtime (1.32) makes MatMul and Add a Gemm before it looks for int8 layers, and then finds none: the
+    bias is float, so its weight is restored to float in every call. It does so in two dimensions, and in more
+    where every size is fixed.
+    """
+    for node in graph:
+        if node.op_type == "Add" and any(map(_makes_gemm, node.inputs)):
+            node.op_type = "Sum"
+
+
+def _makes_gemm(value: ir.Value | None) -> bool:
+    """Whether a value comes from an int8 MatMul that a later Add would become part of."""
+    maker = None if value is None else value.producer()
+    weight = None if maker is None or maker.op_type != "MatMul" else maker.inputs[1]
+    restore = None if weight is None else weight.producer()
+    if value is None or restore is None or restore.op_type != "DequantizeLinear":
+        return False
+    return value.shape is None or len(value.shape) == 2 or all(isinstance(d, int) for d in value.shape)
 
 
 @dataclass
@@ -169,7 +193,8 @@ class _Writer:
         emitted = name in self.placement.emitted
         readers = [(use.node, use.idx) for use in value.uses() if emitted or use.node in self.chosen]
         scale, zero = self._params_of(name)
-        quantize = ir.node("QuantizeLinear", [value, scale, zero], name=f"{name}.quantize")
+        source = self._kept_apart(value)
+        quantize = ir.node("QuantizeLinear", [source, scale, zero], name=f"{name}.quantize")
         dequantize = ir.node(
             "DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}.dequantize"
         )
@@ -178,7 +203,7 @@ class _Writer:
         restored.name, restored.shape = self.names.fresh(f"{name}.float"), value.shape
         stored.type, restored.type = ir.TensorType(ir.DataType.UINT8), ir.TensorType(ir.DataType.FLOAT)
         stored.meta[STORES], restored.meta[RESTORES] = name, name
-        producer = value.producer()
+        producer = source.producer()
         if producer is None:
             self.graph.insert_before(self.graph[0], [quantize, dequantize])
         else:
@@ -191,6 +216,34 @@ class _Writer:
                     self.graph.outputs[index] = restored
             value.name = self.names.fresh(f"{name}.raw")
             restored.name = name
+
+    def _kept_apart(self, value: ir.Value) -> ir.Value:
+        """What Q reads of a value: of a layer's float output that others read, too, a Max of it alone, which
+        is a copy.
+
+        ONNX Runtime (1.32) takes an int8 kernel only where Q alone reads the output, or none does; a Relu or
+        Clip before Q counts as Q, which it becomes.
+        """
+        before, made = value.producer(), value
+        alone = not value.is_graph_output() and all(node in self.chosen for node in consumers(value))
+        if before is not None and alone and before.op_type in ("Relu", "Clip"):
+            made = before.inputs[0] or value
+            alone = only_consumer(made) is before
+        maker = made.producer()
+        if (
+            alone
+            or before is None
+            or maker is None
+            or maker.op_type not in WEIGHT_OPS
+            or maker not in self.chosen
+            or name_of(made) in self.placement.emitted
+        ):
+            return value
+        apart = ir.node("Max", [value], name=f"{name_of(value)}.apart")
+        out = apart.outputs[0]
+        out.name, out.shape, out.type = self.names.fresh(f"{name_of(value)}.apart"), value.shape, value.type
+        self.graph.insert_after(before, apart)
+        return out
 
     def emit_direct(self, node: ir.Node) -> None:
         """Let Pad and Split act on the 8-bit tensor: ``Q → op → DQ``, no ``Q → DQ → op → Q → DQ``."""

@@ -162,6 +162,10 @@ class Feeds:
         for index, batch in enumerate(self._data):
             feed, held = self._feed(batch, index)
             whole = self.count(feed)
+            if not whole:
+                raise QuantizeError(
+                    f"calibration batch {index} has no samples", remedy="Remove empty batches from the data"
+                )
             target = _target(held, whole, index) if targets else None
             count = min(whole, left - seen)
             if not count:

@@ -24,6 +24,7 @@ from penjing.export.axes import SIZES_OF_A_FILE, DynamicAxes
 from penjing.export.onnx import FIXED_BATCH, export_onnx
 from penjing.files import atomic_write
 from penjing.floats import floats_of, only_other_floats
+from penjing.graph.inputs import required_inputs
 from penjing.measure.metric import is_allowed
 from penjing.measure.sizes import size_bytes
 from penjing.modes import eval_mode
@@ -95,7 +96,7 @@ def as_onnx(
         first = next(iter(data), None)
         if first is None:
             raise QuantizeError("the calibration data is empty", remedy="Give at least one batch of samples")
-        example_inputs = take_apart(first)[0]
+        example_inputs = take_apart(first, required_inputs(model))[0]
     _check_kinds(model, example_inputs)
     path = folder / "fp32.onnx"
     export_onnx(model, path, example_inputs, dynamic_batch="auto", dynamic_axes=dynamic_axes)
@@ -424,7 +425,12 @@ class Job:
             raise Int8LossError(
                 f"the metric drops by {told(fp32 - value)} and no int8 layer can stay within {told(limit)} "
                 f"(max_drop={limit:g})",
-                remedy="Accept a larger drop, or calibrate with more samples",
+                remedy="Accept a larger drop, or "
+                + (
+                    "train it for more epochs in int8"
+                    if self.scales and self.before is None
+                    else "calibrate with more samples, or train in int8: quantized_student"
+                ),
             )
         for item in order[:needed]:
             self.keep[item.layer] = f"returned to float for max_drop ({item.gain_db:+.2f} dB)"

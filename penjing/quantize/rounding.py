@@ -14,9 +14,10 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from penjing.errors import QuantizeError
 from penjing.quantize.calibrate import Visit
 from penjing.quantize.descent import descend
-from penjing.quantize.graph import int_attribute, ints_attribute, name_of, weight_of
+from penjing.quantize.graph import int_attribute, ints_attribute, layer_name, name_of, weight_of
 from penjing.quantize.scheme import WEIGHT_MAX
 from penjing.quantize.weights import Guard, QuantizedWeight, as_rows, bounds_beside, from_rows, highest
 
@@ -54,6 +55,7 @@ class Moments:
         self._rows: dict[str, int] = {}
         self._seen: dict[str, int] = {}
         self._sources: dict[str, list[tuple[str, ir.Node]]] = {}
+        self._names = {out: layer_name(node) for out, node in layers.items()}
         for out, node in layers.items():
             w = weight_of(node)
             size = int(np.prod(w.shape[1:])) if node.op_type == "Conv" else w.size // _num_outputs(node, w)
@@ -86,7 +88,15 @@ class Moments:
         waiting = self._waiting.pop(out, [])
         if waiting:
             rows_GRK = np.concatenate(waiting, axis=1)
-            moment = np.matmul(rows_GRK.transpose(0, 2, 1), rows_GRK).astype(np.float64)
+            with np.errstate(over="ignore", invalid="ignore"):  # told below
+                moment = np.matmul(rows_GRK.transpose(0, 2, 1), rows_GRK).astype(np.float64)
+            if not np.isfinite(moment).all():
+                raise QuantizeError(
+                    f"its inputs reach {np.abs(rows_GRK).max():.3g} on the calibration data, whose square "
+                    "float32 does not hold",
+                    layer=self._names[out],
+                    remedy="Remove the sample or correct the preprocessing",
+                )
             self._sums[out] = self._sums[out] + moment if out in self._sums else moment
             self._rows[out] = self._rows.get(out, 0) + rows_GRK.shape[1]
 

@@ -223,11 +223,11 @@ class QuantizedStudent(OnnxModel):
         return {out: _numpy(self._weight_steps(out)) for out in self._layers}
 
     def learned_model(self) -> ir.Model:
-        """The prepared graph with the weights as they are now, in float."""
-        model = self.frame.model.clone()
+        """The prepared graph with the weights and statistics as they are now, in float."""
+        model, tensors = self.frame.model.clone(), self.state_dict()
         for name, stored in self._stored.items():
             if stored.path is not None and stored.array is None:
-                set_initializer(model.graph, name, _numpy(self.get_parameter(stored.path)))
+                set_initializer(model.graph, name, _numpy(tensors[stored.path]))
         return model
 
 

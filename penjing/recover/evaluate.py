@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from penjing.batches import IGNORED, ask, check, counts_of, labels_of, logits_of, move, unpack
 from penjing.errors import DataError
+from penjing.graph.inputs import required_inputs
 from penjing.graph.remembered import put_back
 from penjing.modes import eval_mode
 
@@ -74,12 +75,13 @@ def evaluate(
     device = device or next((p.device for p in model.parameters()), torch.device("cpu"))
     right = total = batches = 0
     loss = 0.0
+    names = required_inputs(model)
     with put_back(model), eval_mode(model):
         for index, item in enumerate(data):
             batches += 1
             if index % world != rank:
                 continue
-            batch = move(unpack(item), device, channels_last)
+            batch = move(unpack(item, names), device, channels_last)
             if batch.target is None:
                 raise DataError(
                     "validation data has no labels",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from penjing.batches import Batch, check, move, unpack
 from penjing.errors import DataError
+from penjing.graph.inputs import required_inputs
 from penjing.recover.teachers import Teacher, Teachers, check_alike
 
 
@@ -40,10 +41,11 @@ def fidelity(
     """
     sums: list[Tensor] = []  # of each output: n, Σt, Σt², Σ(s−t)²
     samples = 0
+    names = required_inputs(model)
     with Teachers((teacher, model), every_output=True) as both:
         both.to(device)
         for index, item in enumerate(data):
-            batch = move(unpack(item), device, channels_last)
+            batch = move(unpack(item, names), device, channels_last)
             check(batch, index, of="validation")
             (theirs, mine), _ = both.answer(Batch(batch.inputs))
             check_alike(mine, theirs)

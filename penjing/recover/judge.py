@@ -9,6 +9,7 @@ from torch import nn
 
 from penjing.batches import ask, classifies, logits_of, move, unpack
 from penjing.errors import RecoverError
+from penjing.graph.inputs import required_inputs
 from penjing.graph.views import eval_view
 from penjing.measure.metric import scored
 from penjing.recover.evaluate import check_total, evaluate
@@ -78,7 +79,7 @@ class Judge:
         item = next(iter(self.val), None)
         if item is None:
             return True  # what is wrong is said where it is measured
-        batch = move(unpack(item), self.processes.device, self.channels_last)
+        batch = move(unpack(item, required_inputs(model)), self.processes.device, self.channels_last)
         with torch.no_grad(), eval_view(model):
             logits_NK = logits_of(ask(model, batch.inputs, "model"), batch.target)
         return not self.job.teachers if batch.target is None else classifies(batch.target, logits_NK)

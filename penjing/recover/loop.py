@@ -31,6 +31,7 @@ from penjing.batches import (
 )
 from penjing.errors import RecoverError
 from penjing.events import Event
+from penjing.graph.inputs import required_inputs
 from penjing.recover import chance
 from penjing.recover.checkpoint import (
     copied_tensors,
@@ -73,6 +74,7 @@ class Loop:
         self.best: dict[str, Tensor] = {}
         self.best_is_new = False
         self.channels_last = False
+        self.names = required_inputs(job.model)
 
     def run(self) -> RecoverResult:
         """Set up, resume where there is something to resume, go through the epochs, give the result."""
@@ -185,7 +187,7 @@ class Loop:
         held = [(one, one.get_state()) for one in chance.loader_generators(self.job.data)]
         try:
             for item in self.job.data:
-                batch = unpack(item)
+                batch = unpack(item, self.names)
                 yield move(Batch(batch.inputs), self.device, self.channels_last).inputs
         finally:
             for generator, state in held:
@@ -320,7 +322,7 @@ class Loop:
         """
         batches: list[tuple[int, Batch]] = []
         for number, item in enumerate(window, first):
-            batch = unpack(item)
+            batch = unpack(item, self.names)
             own = share(batch, self.rank, self.world) if self.config.workers_split else batch
             if own is None:
                 said = f"batch {number} is left out: fewer samples than the {self.world} processes"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from penjing.batches import IGNORED
 from penjing.errors import Int8LossError, QuantizeError
-from penjing.quantize import QuantizeConfig, quantize
+from penjing.quantize import QuantizeConfig, quantize, quantized_student
 from penjing.quantize.mixed import top1
 
 
@@ -58,6 +58,21 @@ def test_a_drop_that_cannot_be_held_is_told_in_points(tmp_path: Path) -> None:
     config = QuantizeConfig.parse({"max_drop": 0.005, "weight_bits": 2})
     with pytest.raises(Int8LossError, match=r"drops by [\d.]+ points and .* within 0.5 points"):
         quantize(model, data, config, out=tmp_path / "m.onnx", time_it=False)
+
+
+def test_what_was_trained_in_int8_is_told_to_train_on(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(12, 4).eval()
+    data = [torch.randn(64, 12) for _ in range(4)]
+    config = QuantizeConfig.parse({"max_drop": 0.005, "weight_bits": 2})
+    student = quantized_student(model, data, config)
+    with pytest.raises(Int8LossError) as told:
+        quantize(student, data, out=tmp_path / "m.onnx", time_it=False)
+    assert "more epochs" in told.value.remedy
+    assert "samples" not in told.value.remedy
+    with pytest.raises(Int8LossError) as told:
+        quantize(model, data, config, out=tmp_path / "m.onnx", time_it=False)
+    assert "quantized_student" in told.value.remedy
 
 
 class Tagger(nn.Module):

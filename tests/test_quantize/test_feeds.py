@@ -108,3 +108,20 @@ def test_data_in_a_format_that_the_module_does_not_take(kind: torch.dtype, tmp_p
     data = [(torch.rand(8, 12) * 50).to(kind) for _ in range(2)]
     with pytest.raises(QuantizeError, match=rf"does not take data of {str(kind)[6:]}.*x\.float\(\)"):
         quantize(model, data, out=tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+def test_samples_that_cannot_be_are_told_with_their_place(mode: str, tmp_path: Path) -> None:
+    """Values whose squares overflow ended in a message of a matrix library; a batch of no samples ended the
+    reading, so that later ones were not seen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    data = [torch.randn(8, 6) for _ in range(6)]
+    wild = [x.clone() for x in data]
+    wild[2][1, 3] = 1e30
+    with pytest.raises(QuantizeError, match=r"inputs reach 1e\+30") as told:
+        quantize(model, wild, {"mode": mode}, out=tmp_path / "m.onnx", time_it=False)
+    assert told.value.layer == "0"
+    holed = [*data[:3], data[0][:0], *data[3:]]
+    with pytest.raises(QuantizeError, match="batch 3 has no samples"):
+        quantize(model, holed, {"mode": mode}, out=tmp_path / "m.onnx", time_it=False)

@@ -188,3 +188,37 @@ def test_what_needs_a_trace_says_that_it_comes_before() -> None:
     config = RecoverConfig.parse({"epochs": 1, "losses": ["ce"], "regularize": ["group_lasso"]})
     with pytest.raises(QuantizeError, match="Prune or regularize before"):
         recover(student, None, data, config)
+
+
+class Preactivation(nn.Module):
+    """Batch norms that no layer comes before, so that they stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.body, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.body(torch.relu(self.norm(x)))
+        out: torch.Tensor = self.head(torch.relu(self.last(x)).mean(dim=(2, 3)))
+        return out
+
+
+def test_batch_norms_that_stay_are_written_as_they_were_trained(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, data = trained_stats(Preactivation()), batches(8)
+    student = quantized_student(model, data)
+    before = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    torch_data = [torch.from_numpy(x) for x in data]
+    trained = recover(student, model, torch_data, RecoverConfig(epochs=2, lr=1e-2)).model
+    moved = [n for n, b in trained.named_buffers() if b.is_floating_point() and not torch.equal(b, before[n])]
+    assert moved
+    x = batches(1, 64, seed=9)[0]
+    with torch.no_grad():
+        wanted = trained(torch.from_numpy(x)).numpy()
+    quantize(trained, data, out=tmp_path / "qat.onnx", time_it=False)
+    assert db(wanted, simulated(tmp_path / "qat.onnx", x)) > 35
+    options = QuantizeConfig(rounding="blocks", block_steps=10)
+    assert quantize(model, data, options, out=tmp_path / "blocks.onnx", time_it=False).sqnr_db > 20
