@@ -23,6 +23,7 @@ from penjing.graph.batch import batch_unit
 from penjing.graph.data_written import DataFollowed
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.fixed_batch import FIXED, BatchWatch, why_fixed
+from penjing.graph.kept_numbers import kept_numbers, told_numbers
 from penjing.graph.remembered import forgotten
 from penjing.graph.views import eval_view, plain_outputs
 from penjing.log import silenced
@@ -91,6 +92,9 @@ def _decided(
     try:
         return _program(model, args, kwargs, free, names, ())
     except ExportError as refusal:
+        if kept_numbers(model):
+            with contextlib.suppress(ExportError), told_numbers(model):
+                return _program(model, args, kwargs, free, names, ())
         try:
             decisions = decide(model, args, kwargs)
         except TraceError:

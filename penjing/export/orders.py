@@ -107,7 +107,8 @@ def cumprod(x: Any, dim: int, dtype: int = -1) -> Any:
 def _length(x: Any, dim: int) -> int:
     length = x.shape[dim]
     if not isinstance(length, int):
-        raise ValueError("what runs along a dimension of free size has no ONNX")
+        what = "a running product, maximum or minimum"
+        raise ValueError(f"{what} along a dimension of free size has no ONNX (leave that size fixed)")
     return length
 
 

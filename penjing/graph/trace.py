@@ -21,6 +21,7 @@ from penjing.graph.data_written import DataFollowed, settles
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.fixed_batch import FIXED, BatchWatch, is_symbolic, why_fixed
 from penjing.graph.inputs import bind_inputs
+from penjing.graph.kept_numbers import kept_numbers, told_numbers
 from penjing.graph.remembered import forgotten, own_copies
 from penjing.graph.source import raised_at, source_of
 from penjing.graph.tidy import tidy
@@ -168,7 +169,9 @@ def _constant_momentum(model: nn.Module) -> Iterator[None]:
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, notes: list[str]
 ) -> tuple[ExportedProgram, bool]:
-    """The program and whether its batch is free; a second try knows what the forward decides in Python."""
+    """The program and whether its batch is free; later tries know the numbers that modules keep in buffers,
+    and what the forward decides in Python.
+    """
     first: list[str] = []
     try:
         found = _tried(model, args, kwargs, dynamic, first, ())
@@ -176,6 +179,18 @@ def _export(
         raise  # a forward that says itself why it cannot be followed
     except Exception as error:
         _check_forward(model, args, kwargs)
+        numbers = kept_numbers(model)
+        if numbers:
+            told: list[str] = []
+            try:
+                with told_numbers(model):
+                    found = _tried(model, args, kwargs, dynamic, told, ())
+            except Exception:  # not for these: what it decides is tried next, and the first refusal told
+                told.clear()
+            else:
+                named = ", ".join(list(numbers)[:3]) + (", …" if len(numbers) > 3 else "")
+                notes += [*told, f"taken as fixed: the numbers in buffers ({named})"]
+                return found
         decisions = decide(model, args, kwargs)
         if not decisions:
             raise _refused(model, error) from error

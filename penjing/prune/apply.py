@@ -5,6 +5,7 @@ compared.
 from __future__ import annotations
 
 import copy
+import math
 import traceback
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
@@ -125,24 +126,39 @@ def carry_out(
         return Applied(_as_model(sliced, model), (), values, False, reason)
     module = slice_module(model, graph, {**tensors, **values}, attributes)
 
-    def refusal() -> str:
-        try:
-            reason = compare(module, sliced.module, example_inputs)
-            reason = reason or _heads_differ(module, graph, coupling, kept, example_inputs)
-            if not reason and graph.params.keys() - graph.read_names():
-                reason = _training_differs(model, module, example_inputs)
-        except Exception as error:  # the user's forward may raise anything once its sizes are wrong
-            reason = f"its forward raises {_first_line(error)}{_raised_in(error, module)}"
-        return reason
+    def refusal() -> tuple[str, float]:
+        """Why it does not serve, or "", and how far it came: calls of torch, where it raised."""
+        with _Calls() as calls:
+            try:
+                reason = compare(module, sliced.module, example_inputs)
+                reason = reason or _heads_differ(module, graph, coupling, kept, example_inputs)
+                if not reason and graph.params.keys() - graph.read_names():
+                    reason = _training_differs(model, module, example_inputs)
+            except Exception as error:  # the user's forward may raise anything once its sizes are wrong
+                return f"its forward raises {_first_line(error)}{_raised_in(error, module)}", calls.number
+        return reason, math.inf
 
-    reason = refusal()
+    reason, reached = refusal()
     if not reason:
         return Applied(module, attributes, values, True, "")
-    for same in of_one_kind(module, attributes):  # numbers that had a pruned size by chance: a layer's place
-        set_attributes(module, tuple(replace(edit, new=edit.old) for edit in same))
-        if not refusal():
-            return Applied(module, tuple(edit for edit in attributes if edit not in same), values, True, "")
-        set_attributes(module, same)
+    left, by_chance = list(of_one_kind(module, attributes)), set[AttributeEdit]()
+    while left:  # numbers that had a pruned size by chance: a layer's place, an image's height
+        farthest: tuple[AttributeEdit, ...] = ()
+        for same in left:
+            set_attributes(module, tuple(replace(edit, new=edit.old) for edit in same))
+            still, now = refusal()
+            if not still:
+                by_chance.update(same)
+                followed = tuple(edit for edit in attributes if edit not in by_chance)
+                return Applied(module, followed, values, True, "")
+            set_attributes(module, same)
+            if now > reached:  # past where it raised: one such number, and there is another
+                reason, reached, farthest = still, now, same
+        if not farthest:
+            break
+        left.remove(farthest)
+        by_chance.update(farthest)
+        set_attributes(module, tuple(replace(edit, new=edit.old) for edit in farthest))
     if isinstance(model, GraphModel):
         reason = "it is a traced graph itself, which holds its sizes as numbers"
     return Applied(_as_model(sliced, model), (), values, False, reason)
@@ -178,6 +194,20 @@ def _scale_changes(graph: Graph, coupling: Coupling, kept: Mapping[int, Position
             if not is_kept_whole(query[-1], kept):
                 return f"its attention at {graph.source(node)} scales by 1/√(head size), which changes"
     return ""
+
+
+class _Calls(TorchFunctionMode):
+    """Counts calls of torch: how far a forward comes before it raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.number += 1
+        return func(*args, **(kwargs or {}))
 
 
 class _Queries(TorchFunctionMode):

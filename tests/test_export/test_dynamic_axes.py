@@ -355,3 +355,12 @@ def test_a_file_is_free_as_it_was_written(tmp_path: Path) -> None:
         pj.quantize(path, [IMAGE], {"dynamic_axes": SIDES}, out=tmp_path / "int8.onnx")
     with pytest.raises(ExportError, match="as they were written"):
         pj.export(path, tmp_path / "out", ("onnx",), dynamic_axes=SIDES)
+
+
+def test_products_along_a_free_size_are_refused_by_what_they_are(tmp_path: Path) -> None:
+    class Products(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.cumprod(1)
+
+    with pytest.raises(ExportError, match="running product"):
+        export_onnx(Products(), tmp_path / "m.onnx", torch.randn(2, 6), dynamic_axes={"*": {1: "length"}})

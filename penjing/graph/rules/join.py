@@ -166,13 +166,67 @@ def meshgrid(op: Op) -> list[Axes]:
     ] * len(op.outputs)
 
 
-@rule("aten.diagonal", "aten.diag_embed", "aten.tril", "aten.triu", "aten.trace", "aten.cross", "aten.rot90")
-def by_position(op: Op) -> list[Axes]:
-    """Values depend on the position along each dim."""
-    return op.give_up("values depend on positions along these axes", "structure")
+_PLACES = "values depend on positions along these axes"
+
+
+@rule("aten.trace")
+def trace(op: Op) -> list[Axes]:
+    """The sum of a diagonal."""
+    return op.give_up(_PLACES, "structure")
+
+
+@rule("aten.tril", "aten.triu", "aten.linalg_matrix_exp", "aten.matrix_exp")
+def of_matrices(op: Op) -> Axes:
+    """Values depend on the position within each matrix; whole matrices may go."""
+    (x,) = op.tensors()
+    for axis in x[-2:]:
+        op.freeze(axis, _PLACES)
+    return x
+
+
+@rule("aten.diagonal")
+def diagonal(op: Op) -> Axes:
+    """Two dims become one, the last; the others stay what they are."""
+    (x,) = op.tensors()
+    named = [op.dim(op.args.get(name, 0), len(x)) for name in ("dim1", "dim2")]
+    for d in named:
+        op.freeze(x[d], _PLACES)
+    return (*(axis for d, axis in enumerate(x) if d not in named), op.fixed(op.shape[-1], _PLACES))
+
+
+@rule("aten.diag_embed")
+def diag_embed(op: Op) -> Axes:
+    """The last dim becomes two; the others stay what they are."""
+    (x,) = op.tensors()
+    op.freeze(x[-1], _PLACES)
+    named = [op.dim(op.args.get(name, 0), len(op.shape)) for name in ("dim1", "dim2")]
+    others = iter(x[:-1])
+    return tuple(op.fixed(size, _PLACES) if d in named else next(others) for d, size in enumerate(op.shape))
+
+
+@rule("aten.cross", "aten.linalg_cross")
+def cross(op: Op) -> Axes:
+    """Vectors of three along one dim; the others as in a product."""
+    operands = op.tensors()
+    x = op.broadcast(*operands)
+    d = op.args.get("dim", -1)
+    d = next(d for d, size in enumerate(op.shape) if size == 3) if d is None else op.dim(d, len(x))
+    for axes in operands:
+        op.freeze(axes[d - len(x)], _PLACES)
+    return x
+
+
+@rule("aten.rot90")
+def rot90(op: Op) -> Axes:
+    """Two dims turn; the others stay what they are."""
+    x = list(op.tensors()[0])
+    for d in op.args["dims"]:
+        op.freeze(x[op.dim(d, len(x))], _PLACES)
+        x[op.dim(d, len(x))] = op.fixed(op.shape[op.dim(d, len(x))], _PLACES)
+    return tuple(x)
 
 
 @rule("aten.cartesian_prod", "aten.combinations")
 def pairs(op: Op) -> list[Axes]:
     """Pairs of values."""
-    return op.give_up("values depend on positions along these axes", "structure")
+    return op.give_up(_PLACES, "structure")
