@@ -175,14 +175,16 @@ def test_report_from_metrics_alone(capsys: pytest.CaptureFixture[str], tmp_path:
     row = {"label": "x", "num_params": 10, "num_macs": 1, "size_bytes": 40}
     values = {"name": "r", "before": "dense", "after": "int8"}
     rows = [{**row, "key": "dense"}, {**row, "key": "int8", "num_params": 5}]
-    write_json(tmp_path / "metrics.json", {**values, "rows": rows})
+    write_json(tmp_path / "metrics.json", {**values, "rows": rows, "max_drop": 0.01, "held": False})
     code, out, _ = call(capsys, "report", str(tmp_path), "--json")
     assert code == 0
     found = json.loads(out)
     assert found["name"] == "r"
+    assert found["verdict"].endswith("did not hold.")
     assert (tmp_path / "report.html").is_file()
     code, out, _ = call(capsys, "report", str(tmp_path))
     assert "10 → 5 parameters" in out
+    assert found["verdict"] in out
 
 
 class TestParsing:
