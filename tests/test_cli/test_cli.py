@@ -109,6 +109,17 @@ def test_debug_lets_the_error_through(capsys: pytest.CaptureFixture[str]) -> Non
         main(["report", "/nowhere", "--debug"])
 
 
+def test_a_tilde_behind_an_option_is_the_home_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--out=~/x``, which no shell replaces, made a folder called ``~`` in the current one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, "prune", "penjing:mlp", "--option=image_size=4", "--out=~/small", "--json")
+    assert code == 0, err
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
 def test_recipe_errors_name_the_entry(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("data: {spec: glyphs}\nmodel: {spec: 'penjing:mlp'}\nprune: {ratio: 0.5}\nrecovr: {}\n")
