@@ -293,7 +293,7 @@ class Study:
         path = self.folder / "leases" / str(number)
         if not path.exists():
             return True
-        with open(path) as lease:
+        with open(path, "r+") as lease:  # NFS locks exclusively only what is open for writing
             try:
                 fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

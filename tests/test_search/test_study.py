@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib
 import json
 import os
@@ -104,6 +105,26 @@ def test_a_trial_whose_worker_is_gone_is_done_by_another(tmp_path: Path) -> None
     second.finish(again, Outcome(0.9, 1.0, 1.0))
     second.finish(other, Outcome(0.8, 1.0, 1.0))
     assert second.counts() == {"finished": 2, "failed": 0, "running": 0, "lost": 1, "wanted": 2}
+
+
+def test_leases_are_looked_at_as_nfs_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS makes record locks of `flock`, and refuses an exclusive one on a file that is open for reading."""
+    kernels = fcntl.flock
+
+    def flock(file: Any, operation: int) -> None:
+        handle = file if isinstance(file, int) else file.fileno()
+        if operation & fcntl.LOCK_EX and fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        kernels(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    study = Study.create(tmp_path, config(2))
+    claim = study.claim()
+    assert claim is not None
+    assert study.counts()["running"] == 1
+    claim.lease.close()  # its worker is gone
+    assert work(tmp_path, evaluate=made_up) == 2
+    assert study.counts()["lost"] == 1
 
 
 def test_an_unfinished_line_of_the_journal_is_dropped(tmp_path: Path) -> None:
