@@ -22,7 +22,8 @@ class _Loader(yaml.SafeLoader):
         self._open: list[str | None] = []
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent) and (event := self.peek_event()).anchor in self._open:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent) and event.anchor in self._open:
             raise yaml.MarkedYAMLError(
                 problem=f"*{event.anchor} stands within what it names", problem_mark=event.start_mark
             )

@@ -21,7 +21,7 @@ from penjing.errors import LockedError, PenjingError, RunError
 from penjing.export.program_tensors import read_safetensors
 from penjing.files import atomic_dir, atomic_write, check_folder, staged, temporary, unwritable
 from penjing.manifest import read_json, read_yaml
-from penjing.measure.metric import load_metric
+from penjing.measure.metric import load_metric, score
 from penjing.models.spec import files_of, load_model
 
 
@@ -39,10 +39,10 @@ def test_a_recipe_may_say_the_home_folder(tmp_path: Path, monkeypatch: pytest.Mo
         "from torch import nn\ndef build(): return nn.Linear(2, 2)\ndef metric(z, y): return 0.0\n"
     )
     save_file(nn.Linear(2, 2).state_dict(), tmp_path / "w.safetensors")
-    assert len(open_data("~/a.npz", val_fraction=0.5).train) == 4
+    assert open_data("~/a.npz", val_fraction=0.5).image_shape == (3, 4, 4)
     assert isinstance(load_model("~/net.py:build", weights="~/w.safetensors").model, nn.Linear)
     assert [path.parent for path in files_of("~/w.safetensors")] == [tmp_path]
-    assert load_metric("~/net.py:metric")(torch.ones(1), torch.ones(1)) == 0.0
+    assert score(load_metric("~/net.py:metric"), nn.Flatten(), [(torch.ones(1, 2), torch.ones(1))]) == 0.0
 
 
 def test_a_link_goes_on_leading_where_it_leads(tmp_path: Path) -> None:

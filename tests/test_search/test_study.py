@@ -308,6 +308,25 @@ def test_wrong_studies(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["photo.png"]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"recipe": {', "the file: Invalid JSON"),
+        ("", "the file: Invalid JSON"),
+        (None, "unknown key 'tries'"),
+    ],
+)
+def test_a_study_of_another_version_says_what_is_not_known(
+    text: str | None, said: str, tmp_path: Path
+) -> None:
+    """On a node with an older penjing it was said to be no study at all."""
+    Study.create(tmp_path, config(2))
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tries": 3}) if text is None else text)
+    with pytest.raises(RunError, match=f"this version of penjing writes.*{said}"):
+        Study(tmp_path)
+
+
 def test_a_study_without_a_trial_holds_nobody_to_its_recipe(tmp_path: Path) -> None:
     """Its workers may have said that the data is not there."""
     late = Study.create(tmp_path / "s", config(2))
