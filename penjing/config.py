@@ -52,11 +52,16 @@ class Config(BaseModel):
                 cause = f"Input should be a list, such as [{first['input']}]"
             elif first["type"] == "string_type":
                 cause = f"{_in_yaml(first['input'])} is no text; put it in quotes where it is meant as such"
+            elif first["type"] in ("float_parsing", "int_parsing"):
+                kind = "number" if first["type"] == "float_parsing" else "whole number"
+                cause = f"{_in_yaml(first['input'])} is no {kind}{_as_share(first['input'])}"
             elif first["type"] in ("model_type", "dict_type"):
                 cause = (
                     f"{_in_yaml(first['input'])} is no mapping of options ({{}} takes all defaults; null, "
                 )
                 cause += "where it may be left out, leaves it out)"
+            elif isinstance(first["input"], int | float):
+                cause = f"{cause}, and is {_in_yaml(first['input'])}"
             raise RecipeError(cause, layer=where, remedy="Correct this entry and run again") from error
 
     @classmethod
@@ -86,6 +91,15 @@ def _in_yaml(value: Any) -> str:
     if isinstance(value, bool):
         return f"{str(value).lower()} (YAML reads yes, no, on and off as truth)"
     return repr(value) if isinstance(value, str) else str(value)
+
+
+def _as_share(value: Any) -> str:
+    """What a percentage is called here; "" for other text."""
+    try:
+        percent = float(str(value).strip().removesuffix("%")) if str(value).strip().endswith("%") else None
+    except ValueError:
+        return ""
+    return "" if percent is None else f"; as a share it is {percent / 100:g}"
 
 
 def refuse_truth(wanted: Any, value: Any) -> None:

@@ -25,6 +25,11 @@ _LOCKED: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
 _REFUSED = (OSError, SafetensorError)  # safetensors reports a full disk as an error of its own
 
 
+def from_home(path: Path | str) -> str:
+    """A path as people write it in a recipe, with its ``~`` made the home folder as a shell would."""
+    return os.path.expanduser(str(path))
+
+
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success it is flushed to disk and becomes ``path``.

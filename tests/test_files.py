@@ -10,7 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from penjing.data import open_data
 from penjing.errors import LockedError, PenjingError, RunError
@@ -18,6 +22,8 @@ from penjing.export.program import PROGRAM_FILE, read_program
 from penjing.export.program_tensors import read_safetensors
 from penjing.files import atomic_dir, atomic_write, check_folder, staged, temporary, unwritable
 from penjing.manifest import json_if_any, yaml_if_any
+from penjing.measure.metric import load_metric, score
+from penjing.models.spec import files_of, load_model
 from penjing.prune.plan import Plan
 
 
@@ -25,6 +31,20 @@ def write(folder: Path, name: str) -> list[str]:
     with atomic_dir(folder) as aside:
         (aside / name).write_text(name)
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_recipe_may_say_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell puts it in on a command line, and nobody in YAML."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    numpy.savez(tmp_path / "a.npz", x=numpy.zeros((8, 4, 4, 3), "uint8"), y=numpy.arange(8) % 2)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef build(): return nn.Linear(2, 2)\ndef metric(z, y): return 0.0\n"
+    )
+    save_file(nn.Linear(2, 2).state_dict(), tmp_path / "w.safetensors")
+    assert open_data("~/a.npz", val_fraction=0.5).image_shape == (3, 4, 4)
+    assert isinstance(load_model("~/net.py:build", weights="~/w.safetensors").model, nn.Linear)
+    assert [path.parent for path in files_of("~/w.safetensors")] == [tmp_path]
+    assert score(load_metric("~/net.py:metric"), nn.Flatten(), [(torch.ones(1, 2), torch.ones(1))]) == 0.0
 
 
 def test_a_link_goes_on_leading_where_it_leads(tmp_path: Path) -> None:

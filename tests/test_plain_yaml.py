@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,3 +73,29 @@ class _Made(Config):
 def test_what_yaml_makes_of_a_word_is_said(text: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         _Made.parse(from_yaml(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ratio: {{ ratio }}", "a key is no text"),  # a template that nobody has filled in
+        ("{{ more }}: 1", "a key is no text"),
+        ("? [a, b]\n: 1", "a key is no text"),
+        ("model: &m {options: {a: *m}}", r"\*m stands within what it names"),
+        ("a: &m [1, *m]", r"\*m stands within what it names"),
+        ("a: !!int x", "cannot be read"),
+        ("a: !!timestamp x", "cannot be read"),
+        ("a: " + "9" * 5000, "cannot be read"),
+        ("[" * 5000, "nested too deeply"),
+    ],
+)
+def test_what_is_no_plain_data(text: str, said: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=said):
+        from_yaml(text)
+
+
+def test_anchors_and_dates() -> None:
+    """An anchor may be used after what it names; a date stays the text it is, also one that there is not."""
+    text = "a: &r {lr: 1e-3}\nb: {<<: *r, epochs: 2}\nc: [*r, 2026-11-30, 2026-13-01]"
+    rate = {"lr": 0.001}
+    assert from_yaml(text) == {"a": rate, "b": {**rate, "epochs": 2}, "c": [rate, "2026-11-30", "2026-13-01"]}

@@ -16,6 +16,7 @@ import penjing
 from penjing.cli.codes import Code
 from penjing.cli.interrupts import interrupts
 from penjing.errors import PenjingError, RunError, at_stage, no_room
+from penjing.files import from_home
 from penjing.user_file import users_fault
 
 VERBS = (
@@ -76,10 +77,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or bool(os.environ.get("PENJING_DEBUG"))
-    arguments = [one for one in arguments if one != "--debug"]
+    arguments = [_from_home(one) for one in arguments if one != "--debug"]
     if isinstance(sys.stdout, io.TextIOWrapper):  # an arrow must not cost the result of hours in a C locale
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error does by itself
     sys.exit(_run(arguments, debug))
+
+
+def _from_home(argument: str) -> str:
+    """``--out=~/small`` with the home folder put in: a shell does that only where a word begins with ``~``,
+    and a folder named ``~`` would come to lie in the current one.
+    """
+    option, equals, value = argument.partition("=")
+    return f"{option}={from_home(value)}" if equals and option.startswith("--") else argument
 
 
 def _run(arguments: list[str], debug: bool) -> int:

@@ -29,7 +29,7 @@ from penjing.data.split import (
     per_channel,
 )
 from penjing.errors import DataError
-from penjing.files import check_permitted
+from penjing.files import check_permitted, from_home
 from penjing.user_file import named_function, run_users
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def open_data(spec: str | Path | DataBundle, **options: Any) -> DataBundle:
     """
     if isinstance(spec, DataBundle):
         return spec
-    text = str(spec)
+    text = from_home(spec)
     if text == "glyphs":
         return _call(glyphs, text, options)
     path, _, factory = text.rpartition(":")
@@ -119,7 +119,7 @@ class _ImageOptions(_Options):
     def named(self) -> dict[str, Path]:
         """The further places that were named."""
         given = {"val": self.val, "test": self.test}
-        return {part: Path(place) for part, place in given.items() if place is not None}
+        return {part: Path(from_home(place)) for part, place in given.items() if place is not None}
 
 
 def _demand(option: str, value: object, holds: bool, what: str) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penjing.errors import MeasureError
+from penjing.files import from_home
 from penjing.measure.predict import as_predict, labelled, names_of
 from penjing.user_file import named_function
 
@@ -105,7 +106,7 @@ def load_metric(spec: str) -> Metric:
     Raises:
         MeasureError: for another text, no such file or function, or a file whose code fails.
     """
-    file, _, name = spec.rpartition(":")
+    file, _, name = from_home(spec).rpartition(":")
     if not file.endswith(".py") or not name:
         raise MeasureError(f"{spec!r} is no metric", remedy="Write file.py:function, of outputs and targets")
     return named_function(Path(file), name, MeasureError)

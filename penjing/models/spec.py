@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from penjing.errors import ArtifactError, PenjingError
+from penjing.files import from_home
 from penjing.models import hugging_face_door
 from penjing.models.weights import load_weights, opened
 from penjing.user_file import folder_importable, named_function, run_users
@@ -79,11 +80,11 @@ def load_model(
     Raises:
         ArtifactError: an unknown spec, a missing package or file, options or weights that do not fit.
     """
-    spec = str(spec)
+    spec = from_home(spec)
     loader = _loader(spec)
     loaded = loader(spec, trust, options)
     if weights is not None:
-        load_weights(loaded.model, weights, trust=trust)
+        load_weights(loaded.model, from_home(weights), trust=trust)
     return loaded
 
 
@@ -93,7 +94,7 @@ def files_of(spec: str | Path) -> tuple[Path, ...]:
     Raises:
         ArtifactError: for an ONNX file that is damaged.
     """
-    path = Path(str(spec).removeprefix("transformers:"))
+    path = Path(from_home(str(spec).removeprefix("transformers:")))
     beside: tuple[str, ...] = ()
     if hugging_face_door.is_saved(path):
         return hugging_face_door.files_of(path)
@@ -209,7 +210,7 @@ def _penjing(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
 
 def _transformers(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
     _package("transformers", spec)
-    folder = Path(spec.removeprefix("transformers:"))
+    folder = Path(from_home(spec.removeprefix("transformers:")))
     if not hugging_face_door.is_saved(folder):
         raise ArtifactError(
             f"{folder} is no folder with a config.json, and nothing is fetched",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from penjing.config import Config
 from penjing.errors import RecipeError, RunError
@@ -232,10 +232,17 @@ class Study:
         path = self.folder / "study.json"
         try:
             return StudyConfig.model_validate_json(path.read_bytes())
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise RunError(
-                f"{self.folder} holds no study ({path.name} cannot be read)",
+                f"{self.folder} holds no study ({path.name} cannot be read: {error.strerror or error})",
                 remedy="Give the folder that `penjing study` made",
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise RunError(
+                f"{path} is not what this version of penjing writes ({where}: {first['msg']})",
+                remedy="Use the version that made the study, on every node, or choose another folder",
             ) from error
 
     @property
@@ -293,7 +300,7 @@ class Study:
         path = self.folder / "leases" / str(number)
         if not path.exists():
             return True
-        with open(path) as lease:
+        with open(path, "r+") as lease:  # NFS locks exclusively only what is open for writing
             try:
                 fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -109,6 +109,17 @@ def test_debug_lets_the_error_through(capsys: pytest.CaptureFixture[str]) -> Non
         main(["report", "/nowhere", "--debug"])
 
 
+def test_a_tilde_behind_an_option_is_the_home_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--out=~/x``, which no shell replaces, made a folder called ``~`` in the current one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, "prune", "penjing:mlp", "--option=image_size=4", "--out=~/small", "--json")
+    assert code == 0, err
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
 def test_recipe_errors_name_the_entry(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("data: {spec: glyphs}\nmodel: {spec: 'penjing:mlp'}\nprune: {ratio: 0.5}\nrecovr: {}\n")
@@ -175,14 +186,16 @@ def test_report_from_metrics_alone(capsys: pytest.CaptureFixture[str], tmp_path:
     row = {"label": "x", "num_params": 10, "num_macs": 1, "size_bytes": 40}
     values = {"name": "r", "before": "dense", "after": "int8"}
     rows = [{**row, "key": "dense"}, {**row, "key": "int8", "num_params": 5}]
-    write_json(tmp_path / "metrics.json", {**values, "rows": rows})
+    write_json(tmp_path / "metrics.json", {**values, "rows": rows, "max_drop": 0.01, "held": False})
     code, out, _ = call(capsys, "report", str(tmp_path), "--json")
     assert code == 0
     found = json.loads(out)
     assert found["name"] == "r"
+    assert found["verdict"].endswith("did not hold.")
     assert (tmp_path / "report.html").is_file()
     code, out, _ = call(capsys, "report", str(tmp_path))
     assert "10 → 5 parameters" in out
+    assert found["verdict"] in out
 
 
 class TestParsing:

@@ -63,7 +63,7 @@ def test_a_key_that_stands_twice_is_an_error(tmp_path: Path) -> None:
         ({"prune": {"ratio": 0.5, "steps": 3}}, "prune", "budget"),
         ({"prune": {"ratio": 0.5, "reconstruct": {"rigde": 1}}}, "prune.reconstruct", "ridge"),
         ({"prune": {"ratio": 0.5, "criterion": "magnitud"}}, "prune.criterion", "unknown criterion"),
-        ({"recover": {"epochs": "many"}}, "recover.epochs", "integer"),
+        ({"recover": {"epochs": "many"}}, "recover.epochs", "no whole number"),
         ({"recover": {"lr": True}}, "recover.lr", "true is no number"),
         ({"recover": {"betas": [0.9, True]}}, "recover.betas", "1: true is no number"),
         ({"prune": {"ratios": {"conv": True}}}, "prune.ratios", "conv: true is no number"),
@@ -125,6 +125,24 @@ def test_demo_recipe_is_valid() -> None:
 @given(plain)
 def test_no_difference_to_itself(value: Any) -> None:
     assert first_difference(value, value) is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"prune": {"ratio": "40%"}}, r"prune\.ratio: '40%' is no number; as a share it is 0\.4"),
+        (
+            {"prune": {"budget": {"macs": "7.5 %"}}},
+            r"budget\.macs: '7\.5 %' is no number; as a share it is 0\.075",
+        ),
+        ({"prune": {"ratio": "0,4"}}, r"prune\.ratio: '0,4' is no number\. "),
+        ({"max_drop": 5}, r"max_drop: .* less than or equal to 1, and is 5\. "),
+        ({"recover": {"epochs": 1.5}}, r"recover\.epochs: .*, and is 1\.5\. "),
+    ],
+)
+def test_a_wrong_number_is_shown(entry: Any, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        Recipe.parse({**BASE, **entry})
 
 
 @given(plain, plain)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib
 import json
 import os
@@ -104,6 +105,26 @@ def test_a_trial_whose_worker_is_gone_is_done_by_another(tmp_path: Path) -> None
     second.finish(again, Outcome(0.9, 1.0, 1.0))
     second.finish(other, Outcome(0.8, 1.0, 1.0))
     assert second.counts() == {"finished": 2, "failed": 0, "running": 0, "lost": 1, "wanted": 2}
+
+
+def test_leases_are_looked_at_as_nfs_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS makes record locks of `flock`, and refuses an exclusive one on a file that is open for reading."""
+    kernels = fcntl.flock
+
+    def flock(file: Any, operation: int) -> None:
+        handle = file if isinstance(file, int) else file.fileno()
+        if operation & fcntl.LOCK_EX and fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        kernels(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    study = Study.create(tmp_path, config(2))
+    claim = study.claim()
+    assert claim is not None
+    assert study.counts()["running"] == 1
+    claim.lease.close()  # its worker is gone
+    assert work(tmp_path, evaluate=made_up) == 2
+    assert study.counts()["lost"] == 1
 
 
 def test_an_unfinished_line_of_the_journal_is_dropped(tmp_path: Path) -> None:
@@ -285,6 +306,25 @@ def test_wrong_studies(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds other files"):
         Study.create(tmp_path, config(1))
     assert [one.name for one in tmp_path.iterdir()] == ["photo.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"recipe": {', "the file: Invalid JSON"),
+        ("", "the file: Invalid JSON"),
+        (None, "unknown key 'tries'"),
+    ],
+)
+def test_a_study_of_another_version_says_what_is_not_known(
+    text: str | None, said: str, tmp_path: Path
+) -> None:
+    """On a node with an older penjing it was said to be no study at all."""
+    Study.create(tmp_path, config(2))
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tries": 3}) if text is None else text)
+    with pytest.raises(RunError, match=f"this version of penjing writes.*{said}"):
+        Study(tmp_path)
 
 
 def test_a_study_without_a_trial_holds_nobody_to_its_recipe(tmp_path: Path) -> None:

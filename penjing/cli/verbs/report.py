@@ -24,9 +24,10 @@ def command(
     from rich.console import Group
 
     from penjing.report import Metrics, terminal_table, write_report
-    from penjing.report.text import headline
+    from penjing.report.text import headline, verdict
 
     metrics = Metrics.read(folder)
     page = write_report(out or folder, metrics)
-    text = Group(terminal_table(metrics), "", headline(metrics), str(page))
-    common.emit({**metrics.to_dict(), "headline": headline(metrics), "page": str(page)}, text, json)
+    said = {"headline": headline(metrics), "verdict": verdict(metrics)}
+    text = Group(terminal_table(metrics), "", *(line for line in said.values() if line), str(page))
+    common.emit({**metrics.to_dict(), **said, "page": str(page)}, text, json)
