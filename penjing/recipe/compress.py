@@ -66,7 +66,8 @@ def compress(
             and the smallest that holds comes back; `RunResult.met` says whether both were kept.
         metric: What the loss is measured in instead of accuracy: ``metric(outputs, targets)`` on the whole
             validation split, such a function as ``"file.py:function"``, or an object with ``update``,
-            ``compute`` and ``reset`` (torchmetrics); higher is better.
+            ``compute`` and ``reset`` (torchmetrics); higher is better. ``"agreement"`` and ``"fidelity"``
+            go by the original's own answers (`penjing.measure.original`), as data without labels does.
         smallest: ``"params"``, ``"macs"``, ``"bytes"`` or ``"latency"``: look for the smallest network by
             this that stays within ``max_drop``; a budget then is the furthest to go (by default 0.05).
         trials: Sizes tried at most, each with a recovery of its own; 1 takes the budget as it is.

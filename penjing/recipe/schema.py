@@ -249,7 +249,8 @@ class Recipe(Config):
         drop: Whether ``max_drop`` is a difference (``"absolute"``) or a share of the dense network's value
             (``"relative"``).
         metric: ``"file.py:function"`` of outputs and targets, higher is better: what quality is instead of
-            the share answered right.
+            the share answered right. ``"agreement"`` (of the highest scores) and ``"fidelity"`` (R² of the
+            outputs) go by the original's answers; data without labels is judged by the fitting one of them.
         search: Try sizes until the loss is allowed; None prunes once.
         baselines: Also run random pruning to the same size with the same recovery, and the small network
             trained from scratch for the same time.

@@ -7,10 +7,11 @@ run that was interrupted and one that was not go through the same files.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from penjing.data import DataBundle
+from penjing.batches import take_apart
+from penjing.data import DataBundle, Split
 from penjing.errors import DataError, RunError
 from penjing.files import atomic_write
+from penjing.graph.inputs import required_inputs
 from penjing.measure.metric import load_metric, name_of
+from penjing.measure.original import BY_ORIGINAL, Answered, goes_by_original, needing_no_labels
 from penjing.models.spec import LoadedModel, files_of, load_model
 from penjing.prune import Budget, Plan, apply
 from penjing.recipe.feed import Feed, layout_of
@@ -66,11 +70,43 @@ class Workspace:
         self.sensed: Any = None
 
     @cached_property
+    def named_metric(self) -> Any:
+        """The metric that the user names (`penjing.measure.metric`), or None."""
+        name = self.recipe.metric
+        if self._given.metric is not None or name is None:
+            return self._given.metric
+        return BY_ORIGINAL[name] if name in BY_ORIGINAL else load_metric(name)
+
+    @cached_property
     def metric(self) -> Any:
-        """The user's own metric (`penjing.measure.metric`), or None."""
-        if self._given.metric is None and self.recipe.metric is not None:
-            return load_metric(self.recipe.metric)
-        return self._given.metric
+        """What quality is judged by: the user's metric, for data without labels how far a network answers as
+        the original does, or None for the share answered right.
+        """
+        if self.named_metric is not None or self.has_targets:
+            return self.named_metric
+        return needing_no_labels(next(iter(Answered(self._first, self.original)))[1])
+
+    @cached_property
+    def has_targets(self) -> bool:
+        """Whether the validation data says what is right; the sources of penjing's own always do."""
+        if isinstance(self.bundle.val, Split) or not self._first:
+            return True  # that there is no batch is said where it is read
+        return take_apart(self._first[0], required_inputs(self.original()))[1] is not None
+
+    @cached_property
+    def _first(self) -> list[Any]:
+        """The first validation batch, where there is one."""
+        with self.same_chance("targets"):  # whichever stage asks first
+            return list(islice(self.feed.split("val"), 1))
+
+    def judged(self, which: str = "val", limit: int | None = None) -> Iterable[Any]:
+        """A split as the metric wants it: with the original's answers as targets where it goes by them."""
+        batches = self.feed.split(which, limit)
+        return Answered(batches, self.dense) if goes_by_original(self.metric) else batches
+
+    def rated(self, which: str, limit: int | None = None) -> Iterable[Any]:
+        """A split, or ``limit`` of its samples, as `names_classes` says that they are rated."""
+        return self.feed.split(which, limit) if self.names_classes else self.judged(which, limit)
 
     @cached_property
     def names_classes(self) -> bool:
@@ -81,8 +117,9 @@ class Workspace:
         """
         from penjing.measure.predict import are_classes, labelled
 
-        with self.same_chance("targets"):  # whichever stage asks first
-            targets = next((found for _, found in labelled(self.feed.split("val"))), None)
+        if not self.has_targets:
+            return False
+        targets = next((found for _, found in labelled(self._first)), None)
         if targets is None or are_classes(targets):
             return True
         if self.metric is None:
@@ -255,8 +292,8 @@ class Workspace:
             with self.same_chance("given data"):
                 samples = values_digest(pytree.tree_leaves(self.feed.examples(8)))
             found["given data"] = hash_json([facts, samples])
-        if self.metric is not None:
-            found["given metric"] = hash_json(name_of(self.metric))
+        if self.named_metric is not None:
+            found["given metric"] = hash_json(name_of(self.named_metric))
         return found
 
     def inputs(self) -> dict[str, str]:

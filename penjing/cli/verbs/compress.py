@@ -29,7 +29,13 @@ def command(
     max_drop: Annotated[
         str, typer.Option(help="Allowed loss of validation accuracy: 0.5 is half a point; 1% is relative.")
     ] = "1",
-    metric: common.Metric = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What quality is, instead of accuracy: file.py:function of outputs and targets, or "
+            "agreement or fidelity with the original."
+        ),
+    ] = None,
     smallest: Annotated[
         str | None,
         typer.Option(help="Find the smallest within --max-drop by: params, macs, bytes or latency."),

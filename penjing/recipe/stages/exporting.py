@@ -73,7 +73,7 @@ def _to_int8(space: Workspace, out: Path, listen: Listener) -> QuantizeResult:
     judge = None if space.metric is None else on_arrays(space.metric)
     rest: dict[str, Any] = {
         "out": out,
-        "eval_data": space.feed.split("val"),
+        "eval_data": space.judged(),
         "labels_metric": judge,
         **common,
     }
@@ -84,7 +84,7 @@ def _to_int8(space: Workspace, out: Path, listen: Listener) -> QuantizeResult:
         space.dense(),
         space.feed.train(),
         stage.qat,
-        val=space.feed.split("val"),
+        val=space.rated("val"),
         metric=space.recovery_metric,
         checkpoint=space.work / "checkpoints" / "quantize",
         seed=recipe.seed,
@@ -206,6 +206,6 @@ def verify_files(space: Workspace, listen: Listener) -> Output:
                     "ok": found.ok,
                 }
             )
-        accuracies[file["file"]], _ = quality(space, open_file(path), space.feed.split("val"))
+        accuracies[file["file"]], _ = quality(space, open_file(path), space.rated("val"))
     listen(Event("verify", "progress", len(exported), len(exported), "file"))
     return Output({"checks": checks, "accuracy": accuracies}, {"latency_ms": latencies})

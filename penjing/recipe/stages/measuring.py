@@ -110,13 +110,13 @@ def measure_rows(space: Workspace, listen: Listener) -> Output:
         for at, (name, limit) in enumerate(splits):
             message = f"{entry.label} on the {name} split"
             listen(Event("measure", "progress", index * len(splits) + at, total, "split", message=message))
-            cells[name], measured = quality(space, session, space.feed.split(name, limit))
+            cells[name], measured = quality(space, session, space.rated(name, limit))
             if name == splits[-1][0] and measured is not None:
                 per_class[entry.key] = measured
         metric = None
         if space.metric is not None:  # without classes the cells hold it already
             own = space.names_classes
-            metric = score(space.metric, session, space.feed.split("val")) if own else cells["val"]["value"]
+            metric = score(space.metric, session, space.judged()) if own else cells["val"]["value"]
         rows.append(
             {
                 "key": entry.key,
@@ -183,7 +183,7 @@ def _accuracy_of_files(space: Workspace, rows: list[dict[str, Any]]) -> dict[str
             found[name] = known[name]
         elif space.feed.has("test"):
             runner = open_file(space.work / "export" / name)
-            found[name], _ = quality(space, runner, space.feed.split("test"))
+            found[name], _ = quality(space, runner, space.rated("test"))
     return found
 
 

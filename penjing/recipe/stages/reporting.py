@@ -16,6 +16,7 @@ from penjing.files import move_into
 from penjing.manifest import MANIFEST_FILE, installed
 from penjing.measure import device_name
 from penjing.measure.metric import is_allowed, name_of
+from penjing.measure.original import WHAT_IT_IS, goes_by_original
 from penjing.prune.compare import relative_error
 from penjing.recipe.guard import drop_of
 from penjing.recipe.schema import Recipe
@@ -182,6 +183,10 @@ def _notes(space: Workspace, pruned: dict[str, Any]) -> list[str]:
     if pruned["after"]["params"] == pruned["before"]["params"]:
         notes.append("Nothing had to be removed: the original is within the budget")
     notes += space.result("train").get("notes", [])
+    if goes_by_original(space.metric):
+        name = name_of(space.metric)
+        cause = "" if space.has_targets else "The data has no labels: "
+        notes.append(f"{cause}{name} is {WHAT_IT_IS[name]}; the original has 1")
     marker = space.store.read("quantize")
     if marker is not None:
         notes += marker.timing.get("notes", [])

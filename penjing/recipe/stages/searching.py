@@ -102,7 +102,7 @@ def prune_at_random(space: Workspace, listen: Listener) -> Output:
 def judge(space: Workspace, model: nn.Module) -> float:
     """The validation metric of a network: the user's own, or the share answered right."""
     if space.metric is not None or not space.names_classes:  # which says what is missing without a metric
-        return score(space.metric, model, space.feed.split("val"))
+        return score(space.metric, model, space.judged())
     from penjing.recover.evaluate import share_right
 
     return share_right(model, space.feed.split("val"))
