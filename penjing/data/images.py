@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from penjing.data.sizing import Sizing
-from penjing.data.split import Images, Labels, Split, numbered_classes
+from penjing.data.split import UNLABELLED, Images, Labels, Split, numbered_classes
 from penjing.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -210,18 +210,25 @@ class FolderSplit(EncodedSplit):
 def list_folder(
     folder: Path, classes: tuple[str, ...] | None = None
 ) -> tuple[list[Path], Labels, tuple[str, ...]]:
-    """Image files of ``folder/CLASS/…`` in sorted order, with labels and class names.
+    """Image files of ``folder/CLASS/…`` in sorted order, with labels and class names; of a folder that holds
+    nothing but images, these without labels.
+
+    Args:
+        folder: Where they are.
+        classes: Those of training, none where it has no labels; None for training itself.
 
     Raises:
-        DataError: no folder, no class folders, images outside them, a class that training has not, or a
-            class of training without images.
+        DataError: no folder, neither images nor class folders, images outside them, a class that training has
+            not, or a class of training without images.
     """
     if not folder.is_dir():
         raise DataError("there is no such folder", layer=str(folder), remedy="Give an existing image folder")
     found = sorted(
         child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
     )
-    loose = [child for child in folder.iterdir() if _is_image(child, folder)]
+    loose = sorted(child for child in folder.iterdir() if _is_image(child, folder))
+    if loose and not found and not classes:
+        return loose, np.full(len(loose), UNLABELLED), ()
     if loose:
         raise DataError(
             f"{len(loose)} images, such as {loose[0].name}, have no class folder and so no label",
@@ -229,12 +236,17 @@ def list_folder(
             remedy="Put each image in a folder named for its class",
         )
     if not found:
-        raise DataError("it has no class folders", layer=str(folder), remedy="Put images in CLASS/ folders")
+        raise DataError(
+            "it has neither images nor class folders",
+            layer=str(folder),
+            remedy="Put images in CLASS/ folders, or, without labels, right into it",
+        )
     names = classes if classes is not None else tuple(found)
     unknown = [name for name in found if name not in names]
     if unknown:
         raise DataError(
-            f"class {unknown[0]!r} is not among the training classes",
+            f"class {unknown[0]!r} is not among the training classes"
+            + ("" if names else " (the training images have no labels)"),
             layer=str(folder),
             remedy="Rename or remove that folder",
         )
@@ -318,6 +330,13 @@ class ParquetSplit(EncodedSplit):
         images = pa.chunked_array(
             [chunk for each in shards for chunk in each.images.chunks], pa.large_binary()
         )
+        bare = [path for path, each in zip(paths, shards, strict=True) if not each.is_labelled]
+        if 0 < len(bare) < len(shards):
+            raise DataError(
+                "it has no column 'label', and other files of the set have",
+                layer=str(bare[0]),
+                remedy="Give all labels, or none",
+            )
         labels = np.concatenate([each.labels for each in shards])
         declared = [each.classes for each in shards if each.classes is not None]
         names = classes or (declared[0] if declared else numbered_classes(labels, str(paths[0])))
@@ -339,6 +358,7 @@ class _Shard(NamedTuple):
     images: Any  # a chunked array of large_binary
     labels: Labels
     classes: tuple[str, ...] | None
+    is_labelled: bool = True
 
 
 def _read_shard(path: Path) -> _Shard:
@@ -354,31 +374,32 @@ def _read_shard(path: Path) -> _Shard:
     columns = table.column_names
     label_key = next((key for key in ("label", "labels", "fine_label") if key in columns), None)
     image_key = next((key for key in ("image", "img") if key in columns), None)
-    if label_key is None or image_key is None:
+    unlabelled = columns == [image_key]  # beside other columns a label may only have another name
+    if image_key is None or (label_key is None and not unlabelled):
         raise DataError(
             f"its columns are {', '.join(columns)}",
             layer=str(path),
-            remedy="Give columns 'image' (struct of bytes and path) and 'label' (int64), or other data by "
-            "file.py:factory",
+            remedy="Give columns 'image' (struct of bytes and path) and 'label' (int64; without labels, the "
+            "image column alone), or other data by file.py:factory",
         )
-    labels, images = table.column(label_key), table.column(image_key)
-    if not pa.types.is_integer(labels.type) or labels.null_count:
-        raise DataError(
-            f"labels are {labels.type}, {labels.null_count} of them missing",
-            layer=str(path),
-            remedy="Give an integer label for each image",
-        )
+    images = table.column(image_key)
     if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
         images = pa.compute.struct_field(images, "bytes")
     if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
         raise DataError(
             f"the image column is {images.type}", layer=str(path), remedy="Store encoded images as bytes"
         )
-    return _Shard(
-        images.cast(pa.large_binary()),
-        labels.to_numpy().astype(np.int64),
-        class_names(table.schema.metadata, label_key),
-    )
+    images = images.cast(pa.large_binary())
+    if label_key is None:
+        return _Shard(images, np.full(len(images), UNLABELLED), None, is_labelled=False)
+    labels = table.column(label_key)
+    if not pa.types.is_integer(labels.type) or labels.null_count:
+        raise DataError(
+            f"labels are {labels.type}, {labels.null_count} of them missing",
+            layer=str(path),
+            remedy="Give an integer label for each image",
+        )
+    return _Shard(images, labels.to_numpy().astype(np.int64), class_names(table.schema.metadata, label_key))
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None, label: str = "label") -> tuple[str, ...] | None:

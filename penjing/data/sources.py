@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from penjing.data.glyphs import glyphs
 from penjing.data.images import FolderSplit, ParquetSplit, list_folder
 from penjing.data.sizing import Sizing, is_whole
 from penjing.data.split import (
+    UNLABELLED,
     ArraySplit,
     DataBundle,
     Split,
@@ -49,6 +51,8 @@ def open_data(spec: str | Path | DataBundle, **options: Any) -> DataBundle:
             * a ``.npz`` file with ``x_train``, ``y_train`` (and ``…_val``, ``…_test``), or ``x``, ``y``;
             * ``file.py:factory``: a function giving loaders ``(train, val)`` or ``(train, val, test)``, a
               dict of them, or a `DataBundle`. The options are its arguments. This runs the file.
+
+            Images without labels: right in the folder, or files of nothing else (no ``label``, no ``y``).
         **options: For files: ``val_fraction`` (0.1) of the training samples, drawn class by class by ``seed``
             (0), serve as validation where the source has none — never the test set; ``image_size`` resizes,
             how is said by ``crop_fraction`` and ``interpolation`` (see `penjing.data.sizing.Sizing`);
@@ -56,7 +60,8 @@ def open_data(spec: str | Path | DataBundle, **options: Any) -> DataBundle:
             ``classes`` gives the class names.
 
     Raises:
-        DataError: nothing there, empty, corrupt, unlabelled, of the wrong shape, or an unknown option.
+        DataError: nothing there, empty, corrupt, of the wrong shape, labels in part or out of range, or an
+            unknown option.
     """
     if isinstance(spec, DataBundle):
         return spec
@@ -256,6 +261,9 @@ def _open_npz(path: Path, options: _Options) -> DataBundle:
             layer=str(path),
             remedy="Save plain numeric arrays with numpy.savez (object arrays need pickle: never loaded)",
         ) from error
+    names = list(itertools.chain(*_NPZ_KEYS.values()))
+    if held.keys() <= {x for x, _ in names}:  # beside other arrays labels may only have another name
+        held |= {y: np.full(len(held[x]), UNLABELLED) for x, y in names if x in held}
     pairs = {
         part: next(((held[x], held[y]) for x, y in keys if x in held and y in held), None)
         for part, keys in _NPZ_KEYS.items()

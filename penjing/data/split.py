@@ -15,20 +15,21 @@ from penjing.errors import DataError
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
-Batch = tuple[Tensor, Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+UNLABELLED = -1
+"""In the place of each label of a split without classes."""
 _MOST_NUMBERED = 1 << 20
 """Larger labels are ids or hashes: a name for each number below would fill the memory."""
 
 
 class Split:
-    """A map-style set of labelled images: ``len(split)``, ``split[i]`` → (uint8 ``HWC`` array, int label).
+    """A map-style set of images: ``len(split)``, ``split[i]`` → (uint8 ``HWC`` array, int label).
 
     A subclass gives `fetch`; everything else follows from it. Images of one split all have one shape.
 
     Attributes:
-        labels: int64 ``(N,)``.
-        classes: Class names; a label is an index into them.
+        labels: int64 ``(N,)``; all `UNLABELLED` where there are no classes.
+        classes: Class names; a label is an index into them. None: the images have no labels.
         image_shape: ``(H, W, C)`` of every image.
     """
 
@@ -40,7 +41,9 @@ class Split:
         self.image_shape = image_shape
         self.name = name
         if not len(self.labels):
-            raise DataError("there is not one sample", layer=name, remedy="Give a set with labelled images")
+            raise DataError("there is not one sample", layer=name, remedy="Give a set with images")
+        if not self.is_labelled and bool((self.labels == UNLABELLED).all()):
+            return
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.classes):
             wrong = int(((self.labels < 0) | (self.labels >= len(self.classes))).sum())
@@ -49,6 +52,11 @@ class Split:
                 layer=name,
                 remedy="Give integer labels that index the class names, and remove unlabelled samples",
             )
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the images have labels."""
+        return bool(self.classes)
 
     def fetch(self, indices: NDArray[np.int64]) -> Images:
         """The images at ``indices`` as one uint8 array ``(len(indices), H, W, C)``."""
@@ -133,7 +141,8 @@ class _Subset(Split):
 
 
 class Loader:
-    """A re-iterable of normalised batches ``(x_NCHW float32, y_N int64)``, deterministic in (seed, epoch).
+    """A re-iterable of normalised batches ``(x_NCHW float32, y_N int64)``, deterministic in (seed, epoch); of
+    images without labels, of ``x_NCHW`` alone.
 
     Every pass with the same seed and epoch gives the same batches, augmentation included, whatever was
     iterated before; `set_epoch` chooses the epoch (a pass does not advance it).
@@ -190,7 +199,7 @@ class Loader:
         full, rest = divmod(len(self.split), self.batch_size)
         return full if self.drop_last or not rest else full + 1
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         order, generator = self._order(), self._generator()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             indices = order[start : start + self.batch_size]
@@ -198,7 +207,9 @@ class Loader:
             x_NCHW = images.to(torch.float32).div_(255.0)
             if self.augment is not None:
                 x_NCHW = self.augment(x_NCHW, generator)
-            yield (x_NCHW - self._mean_C11) / self._std_C11, torch.from_numpy(self.split.labels[indices])
+            x_NCHW = (x_NCHW - self._mean_C11) / self._std_C11
+            labelled = self.split.is_labelled
+            yield (x_NCHW, torch.from_numpy(self.split.labels[indices])) if labelled else x_NCHW
 
     def _order(self) -> NDArray[np.int64]:
         if not self.shuffle:

@@ -88,8 +88,10 @@ class Workspace:
 
     @cached_property
     def has_targets(self) -> bool:
-        """Whether the validation data says what is right; the sources of penjing's own always do."""
-        if isinstance(self.bundle.val, Split) or not self._first:
+        """Whether the validation data says what is right."""
+        if isinstance(self.bundle.val, Split):
+            return self.bundle.val.is_labelled
+        if not self._first:
             return True  # that there is no batch is said where it is read
         return take_apart(self._first[0], required_inputs(self.original()))[1] is not None
 

@@ -202,8 +202,16 @@ def empty_folder(root: Path) -> Path:
     return root
 
 
-def unlabelled_folder(root: Path) -> Path:
+def image_outside_the_classes(root: Path) -> Path:
+    (root / "cat").mkdir()
     Image.new("L", (4, 4)).save(root / "loose.png")
+    return root
+
+
+def labels_for_validation_alone(root: Path) -> Path:
+    for folder in ("train", "val/cat"):
+        (root / folder).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(root / folder / "a.png")
     return root
 
 
@@ -277,9 +285,13 @@ NAN = np.full((4, 8, 8, 1), np.nan, np.float32)
     ("write", "match"),
     [
         (lambda root: root / "missing", "no such file"),
-        (lambda root: root, "no class folders"),
+        (lambda root: root, "neither images nor class folders"),
+        (image_outside_the_classes, r"loose\.png, have no class folder"),
+        (
+            labels_for_validation_alone,
+            r"'cat' is not among the training classes \(the training images have no",
+        ),
         (empty_folder, "not one sample"),
-        (unlabelled_folder, r"loose\.png, have no class folder"),
         (corrupt_image, r"bad\.png: the image cannot be decoded"),
         (truncated_image, r"short\.png: the image cannot be decoded"),
         (pickled_npz, "pickle"),
@@ -297,8 +309,9 @@ NAN = np.full((4, 8, 8, 1), np.nan, np.float32)
         (npz_with(x=IMAGES, y=np.array([0, 1, -1, 0])), "outside"),
         (npz_with(x=IMAGES, y=np.arange(4)), "no class has two samples"),
         (npz_with(a=IMAGES), "it holds a"),
+        (npz_with(x=IMAGES, targets=np.zeros(4, int)), "it holds x, targets"),
         (broken_parquet, "cannot be read as Parquet"),
-        (parquet_with(image=PIXELS), "its columns are image"),
+        (parquet_with(image=PIXELS, target=[0, 1, 1, 0]), "its columns are image, target"),
         (parquet_with(image=PIXELS, label=[0, 1, None, 0]), "1 of them missing"),
         (parquet_with(image=["a"] * 4, label=[0, 1, 1, 0]), "the image column is string"),
         (parquet_with(image=[{"path": "a"}] * 4, label=[0] * 4), "the image column is struct<path"),
@@ -316,6 +329,44 @@ def test_bad_data_is_an_error_that_says_what(
         open_data(write(tmp_path))
 
 
+def bare_folder(root: Path) -> Path:
+    (root / "photos").mkdir()
+    for index in range(20):
+        (root / "photos" / f"{index:02}.png").write_bytes(encode(np.full((8, 8, 1), index, np.uint8)))
+    return root / "photos"
+
+
+def bare_parquet(root: Path) -> Path:
+    pixels = [encode(np.full((8, 8, 1), index, np.uint8)) for index in range(20)]
+    pq.write_table(pa.table({"image": pixels}), root / "photos.parquet")
+    return root / "photos.parquet"
+
+
+def bare_npz(root: Path) -> Path:
+    images = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
+    np.savez(root / "photos.npz", x=images)
+    return root / "photos.npz"
+
+
+@pytest.mark.parametrize("write", [bare_folder, bare_parquet, bare_npz])
+def test_images_without_labels_are_batches_of_images_alone(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    bundle = open_data(write(tmp_path), val_fraction=0.25)
+    assert bundle.classes == ()
+    assert isinstance(bundle.train, Split)
+    assert isinstance(bundle.val, Split)
+    assert not bundle.train.is_labelled
+    assert (len(bundle.train), len(bundle.val)) == (15, 5)
+    seen = []
+    for which in ("train", "val"):
+        for batch in bundle.loader(which, 4):
+            assert isinstance(batch, torch.Tensor)
+            pixels = batch * torch.tensor(bundle.std[0]) + bundle.mean[0]
+            seen += (pixels[:, 0, 0, 0] * 255).round().int().tolist()
+    assert sorted(seen) == list(range(20))
+
+
 def test_shards_may_differ_in_types_but_not_in_columns(tmp_path: Path) -> None:
     rows = [encode(IMAGES[0])] * 2
     pq.write_table(pa.table({"image": PIXELS[:2], "label": pa.array([0, 1])}), tmp_path / "train-0.parquet")
@@ -327,7 +378,7 @@ def test_shards_may_differ_in_types_but_not_in_columns(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"at \S+train-1\.parquet row 0: the image cannot be decoded"):
         open_data(tmp_path)
     pq.write_table(pa.table({"image": rows}), other)
-    with pytest.raises(DataError, match=r"at \S+train-1\.parquet: its columns are image"):
+    with pytest.raises(DataError, match=r"at \S+train-1\.parquet: it has no column 'label'"):
         open_data(tmp_path)
 
 
