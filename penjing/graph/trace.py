@@ -22,6 +22,7 @@ from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.fixed_batch import FIXED, BatchWatch, is_symbolic, why_fixed
 from penjing.graph.inputs import bind_inputs
 from penjing.graph.kept_numbers import kept_numbers, told_numbers
+from penjing.graph.module_paths import name_modules_once_
 from penjing.graph.remembered import forgotten, own_copies
 from penjing.graph.source import raised_at, source_of
 from penjing.graph.tidy import tidy
@@ -351,6 +352,7 @@ def _graph(
     aliases = {item.name: first[id(item.tensor)] for item in held if first[id(item.tensor)] != item.name}
     known = {item.name for item in held}
     constants = tidy(unlifted, aliases, known, notes, prefix)
+    name_modules_once_(unlifted.graph, model)
     lifted = [Held(name, tensor, False) for name, tensor in constants.items()]
     module = graph_module([*held, *lifted], unlifted.graph, type(model).__name__)
     params = {item.name: item.tensor for item in held if item.name not in aliases and _is_param(item)}

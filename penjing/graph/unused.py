@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any
 
 from torch import fx
 
 from penjing.graph.axes import Axis, is_fixed
+from penjing.graph.module_paths import module_stack
 from penjing.graph.unify import resolve
 
 Axes = tuple[Axis, ...]
@@ -46,7 +46,7 @@ def _handed_on(paths: Set[str], values: Mapping[fx.Node, Sequence[Axes]]) -> Map
     found: dict[str, list[Axis]] = defaultdict(list)
     for node in values:
         for source in node.all_input_nodes:
-            path = _shared(_stack(source), _stack(node))
+            path = _shared(module_stack(source), module_stack(node))
             if path in paths and source.op == "call_function":
                 found[path] += (resolve(axis) for axes in values.get(source, ()) for axis in axes)
     return found
@@ -60,9 +60,3 @@ def _shared(one: Sequence[str], other: Sequence[str]) -> str:
             break
         path = here
     return path
-
-
-def _stack(node: fx.Node) -> tuple[str, ...]:
-    """Paths of the modules in whose forwards the node was made, the outermost first."""
-    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
-    return tuple(str(entry[0]).split("@")[0] for entry in stack.values())
