@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -104,11 +106,42 @@ class Given(nn.Module):
         return y
 
 
+class Divided(nn.Module):
+    """A number of which the forward writes only a quotient into shapes (deformable attention's values)."""
+
+    def __init__(self, width: int = 24, heads: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.width = heads, width
+        self.value, self.gate, self.out = (
+            nn.Linear(width, width),
+            nn.Linear(width, heads),
+            nn.Linear(width, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        x = (x + x.flip(1)) * 0.5  # more values of the same width, which stay
+        value = self.value(x).view(b, n, self.heads, self.width // self.heads)
+        weights = self.gate(x).softmax(1).view(b, n, self.heads, 1)
+        y: Tensor = x + self.out((value * weights).flatten(2))
+        return y
+
+
 def test_heads_that_are_given_the_shape_of_the_stream_stay() -> None:
     model, x = Given().eval(), torch.randn(2, 5, 24)
     result = prune(model, x, ratio=0.5)
     assert result.in_place, result.reason
     assert set(result.plan.groups) == {"up.weight:0"}
+    assert masked_equivalence(model, result, x) <= 1e-5
+
+
+def test_a_number_that_is_only_divided_follows() -> None:
+    model, x = Divided().eval(), torch.randn(2, 5, 24)
+    result = prune(model, x, ratio=0.5)
+    assert result.in_place, result.reason
+    pruned: Any = result.model
+    assert (pruned.width, pruned.value.out_features, pruned.out.out_features) == (12, 12, 24)
     assert masked_equivalence(model, result, x) <= 1e-5
 
 
