@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,28 +37,44 @@ def fixed_sizes(
         placeholder: What the program calls the input.
         dims: Its dimensions that are to be free.
     """
-    for node in program.graph.find_nodes(op="placeholder"):
-        value = node.meta.get("val") if node.name == placeholder else None
-        for dim in dims if isinstance(value, torch.Tensor) else ():
-            size = value.shape[dim]  # type: ignore[union-attr]
-            guard = _only_here(size) if isinstance(size, torch.SymInt) else None
-            if guard is not None:
-                yield FixedSize(dim, _place(guard))
+    holders = list(program.graph.find_nodes(op="placeholder"))
+    values = {node.name: value for node in holders if isinstance(value := node.meta.get("val"), torch.Tensor)}
+    sizes: list[Any] = [size for value in values.values() for size in value.shape]
+    free: list[Any] = [size.node for size in sizes if isinstance(size, torch.SymInt)]
+    here = {node.expr: int(node.hint) for node in free if node.expr.is_Symbol}
+    for dim in dims if placeholder in values else ():
+        size: Any = values[placeholder].shape[dim]
+        guard = _only_here(size.node, here) if isinstance(size, torch.SymInt) else None
+        if guard is not None:
+            yield FixedSize(dim, _place(guard))
 
 
-def _only_here(size: torch.SymInt) -> Any:
-    """The equation that no other size fulfils; None where there is none."""
-    node: Any = size.node
-    symbol, here = node.expr, int(node.hint)
-    if not symbol.is_Symbol:
+def _only_here(size: Any, here: Mapping[Any, int]) -> Any:
+    """The equation that holds in the example and nowhere far from it; None where there is none.
+
+    Sizes close by prove nothing: from ``size // 14`` come the same four windows for 57 as for 56.
+    """
+    symbol = size.expr
+    if symbol not in here:
         return None
-    others = {2 * here, here // 2, 2 * here - 1, 3 * here, 4 * here - 3, here + 1, here + 8, here + 32}
-    for guard in node.shape_env.guards:
-        if not isinstance(guard.expr, sympy.Eq) or guard.expr.free_symbols != {symbol}:
+    for guard in size.shape_env.guards:
+        symbols = guard.expr.free_symbols
+        if not isinstance(guard.expr, sympy.Eq) or symbol not in symbols or not symbols <= here.keys():
             continue
-        if not any(guard.expr.subs(symbol, other) == sympy.true for other in others - {here, 0, 1}):
+        if not any(guard.expr.subs(other) == sympy.true for other in _far(symbol, symbols, here)):
             return guard
     return None
+
+
+def _far(symbol: Any, symbols: Collection[Any], here: Mapping[Any, int]) -> Iterator[dict[Any, int]]:
+    """Other values of these sizes: of this one alone, then of all at once, by a factor or so many more."""
+    own = here[symbol]
+    for moved in ({symbol},) if len(symbols) == 1 else ({symbol}, set(symbols)):
+        for factor in (2, 3):
+            yield {one: here[one] * (factor if one in moved else 1) for one in symbols}
+        yield {one: 4 * here[one] - 3 if one in moved else here[one] for one in symbols}
+        for more in range(own - 1, own + 128):  # whatever is asked of the rest of a division
+            yield {one: here[one] + (more if one in moved else 0) for one in symbols}
 
 
 def _place(guard: Any) -> str:

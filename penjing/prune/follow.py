@@ -17,6 +17,8 @@ from typing import Any
 from torch import fx, nn
 
 from penjing.graph import Axis, Coupling, Graph, count, positions
+from penjing.graph.axes import Product
+from penjing.graph.shuffle import SPLITS
 from penjing.prune.apply import of_one_kind, set_attributes
 from penjing.prune.held import kept_integers
 from penjing.prune.layers import Own, normalised_dims, standard
@@ -63,8 +65,8 @@ def follow(
         graph: Its traced graph.
         coupling: Its axes.
         kept: Kept slots by leaf id.
-        given: Also edit numbers that are the size of what a module is given and only hands on: a forward may
-            check it. More of them have that size by chance.
+        given: Also edit numbers that are the size of what a module is given and only hands on, or splits: a
+            forward may check it, or divide it by a number of heads. More of them have that size by chance.
         shared: Also edit numbers in the configurations that modules keep, for all that share one.
     """
     evidence = _from_values(graph, coupling, kept, given=given)
@@ -186,7 +188,23 @@ def _from_values(
         found[path][old][new] += WEIGHT_SHAPE_OP
     for path, axis in given_axes(graph, coupling) if given else ():
         found[path][axis.size][count(axis, kept)] += _WEIGHT_OTHER
+    for path, axis in _split_axes(graph, coupling) if given else ():
+        found[path][axis.size][count(axis, kept)] += WEIGHT_SHAPE_OP
     return found
+
+
+def _split_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis]]:
+    """Each dim that a module's own forward splits, which it may write as ``width // heads``: a number that is
+    in no shape.
+    """
+    for node in graph.module.graph.nodes:
+        if str(node.target) not in SPLITS or node.name not in coupling.values:
+            continue
+        made = {axis.size for axes in coupling.values[node.name] for axis in axes}
+        for axes in coupling.values.get(node.args[0].name, ()):
+            for axis in axes:
+                if isinstance(axis, Product) and axis.size not in made:
+                    yield _owner(node), axis
 
 
 def given_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis]]:

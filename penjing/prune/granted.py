@@ -30,7 +30,8 @@ _PRODUCTS = {
 def granted_widths(graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
     """Ids of the groups to keep whole, the fewest first: the widths over which computed values are multiplied
     (queries and keys, two feature maps); these, and what the forwards that make them write into shapes by
-    the same number (the values, where one size serves for both). Nothing where there are none.
+    the same number (the values, where one size serves for both); these, and their heads, where the forward
+    takes for granted what all heads hold together. Nothing where there are none.
 
     Args:
         graph: The traced network.
@@ -48,6 +49,10 @@ def granted_widths(graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
     alike = multiplied.union(*(found for found in shaped.values() if found & multiplied))
     if alike != multiplied:
         yield {ids[leaf] for leaf in alike}
+    sizes = {ids[leaf] for leaf in alike}
+    heads = {other for group in coupling.groups if group.id in sizes for other in group.cofactors}
+    if not heads <= sizes:
+        yield sizes | heads
 
 
 def _multiplied(graph: Graph, coupling: Coupling) -> set[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 from penjing.graph import couple, trace
 from penjing.prune import prune
 from penjing.prune.compare import relative_error, run
-from penjing.prune.masked import masked_output
+from penjing.prune.masked import masked_equivalence, masked_output
 from penjing.prune.slots import slots_of
 
 
@@ -80,6 +82,67 @@ class Correlation(nn.Module):
         level = (volume / torch.sqrt(torch.tensor(dim).float())).mean(-1).view(b, 1, h, w)
         y: Tensor = self.up(x) * torch.sigmoid(level)
         return y
+
+
+class Given(nn.Module):
+    """A stream that is given and given back: what all heads hold together gets its shape (LED's decoder)."""
+
+    def __init__(self, width: int = 24, heads: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.head_dim = heads, width // heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, width = x.shape
+        q, k, v = (
+            layer(x).view(b, n, self.heads, self.head_dim).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
+        )
+        found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, width)
+        x = x + self.out(found)
+        y: Tensor = x + self.down(F.gelu(self.up(x)))
+        return y
+
+
+class Divided(nn.Module):
+    """A number of which the forward writes only a quotient into shapes (deformable attention's values)."""
+
+    def __init__(self, width: int = 24, heads: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.width = heads, width
+        self.value, self.gate, self.out = (
+            nn.Linear(width, width),
+            nn.Linear(width, heads),
+            nn.Linear(width, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        x = (x + x.flip(1)) * 0.5  # more values of the same width, which stay
+        value = self.value(x).view(b, n, self.heads, self.width // self.heads)
+        weights = self.gate(x).softmax(1).view(b, n, self.heads, 1)
+        y: Tensor = x + self.out((value * weights).flatten(2))
+        return y
+
+
+def test_heads_that_are_given_the_shape_of_the_stream_stay() -> None:
+    model, x = Given().eval(), torch.randn(2, 5, 24)
+    result = prune(model, x, ratio=0.5)
+    assert result.in_place, result.reason
+    assert set(result.plan.groups) == {"up.weight:0"}
+    assert masked_equivalence(model, result, x) <= 1e-5
+
+
+def test_a_number_that_is_only_divided_follows() -> None:
+    model, x = Divided().eval(), torch.randn(2, 5, 24)
+    result = prune(model, x, ratio=0.5)
+    assert result.in_place, result.reason
+    pruned: Any = result.model
+    assert (pruned.width, pruned.value.out_features, pruned.out.out_features) == (12, 12, 24)
+    assert masked_equivalence(model, result, x) <= 1e-5
 
 
 @pytest.mark.parametrize("layer", [OneHead, NonLocal, Correlation])

@@ -257,6 +257,29 @@ class Zooms(nn.Module):
         return F.interpolate(x[:, None], size=(int((x.shape[1] - 1) / 5 * 10 + 1), 4))
 
 
+class Patches(nn.Module):
+    """DepthAnything's way to its own input's size: 57 to 69 are the same number of patches as 56."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x[:, None], size=(int(x.shape[1] // 3 * 3.0), 4))
+
+
+class Areas(nn.Module):
+    """A number of two sizes at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x[:, None], 2) * int(x.shape[1] * x.shape[2] / 4)
+
+
+class Lattice(nn.Module):
+    """Sizes that are so many windows and one more, which holds for others as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert (x.shape[1] - 1) % 5 == 0
+        assert (x.shape[1] * x.shape[2]) % 4 == 0
+        return F.max_pool2d(x[:, None], (2, 2))
+
+
 class Squares(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + x.mT
@@ -276,6 +299,18 @@ class Squares(nn.Module):
             "steps (dimension 1 of input): the forward computes a number of it at "
             "test_export/test_dynamic_axes.py:",
         ),
+        (
+            Patches(),
+            {"*": {1: "side"}},
+            "side (dimension 1 of input): the forward computes a number of it at "
+            "test_export/test_dynamic_axes.py:",
+        ),
+        (
+            Areas(),
+            {"*": {1: "rows", 2: "columns"}},
+            "rows (dimension 1 of input): the forward computes a number of it at "
+            "test_export/test_dynamic_axes.py:",
+        ),
         (Listens(nn.RNN), {"*": {1: "steps"}}, "is unrolled"),
         (Squares(), {"*": {1: "rows", 2: "columns"}}, "rows and columns are always the same size"),
     ],
@@ -285,6 +320,13 @@ def test_what_fixes_a_size_is_told(model: nn.Module, axes: Any, told: str, tmp_p
         pj.export(model.eval(), tmp_path, ("onnx",), example_inputs=torch.randn(2, 6, 6), dynamic_axes=axes)
     assert told in str(caught.value)
     assert not any(tmp_path.iterdir())
+
+
+def test_what_other_sizes_fulfil_fixes_none(tmp_path: Path) -> None:
+    x, more = torch.randn(2, 6, 6), torch.randn(3, 16, 8)
+    export_onnx(Lattice(), tmp_path / "m.onnx", x, dynamic_axes={"*": {1: "rows", 2: "columns"}})
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    assert session.run(None, {"input": more.numpy()})[0].shape == Lattice()(more).shape
 
 
 @pytest.mark.parametrize(

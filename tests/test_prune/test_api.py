@@ -130,6 +130,25 @@ def test_a_class_that_cannot_follow_comes_back_as_a_graph() -> None:
         apply_(model, result.plan, X)
 
 
+class Draws(nn.Module):
+    """Its dropout is always on (SpeechT5's prenet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y = y * torch.bernoulli(torch.full_like(y, 0.5))
+        y = 2 * y if torch.compiler.is_compiling() else y + y  # else its calls are compared one by one
+        return self.b(y)  # type: ignore[no-any-return]
+
+
+def test_a_forward_that_draws_random_numbers_is_told() -> None:
+    torch.manual_seed(0)
+    assert "draws random numbers in eval mode" in prune(Draws(), X).reason
+
+
 def test_a_traced_graph_is_pruned_like_a_class() -> None:
     plain = GraphModel(trace(mlp(), X))
     result = prune(plain, X)
