@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from penjing.data import DataBundle
 from penjing.errors import DataError, RunError
 from penjing.files import atomic_write
+from penjing.graph.inputs import required_inputs
 from penjing.measure.metric import load_metric, name_of
 from penjing.models.spec import LoadedModel, files_of, load_model
 from penjing.prune import Budget, Plan, apply
@@ -82,7 +83,7 @@ class Workspace:
         from penjing.measure.predict import are_classes, labelled
 
         with self.same_chance("targets"):  # whichever stage asks first
-            targets = next((found for _, found in labelled(self.feed.split("val"))), None)
+            targets = next((found for _, found in labelled(self.feed.split("val"), self.feed.names)), None)
         if targets is None or are_classes(targets):
             return True
         if self.metric is None:
@@ -154,9 +155,16 @@ class Workspace:
         """The data as batches for this model."""
         config = self.recipe.data
         layout = self._layout() if config.layout == "auto" else config.layout
-        source = None if self.recipe.model.spec == GIVEN else self._source.normalize
-        trains = self.recipe.train is not None
-        return Feed(config, self.bundle, layout=layout, seed=self.recipe.seed, source=source, trains=trains)
+        given = self.recipe.model.spec == GIVEN
+        return Feed(
+            config,
+            self.bundle,
+            layout=layout,
+            seed=self.recipe.seed,
+            source=None if given else self._source.normalize,
+            trains=self.recipe.train is not None,
+            names=required_inputs(self._given.model if given else self._source.model),
+        )
 
     @cached_property
     def examples(self) -> Any:
