@@ -11,11 +11,16 @@ from torch import Tensor, nn
 
 import penjing as pj
 from penjing.batches import take_apart
-from penjing.errors import DataError
+from penjing.data import DataBundle
+from penjing.errors import DataError, PenjingError
 from penjing.graph.inputs import required_inputs
 from penjing.measure.accuracy import accuracy
 from penjing.prune.recalibrate import recalibrate_
+from penjing.prune.reconstruct import reconstruct
+from penjing.prune.sparsity import sparsify
 from penjing.quantize import quantize, quantized_student
+from penjing.recipe.feed import Feed
+from penjing.recipe.schema import DataConfig
 
 
 class Two(nn.Module):
@@ -68,6 +73,16 @@ def test_recovery_takes_two_inputs_without_targets() -> None:
         assert torch.equal(one, other)
 
 
+def test_a_refit_and_a_sparsity_that_reads_samples_take_them() -> None:
+    torch.manual_seed(0)
+    model, data = Two().eval(), pairs()
+    small = pj.prune(model, data[0], ratio=0.5)
+    refit = reconstruct(small.model, model, small.plan, data)
+    assert refit.num_samples == 96
+    assert refit.error_after < refit.error_before
+    sparsify(model, ratio=0.5, method="wanda", data=data)
+
+
 def test_quantization_and_training_in_int8_take_them_without_examples(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, data = Two().eval(), pairs()
@@ -93,3 +108,49 @@ def test_one_required_input_leaves_the_second_the_target() -> None:
     wrong = [(a, b, b) for a, b in pairs()]
     with pytest.raises(DataError, match=r"required positional"):
         pj.recover(Two(), Two(), wrong, pj.RecoverConfig(epochs=1))
+
+
+class Images(nn.Module):
+    """Two images, channels last, and the classes of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """``[N, 3]``."""
+        x = torch.relu(self.a(a.permute(0, 3, 1, 2)) + self.b(b.permute(0, 3, 1, 2)))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_the_data_of_a_recipe_goes_by_the_same_rule() -> None:
+    """Examples, and batches that are laid out anew."""
+    images = [(torch.rand(8, 3, 6, 6), torch.rand(8, 3, 6, 6)) for _ in range(2)]
+    bundle = DataBundle(images, images, None, (), (), (), (3, 6, 6), "x")
+    feed = Feed(DataConfig(spec="x"), bundle, layout="nhwc", seed=0, names=required_inputs(Images()))
+    a, b = feed.examples()
+    assert a.shape == b.shape == (2, 6, 6, 3)
+    batch = feed.first(feed.train())
+    assert batch is not None
+    assert batch.target is None
+    assert Images()(*batch.inputs).shape == (8, 3)
+    alone = Feed(DataConfig(spec="x"), bundle, layout="nchw", seed=0)
+    assert alone.examples().shape == (2, 3, 6, 6)
+    batch = alone.first(alone.train())
+    assert batch is not None
+    assert batch.target is images[0][1]
+
+
+def test_a_run_on_two_inputs_without_labels_says_that_they_are_missing(tmp_path: Path) -> None:
+    """It took the second input for targets that are no classes, and asked for a metric."""
+    torch.manual_seed(0)
+    with pytest.raises(PenjingError, match="no labels"):
+        pj.compress(Two(), (pairs(), pairs(2)), out=tmp_path)
+
+
+def test_a_run_on_two_inputs_and_labels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    labelled = [((a, b), torch.randint(0, 3, (8,))) for a, b in pairs()]
+    short = pj.RecoverConfig(epochs=1)
+    done = pj.compress(Two(), (labelled, labelled[:3]), max_drop=None, trials=1, recover=short, out=tmp_path)
+    assert done.model(*pairs()[0]).shape == (8, 3)

@@ -182,6 +182,7 @@ def feed_of(
     normalised as it is used to.
     """
     from penjing.data import open_data
+    from penjing.graph.inputs import required_inputs
     from penjing.recipe.feed import Feed, layout_of
     from penjing.recipe.schema import DataConfig
 
@@ -194,8 +195,15 @@ def feed_of(
         }
     )
     bundle = open_data(spec, **config.options)
-    layout = layout_of(_declared(source) if model is None else model.example_inputs, bundle)
-    return Feed(config, bundle, layout=layout, seed=seed, source=None if model is None else model.normalize)
+    declared = _declared(source) if model is None else model.example_inputs
+    return Feed(
+        config,
+        bundle,
+        layout=layout_of(declared, bundle),
+        seed=seed,
+        source=None if model is None else model.normalize,
+        names=tuple(declared or ()) if model is None else required_inputs(model.model),
+    )
 
 
 def _declared(file: Path | None) -> Any:

@@ -26,6 +26,7 @@ from penjing.errors import DataError, PruneError
 from penjing.events import Event, Listener, silent, warner
 from penjing.graph import Graph
 from penjing.graph.branches import chosen, cut, find_branches
+from penjing.graph.inputs import required_inputs
 
 
 class ReconstructConfig(Config):
@@ -171,7 +172,7 @@ def reconstruct(
     config = ReconstructConfig.of(config)
     began = time.perf_counter()
     told: list[str] = []
-    batches = calibration_batches(data, config.max_samples, told.append)
+    batches = calibration_batches(data, config.max_samples, required_inputs(student), told.append)
     for said in told:
         warner("reconstruct", listen)(said)
     model = copy.deepcopy(student)
@@ -195,14 +196,17 @@ def reconstruct(
 
 
 def calibration_batches(
-    data: Iterable[Any], max_samples: int, tell: Callable[[str], None] | None = None
+    data: Iterable[Any],
+    max_samples: int,
+    names: Sequence[str],
+    tell: Callable[[str], None] | None = None,
 ) -> list[Inputs]:
-    """The inputs of the first ``max_samples`` samples, batch by batch; ``tell`` as in `first_samples`.
+    """The inputs of the first ``max_samples`` samples, batch by batch; see `first_samples`.
 
     Raises:
         DataError: no data, or NaN in it.
     """
-    taken = first_samples(data, max_samples, tell=tell)
+    taken = first_samples(data, max_samples, names, tell)
     if sum(count_samples(inputs) for inputs in taken) < 2:
         raise DataError(
             "the data has fewer than two samples",

@@ -108,7 +108,8 @@ def least_felt(
             "choosing branches needs data", remedy="Pass data=… (batches of the training set), or names"
         )
     warn = warner("prune", listen)
-    batches = [given_to(graph, batch) for batch in calibration_batches(data, samples, warn)]
+    inputs = calibration_batches(data, samples, graph.input_names, warn)
+    batches = [given_to(graph, batch) for batch in inputs]
     whole = _outputs(graph, (), batches)
     size = sum(spread(y) for y in whole) or 1.0
     out: list[Branch] = []

@@ -208,12 +208,13 @@ def _walk_through(
 ) -> dict[str, Tensor]:
     """Mask layer after layer, in the order of computation; in place."""
     from penjing.graph import trace
+    from penjing.graph.inputs import required_inputs
     from penjing.prune.places import find_places
     from penjing.prune.reconstruct import calibration_batches
     from penjing.prune.rows import input_moments, input_rows
     from penjing.prune.walk import Walk, footprint, given_to, within_memory
 
-    batches = calibration_batches(data, max_samples)
+    batches = calibration_batches(data, max_samples, required_inputs(model))
     example = between(batches[0], 0, 2)
     graph = trace(model, example)
     if graph.batch_dim:

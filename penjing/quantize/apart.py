@@ -102,7 +102,11 @@ def stands_apart(node: ir.Node) -> bool:
 
 
 def encode_apart(
-    model: ir.Model, outputs: Sequence[str], config: QuantizeConfig, guard: Guard
+    model: ir.Model,
+    outputs: Sequence[str],
+    config: QuantizeConfig,
+    guard: Guard,
+    steps: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> dict[str, Apart]:
     """Round the weights of these layers, named by their first output.
 
@@ -111,24 +115,24 @@ def encode_apart(
         outputs: Layers that `penjing.quantize.place` chose.
         config: Uses ``mode`` and ``weights``, and ``weight_bits`` in mode ``static``.
         guard: What protects 16-bit sums; tables are looked up, so they need none.
+        steps: Steps that training learned, by the name of the matrix in the graph.
     """
     if config.mode == "weight_only":  # where linear weights have 4 bits, these still have 8
         config = config.model_copy(update={"weight_bits": 8})
     wanted = [node for node in model.graph if node.outputs and node.outputs[0].name in set(outputs)]
-    names = [name_of(value) for node in wanted for value in _weights(node)]
-    multiplied = {name_of(v) for node in wanted if node.op_type != "Gather" for v in _weights(node)}
+    names = [name for node in wanted for name in matrix_names(node)]
+    multiplied = {name for node in wanted if node.op_type != "Gather" for name in matrix_names(node)}
     if not names:
         return {}
     exact, origins = _made_of(model, names)
     found: dict[str, Matrix] = {}
     for name in dict.fromkeys(names):
         weight = exact[name].astype(np.float32, copy=False)
-        numbers = encode_rows(_rows(weight), config, guard if name in multiplied else "off")
+        own = guard if name in multiplied else "off"
+        numbers = encode_rows(_rows(weight), config, own, steps_N=(steps or {}).get(name))
         directions = 1 if weight.ndim == 2 else len(weight)
         found[name] = Matrix(numbers, directions, _stored(name, numbers, origins[name]))
-    return {
-        name_of(node.outputs[0]): tuple(found[name_of(value)] for value in _weights(node)) for node in wanted
-    }
+    return {name_of(node.outputs[0]): tuple(found[name] for name in matrix_names(node)) for node in wanted}
 
 
 def emit_apart(model: ir.Model, encoded: Mapping[str, Apart], mode: str) -> ir.Model:
@@ -175,6 +179,11 @@ def weights_at(node: ir.Node) -> tuple[int, ...]:
     if node.op_type in RECURRENT_OPS:
         return (1, 2)
     return (0,) if node.op_type == "Gather" else (1,)
+
+
+def matrix_names(node: ir.Node) -> tuple[str, ...]:
+    """Names in the graph of what `Apart` holds of this layer."""
+    return tuple(map(name_of, _weights(node)))
 
 
 def _weights(node: ir.Node) -> list[ir.Value]:

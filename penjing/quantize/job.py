@@ -175,6 +175,7 @@ class Job:
         observer: Name of the observer whose ranges hold.
         keep: Layers in float, with the reason.
         scales: Learned steps of weights, by output name.
+        matrices: Learned steps of the weights of layers that stand apart, by their own names.
         gains: What each layer alone in float gains, in dB.
         before: Of a network that was trained in 8 bits, the graph whose weights a layer that goes back to
             float gets again; None where what was learned holds for float layers, too.
@@ -201,6 +202,7 @@ class Job:
     moments: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     keep: dict[str, str] = field(default_factory=dict)
     scales: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    matrices: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     gains: dict[str, float] = field(default_factory=dict)
     before: ir.Model | None = None
     notes: list[str] = field(default_factory=list)
@@ -304,6 +306,7 @@ class Job:
         placement: Placement,
         params: Mapping[str, ActivationParams],
         scales: Mapping[str, NDArray[np.float32]],
+        matrices: Mapping[str, NDArray[np.float32]],
     ) -> None:
         """Take what training found in the place of calibration; `reference` stays the network before it."""
         self.model, self._apart = model, {}
@@ -311,7 +314,7 @@ class Job:
         self.placement = placement
         self.seen = Calibration({}, samples=self.seen.samples)
         self.moments = {}
-        self.params, self.scales = dict(params), dict(scales)
+        self.params, self.scales, self.matrices = dict(params), dict(scales), dict(matrices)
         # what was learned is written as it is
         self.config = self.config.model_copy(update={"bias_correction": False, "rounding": "nearest"})
 
@@ -375,7 +378,7 @@ class Job:
     def encode_apart(self, placement: Placement) -> dict[str, Apart]:
         """The numbers of each layer that stands apart, found once."""
         missing = [out for out in placement.apart if out not in self._apart]
-        self._apart |= encode_apart(self.model, missing, self.config, self.guard)
+        self._apart |= encode_apart(self.model, missing, self.config, self.guard, self.matrices)
         return {out: self._apart[out] for out in placement.apart}
 
     def _roots(self, placement: Placement) -> dict[str, ActivationParams]:

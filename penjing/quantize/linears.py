@@ -82,8 +82,11 @@ def encode_rows(
     config: QuantizeConfig,
     guard: Guard,
     moments_KK: NDArray[np.float64] | None = None,
+    steps_N: NDArray[np.float32] | None = None,
 ) -> LinearWeight:
-    """Round a matrix of outputs by inputs, as `encode_linear` does a layer's."""
+    """Round a matrix of outputs by inputs, as `encode_linear` does a layer's; by the steps that training
+    learned, one for each output, where there are such.
+    """
     size = w_NK.shape[1]
     blocked = config.mode == "weight_only" and config.weight_bits == 4
     block = config.block if blocked else size
@@ -92,7 +95,8 @@ def encode_rows(
     count = -(-size // block)
     padded = np.pad(w_NK, ((0, 0), (0, count * block - size)))
     rows = np.ascontiguousarray(padded.reshape(-1, block))
-    scale_NB = choose_scale(rows, config.weights, guard, None, top).reshape(-1, count)
+    found_N = choose_scale(rows, config.weights, guard, None, top) if steps_N is None else steps_N
+    scale_NB = found_N.reshape(-1, count)
     if moments_KK is not None:
         scale_NK = np.repeat(scale_NB, block, axis=1)[:, :size]
         refine = config.rounding == "descent"

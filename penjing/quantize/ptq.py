@@ -78,7 +78,7 @@ def quantize(
                 raise QuantizeError(
                     "a quantized student brings its own options", remedy="Give them to quantized_student"
                 )
-            job = taught_job(model, data, seed, listen, folder)
+            job = taught_job(model, rereadable(data, model.frame.config.samples), seed, listen, folder)
         else:
             config = QuantizeConfig.of(config)
             data = rereadable(data, config.samples)

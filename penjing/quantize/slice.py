@@ -168,6 +168,7 @@ def prune_quantized(
             for root in placement.observed
         }
         scales = {of_weight[weight]: sliced[f"{weight}.scale"] for weight in named if weight in of_weight}
+        matrices = {w: sliced[f"{w}.scale"] for w in named if of_weight.get(w) in placement.apart}
         job.reference = job.model
         if recalibrate:
             job.placement = placement
@@ -177,9 +178,9 @@ def prune_quantized(
             job.settle()
             kept |= {root: found for root, found in job.params.items() if root not in constant_roots}
             # the rounding is of second order: where nothing is held back, all levels stay as they were
-            job.placement, job.params, job.scales = placement, kept, scales
+            job.placement, job.params, job.scales, job.matrices = placement, kept, scales, matrices
         else:
-            job.teach(job.model, placement, kept, scales)
+            job.teach(job.model, placement, kept, scales, matrices)
         job.notes.append("levels and steps are slices of the quantized network's")
         if others:
             job.notes.append(

@@ -24,6 +24,7 @@ from penjing.files import temporary
 from penjing.models.onnx_door import Env, OnnxModel, present
 from penjing.models.onnx_ops import as_tensor
 from penjing.models.onnx_read import Step
+from penjing.quantize.apart import matrix_names
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.encode import EncodedLayer, guard_of, lone_channels
 from penjing.quantize.fake import fake_activation, fake_bias, fake_weight
@@ -53,6 +54,15 @@ class LayerFrame:
 
 
 @dataclass(frozen=True)
+class MatrixFrame:
+    """What stays fixed of a matrix of a layer that stands apart (`penjing.quantize.apart`): its guard, and
+    its first steps, one a row."""
+
+    guard: Guard
+    steps_N: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Frame:
     """What stays fixed while a student trains. Copies of a student share it.
 
@@ -62,6 +72,8 @@ class Frame:
         params: Scale and zero point of each 8-bit tensor at the start.
         tops: Where 8 bits stand in for a Clip, its upper bound, which the largest level may not exceed.
         layers: The int8 layers, by output name.
+        apart: Names of the matrices of each layer that stands apart, by output name.
+        matrices: Those matrices, by name.
         config: How it was quantized.
     """
 
@@ -70,6 +82,8 @@ class Frame:
     params: Mapping[str, ActivationParams]
     tops: Mapping[str, float]
     layers: Mapping[str, LayerFrame]
+    apart: Mapping[str, tuple[str, ...]]
+    matrices: Mapping[str, MatrixFrame]
     config: QuantizeConfig
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -97,11 +111,15 @@ class QuantizedStudent(OnnxModel):
         self.weight_steps = nn.ParameterList(
             nn.Parameter(torch.from_numpy(encoded[out].weight.scale_O.copy())) for out in frame.layers
         )
+        self._matrices = {name: i for i, name in enumerate(frame.matrices)}
+        self.matrix_steps = nn.ParameterList(
+            nn.Parameter(torch.from_numpy(matrix.steps_N.copy())) for matrix in frame.matrices.values()
+        )
         self._start_from(encoded)
         placement = frame.placement
         self._body.steps = [
             replace(step, inputs=tuple(self._seen_by(step, name) for name in step.inputs))
-            if step.outputs[0] in placement.nodes
+            if step.outputs[0] in placement.nodes or step.outputs[0] in frame.apart
             else step
             for step in self._body.steps
         ]
@@ -116,7 +134,8 @@ class QuantizedStudent(OnnxModel):
             raise QuantizeError(
                 "a network that trains in int8 cannot be traced, as pruning and regularizers of slots do",
                 layer=type(self).__name__,
-                remedy="Prune or regularize before quantizing; 'keep_zeros' alone works afterwards",
+                remedy="Prune or regularize before quantizing ('keep_zeros' alone works afterwards); "
+                "penjing.quantize writes its file",
             )
         return super().forward(*args, **kwargs)
 
@@ -138,6 +157,8 @@ class QuantizedStudent(OnnxModel):
     def _seen_by(self, step: Step, name: str) -> str:
         """An int8 node reads the rounded value where others may read the exact one."""
         placement = self.frame.placement
+        if (matrices := self.frame.apart.get(step.outputs[0])) is not None:
+            return name + _ROUNDED if name in matrices else name
         layer = self.frame.layers.get(step.outputs[0])
         if layer is not None and name in {layer.weight, self._bias(step)}:
             return name + _ROUNDED
@@ -162,7 +183,7 @@ class QuantizedStudent(OnnxModel):
     @property
     def scale_parameters(self) -> list[nn.Parameter]:
         """All steps: how far one may go at once is a share of its own size (`penjing.recover.optim`)."""
-        return [*self.activation_steps, *self.weight_steps]
+        return [*self.activation_steps, *self.weight_steps, *self.matrix_steps]
 
     def rounded_tensors(self, names: Set[str]) -> dict[str, nn.Parameter]:
         """The steps of those tensors among ``names`` that are rounded to 8 bits."""
@@ -180,19 +201,25 @@ class QuantizedStudent(OnnxModel):
 
     def _weight_steps(self, out: str) -> nn.Parameter:
         """The steps of a layer's weight, likewise."""
-        steps_O: nn.Parameter = self.weight_steps[self._layers[out]]
-        least_O = torch.from_numpy(_LEAST_SHARE * self.frame.layers[out].steps_O)
-        steps_O.data.clamp_(min=least_O.to(steps_O.device))
-        return steps_O
+        return _kept_from_zero(self.weight_steps[self._layers[out]], self.frame.layers[out].steps_O)
+
+    def _matrix_steps(self, name: str) -> nn.Parameter:
+        """The steps of a matrix of a layer that stands apart, likewise."""
+        return _kept_from_zero(self.matrix_steps[self._matrices[name]], self.frame.matrices[name].steps_N)
 
     def _about_to_run(self, step: Step, env: Env) -> None:
         """Store weight and bias of an int8 layer as its file does."""
         out = step.outputs[0]
+        top = weight_top(self.frame.config.weight_bits)
+        for name in self.frame.apart.get(out, ()):
+            matrix, steps_N = as_tensor(present(env, name)), self._matrix_steps(name)
+            rows_NK = matrix.reshape(-1, matrix.shape[-1])
+            rounded_NK = fake_weight(rows_NK, steps_N, 0, self.frame.matrices[name].guard, top)
+            env[name + _ROUNDED] = rounded_NK.reshape(matrix.shape)
         layer = self.frame.layers.get(out)
         if layer is None:
             return
         w, steps_O = as_tensor(present(env, layer.weight)), self._weight_steps(out)
-        top = weight_top(self.frame.config.weight_bits)
         env[layer.weight + _ROUNDED] = fake_weight(w, steps_O, layer.axis, layer.guard, top, layer.lone)
         if bias := self._bias(step):
             root = self.frame.placement.roots[step.inputs[0].removesuffix(_ROUNDED)]
@@ -221,6 +248,10 @@ class QuantizedStudent(OnnxModel):
     def learned_scales(self) -> dict[str, NDArray[np.float32]]:
         """Steps of each layer's weight now, by output name."""
         return {out: _numpy(self._weight_steps(out)) for out in self._layers}
+
+    def learned_matrices(self) -> dict[str, NDArray[np.float32]]:
+        """Steps now of the weights of layers that stand apart, by their own names."""
+        return {name: _numpy(self._matrix_steps(name)) for name in self._matrices}
 
     def learned_model(self) -> ir.Model:
         """The prepared graph with the weights and statistics as they are now, in float."""
@@ -292,9 +323,15 @@ def student_of(job: Job, prepared: Path) -> QuantizedStudent:
             lone_channels(node, guard),
             encoded[out].weight.scale_O,
         )
+    apart, matrices = {}, {}
+    for out, found in job.encode_apart(job.placement).items():
+        apart[out] = matrix_names(job.nodes[out])
+        guard = "off" if job.nodes[out].op_type == "Gather" else job.guard
+        for name, matrix in zip(apart[out], found, strict=True):
+            matrices[name] = MatrixFrame(guard, matrix.numbers.scale_NB[:, 0])
     params = {root: job.params[root] for root in job.placement.observed}
     tops = {name: top for name in job.placement.clamps if (top := upper_bound(job.nodes[name])) is not None}
-    frame = Frame(job.model, job.placement, params, tops, layers, job.config)
+    frame = Frame(job.model, job.placement, params, tops, layers, apart, matrices, job.config)
     ir.save(job.model, prepared)
     return QuantizedStudent(prepared, frame, encoded).eval()
 
@@ -310,8 +347,10 @@ def taught_job(
     source = folder / "fp32.onnx"
     ir.save(student.frame.model, source)
     job = Job(source, data, student.frame.config, seed, listen)
-    for name, value in student.named_parameters():
-        if not bool(torch.isfinite(value).all()):
+    checked = [(name, value.isfinite()) for name, value in student.named_parameters()]
+    checked += [(name, ~value.isnan()) for name, value in student.named_buffers()]  # masks hold infinities
+    for name, sound in checked:
+        if not bool(sound.all()):
             raise QuantizeError(
                 "training left values that are not finite", layer=name, remedy="Train with a lower lr"
             )
@@ -323,8 +362,18 @@ def taught_job(
 def teach(job: Job, student: QuantizedStudent) -> None:
     """Give a job what its student learned."""
     job.teach(
-        student.learned_model(), student.frame.placement, student.learned_params(), student.learned_scales()
+        student.learned_model(),
+        student.frame.placement,
+        student.learned_params(),
+        student.learned_scales(),
+        student.learned_matrices(),
     )
+
+
+def _kept_from_zero(steps: nn.Parameter, start: NDArray[np.float32]) -> nn.Parameter:
+    """Steps of a weight, brought back to where they are of use if training led them out."""
+    steps.data.clamp_(min=torch.from_numpy(_LEAST_SHARE * start).to(steps.device))
+    return steps
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from penjing.batches import ask, check_labels, classifies, logits_of, unpack
+from penjing.batches import ask, check_labels, classifies, logits_of
 from penjing.data import Split
-from penjing.errors import RecipeError
+from penjing.errors import DataError, RecipeError
 from penjing.export.base import get_format
 from penjing.export.onnx import export_onnx
 from penjing.files import temporary
@@ -130,7 +130,9 @@ def _has_classes(space: Workspace) -> bool:
 
 def _answers(space: Workspace, batches: Iterable[Any]) -> tuple[torch.Tensor, Any]:
     """What the network says to the first batch, and its target."""
-    model, batch = space.original().eval(), unpack(next(iter(batches)))
+    model, batch = space.original().eval(), space.feed.first(batches)
+    if batch is None:
+        raise DataError("the validation data has no batches", remedy="Check its path")
     with torch.no_grad():
         return logits_of(ask(model, batch.inputs, "model"), batch.target), batch.target
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
-from penjing.batches import between, count_samples, take_apart
+from penjing.batches import Batch, between, count_samples, take_apart, unpack
 from penjing.data import DataBundle, Loader, Split
 from penjing.errors import DataError
 from penjing.recipe.schema import DataConfig
@@ -64,6 +64,8 @@ class Feed:
         seed: Seeds shuffling and augmentation.
         source: ``mean`` and ``std`` as the model's source says, if it does.
         trains: Whether the network is trained on these images from scratch.
+        names: Names of the inputs that the network requires; by them a batch of two tensors is two inputs or
+            input and target, as in all stages (`penjing.batches.take_apart`).
     """
 
     def __init__(
@@ -75,10 +77,11 @@ class Feed:
         seed: int,
         source: Normalize | None = None,
         trains: bool = False,
+        names: Sequence[str] = (),
     ) -> None:
         mean, std = _statistics(config, bundle, source, trains=trains)
         self.config, self.bundle = config, replace(bundle, mean=mean, std=std)
-        self.layout, self.seed = layout, seed
+        self.layout, self.seed, self.names = layout, seed, tuple(names)
 
     def train(self, *, augment: bool = True) -> Iterable[Any]:
         """Training batches: shuffled, and augmented as the recipe says (a user's own loader as it is)."""
@@ -115,8 +118,13 @@ class Feed:
     def examples(self, num: int = 2) -> Any:
         """Inputs of the first validation samples, as the model takes them."""
         for batch in self.split("val", num):
-            return between(take_apart(batch)[0], 0, num)
+            return between(take_apart(batch, self.names)[0], 0, num)
         raise DataError("the validation data has no batches", remedy="Check its path")
+
+    def first(self, batches: Iterable[Any]) -> Batch | None:
+        """The first of some batches of this data, taken apart; None where there is none."""
+        item = next(iter(batches), None)
+        return None if item is None else unpack(item, self.names)
 
     @property
     def normalize(self) -> Normalize | None:
@@ -134,7 +142,12 @@ class Feed:
         return self._laid_out(Loader(split.subset(indices), self.config.eval_batch_size, mean=mean, std=std))
 
     def _laid_out(self, batches: Iterable[Any]) -> Iterable[Any]:
-        return Changed(batches, _channels_last) if self.layout == "nhwc" else batches
+        return Changed(batches, self._channels_last) if self.layout == "nhwc" else batches
+
+    def _channels_last(self, batch: Any) -> Any:
+        inputs, target, logits = take_apart(batch, self.names)
+        turned = pytree.tree_map(_turned, inputs)
+        return (turned, target) if logits is None else (turned, target, logits)
 
 
 def _spread(size: int, limit: int) -> NDArray[np.int64]:
@@ -188,12 +201,6 @@ def layout_of(example_inputs: Any, bundle: DataBundle) -> str:
     own = tuple(inputs.shape[1:])
     last = own == (*shape[1:], shape[0]) or shape[0] == own[-1] != own[0]  # free sizes are not the data's
     return "nhwc" if last and own != shape else "nchw"
-
-
-def _channels_last(batch: Any) -> Any:
-    inputs, target, logits = take_apart(batch)
-    turned = pytree.tree_map(_turned, inputs)
-    return turned if target is None else (turned, target) if logits is None else (turned, target, logits)
 
 
 def _turned(value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable
 
-from penjing.batches import Batch, unpack
+from penjing.batches import Batch
 from penjing.errors import PenjingError, RecipeError
 from penjing.recipe.schema import Recipe
 from penjing.recipe.workspace import Workspace
@@ -27,8 +27,7 @@ def check_trainings(space: Workspace) -> None:
     """
     names = [name for name, _ in space.original().named_modules() if name]
     with space.same_chance("trainings"):
-        first = next(iter(space.feed.train()), None)
-    batch = None if first is None else unpack(first)
+        batch = space.feed.first(space.feed.train())
     for entry, config in trainings(space.recipe):
         _check_layers(entry, config.losses, names)
         if batch is not None:  # where there is none it is said when it is asked for

@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from penjing.batches import take_apart
 from penjing.data import DataBundle, Split
 from penjing.errors import DataError, RunError
 from penjing.files import atomic_write
@@ -91,9 +90,8 @@ class Workspace:
         """Whether the validation data says what is right."""
         if isinstance(self.bundle.val, Split):
             return self.bundle.val.is_labelled
-        if not self._first:
-            return True  # that there is no batch is said where it is read
-        return take_apart(self._first[0], required_inputs(self.original()))[1] is not None
+        first = self.feed.first(self._first)
+        return first is None or first.target is not None  # that there is no batch is said where it is read
 
     @cached_property
     def _first(self) -> list[Any]:
@@ -121,7 +119,7 @@ class Workspace:
 
         if not self.has_targets:
             return False
-        targets = next((found for _, found in labelled(self._first)), None)
+        targets = next((found for _, found in labelled(self._first, self.feed.names)), None)
         if targets is None or are_classes(targets):
             return True
         if self.metric is None:
@@ -193,9 +191,16 @@ class Workspace:
         """The data as batches for this model."""
         config = self.recipe.data
         layout = self._layout() if config.layout == "auto" else config.layout
-        source = None if self.recipe.model.spec == GIVEN else self._source.normalize
-        trains = self.recipe.train is not None
-        return Feed(config, self.bundle, layout=layout, seed=self.recipe.seed, source=source, trains=trains)
+        given = self.recipe.model.spec == GIVEN
+        return Feed(
+            config,
+            self.bundle,
+            layout=layout,
+            seed=self.recipe.seed,
+            source=None if given else self._source.normalize,
+            trains=self.recipe.train is not None,
+            names=required_inputs(self._given.model if given else self._source.model),
+        )
 
     @cached_property
     def examples(self) -> Any:

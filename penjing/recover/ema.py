@@ -15,20 +15,25 @@ class WeightAverage:
 
     After step t the average moves by ``1 - min(decay, (1 + t) / (10 + t))`` towards the current weights,
     so the first steps do not hold on to the starting point. Floating-point buffers (batch-norm statistics)
-    are averaged as well; other buffers are copied.
+    are averaged as well; other buffers are copied, and so are those that hold infinities, as causal masks
+    do: there is no way from -∞ to -∞ that a mean could take.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
+        self._averaged = [
+            name
+            for name, value in model_tensors(self.model).items()
+            if value.is_floating_point() and bool(value.isfinite().all())
+        ]
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards ``model`` after optimizer step number ``step`` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averaged, current = model_tensors(self.model), model_tensors(model)
-        floating = [name for name, value in averaged.items() if value.is_floating_point()]
-        torch._foreach_lerp_([averaged[n] for n in floating], [current[n] for n in floating], 1 - decay)
-        for name, value in averaged.items():
-            if not value.is_floating_point():
-                value.copy_(current[name])
+        names = self._averaged
+        torch._foreach_lerp_([averaged[n] for n in names], [current[n] for n in names], 1 - decay)
+        for name in averaged.keys() - set(names):
+            averaged[name].copy_(current[name])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -14,6 +14,8 @@ from penjing.recover.blocks import block_specs
 from penjing.recover.config import LossTerm, RecoverConfig
 from penjing.recover.features import FeatureSpec, feature_specs
 from penjing.recover.losses import Answers, FeatureLoss, LogitLoss, Loss, make_loss
+
+Feature = TypeVar("Feature", Tensor, tuple[Tensor, Tensor])
 
 _OF_BLOCKS = 40.0
 """Weight of the blocks' relative error beside scores at the default temperature."""
@@ -194,9 +196,12 @@ class Objective:
                     teacher_NK=logits_of(teacher[0], labels) if teacher else None,
                     student_outputs=student,
                     teacher_outputs=teacher,
-                    student_features={s.key: s.channels_second(student_features[s.key]) for s in part.specs},
+                    student_features={
+                        s.key: s.channels_second(_taken(student_features, s, "student")) for s in part.specs
+                    },
                     teacher_features={
-                        s.key: s.channels_second(teacher_features[s.key][side]) for s in part.specs
+                        s.key: s.channels_second(_taken(teacher_features, s, "teacher")[side])
+                        for s in part.specs
                     },
                     temperature=self._config.temperature,
                     label_smoothing=self._config.label_smoothing,
@@ -227,3 +232,19 @@ class Objective:
             target=target[counts_N],
             teacher_NK=None if teacher_NK is None else teacher_NK[counts_N],
         )
+
+
+def _taken(features: Mapping[str, Feature], spec: FeatureSpec, whose: str) -> Feature:
+    """What was taken at this place.
+
+    Raises:
+        RecoverError: nothing was: the forward left the layer out.
+    """
+    if spec.key not in features:
+        raise RecoverError(
+            f"the {whose}'s forward did not call this layer, so it gave no feature",
+            layer=spec.layer,
+            remedy="Name layers that every forward calls; networks read from files, and those that train in "
+            "int8, have none to name: use losses on outputs",
+        )
+    return features[spec.key]

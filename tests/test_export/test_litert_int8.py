@@ -280,3 +280,29 @@ def _cheapest(judge: _Additive, operations: list[Operation]) -> bool:
     """Whether all operations that cost nothing, in float, would be good."""
     free = frozenset(op.name for op in operations if not op.macs)
     return judge.noise(judge.quantize(free), 1) < 0.001
+
+
+class Causal(nn.Module):
+    """Attention that a mask of -∞ keeps from looking ahead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key, self.head = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = torch.full((12, 12), float("-inf")).triu(1)
+        out: torch.Tensor = self.head((self.query(x) @ self.key(x).mT / 4 + mask).softmax(-1) @ x)
+        return out
+
+
+def test_masks_of_infinities_stay_in_float(tmp_path: Path) -> None:
+    """The interpreter ended the process on a sum with such a mask in int8."""
+    torch.manual_seed(1)
+    x = torch.randn(48, 12, 16)
+    made = pe.export(
+        Causal().eval(), tmp_path, ["litert_int8"], example_inputs=x[:2], data=x.reshape(-1, 8, 12, 16)
+    )
+    file = made["litert_int8"]
+    assert any(note.startswith("infinities stay in float") for note in file.notes)
+    assert noise(file.path, Causal().eval(), x[:8]) < 0.3

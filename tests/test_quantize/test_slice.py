@@ -199,3 +199,33 @@ def test_weights_of_other_options_are_refused_with_the_remedy(
         made = quantize(model, images, config, out=tmp_path / "q.onnx", time_it=False)
         with pytest.raises(QuantizeError, match=text):
             prune_quantized(pruned.plan, made.weights_path, pruned.model, images, out=tmp_path / "qp.onnx")
+
+
+class Tokens(nn.Module):
+    """A table of embeddings, two linears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.up, self.head = nn.Embedding(80, 32), nn.Linear(32, 48), nn.Linear(48, 10)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(torch.relu(self.up(self.table(tokens))))
+        return out
+
+
+@pytest.mark.parametrize("recalibrate", [False, True])
+def test_tables_keep_their_levels_and_steps(recalibrate: bool, tmp_path: Path) -> None:
+    """Their steps were found anew, so what was rounded was rounded once more."""
+    torch.manual_seed(0)
+    model, data = Tokens().eval(), [torch.randint(0, 80, (8, 12)) for _ in range(4)]
+    pruned = pj.prune(model, data[0], ratio=0.5)
+    options = QuantizeConfig(equalize=False, align_inputs=False)
+    first = quantize(model, data, options, out=tmp_path / "q.onnx", time_it=False).weights_path
+    header, tensors = read_quantized(first)
+    made = prune_quantized(
+        pruned.plan, first, pruned.model, data, out=tmp_path / "p.onnx", recalibrate=recalibrate
+    )
+    again, sliced = read_quantized(made.weights_path)[1], slice_quantized(pruned.plan, tensors, header)
+    assert again["table.weight"].shape[1] < 32
+    for name in ("table.weight", "table.weight.scale"):
+        np.testing.assert_array_equal(again[name], sliced[name])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from nets import Block, Residual, Vgg, batches, trained_stats
 from torch import nn
+from torch.nn import functional
 
-from penjing.errors import QuantizeError
+from penjing.errors import QuantizeError, RecoverError
 from penjing.quantize import QuantizeConfig, load_quantized, quantize, quantized_student
 from penjing.quantize.emit import emit
 from penjing.quantize.fake import fake_activation, fake_weight
@@ -190,6 +191,14 @@ def test_what_needs_a_trace_says_that_it_comes_before() -> None:
         recover(student, None, data, config)
 
 
+def test_features_of_layers_that_only_hold_weights_are_refused() -> None:
+    model, data = build(Vgg), [torch.from_numpy(x) for x in batches(2)]
+    student = quantized_student(model, data)
+    config = RecoverConfig.parse({"epochs": 1, "losses": {"kd": 1, "mse": {"layers": ["features.0"]}}})
+    with pytest.raises(RecoverError, match="did not call this layer"):
+        recover(student, model, data, config)
+
+
 class Preactivation(nn.Module):
     """Batch norms that no layer comes before, so that they stay."""
 
@@ -222,3 +231,67 @@ def test_batch_norms_that_stay_are_written_as_they_were_trained(tmp_path: Path) 
     assert db(wanted, simulated(tmp_path / "qat.onnx", x)) > 35
     options = QuantizeConfig(rounding="blocks", block_steps=10)
     assert quantize(model, data, options, out=tmp_path / "blocks.onnx", time_it=False).sqnr_db > 20
+
+
+class Tokens(nn.Module):
+    """A table of embeddings, a causal product, a layer norm, linears, a head that may share the table."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(80, 32), nn.LayerNorm(32)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.head = nn.Linear(32, 80, bias=not tied)
+        self.register_buffer("mask", torch.full((12, 12), float("-inf")).triu(1))
+        if tied:
+            self.head.weight = self.table.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.table(tokens)
+        x = x + (x @ x.mT / 32 + self.mask).softmax(-1) @ x
+        x = x + self.down(functional.gelu(self.up(self.norm(x))))
+        out: torch.Tensor = self.head(x)
+        return out
+
+
+class Reading(nn.Module):
+    """A table of embeddings before an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.lstm = nn.Embedding(80, 32), nn.LSTM(32, 32, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.lstm(self.table(tokens))[0])
+        return out
+
+
+@pytest.mark.parametrize(
+    ("make", "bits", "least"),
+    [
+        (lambda: Tokens(tied=False), 8, 60),
+        (lambda: Tokens(tied=False), 4, 60),
+        (lambda: Tokens(tied=True), 4, 60),
+        (Reading, 8, 35),  # an LSTM's own activations are rounded as they come, which no student does
+        (Reading, 4, 30),
+    ],
+    ids=["tokens", "tokens in 4 bits", "tied", "lstm", "lstm in 4 bits"],
+)
+def test_tables_and_recurrent_weights_are_rounded_while_training(
+    make: Any, bits: int, least: float, tmp_path: Path
+) -> None:
+    """They were trained in float, and rounded when the file was written."""
+    torch.manual_seed(0)
+    model = make().eval()
+    data = [torch.randint(0, 80, (8, 12)) for _ in range(8)]
+    student = quantized_student(model, data, QuantizeConfig(weight_bits=bits))
+    config = RecoverConfig(epochs=2, lr=1e-3, optimizer="adamw", ema=0.8)
+    trained = recover(student, model, data, config).model
+    x = torch.randint(0, 80, (16, 12))
+    with torch.no_grad():
+        before, wanted = student(x).numpy(), trained(x).numpy()
+    assert db(before, wanted) < 60
+    quantize(model, data, QuantizeConfig(weight_bits=bits), out=tmp_path / "ptq.onnx", time_it=False)
+    quantize(trained, iter(data), out=tmp_path / "qat.onnx", time_it=False)
+    assert db(simulated(tmp_path / "ptq.onnx", x.numpy()), before) > least
+    assert db(simulated(tmp_path / "qat.onnx", x.numpy()), wanted) > least

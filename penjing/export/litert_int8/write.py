@@ -13,7 +13,7 @@ from penjing.export.inputs import Feeds
 from penjing.export.litert_int8.compare import Judge
 from penjing.export.litert_int8.graph import CASTS, MOVES, Operation, operations
 from penjing.export.litert_int8.normalisation import ROOTS, normalisations
-from penjing.export.litert_int8.ranges import with_ranges
+from penjing.export.litert_int8.ranges import infinite, with_ranges
 from penjing.export.litert_int8.search import Choice, Search
 from penjing.export.verify import QUANTIZED_TOLERANCE
 from penjing.log import without_lines
@@ -25,6 +25,8 @@ RANGE_SHARE = 0.75
 """Share of the samples that set ranges; files are compared on the others as well."""
 COMPARED = 64
 """Samples on which files are compared: the last ones, so that those held back are among them."""
+INFINITE = 4
+"""Samples that show which values become infinite, where masks do."""
 NAMED = 12
 """Operations named in a note; the rest is counted."""
 
@@ -61,7 +63,9 @@ def to_integer(converter: Any, samples: Sequence[Feeds]) -> Integer:
     calibrated = _calibrated(converter, samples)
     every = operations(calibrated)
     norms = normalisations([op for op in every if op.dtype == "FLOAT32"])
-    always = frozenset(op.name for norm in norms for op in norm)
+    endless = infinite(calibrated, samples[:INFINITE])
+    masks = [op for op in every if op.dtype == "FLOAT32" and endless & {*op.inputs, *op.outputs}]
+    always = frozenset(op.name for ops in (*norms, masks) for op in ops)
 
     def quantize(kept: frozenset[str]) -> bytes:
         with quiet_tf(), without_lines("fully_quantize:"):  # printed for every file
@@ -79,7 +83,7 @@ def to_integer(converter: Any, samples: Sequence[Feeds]) -> Integer:
             remedy="Use 'litert_dynamic' or 'litert_fp16', or give calibration data like the real inputs",
         )
     plain = quantize(frozenset(op.name for op in every))
-    told = (*_notes(choice, norms, every, able), *_not_smaller(choice.content, plain))
+    told = (*_notes(choice, norms, masks, every, able), *_not_smaller(choice.content, plain))
     return Integer(choice.content, told)
 
 
@@ -109,12 +113,15 @@ def _as_it_is(quantize: Callable[[frozenset[str]], bytes], judge: Judge) -> Choi
 def _notes(
     choice: Choice,
     norms: Sequence[Sequence[Operation]],
+    masks: Sequence[Operation],
     every: Sequence[Operation],
     able: Sequence[Operation],
 ) -> Iterator[str]:
     if norms:
         roots = [str(next(op for op in norm if op.kind in ROOTS)) for norm in norms]
         yield f"normalisation stays in float, as a variance spans too much for 8 bits: {_named(roots)}"
+    if masks:
+        yield f"infinities stay in float, as 8 bits have none: {_named(list(map(str, masks)))}"
     if choice.kept:
         share = sum(op.macs for op in choice.kept) / max(sum(op.macs for op in every), 1)
         # what only moves values follows its neighbours
@@ -123,7 +130,7 @@ def _notes(
             f"kept in float, where int8 costs answers most ({100 * share:.1f}% of the multiplications; "
             f"now {choice.quality} on calibration samples): {_named(names)}"
         )
-    known = {op.name for op in (*able, *(op for norm in norms for op in norm))}
+    known = {op.name for op in (*able, *masks, *(op for norm in norms for op in norm))}
     unable = Counter(
         op.kind for op in every if op.dtype == "FLOAT32" and op.name not in known and op.kind not in MOVES
     )
