@@ -173,11 +173,11 @@ def num_samples(feeds: Feeds) -> int:
     return next((array.shape[0] for array in feeds.values() if array.ndim), 1)
 
 
-def single(feeds: Feeds, index: int) -> Feeds:
-    """One of the samples; inputs that are not batched (see `resized`) as they are."""
+def between(feeds: Feeds, start: int, stop: int) -> Feeds:
+    """Some of the samples; inputs that are not batched (see `resized`) as they are."""
     given = num_samples(feeds)
     return {
-        name: array[index : index + 1] if array.ndim and array.shape[0] == given else array
+        name: array[start:stop] if array.ndim and array.shape[0] == given else array
         for name, array in feeds.items()
     }
 

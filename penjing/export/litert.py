@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 
 from penjing.batches import take_apart
 from penjing.errors import ExportError
 from penjing.export.base import Exporter, Runner, Source, TensorSpec, register
 from penjing.export.coexist import quiet_tf
-from penjing.export.inputs import Feeds, as_feeds, fitted, num_samples, single
+from penjing.export.inputs import Feeds, as_feeds, between, fitted, num_samples
 from penjing.export.saved_model import SIGNATURE, free_or_fixed, noted_names, write_saved_model
 from penjing.files import atomic_write, temporary
 
@@ -41,7 +42,7 @@ def write_litert(
         precision: ``"float"``, ``"fp16"`` (half-precision weights), ``"dynamic"`` (int8 weights, float
             activations) or ``"int8"`` (int8 weights and activations, float at the interface and where int8
             would change the answers).
-        samples: For ``"int8"``: calibration inputs by name, one sample each.
+        samples: For ``"int8"``: calibration inputs by name, one sample each, or the batch that is fixed.
 
     Returns:
         Notes on what stayed in float in an int8 file, and why.
@@ -115,23 +116,43 @@ def _reason(error: Exception) -> str:
 
 
 def calibration(source: Source) -> list[Feeds]:
-    """Single samples by input name, from the export's data: 256, fewer if they fill `CALIBRATION_BYTES`."""
+    """Single samples by input name, from the export's data: 256, fewer if they fill `CALIBRATION_BYTES`. Of a
+    network whose batch is fixed, whole batches with as many samples in all.
+
+    Raises:
+        ExportError: where the data holds no batch of the network's.
+    """
+    size, count = _fixed_batch(source) or 1, 0
     turned = source.layout == "nhwc"
     kinds = {name: array.dtype for name, array in source.feeds.items()}
     samples: list[Feeds] = []
     room = CALIBRATION_BYTES
     for batch in () if source.data is None else source.data:
         feeds = fitted(as_feeds(take_apart(batch, list(source.feeds))[0], list(source.feeds)), kinds)
-        for i in range(num_samples(feeds)):
-            sample = single(feeds, i)
+        count = max(count, num_samples(feeds))
+        for i in range(0, num_samples(feeds) - size + 1, size):
+            sample = between(feeds, i, i + size)
             if turned:
                 sample = {k: v.transpose(0, 2, 3, 1) if v.ndim == 4 else v for k, v in sample.items()}
             sample = {k: np.array(v, order="C") for k, v in sample.items()}  # not the batch it is a part of
             samples.append(sample)
             room -= sum(array.nbytes for array in sample.values())
-            if len(samples) >= CALIBRATION_SAMPLES or room <= 0:
+            if len(samples) * size >= CALIBRATION_SAMPLES or room <= 0:
                 return samples
+    if count and not samples:
+        raise ExportError(
+            f"the network takes batches of {size} samples, and the data holds {count} at most",
+            layer="data",
+            remedy=f"Give batches of {size}",
+        )
     return samples
+
+
+def _fixed_batch(source: Source) -> int:
+    """The batch size that the network is fixed to; 0 where it takes any."""
+    given = onnx.load(source.onnx, load_external_data=False).graph.input
+    shapes = (info.type.tensor_type.shape.dim for info in given if info.name in source.feeds)
+    return next((int(dims[0].dim_value) for dims in shapes if dims), 0)
 
 
 class LiteRTRunner(Runner):

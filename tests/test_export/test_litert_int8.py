@@ -306,3 +306,26 @@ def test_masks_of_infinities_stay_in_float(tmp_path: Path) -> None:
     file = made["litert_int8"]
     assert any(note.startswith("infinities stay in float") for note in file.notes)
     assert noise(file.path, Causal().eval(), x[:8]) < 0.3
+
+
+class Fixed(nn.Module):
+    """Its forward computes with the batch as a plain number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, 2), nn.Linear(8, 5)
+        self.shift = nn.Parameter(torch.randn(1, 8) * 0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[N, 5]``."""
+        y = torch.relu(self.stem(x)).mean((2, 3)) + self.shift.expand(len(x), -1)
+        return self.head(y)  # type: ignore[no-any-return]
+
+
+def test_a_fixed_batch_is_calibrated_in_whole_batches(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Fixed().eval(), images(24)
+    made = pe.export(model, tmp_path, ["litert_int8"], example_inputs=x[:4], data=x.reshape(4, 6, 3, 16, 16))
+    assert made["litert_int8"].verification.ok
+    with pytest.raises(ExportError, match="batches of 4 samples, and the data holds 3 at most"):
+        pe.export(model, tmp_path, ["litert_int8"], example_inputs=x[:4], data=x.reshape(8, 3, 3, 16, 16))
