@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import fx, nn
 
 from penjing.graph import Axis, Coupling, Graph, count, positions
 from penjing.graph.axes import Product
+from penjing.graph.module_paths import module_stack
 from penjing.graph.shuffle import SPLITS
 from penjing.prune.apply import of_one_kind, set_attributes
 from penjing.prune.held import kept_integers
@@ -212,11 +212,11 @@ def given_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis]]:
     in its own forward.
     """
     for node in graph.module.graph.nodes:
-        inside, own = set(_stack(node)), _owner(node)
+        inside, own = set(module_stack(node)), _owner(node)
         for source in node.all_input_nodes:
             if source.op != "get_attr":
                 at_own = {own} if _owner(source) != own else set()
-                for path in at_own.union(inside.difference(_stack(source))):
+                for path in at_own.union(inside.difference(module_stack(source))):
                     for axes in coupling.values.get(source.name, ()):
                         for axis in axes:
                             yield path, axis
@@ -253,13 +253,7 @@ def _padded(
 
 def _owner(node: fx.Node) -> str:
     """Path of the module in whose forward the node was made."""
-    return ("", *_stack(node))[-1]
-
-
-def _stack(node: fx.Node) -> tuple[str, ...]:
-    """Paths of the modules in whose forwards the node was made, the outermost first."""
-    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
-    return tuple(str(entry[0]).split("@")[0] for entry in stack.values())
+    return ("", *module_stack(node))[-1]
 
 
 def _choose(value: int | Shape, own: Own, nearby: Evidence) -> int | Shape:
