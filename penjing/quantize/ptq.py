@@ -18,10 +18,11 @@ from penjing.quantize import mixed
 from penjing.quantize.blocks import train_blocks
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.feeds import rereadable
-from penjing.quantize.job import Job, as_onnx
+from penjing.quantize.job import Job
 from penjing.quantize.linear_job import write_linears
 from penjing.quantize.pack import refuse_overwriting
 from penjing.quantize.result import QuantizeResult
+from penjing.quantize.source import as_onnx
 from penjing.quantize.student import QuantizedStudent, taught_job
 
 

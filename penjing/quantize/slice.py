@@ -21,11 +21,12 @@ from penjing.quantize.apart import weights_at
 from penjing.quantize.config import QuantizeConfig
 from penjing.quantize.feeds import rereadable
 from penjing.quantize.graph import constant, name_of, set_initializer
-from penjing.quantize.job import Job, as_onnx
+from penjing.quantize.job import Job
 from penjing.quantize.pack import dequantize_all, read_quantized, refuse_overwriting
 from penjing.quantize.place import place
 from penjing.quantize.result import QuantizeResult
 from penjing.quantize.scheme import ActivationParams
+from penjing.quantize.source import as_onnx
 
 _PARTS = ("scale", "zero_point")
 

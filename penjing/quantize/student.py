@@ -31,9 +31,10 @@ from penjing.quantize.fake import fake_activation, fake_bias, fake_weight
 from penjing.quantize.feeds import rereadable
 from penjing.quantize.fold import set_bias
 from penjing.quantize.graph import name_of, set_initializer, upper_bound, weight_axis
-from penjing.quantize.job import Job, as_onnx
+from penjing.quantize.job import Job
 from penjing.quantize.place import Placement
 from penjing.quantize.scheme import LEVELS, ActivationParams, weight_top
+from penjing.quantize.source import as_onnx
 from penjing.quantize.weights import Guard
 
 _ROUNDED = " (8-bit)"
