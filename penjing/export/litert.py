@@ -115,14 +115,17 @@ def _reason(error: Exception) -> str:
     return (lines or [text.strip() or type(error).__name__])[0][:300]
 
 
-def calibration(source: Source) -> list[Feeds]:
-    """Single samples by input name, from the export's data: 256, fewer if they fill `CALIBRATION_BYTES`. Of a
-    network whose batch is fixed, whole batches with as many samples in all.
+def calibration(source: Source, size: int = 1) -> list[Feeds]:
+    """Inputs by name, from the export's data: 256 samples, fewer if they fill `CALIBRATION_BYTES`.
+
+    Args:
+        source: What the file is made from.
+        size: Samples in each: one, or the batch that the network is fixed to.
 
     Raises:
-        ExportError: where the data holds no batch of the network's.
+        ExportError: where no batch of the data holds as many.
     """
-    size, count = _fixed_batch(source) or 1, 0
+    count = 0
     turned = source.layout == "nhwc"
     kinds = {name: array.dtype for name, array in source.feeds.items()}
     samples: list[Feeds] = []
@@ -149,10 +152,10 @@ def calibration(source: Source) -> list[Feeds]:
 
 
 def _fixed_batch(source: Source) -> int:
-    """The batch size that the network is fixed to; 0 where it takes any."""
+    """The batch size that the network is fixed to; 1 where it takes any."""
     given = onnx.load(source.onnx, load_external_data=False).graph.input
     shapes = (info.type.tensor_type.shape.dim for info in given if info.name in source.feeds)
-    return next((int(dims[0].dim_value) for dims in shapes if dims), 0)
+    return next((int(dims[0].dim_value) for dims in shapes if dims), 0) or 1
 
 
 class LiteRTRunner(Runner):
@@ -221,7 +224,7 @@ class _LiteRTExporter(Exporter):
 
     def write(self, source: Source, path: Path) -> tuple[str, ...]:
         """ONNX → SavedModel (in a temporary folder, shared by all precisions) → LiteRT."""
-        samples = calibration(source) if self.precision == "int8" else None
+        samples = calibration(source, _fixed_batch(source)) if self.precision == "int8" else None
         with temporary() as folder:
             saved = (source.scratch or folder) / "saved_model"
             if not saved.is_dir():
