@@ -16,11 +16,7 @@ from torch import Tensor, nn
 
 def kept_numbers(model: nn.Module) -> dict[str, int]:
     """Whole numbers in buffers of no dimension, by name; counters of batch norms are none."""
-    return {
-        f"{path}.{name}" if path else name: int(buffer)
-        for path, module, name, buffer in _found(model)
-        if not buffer.is_meta
-    }
+    return {f"{path}.{name}" if path else name: int(buffer) for path, module, name, buffer in _found(model)}
 
 
 def _found(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
@@ -28,6 +24,7 @@ def _found(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
         for name, buffer in module._buffers.items():
             if (
                 buffer is not None
+                and not buffer.is_meta
                 and buffer.ndim == 0
                 and not (buffer.is_floating_point() or buffer.is_complex())
                 and name != "num_batches_tracked"
@@ -38,11 +35,7 @@ def _found(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
 @contextmanager
 def told_numbers(model: nn.Module) -> Iterator[None]:
     """A while in which every forward of the model reads its `kept_numbers` as constants."""
-    told = [
-        (module, name, int(buffer), buffer.dtype)
-        for _, module, name, buffer in _found(model)
-        if not buffer.is_meta
-    ]
+    told = [(module, name, int(buffer), buffer.dtype) for _, module, name, buffer in _found(model)]
 
     def tell(*_: Any) -> None:
         for module, name, number, kind in told:  # an instance's own attribute comes before its buffers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -62,17 +63,20 @@ class Answered:
 
     Args:
         batches: A re-iterable, in the model's layout.
-        network: Gives the network.
+        network: Gives the network; it is asked once, when the first batch is.
     """
 
     def __init__(self, batches: Iterable[Any], network: Callable[[], nn.Module]) -> None:
         self._batches, self._network = batches, network
 
+    @cached_property
+    def _model(self) -> nn.Module:
+        return self._network()
+
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        model = self._network()
-        names = names_of(model)
+        names = names_of(self._model)
         for batch in self._batches:
             inputs = take_apart(batch, names)[0]
-            with as_predict(model) as predict:  # not while the reader works: it may be training
+            with as_predict(self._model) as predict:  # not while the reader works: it may be training
                 answers = torch.as_tensor(predict(inputs).copy())
             yield inputs, answers
