@@ -9,6 +9,7 @@ tensors that must share their factors. How far to go is decided per region by th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +21,8 @@ from penjing.quantize.calibrate import require_finite, stream
 from penjing.quantize.feeds import Feeds
 from penjing.quantize.fold import scale_output
 from penjing.quantize.graph import Classes, constant, int_attribute, name_of, set_initializer, weight_of
+from penjing.quantize.input_noise import InputWeights, total_noise
 from penjing.quantize.place import Placement
-from penjing.quantize.scheme import LEVELS, WEIGHT_MAX
 from penjing.quantize.smooth import insert, smoothable, worthwhile
 
 _COMMUTE = frozenset({"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Clip"})
@@ -82,9 +83,9 @@ def equalize(model: ir.Model, placement: Placement, feeds: Feeds, *, memory_mb: 
             continue
         range_C = np.max([absmax[name] for name in seen], axis=0)
         power_C = np.mean([power[name] / counts[name] for name in seen], axis=0)
-        factor_C = choose_factors(region, range_C, power_C)
-        if np.any(factor_C != 1.0):
-            _apply(model.graph, region, factor_C)
+        chosen = choose_factors(region.readers, range_C, power_C)
+        if chosen.changes:
+            _apply(model.graph, region, chosen.factor_C)
             changed += 1
     for name, readers in alone.items():
         changed += _smooth(model.graph, readers, absmax[name], power[name] / counts[name])
@@ -95,16 +96,11 @@ def _smooth(
     graph: ir.Graph, readers: list[ir.Node], range_C: NDArray[np.float64], power_C: NDArray[np.float64]
 ) -> bool:
     """Multiply a layer's input where that is worth it; gives whether it was."""
-    region = Region(readers=readers)
-    factor_C = choose_factors(region, range_C, power_C)
-    if np.all(factor_C == 1.0):
+    chosen = choose_factors(readers, range_C, power_C)
+    if not chosen.changes or not worthwhile(readers, chosen.noise, chosen.before):
         return False
-    columns = [_by_input(reader, weight_of(reader).astype(np.float64)) for reader in readers]
-    noise, before = (_noise(columns, f, range_C, power_C) for f in (factor_C, np.ones(len(factor_C))))
-    if not worthwhile(readers, columns, noise, before):
-        return False
-    _apply(graph, region, factor_C)
-    insert(graph, readers, factor_C)
+    _apply(graph, Region(readers=readers), chosen.factor_C)
+    insert(graph, readers, chosen.factor_C)
     return True
 
 
@@ -143,55 +139,53 @@ def find_regions(graph: ir.Graph, placement: Placement) -> list[Region]:
     return [r for key, r in regions.items() if key not in frozen and r.makers and r.readers and _one_axis(r)]
 
 
-def choose_factors(
-    region: Region, range_C: NDArray[np.float64], power_C: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The factor each channel is divided by, with the least predicted noise at the readers' outputs.
+@dataclass(frozen=True)
+class Factors:
+    """What each channel is divided by where it is made.
 
-    A step of ``Δ = max(range/f)/255`` adds ``Δ²/12·Σ f²‖w_c‖²``; a weight step ``δ_o = max|w_oc f_c|/127``
-    adds ``Σ δ_o²/12·Σ power_c/f_c²``; each reader's noise counts relative to its output's power.
+    Attributes:
+        factor_C: The factors.
+        noise: What rounding is predicted to add with them, see `penjing.quantize.input_noise`.
+        before: The same with factors of one.
     """
-    ones_C = np.ones(len(range_C))
-    if any(_in_channels(reader) != len(range_C) for reader in region.readers):
-        return ones_C
-    live_C = range_C > 0
-    if not live_C.any():
-        return ones_C
-    columns = [_by_input(reader, weight_of(reader).astype(np.float64)) for reader in region.readers]
-    weight_C = np.max([np.abs(w).max(axis=0) for w in columns], axis=0)
-    best_C, least = ones_C, _noise(columns, ones_C, range_C, power_C)
-    for strength in _STRENGTHS:
+
+    factor_C: NDArray[np.float64]
+    noise: float
+    before: float
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to divide."""
+        return bool(np.any(self.factor_C != 1.0))
+
+
+def choose_factors(
+    readers: Sequence[ir.Node], range_C: NDArray[np.float64], power_C: NDArray[np.float64]
+) -> Factors:
+    """The factors with the least predicted noise at the outputs of the layers that read the channels.
+
+    Args:
+        readers: The layers.
+        range_C: The largest size of each channel's values.
+        power_C: Their mean square.
+    """
+    weights = [InputWeights.of(reader) for reader in readers]
+    ones_C, live_C = np.ones(len(range_C)), range_C > 0
+    if any(len(each.square_C) != len(range_C) for each in weights) or not live_C.any():
+        return Factors(ones_C, 0.0, 0.0)
+    weight_C = np.max([each.largest_C() for each in weights], axis=0).astype(np.float64)
+    before = least = total_noise(weights, ones_C, range_C, power_C)
+    best_C, usable = ones_C, live_C & (weight_C > 0)
+    for strength in _STRENGTHS if usable.any() else ():
         trial_C = np.ones(len(range_C))
-        usable = live_C & (weight_C > 0)
-        if not usable.any():
-            return ones_C
         trial_C[usable] = range_C[usable] ** strength / weight_C[usable] ** (1.0 - strength)
         middle = np.exp(np.mean(np.log(trial_C[usable])))
         trial_C[usable] = np.clip(trial_C[usable] / middle, 1.0 / _MOST_GROWTH, _MOST)
-        noise = _noise(columns, trial_C, range_C, power_C)
+        noise = total_noise(weights, trial_C, range_C, power_C)
         # A gain below a tenth of a decibel is within what the prediction can tell.
         if noise < least * 0.977:
             best_C, least = trial_C, noise
-    return best_C
-
-
-def _noise(
-    columns: list[NDArray[np.float64]],
-    factor_C: NDArray[np.float64],
-    range_C: NDArray[np.float64],
-    power_C: NDArray[np.float64],
-) -> float:
-    step = (range_C / factor_C).max() / LEVELS
-    total = 0.0
-    for w_RC in columns:
-        scaled_RC = w_RC * factor_C
-        signal = float((np.square(w_RC) * power_C).sum())
-        per_row_R = np.square(np.abs(scaled_RC).max(axis=1) / WEIGHT_MAX)
-        used_RC = w_RC != 0.0
-        activation = step**2 * float(np.square(scaled_RC).sum())
-        weight = float((per_row_R[:, None] * used_RC * (power_C / factor_C**2)).sum())
-        total += (activation + weight) / max(12.0 * signal, 1e-300)
-    return total
+    return Factors(best_C, least, before)
 
 
 def _apply(graph: ir.Graph, region: Region, factor_C: NDArray[np.float64]) -> None:
@@ -252,13 +246,6 @@ def _channel_axis(region: Region) -> int:
     return 1 if region.makers[0].op_type == "Conv" else -1
 
 
-def _in_channels(node: ir.Node) -> int:
-    w = weight_of(node)
-    if node.op_type == "Conv":
-        return int(w.shape[1]) * int_attribute(node, "group", 1)
-    return int(w.shape[1 if node.op_type == "Gemm" and int_attribute(node, "transB", 0) else 0])
-
-
 def _scale_inputs(
     node: ir.Node, w: NDArray[np.float64], factor_C: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -270,18 +257,3 @@ def _scale_inputs(
     if node.op_type == "Gemm" and int_attribute(node, "transB", 0):
         return w * factor_C
     return np.asarray(w * factor_C[:, None])
-
-
-def _by_input(node: ir.Node, w: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The weight as rows of outputs by input channels (norms over the kernel); zero where not connected."""
-    if node.op_type != "Conv":
-        return w if node.op_type == "Gemm" and int_attribute(node, "transB", 0) else w.T
-    groups = int_attribute(node, "group", 1)
-    flat_OI = np.asarray(np.sqrt(np.square(w.reshape(*w.shape[:2], -1)).sum(axis=2)))
-    if groups == 1:
-        return flat_OI
-    out_RC = np.zeros((len(w), w.shape[1] * groups))
-    for row in range(len(w)):
-        start = (row // (len(w) // groups)) * w.shape[1]
-        out_RC[row, start : start + w.shape[1]] = flat_OI[row]
-    return out_RC

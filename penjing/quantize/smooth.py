@@ -8,11 +8,13 @@ is written out where it is predicted to gain enough.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from penjing.quantize.graph import Names, name_of, set_initializer
+from penjing.quantize.graph import Names, name_of, set_initializer, weight_axis, weight_of
 from penjing.quantize.place import Placement
 
 GAIN = 0.7
@@ -35,18 +37,16 @@ def smoothable(graph: ir.Graph, placement: Placement) -> dict[str, list[ir.Node]
     return found
 
 
-def worthwhile(
-    readers: list[ir.Node], weights: list[NDArray[np.float64]], noise: float, before: float
-) -> bool:
+def worthwhile(readers: Sequence[ir.Node], noise: float, before: float) -> bool:
     """Whether a multiplication pays: enough outputs to hide it behind, and enough noise removed.
 
     Args:
         readers: The layers.
-        weights: Their weights, outputs by inputs.
         noise: Predicted output noise with the factors.
         before: The same without.
     """
-    return bool(readers) and sum(len(w) for w in weights) >= _LEAST_OUTPUTS and noise < GAIN * before
+    outputs = sum(weight_of(reader).shape[weight_axis(reader)] for reader in readers)
+    return outputs >= _LEAST_OUTPUTS and noise < GAIN * before
 
 
 def insert(graph: ir.Graph, readers: list[ir.Node], factor_C: NDArray[np.float64]) -> None:
