@@ -3,14 +3,16 @@
 Attention of one head, non-local blocks and correlation volumes multiply two computed values over a width and
 divide by its root, which they read from a shape. With fewer channels they would compute something else, and
 no attribute says so. Such a width stays, and with it what the same forward writes into shapes by its number.
+A table that a module keeps as a plain tensor (encodings of positions, made anew for longer inputs) is none of
+the class's parameters or buffers, so nothing but the graph could slice it: its width stays, too.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from torch import fx
+from torch import fx, nn
 
 from penjing.graph import Coupling, Graph
 from penjing.graph.axes import leaves
@@ -27,17 +29,36 @@ _PRODUCTS = {
 """Products of two tensors, and the place of the first of them."""
 
 
-def granted_widths(graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
-    """Ids of the groups to keep whole, the fewest first: the widths over which computed values are multiplied
-    (queries and keys, two feature maps); these, and what the forwards that make them write into shapes by
-    the same number (the values, where one size serves for both); these, and their heads, where the forward
-    takes for granted what all heads hold together. Nothing where there are none.
+def granted_widths(model: nn.Module, graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
+    """Ids of the groups to keep whole, the fewest first: the widths of plain tensors that modules keep; these,
+    and the widths over which computed values are multiplied (queries and keys, two feature maps); these, and
+    what the forwards that make them write into shapes by the same number (the values, where one size serves
+    for both); these, and their heads, where the forward takes for granted what all heads hold together.
+    Nothing where there are none.
 
     Args:
-        graph: The traced network.
+        model: The original model.
+        graph: Its traced graph.
         coupling: Its axes.
     """
     ids = {group.leaf: group.id for group in coupling.groups}
+    plain = {ids[leaf] for leaf in _in_plain_tensors(model, coupling) if leaf in ids}
+    if plain:
+        yield plain
+    for widths in _multiplied_widths(graph, coupling, ids):
+        yield plain | widths
+
+
+def _in_plain_tensors(model: nn.Module, coupling: Coupling) -> set[int]:
+    """Leaves that tensors have which are no parameters or buffers."""
+    named = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    named |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    plain = (axes for name, axes in coupling.tensors.items() if name not in named)
+    return {leaf.id for axes in plain for axis in axes for leaf in leaves(axis)}
+
+
+def _multiplied_widths(graph: Graph, coupling: Coupling, ids: Mapping[int, str]) -> Iterator[set[str]]:
+    """As `granted_widths`, of products alone."""
     multiplied = {leaf for leaf in _multiplied(graph, coupling) if leaf in ids}
     if not multiplied:
         return
