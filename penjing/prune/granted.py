@@ -30,7 +30,7 @@ _PRODUCTS = {
 
 
 def granted_widths(model: nn.Module, graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
-    """Ids of the groups to keep whole, the fewest first: the widths of plain tensors that modules keep; these,
+    """Ids of the groups to keep whole, the fewest first: the widths of plain tensors that modules keep; those
     and the widths over which computed values are multiplied (queries and keys, two feature maps); these, and
     what the forwards that make them write into shapes by the same number (the values, where one size serves
     for both); these, and their heads, where the forward takes for granted what all heads hold together.
@@ -84,6 +84,11 @@ def _multiplied(graph: Graph, coupling: Coupling) -> set[int]:
         if node.op == "placeholder" or not computed.isdisjoint(node.all_input_nodes):
             computed.add(node)
         name = str(node.target).rpartition(".")[0]
+        if node.op == "call_function" and name == "aten.sum":  # a product by hand: (q * k).sum(-1)
+            product = node.args[0]
+            if str(product.target).startswith("aten.mul.Tensor") and computed.issuperset(product.args[:2]):
+                first, second = product.args[:2]
+                found |= (_leaves(coupling, first) & _leaves(coupling, second)) - _leaves(coupling, node)
         if node.op != "call_function" or name not in _PRODUCTS:
             continue
         tensors = node.args[1] if name == "aten.einsum" else node.args[_PRODUCTS[name] :]

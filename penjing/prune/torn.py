@@ -2,8 +2,8 @@
 
 Many attentions write one head size into the shapes of queries, keys and values. Nothing couples the values to
 the queries, so they may lose differently many; then no value of that number fits, and the class cannot serve.
-Others give what their heads hold together the shape of what they were given (``B, N, C = x.shape``); a width of
-one dimension then becomes what the heads keep.
+Others give what their heads hold together the shape of what they were given (``B, N, C = x.shape``); a width
+of one dimension then becomes what the heads keep.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def torn(
         kept: Kept slots by leaf id.
     """
     groups = {group.leaf for group in coupling.groups}
-    # a layer of torch's own takes its sizes from its weights, though what it is given and gives may be as wide
+    # a layer of torch's own takes its sizes from its weights; what it is given may be as wide by chance
     layers = {path for path, part in model.named_modules() if _is_layer(part)}
     shaped: _Shaped = defaultdict(lambda: defaultdict(set))
     made_of: dict[tuple[str, int], set[tuple[Leaf, ...]]] = defaultdict(set)
@@ -152,7 +152,7 @@ def even_ratios(
     by_leaf = {group.leaf: group for group in groups}
     sets: list[frozenset[int]] = []
     for one in found:  # numbers that share a group (one rotary embedding for all layers) go together
-        if one.products and one.single:  # no share is even where that of heads is multiplied with their sizes'
+        if one.products and one.single:  # the shares of heads and of their sizes multiply
             continue
         joined = one.leaves.union(*(other for other in sets if other & one.leaves))
         sets = [other for other in sets if not other & one.leaves] + [joined]

@@ -1,5 +1,6 @@
 """Numbers that a class writes into several shapes, and what is kept so that it can go on doing so."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,5 +49,5 @@ def test_what_a_layer_of_torch_is_given_and_gives_may_differ() -> None:
     graph = trace(model, torch.randn(2, 3, 4, 4))
     coupling = couple(graph)
     first, second = (group.id for group in coupling.groups)
-    kept = by_leaf(coupling, {first: [0, 1, 2], second: [0, 1, 2, 3]})
+    kept = by_leaf(coupling, {first: np.arange(3), second: np.arange(4)})
     assert torn(model, graph, coupling, kept) == ()
