@@ -150,14 +150,31 @@ def even_ratios(
         Fraction to remove by group id, exact in slots; nothing where an even share would be all or none.
     """
     by_leaf = {group.leaf: group for group in groups}
+    limits = {"round_to": round_to, "min_slots": min_slots}
+    # the shares of heads and of their sizes multiply: no share is even where a single width is to be as many
+    plain = tuple(one for one in found if not (one.products and one.single))
+    ratios = _evened(plain, by_leaf, kept, **limits)
+    if len(plain) == len(found):
+        return ratios
+    matched = _as_products([one for one in found if one not in plain], by_leaf, kept, ratios, **limits)
+    return ratios | matched if matched else _evened(found, by_leaf, kept, **limits)
+
+
+def _evened(
+    found: Sequence[Torn],
+    groups: Mapping[int, Group],
+    kept: Mapping[int, Positions],
+    *,
+    round_to: int,
+    min_slots: int,
+) -> dict[str, float]:
+    """Ratios with which all groups behind each number keep one share."""
     sets: list[frozenset[int]] = []
     for one in found:  # numbers that share a group (one rotary embedding for all layers) go together
-        if one.products and one.single:  # the shares of heads and of their sizes multiply
-            continue
         joined = one.leaves.union(*(other for other in sets if other & one.leaves))
         sets = [other for other in sets if not other & one.leaves] + [joined]
     ratios: dict[str, float] = {}
-    for tied in ([by_leaf[leaf] for leaf in sorted(one & by_leaf.keys())] for one in sets):
+    for tied in ([groups[leaf] for leaf in sorted(one & groups.keys())] for one in sets):
         if not tied:
             continue
         sizes = [group.size for group in tied]
@@ -171,13 +188,11 @@ def even_ratios(
             stay = step * ((parts - 1) // step)
         if stay * min(sizes) >= min_slots * parts and stay:
             ratios |= {group.id: 1 - min(stay, parts) / parts for group in tied}
-    for one in found:
-        ratios |= _as_products(one, by_leaf, kept, ratios, round_to=round_to, min_slots=min_slots)
     return ratios
 
 
 def _as_products(
-    one: Torn,
+    found: Sequence[Torn],
     groups: Mapping[int, Group],
     kept: Mapping[int, Positions],
     ratios: Mapping[str, float],
@@ -185,8 +200,9 @@ def _as_products(
     round_to: int,
     min_slots: int,
 ) -> dict[str, float]:
-    """Ratios with which single dimensions keep what heads and their sizes keep together; empty where these
-    differ, or the dimensions may not keep as many."""
+    """Ratios with which single widths keep what heads and their sizes keep together (with ``ratios``); empty
+    where a width would have to be two numbers at once (layers that keep differently many heads), or cannot.
+    """
 
     def stays(axis: Leaf) -> int:
         group = groups.get(axis.id)
@@ -194,11 +210,16 @@ def _as_products(
             return round(axis.size * (1 - ratios[group.id]))
         return len(kept[axis.id]) if axis.id in kept else axis.size
 
-    wanted = {math.prod(map(stays, axes)) for axes in one.products}
-    single = [groups[leaf] for leaf in sorted(one.single & groups.keys())]
-    if len(wanted) != 1 or len(single) < len(one.single):
-        return {}
-    (stay,) = wanted
-    if any(stay < min_slots or stay % math.lcm(round_to, group.step) for group in single):
-        return {}
-    return {group.id: 1 - stay / group.size for group in single}
+    matched: dict[str, float] = {}
+    for one in found:
+        wanted = {math.prod(map(stays, axes)) for axes in one.products}
+        if len(wanted) != 1 or not one.single <= groups.keys():
+            return {}
+        (stay,) = wanted
+        for group in (groups[leaf] for leaf in one.single):
+            share = 1 - stay / group.size
+            if stay < min_slots or stay % math.lcm(round_to, group.step):
+                return {}
+            if matched.setdefault(group.id, share) != share:
+                return {}
+    return matched

@@ -1,11 +1,13 @@
 """Numbers that a class writes into several shapes, and what is kept so that it can go on doing so."""
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 from penjing.graph import couple, trace
 from penjing.prune import prune
+from penjing.prune.allocate import Scope
 from penjing.prune.masked import masked_equivalence
 from penjing.prune.slots import by_leaf
 from penjing.prune.torn import torn
@@ -51,3 +53,33 @@ def test_what_a_layer_of_torch_is_given_and_gives_may_differ() -> None:
     first, second = (group.id for group in coupling.groups)
     kept = by_leaf(coupling, {first: np.arange(3), second: np.arange(4)})
     assert torn(model, graph, coupling, kept) == ()
+
+
+class Layer(nn.Module):
+    """Attention with a head size of its own that writes the width it was given for what its heads hold."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = (
+            part(x).view(batch, length, self.heads, self.size).transpose(1, 2)
+            for part in (self.q, self.k, self.v)
+        )
+        seen = (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v
+        y: Tensor = x + self.out(seen.transpose(1, 2).reshape(batch, length, width))
+        return y
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_layers_that_share_a_stream(scope: Scope) -> None:
+    torch.manual_seed(0)
+    layers = [Layer(32, 4), Layer(32, 4)]
+    model = nn.Sequential(nn.Linear(6, 32), *layers, nn.Linear(32, 3)).eval()
+    x = torch.randn(2, 5, 6)
+    result = prune(model, x, ratio=0.4, scope=scope)
+    assert result.in_place, result.reason
+    assert masked_equivalence(model, result, x) < 1e-5
