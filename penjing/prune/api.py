@@ -254,7 +254,7 @@ def _narrow(
         whole = dict.fromkeys(head_sizes(coupling.groups) - asked, 0.0)
         if whole and not again.in_place:  # attentions take head sizes for granted, numbers of heads seldom
             again = served(made_with({**ratios, **whole}, result.sensitivity), whole)
-        for widths in () if again.in_place else granted_widths(graph, coupling):
+        for widths in () if again.in_place else granted_widths(material.model, graph, coupling):
             kept_whole = dict.fromkeys(widths - asked, 0.0)
             again = served(made_with({**ratios, **kept_whole}, result.sensitivity), kept_whole)
             if again.in_place:

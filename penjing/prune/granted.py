@@ -3,18 +3,22 @@
 Attention of one head, non-local blocks and correlation volumes multiply two computed values over a width and
 divide by its root, which they read from a shape. With fewer channels they would compute something else, and
 no attribute says so. Such a width stays, and with it what the same forward writes into shapes by its number.
+A table that a module keeps as a plain tensor (encodings of positions, made anew for longer inputs) is none of
+the class's parameters or buffers, so nothing but the graph could slice it: its width stays, too. So does, in
+the end, what a forward writes into shapes as a number that its module does not have (``degree + 1``, ``64``).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from torch import fx
+from torch import fx, nn
 
 from penjing.graph import Coupling, Graph
 from penjing.graph.axes import leaves
-from penjing.prune.follow import WEIGHT_SHAPE_OP, made_axes
+from penjing.graph.module_paths import module_stack
+from penjing.prune.follow import WEIGHT_SHAPE_OP, given_axes, integers, made_axes
 
 _PRODUCTS = {
     "aten.matmul": 0,
@@ -25,19 +29,70 @@ _PRODUCTS = {
     "aten.scaled_dot_product_attention": 0,
 }
 """Products of two tensors, and the place of the first of them."""
+_WRITTEN = ("view", "reshape", "expand", "split", "unflatten", "repeat", "zeros", "ones", "full")
+"""Parts of the names of ops whose sizes a forward writes."""
 
 
-def granted_widths(graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
-    """Ids of the groups to keep whole, the fewest first: the widths over which computed values are multiplied
-    (queries and keys, two feature maps); these, and what the forwards that make them write into shapes by
-    the same number (the values, where one size serves for both); these, and their heads, where the forward
-    takes for granted what all heads hold together. Nothing where there are none.
+def granted_widths(model: nn.Module, graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
+    """Ids of the groups to keep whole, the fewest first: the widths of plain tensors that modules keep; those
+    and the widths over which computed values are multiplied (queries and keys, two feature maps); these, and
+    what the forwards that make them write into shapes by the same number (the values, where one size serves
+    for both); these, and their heads, where the forward takes for granted what all heads hold together; what
+    forwards write into shapes as numbers that are neither their module's nor the width of what it is given;
+    and these where they are such a width, maybe by chance. Nothing where there are none.
 
     Args:
-        graph: The traced network.
+        model: The original model.
+        graph: Its traced graph.
         coupling: Its axes.
     """
     ids = {group.leaf: group.id for group in coupling.groups}
+    plain = {ids[leaf] for leaf in _in_plain_tensors(model, coupling) if leaf in ids}
+    if plain:
+        yield plain
+    for widths in _multiplied_widths(graph, coupling, ids):
+        yield plain | widths
+    written = [_written(model, graph, coupling, given=given) & ids.keys() for given in (False, True)]
+    for found in (written[0], written[1] if written[1] != written[0] else set()):
+        if found:
+            yield plain | {ids[leaf] for leaf in found}
+
+
+def _written(model: nn.Module, graph: Graph, coupling: Coupling, *, given: bool) -> set[int]:
+    """Leaves behind the sizes that forwards write into shapes and that no number of their module is.
+
+    Args:
+        model: The original model.
+        graph: Its traced graph.
+        coupling: Its axes.
+        given: Also those that are as wide as something the module is given, whose shape it may have read.
+    """
+    known: dict[str, set[int]] = defaultdict(set)
+    for path, module in model.named_modules():
+        for _, value in integers(module):
+            known[path].update(value if isinstance(value, tuple) else (value,))
+    for path, axis in () if given else given_axes(graph, coupling):
+        known[path].add(axis.size)
+    found: set[int] = set()
+    for node in graph.module.graph.nodes:
+        if node.op == "call_function" and any(word in str(node.target) for word in _WRITTEN):
+            path = ("", *module_stack(node))[-1]
+            for axis in (axis for axes in coupling.values.get(node.name, ()) for axis in axes):
+                if axis.size not in known[path]:
+                    found |= {leaf.id for leaf in leaves(axis)}
+    return found
+
+
+def _in_plain_tensors(model: nn.Module, coupling: Coupling) -> set[int]:
+    """Leaves that tensors have which are no parameters or buffers."""
+    named = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    named |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    plain = (axes for name, axes in coupling.tensors.items() if name not in named)
+    return {leaf.id for axes in plain for axis in axes for leaf in leaves(axis)}
+
+
+def _multiplied_widths(graph: Graph, coupling: Coupling, ids: Mapping[int, str]) -> Iterator[set[str]]:
+    """As `granted_widths`, of products alone."""
     multiplied = {leaf for leaf in _multiplied(graph, coupling) if leaf in ids}
     if not multiplied:
         return
@@ -63,6 +118,11 @@ def _multiplied(graph: Graph, coupling: Coupling) -> set[int]:
         if node.op == "placeholder" or not computed.isdisjoint(node.all_input_nodes):
             computed.add(node)
         name = str(node.target).rpartition(".")[0]
+        if node.op == "call_function" and name == "aten.sum":  # a product by hand: (q * k).sum(-1)
+            product = node.args[0]
+            if str(product.target).startswith("aten.mul.Tensor") and computed.issuperset(product.args[:2]):
+                first, second = product.args[:2]
+                found |= (_leaves(coupling, first) & _leaves(coupling, second)) - _leaves(coupling, node)
         if node.op != "call_function" or name not in _PRODUCTS:
             continue
         tensors = node.args[1] if name == "aten.einsum" else node.args[_PRODUCTS[name] :]

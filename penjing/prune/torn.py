@@ -2,7 +2,8 @@
 
 Many attentions write one head size into the shapes of queries, keys and values. Nothing couples the values to
 the queries, so they may lose differently many; then no value of that number fits, and the class cannot serve.
-Others give what their heads hold together the shape of what they were given (``B, N, C = x.shape``).
+Others give what their heads hold together the shape of what they were given (``B, N, C = x.shape``); a width
+of one dimension then becomes what the heads keep.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from penjing.graph import Axis, Coupling, Graph, Group, count
-from penjing.graph.axes import leaves
+from penjing.graph.axes import Leaf, Product, leaves
 from penjing.prune.follow import WEIGHT_SHAPE_OP, given_axes, integers, made_axes
 from penjing.prune.layers import standard
 from penjing.prune.ranges import Positions
@@ -33,12 +34,16 @@ class Torn:
         value: What it is.
         sizes: What it would have to be, rising.
         leaves: Leaf ids of the groups behind these shapes.
+        single: Those of them that are such a shape by themselves.
+        products: Shapes that are several dimensions as one (heads and their sizes), by these.
     """
 
     name: str
     value: int
     sizes: tuple[int, ...]
     leaves: frozenset[int]
+    single: frozenset[int] = frozenset()
+    products: frozenset[tuple[Leaf, ...]] = frozenset()
 
 
 def torn(
@@ -53,13 +58,17 @@ def torn(
         kept: Kept slots by leaf id.
     """
     groups = {group.leaf for group in coupling.groups}
+    # a layer of torch's own takes its sizes from its weights; what it is given may be as wide by chance
+    layers = {path for path, part in model.named_modules() if _is_layer(part)}
     shaped: _Shaped = defaultdict(lambda: defaultdict(set))
+    made_of: dict[tuple[str, int], set[tuple[Leaf, ...]]] = defaultdict(set)
     for path, axis, weight in made_axes(graph, coupling):
         behind = _behind(axis, groups)
         if behind and weight == WEIGHT_SHAPE_OP:
             shaped[path, axis.size][count(axis, kept)] |= behind
+            made_of[path, axis.size].add(_factors(axis))
     numbers = [
-        (f"{path}.{name}" if path else name, value, shaped.get((path, value), {}))
+        (f"{path}.{name}" if path else name, path, value, shaped.get((path, value), {}))
         for path, module in model.named_modules()
         for name, value in integers(module)
         if not isinstance(value, tuple) and standard(module, name, value, {}) is None
@@ -67,18 +76,37 @@ def torn(
     given: _Shaped = {}
     for path, axis in given_axes(graph, coupling):
         behind, key = _behind(axis, groups), (path, axis.size)
-        if behind and key in shaped:  # it is written into shapes, too
+        if behind and key in shaped and path not in layers:  # it is written into shapes, too
             by_size = given.setdefault(key, {size: set(ids) for size, ids in shaped[key].items()})
             by_size.setdefault(count(axis, kept), set()).update(behind)
+            made_of[key].add(_factors(axis))
     numbers += [
-        (f"the width that {path or 'the network'} is given", value, by_size)
+        (f"the width that {path or 'the network'} is given", path, value, by_size)
         for (path, value), by_size in given.items()
     ]
     return tuple(
-        Torn(name, value, tuple(sorted(by_size)), frozenset().union(*by_size.values()))
-        for name, value, by_size in numbers
+        Torn(
+            name,
+            value,
+            tuple(sorted(by_size)),
+            frozenset().union(*by_size.values()),
+            frozenset(axes[0].id for axes in made_of[path, value] if len(axes) == 1) & groups,
+            frozenset(axes for axes in made_of[path, value] if len(axes) > 1),
+        )
+        for name, path, value, by_size in numbers
         if len(by_size) > 1
     )
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules.") and not any(module.children())
+
+
+def _factors(axis: Axis) -> tuple[Leaf, ...]:
+    """The dimensions that an axis is, or the product of; empty where it is anything else."""
+    factors = axis.factors if isinstance(axis, Product) else (axis,)
+    plain = tuple(factor for factor in factors if isinstance(factor, Leaf))
+    return plain if len(plain) == len(factors) else ()
 
 
 def _behind(axis: Axis, groups: Set[int]) -> set[int]:
@@ -122,12 +150,31 @@ def even_ratios(
         Fraction to remove by group id, exact in slots; nothing where an even share would be all or none.
     """
     by_leaf = {group.leaf: group for group in groups}
+    limits = {"round_to": round_to, "min_slots": min_slots}
+    # the shares of heads and of their sizes multiply: no share is even where a single width is to be as many
+    plain = tuple(one for one in found if not (one.products and one.single))
+    ratios = _evened(plain, by_leaf, kept, **limits)
+    if len(plain) == len(found):
+        return ratios
+    matched = _as_products([one for one in found if one not in plain], by_leaf, kept, ratios, **limits)
+    return ratios | matched if matched else _evened(found, by_leaf, kept, **limits)
+
+
+def _evened(
+    found: Sequence[Torn],
+    groups: Mapping[int, Group],
+    kept: Mapping[int, Positions],
+    *,
+    round_to: int,
+    min_slots: int,
+) -> dict[str, float]:
+    """Ratios with which all groups behind each number keep one share."""
     sets: list[frozenset[int]] = []
     for one in found:  # numbers that share a group (one rotary embedding for all layers) go together
         joined = one.leaves.union(*(other for other in sets if other & one.leaves))
         sets = [other for other in sets if not other & one.leaves] + [joined]
     ratios: dict[str, float] = {}
-    for tied in ([by_leaf[leaf] for leaf in sorted(one & by_leaf.keys())] for one in sets):
+    for tied in ([groups[leaf] for leaf in sorted(one & groups.keys())] for one in sets):
         if not tied:
             continue
         sizes = [group.size for group in tied]
@@ -142,3 +189,37 @@ def even_ratios(
         if stay * min(sizes) >= min_slots * parts and stay:
             ratios |= {group.id: 1 - min(stay, parts) / parts for group in tied}
     return ratios
+
+
+def _as_products(
+    found: Sequence[Torn],
+    groups: Mapping[int, Group],
+    kept: Mapping[int, Positions],
+    ratios: Mapping[str, float],
+    *,
+    round_to: int,
+    min_slots: int,
+) -> dict[str, float]:
+    """Ratios with which single widths keep what heads and their sizes keep together (with ``ratios``); empty
+    where a width would have to be two numbers at once (layers that keep differently many heads), or cannot.
+    """
+
+    def stays(axis: Leaf) -> int:
+        group = groups.get(axis.id)
+        if group and group.id in ratios:
+            return round(axis.size * (1 - ratios[group.id]))
+        return len(kept[axis.id]) if axis.id in kept else axis.size
+
+    matched: dict[str, float] = {}
+    for one in found:
+        wanted = {math.prod(map(stays, axes)) for axes in one.products}
+        if len(wanted) != 1 or not one.single <= groups.keys():
+            return {}
+        (stay,) = wanted
+        for group in (groups[leaf] for leaf in one.single):
+            share = 1 - stay / group.size
+            if stay < min_slots or stay % math.lcm(round_to, group.step):
+                return {}
+            if matched.setdefault(group.id, share) != share:
+                return {}
+    return matched
