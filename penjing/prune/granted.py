@@ -43,7 +43,7 @@ def granted_widths(graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
         return
     yield {ids[leaf] for leaf in multiplied}
     shaped: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for path, axis, weight in made_axes(graph, coupling):
+    for path, axis, weight, _ in made_axes(graph, coupling):
         if weight == WEIGHT_SHAPE_OP:
             shaped[path, axis.size] |= {leaf.id for leaf in leaves(axis)} & ids.keys()
     alike = multiplied.union(*(found for found in shaped.values() if found & multiplied))

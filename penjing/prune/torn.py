@@ -1,8 +1,9 @@
 """Numbers of the user's modules that would need several values at once, and how to prune without that.
 
 Many attentions write one head size into the shapes of queries, keys and values. Nothing couples the values to
-the queries, so they may lose differently many; then no value of that number fits, and the class cannot serve.
-Others give what their heads hold together the shape of what they were given (``B, N, C = x.shape``).
+the queries, so they may lose differently many; then no value of that number fits, and the class cannot
+serve. Others give what their heads hold together the shape of what they were given (``B, N, C = x.shape``). A
+shortcut that is padded to its stage's width writes one amount before and after.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
-from penjing.graph import Axis, Coupling, Graph, Group, count
-from penjing.graph.axes import leaves
-from penjing.prune.follow import WEIGHT_SHAPE_OP, given_axes, integers, made_axes
+from penjing.graph import Axis, Coupling, Graph, Group, count, positions
+from penjing.graph.axes import Index, leaves, slot_index
+from penjing.prune.follow import WEIGHT_SHAPE_OP, given_axes, integers, made_axes, padded
 from penjing.prune.layers import standard
 from penjing.prune.ranges import Positions
+
+_BY_NUMBER = ("view", "reshape", "unflatten", "expand", "repeat", "tile", "zeros", "ones", "full")
+"""Ops into which a forward writes the width of what it was given. A convolution has its own: what it makes
+may have another width than what it reads."""
 
 _Shaped = dict[tuple[str, int], dict[int, set[int]]]
 """Groups behind a size that a module had, by module and size, and by the size it would get."""
@@ -54,10 +60,17 @@ def torn(
     """
     groups = {group.leaf for group in coupling.groups}
     shaped: _Shaped = defaultdict(lambda: defaultdict(set))
-    for path, axis, weight in made_axes(graph, coupling):
+    by_number: _Shaped = defaultdict(lambda: defaultdict(set))
+    for path, axis, weight, op in made_axes(graph, coupling):
         behind = _behind(axis, groups)
         if behind and weight == WEIGHT_SHAPE_OP:
             shaped[path, axis.size][count(axis, kept)] |= behind
+            if any(word in op for word in _BY_NUMBER):
+                by_number[path, axis.size][count(axis, kept)] |= behind
+    for path, axis, at in padded(graph, coupling):
+        behind = _behind(axis, groups, at)
+        if behind:
+            shaped[path, len(at)][int(np.isin(at, positions(axis, kept)).sum())] |= behind
     numbers = [
         (f"{path}.{name}" if path else name, value, shaped.get((path, value), {}))
         for path, module in model.named_modules()
@@ -67,8 +80,8 @@ def torn(
     given: _Shaped = {}
     for path, axis in given_axes(graph, coupling):
         behind, key = _behind(axis, groups), (path, axis.size)
-        if behind and key in shaped:  # it is written into shapes, too
-            by_size = given.setdefault(key, {size: set(ids) for size, ids in shaped[key].items()})
+        if behind and key in by_number:  # it is written into shapes, too
+            by_size = given.setdefault(key, {size: set(ids) for size, ids in by_number[key].items()})
             by_size.setdefault(count(axis, kept), set()).update(behind)
     numbers += [
         (f"the width that {path or 'the network'} is given", value, by_size)
@@ -81,9 +94,12 @@ def torn(
     )
 
 
-def _behind(axis: Axis, groups: Set[int]) -> set[int]:
-    """Leaf ids of the groups that an axis is made of."""
-    return {leaf.id for leaf in leaves(axis)} & groups
+def _behind(axis: Axis, groups: Set[int], at: Index | None = None) -> set[int]:
+    """Leaf ids of the groups that an axis, or these positions of it, are made of."""
+    found = {leaf.id: leaf for leaf in leaves(axis) if leaf.id in groups}
+    if at is None:
+        return set(found)
+    return {key for key, leaf in found.items() if np.isin(at, slot_index(axis, leaf)).any()}
 
 
 def blame(found: tuple[Torn, ...]) -> str:
