@@ -145,7 +145,9 @@ def test_a_run_on_two_inputs_without_labels(tmp_path: Path) -> None:
     """It took the second input for targets that are no classes, and asked for a metric."""
     torch.manual_seed(0)
     short = pj.RecoverConfig(epochs=1)
-    done = pj.compress(Two(), (pairs(), pairs(2)), max_drop=None, trials=1, recover=short, out=tmp_path)
+    done = pj.compress(
+        Two(), (pairs(), pairs(2)), max_drop=None, trials=1, recover=short, formats=("onnx",), out=tmp_path
+    )
     assert done.metrics.metric == "agreement"
     assert done.model(*pairs()[0]).shape == (8, 3)
 
@@ -154,5 +156,13 @@ def test_a_run_on_two_inputs_and_labels(tmp_path: Path) -> None:
     torch.manual_seed(0)
     labelled = [((a, b), torch.randint(0, 3, (8,))) for a, b in pairs()]
     short = pj.RecoverConfig(epochs=1)
-    done = pj.compress(Two(), (labelled, labelled[:3]), max_drop=None, trials=1, recover=short, out=tmp_path)
+    done = pj.compress(
+        Two(),
+        (labelled, labelled[:3]),
+        max_drop=None,
+        trials=1,
+        recover=short,
+        formats=("onnx",),
+        out=tmp_path,
+    )
     assert done.model(*pairs()[0]).shape == (8, 3)

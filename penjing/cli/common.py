@@ -98,19 +98,33 @@ def names(given: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in given.split(",") if name.strip())
 
 
-def in_points(max_drop: str) -> str:
-    """An allowed loss as it is typed, with its unit: ``"0.5"`` is in points, ``"1%"`` says what it is."""
+def in_points(max_drop: str, *, relative: bool = True) -> str:
+    """An allowed loss as it is typed, with its unit: ``"0.5"`` is in points, ``"1%"`` says what it is.
+
+    Raises:
+        RecipeError: for what is neither, or not from 0 to 100; its remedy names the second form where the
+            verb takes it (``relative``).
+    """
     given = max_drop.strip()
     unit = next((unit for unit in ("%", "pt") if given.endswith(unit)), "")
     try:
-        allowed = 0 <= float(given.removesuffix(unit)) <= 100
+        value = float(given.removesuffix(unit))
     except ValueError:
-        allowed = False
-    if not allowed:
+        value = float("nan")
+    if not 0 <= value <= 100:
+        why = (
+            ": what may be lost is not negative"
+            if value < 0
+            else ": more than there is"
+            if value > 100
+            else ""
+        )
+        forms = "0.5 (points) or 1% (of the original's value)" if relative else "0.5 (half a point)"
+        nothing = "; 0 allows no loss" if value < 0 else ""
         raise RecipeError(
-            f"{max_drop!r} is no allowed loss",
+            f"{max_drop!r} is no allowed loss{why}",
             layer="--max-drop",
-            remedy="Write 0.5 (points) or 1% (of the original's value), up to 100",
+            remedy=f"Write {forms}, up to 100{nothing}",
         )
     return given if unit else f"{given}pt"
 

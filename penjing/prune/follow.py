@@ -13,10 +13,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 from torch import fx, nn
 
 from penjing.graph import Axis, Coupling, Graph, count, positions
-from penjing.graph.axes import Product
+from penjing.graph.axes import Index, Product
 from penjing.graph.module_paths import module_stack
 from penjing.graph.shuffle import SPLITS
 from penjing.prune.apply import of_one_kind, set_attributes
@@ -182,10 +183,10 @@ def _from_values(
 ) -> dict[str, Evidence]:
     """Sizes that values made inside each module's own forward, or given to it, had and get."""
     found: dict[str, Evidence] = defaultdict(lambda: defaultdict(Counter))
-    for path, axis, weight in made_axes(graph, coupling):
+    for path, axis, weight, _ in made_axes(graph, coupling):
         found[path][axis.size][count(axis, kept)] += weight
-    for path, old, new in _padded(graph, coupling, kept):
-        found[path][old][new] += WEIGHT_SHAPE_OP
+    for path, axis, at in padded(graph, coupling):
+        found[path][len(at)][int(np.isin(at, positions(axis, kept)).sum())] += WEIGHT_SHAPE_OP
     for path, axis in given_axes(graph, coupling) if given else ():
         found[path][axis.size][count(axis, kept)] += _WEIGHT_OTHER
     for path, axis in _split_axes(graph, coupling) if given else ():
@@ -222,8 +223,8 @@ def given_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis]]:
                             yield path, axis
 
 
-def made_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis, int]]:
-    """Each dim of each value, the module in whose forward it is made, and its weight as evidence."""
+def made_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis, int, str]]:
+    """Each dim of each value, the module in whose forward it is made, its weight as evidence, and the op."""
     for node in graph.module.graph.nodes:
         if node.op != "call_function" or node.name not in coupling.values:
             continue
@@ -231,24 +232,21 @@ def made_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis, int
         weight = WEIGHT_SHAPE_OP if any(word in str(node.target) for word in _SHAPE_OPS) else _WEIGHT_OTHER
         for axes in coupling.values[node.name]:
             for axis in axes:
-                yield path, axis, weight
+                yield path, axis, weight, str(node.target)
 
 
-def _padded(
-    graph: Graph, coupling: Coupling, kept: Mapping[int, Positions]
-) -> Iterator[tuple[str, int, int]]:
-    """How many slots each module's own forward pads, and how many of them stay."""
+def padded(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis, Index]]:
+    """The slots that each module's own forward pads with: module, axis of the result, positions in it."""
     for node in graph.module.graph.nodes:
         if not str(node.target).startswith(("aten.pad.", "aten.constant_pad_nd.")):
             continue
         amounts = node.args[1]
         for axes in coupling.values.get(node.name, ()):
             for axis, before, after in zip(reversed(axes), amounts[::2], amounts[1::2], strict=False):
-                at = positions(axis, kept)
                 if isinstance(before, int) and before > 1:
-                    yield _owner(node), before, int((at < before).sum())
+                    yield _owner(node), axis, np.arange(before)
                 if isinstance(after, int) and after > 1:
-                    yield _owner(node), after, int((at >= axis.size - after).sum())
+                    yield _owner(node), axis, np.arange(axis.size - after, axis.size)
 
 
 def _owner(node: fx.Node) -> str:

@@ -98,7 +98,7 @@ def _multiplied_widths(graph: Graph, coupling: Coupling, ids: Mapping[int, str])
         return
     yield {ids[leaf] for leaf in multiplied}
     shaped: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for path, axis, weight in made_axes(graph, coupling):
+    for path, axis, weight, _ in made_axes(graph, coupling):
         if weight == WEIGHT_SHAPE_OP:
             shaped[path, axis.size] |= {leaf.id for leaf in leaves(axis)} & ids.keys()
     alike = multiplied.union(*(found for found in shaped.values() if found & multiplied))

@@ -1,9 +1,10 @@
 """Numbers of the user's modules that would need several values at once, and how to prune without that.
 
 Many attentions write one head size into the shapes of queries, keys and values. Nothing couples the values to
-the queries, so they may lose differently many; then no value of that number fits, and the class cannot serve.
-Others give what their heads hold together the shape of what they were given (``B, N, C = x.shape``); a width
-of one dimension then becomes what the heads keep.
+the queries, so they may lose differently many; then no value of that number fits, and the class cannot
+serve. Others give what their heads hold together the shape of what they were given (``B, N, C = x.shape``); a
+width of one dimension then becomes what the heads keep. A shortcut that is padded to its stage's width writes
+one amount before and after.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
-from penjing.graph import Axis, Coupling, Graph, Group, count
-from penjing.graph.axes import Leaf, Product, leaves
-from penjing.prune.follow import WEIGHT_SHAPE_OP, given_axes, integers, made_axes
+from penjing.graph import Axis, Coupling, Graph, Group, count, positions
+from penjing.graph.axes import Index, Leaf, Product, leaves, slot_index
+from penjing.prune.follow import WEIGHT_SHAPE_OP, given_axes, integers, made_axes, padded
 from penjing.prune.layers import standard
 from penjing.prune.ranges import Positions
+
+_BY_NUMBER = ("view", "reshape", "unflatten", "expand", "repeat", "tile", "zeros", "ones", "full")
+"""Ops into which a forward writes the width of what it was given. A convolution has its own: what it makes
+may have another width than what it reads."""
 
 _Shaped = dict[tuple[str, int], dict[int, set[int]]]
 """Groups behind a size that a module had, by module and size, and by the size it would get."""
@@ -58,15 +64,20 @@ def torn(
         kept: Kept slots by leaf id.
     """
     groups = {group.leaf for group in coupling.groups}
-    # a layer of torch's own takes its sizes from its weights; what it is given may be as wide by chance
-    layers = {path for path, part in model.named_modules() if _is_layer(part)}
     shaped: _Shaped = defaultdict(lambda: defaultdict(set))
+    by_number: _Shaped = defaultdict(lambda: defaultdict(set))
     made_of: dict[tuple[str, int], set[tuple[Leaf, ...]]] = defaultdict(set)
-    for path, axis, weight in made_axes(graph, coupling):
+    for path, axis, weight, op in made_axes(graph, coupling):
         behind = _behind(axis, groups)
         if behind and weight == WEIGHT_SHAPE_OP:
             shaped[path, axis.size][count(axis, kept)] |= behind
             made_of[path, axis.size].add(_factors(axis))
+            if any(word in op for word in _BY_NUMBER):
+                by_number[path, axis.size][count(axis, kept)] |= behind
+    for path, axis, at in padded(graph, coupling):
+        behind = _behind(axis, groups, at)
+        if behind:
+            shaped[path, len(at)][int(np.isin(at, positions(axis, kept)).sum())] |= behind
     numbers = [
         (f"{path}.{name}" if path else name, path, value, shaped.get((path, value), {}))
         for path, module in model.named_modules()
@@ -76,8 +87,8 @@ def torn(
     given: _Shaped = {}
     for path, axis in given_axes(graph, coupling):
         behind, key = _behind(axis, groups), (path, axis.size)
-        if behind and key in shaped and path not in layers:  # it is written into shapes, too
-            by_size = given.setdefault(key, {size: set(ids) for size, ids in shaped[key].items()})
+        if behind and key in by_number:  # it is written into shapes, too
+            by_size = given.setdefault(key, {size: set(ids) for size, ids in by_number[key].items()})
             by_size.setdefault(count(axis, kept), set()).update(behind)
             made_of[key].add(_factors(axis))
     numbers += [
@@ -98,10 +109,6 @@ def torn(
     )
 
 
-def _is_layer(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn.modules.") and not any(module.children())
-
-
 def _factors(axis: Axis) -> tuple[Leaf, ...]:
     """The dimensions that an axis is, or the product of; empty where it is anything else."""
     factors = axis.factors if isinstance(axis, Product) else (axis,)
@@ -109,9 +116,12 @@ def _factors(axis: Axis) -> tuple[Leaf, ...]:
     return plain if len(plain) == len(factors) else ()
 
 
-def _behind(axis: Axis, groups: Set[int]) -> set[int]:
-    """Leaf ids of the groups that an axis is made of."""
-    return {leaf.id for leaf in leaves(axis)} & groups
+def _behind(axis: Axis, groups: Set[int], at: Index | None = None) -> set[int]:
+    """Leaf ids of the groups that an axis, or these positions of it, are made of."""
+    found = {leaf.id: leaf for leaf in leaves(axis) if leaf.id in groups}
+    if at is None:
+        return set(found)
+    return {key for key, leaf in found.items() if np.isin(at, slot_index(axis, leaf)).any()}
 
 
 def blame(found: tuple[Torn, ...]) -> str:

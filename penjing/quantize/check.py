@@ -110,11 +110,13 @@ class FileCheck:
         sqnr: The file's int8 kernels against fp32.
         simulated: The simulation against fp32.
         agreement: The int8 kernels against the simulation.
+        samples: How many they are measured on.
     """
 
     sqnr: float
     simulated: float
     agreement: float
+    samples: int
 
     def sound(self, least: float) -> bool:
         """Whether the kernels compute what the file says.
@@ -191,10 +193,12 @@ def check_file(path: Path, reference: Session, feeds: Feeds, samples: int) -> Fi
     """Measure a quantized file on ``samples`` samples, each run once per network."""
     kernels, simulation = Session(path), Session(path, simulate=True)
     pairs = {"sqnr": Powers(), "simulated": Powers(), "agreement": Powers()}
+    measured = 0
     for feed, _ in feeds.batches(_BATCH, samples):
+        measured += feeds.count(feed)
         wanted, found, imitated = reference.run(feed), kernels.run(feed), simulation.run(feed)
         for name in [n for n, values in wanted.items() if values.dtype.kind == "f"]:
             pairs["sqnr"].add(name, wanted[name], found[name])
             pairs["simulated"].add(name, wanted[name], imitated[name])
             pairs["agreement"].add(name, imitated[name], found[name])
-    return FileCheck(**{name: powers.worst() for name, powers in pairs.items()})
+    return FileCheck(**{name: powers.worst() for name, powers in pairs.items()}, samples=measured)

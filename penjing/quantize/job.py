@@ -427,13 +427,15 @@ class Job:
             )
         if measured.sqnr < _POOR_DB:
             self.notes.append(
-                f"the outputs are {measured.sqnr:.1f} dB from fp32 only: max_drop returns layers to float"
+                f"the outputs are {measured.sqnr:.1f} dB from fp32 only (n={measured.samples}): max_drop "
+                "returns layers to float"
             )
         return QuantizeResult(
             path=out,
             weights_path=weights_path,
             layers=rows,
             sqnr_db=measured.sqnr,
+            db_samples=measured.samples,
             agreement_db=measured.agreement,
             simulated_db=measured.simulated,
             num_quantized=len(placement.all_layers),

@@ -36,8 +36,8 @@ def refuse_overwriting(out: Path, source: Any) -> None:
         source: The network: a path or a module.
 
     Raises:
-        QuantizeError: if ``out`` is the source or no name for an ONNX file, or the weights would replace a
-            safetensors file that quantization did not write.
+        QuantizeError: if ``out`` is the source or no name for an ONNX file, or one of the two would replace a
+            file that quantization did not write.
     """
     weights = out.with_suffix(".safetensors")
     if out == weights:
@@ -48,12 +48,27 @@ def refuse_overwriting(out: Path, source: Any) -> None:
         raise QuantizeError(
             "the int8 file would replace its source", layer=str(out), remedy="Choose another out"
         )
+    if out.exists() and not weights.exists() and _is_float(out):  # such as what a module was read from
+        raise QuantizeError(
+            "the int8 file would replace a float network, a file that quantize did not write",
+            layer=str(out),
+            remedy="Choose another out, such as model.int8.onnx",
+        )
     if weights.exists() and not _is_quantized(weights):
         raise QuantizeError(
             "the int8 weights would replace a file that quantize did not write",
             layer=str(weights),
             remedy="Choose another out, such as model.int8.onnx",
         )
+
+
+def _is_float(path: Path) -> bool:
+    """Whether it is an ONNX file without an 8-bit op (one left by an interruption has some)."""
+    try:
+        nodes = ir.load(path).graph.all_nodes()
+    except Exception:  # what is unreadable is no network; readers share no base class of errors
+        return False
+    return not any(word in node.op_type for node in nodes for word in ("Quantize", "Integer", "NBits"))
 
 
 def _is_quantized(path: Path) -> bool:

@@ -111,6 +111,14 @@ def quantize(
     if metrics is not None:
         result = replace(result, metric_fp32=metrics[0], metric_int8=metrics[1], metric_samples=metrics[2])
     listen(
-        Event("quantize", "end", metrics={"sqnr_db": result.sqnr_db, "size_bytes": float(result.size_bytes)})
+        Event(
+            "quantize",
+            "end",
+            metrics={
+                "sqnr_db": result.sqnr_db,
+                "db_samples": float(result.db_samples),
+                "size_bytes": float(result.size_bytes),
+            },
+        )
     )
     return result

@@ -81,6 +81,7 @@ class QuantizeResult(InShort):
         layers: One row per layer with weights.
         sqnr_db: Signal to error of the file's outputs against fp32, in dB (the worst output), on samples kept
             out of calibration.
+        db_samples: How many samples that is over.
         agreement_db: The file's int8 kernels against the simulation of the same file, in dB.
         simulated_db: Signal to error of the simulation against fp32, in dB.
         num_quantized: Layers whose weights are int8.
@@ -115,6 +116,7 @@ class QuantizeResult(InShort):
     metric_fp32: float | None = None
     metric_int8: float | None = None
     metric_samples: int = 0
+    db_samples: int = 0
     timing: Timing | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -142,7 +144,7 @@ class QuantizeResult(InShort):
         smaller = changed(self.fp32_bytes, self.size_bytes, "smaller", "larger")
         title = (
             f"{size(self.fp32_bytes)} → {size(self.size_bytes)} ({smaller}), "
-            f"{self.sqnr_db:.1f} dB against fp32; "
+            f"{self.sqnr_db:.1f} dB against fp32 (n={self.db_samples}); "
             f"{self.num_quantized} layers in int8, {self.num_float} ops in float"
         )
         return Brief(title, ("layer", "op", "kept as", "output"), rows)

@@ -40,7 +40,7 @@ def compress(
     trials: int = 3,
     recover: RecoverConfig | None = None,
     quantize: QuantizeConfig | bool | None = True,
-    formats: Sequence[str] = ("onnx",),
+    formats: Sequence[str] = ("onnx", "saved_model"),
     prune: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     out: Path | str | None = None,
@@ -73,7 +73,8 @@ def compress(
         trials: Sizes tried at most, each with a recovery of its own; 1 takes the budget as it is.
         recover: Recovery options.
         quantize: Options of quantization; True takes the defaults, False or None leaves the network in fp32.
-        formats: Export formats.
+        formats: Export formats; the default needs TensorFlow (``pip install penjing[tf]``), ``("onnx",)``
+            does not.
         prune: Further entries of the recipe's ``prune``.
         options: Further entries of the recipe, e.g. ``{"data": {"batch_size": 64}, "measure": {"threads":
             2}}``.

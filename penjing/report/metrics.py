@@ -23,16 +23,27 @@ class AccuracyCell(Config):
     high: float | None
 
 
+_BUSY = 1.5
+"""How far a median lies above the quiet time where other work must have run beside."""
+
+
 class LatencyCell(Config):
-    """Time of one call, in milliseconds: median and 95th percentile, and the conditions."""
+    """Time of one call, in milliseconds: median and 95th percentile, what the median would be if nothing else
+    ran (`penjing.measure.latency.Latency`; None in runs of before), and the conditions."""
 
     batch: int
     median_ms: float
     p95_ms: float
+    quiet_ms: float | None = None
     threads: int
     runtime: str
     device: str = "cpu"
     num_runs: int = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether other work ran beside, so that the median tells more of it than of the file."""
+        return self.quiet_ms is not None and self.median_ms > _BUSY * self.quiet_ms
 
 
 class Row(Config):

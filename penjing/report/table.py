@@ -129,6 +129,8 @@ def conditions(metrics: Metrics) -> str:
             f"latency: median (95th percentile) of {cell.num_runs} runs, {cell.runtime}, {cell.device}, "
             f"{threads}"
         )
+    if beside := text.busy(metrics):
+        parts.append(beside)
     return "; ".join(parts)
 
 

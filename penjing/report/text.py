@@ -137,12 +137,26 @@ def allowed(loss: float, drop: str, metric: str) -> str:
 def _latency_part(before: Row, after: Row) -> list[str]:
     for cell in before.latency:
         other = after.latency_at(cell.batch)
-        if other is not None:
-            return [
-                f"{milliseconds(cell.median_ms)} → {milliseconds(other.median_ms)} ms at batch {cell.batch} "
-                f"({changed(cell.median_ms, other.median_ms, 'faster', 'slower')})"
-            ]
+        if other is None:
+            continue
+        old, new, said = cell.median_ms, other.median_ms, ""
+        if (cell.busy or other.busy) and cell.quiet_ms and other.quiet_ms:
+            old, new, said = cell.quiet_ms, other.quiet_ms, ", without the other work that ran beside"
+        shown = f"{milliseconds(old)} → {milliseconds(new)} ms at batch {cell.batch}"
+        return [f"{shown} ({changed(old, new, 'faster', 'slower')}{said})"]
     return []
+
+
+def busy(metrics: Metrics) -> str:
+    """What has to be said of the latencies where other work ran while they were taken; "" where none did."""
+    found = [cell for row in metrics.rows for cell in row.latency if cell.busy]
+    if not found:
+        return ""
+    most = max(cell.median_ms / cell.quiet_ms for cell in found if cell.quiet_ms)
+    return (
+        f"other work ran while latency was timed: medians are up to {most:.1f}× what the files take by "
+        "themselves, and do not compare; measure again on a quiet machine"
+    )
 
 
 def _quality_part(metrics: Metrics, before: Row, after: Row) -> str:

@@ -217,6 +217,17 @@ class TestParsing:
         with pytest.raises(RecipeError, match=rf"^recipe at --max-drop: '{given}' is no allowed loss"):
             in_points(given)
 
+    def test_what_is_wrong_with_it_is_said(self) -> None:
+        with pytest.raises(
+            RecipeError, match=r"'-1' is .*: what may be lost is not negative\. .*; 0 allows no"
+        ):
+            in_points("-1")
+        with pytest.raises(RecipeError, match=r"'200' is .*: more than there is"):
+            in_points("200")
+        with pytest.raises(RecipeError) as caught:
+            in_points("few", relative=False)
+        assert "%" not in caught.value.remedy
+
     def test_names(self) -> None:
         assert names("onnx, saved_model,") == ("onnx", "saved_model")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from penjing.graph import couple, trace
 from penjing.graph.rules import RULES, find_rule, rule
+from penjing.table import adder
 
 # Every ATen op that torch.export produces for 139 torchvision and timm networks.
 ZOO_OPS = """
@@ -56,6 +59,22 @@ def test_lookup_goes_from_the_full_name_to_the_plain_one() -> None:
 def test_two_rules_for_one_op_are_refused() -> None:
     with pytest.raises(ValueError, match="two rules"):
         rule("aten.add")(lambda op: ())
+
+
+def test_what_is_defined_again_in_a_notebook_replaces_itself() -> None:
+    table: dict[str, Any] = {}
+    add = adder(table, "loss ")
+
+    def made(module: str) -> type:
+        return type("Mine", (), {"__module__": module})
+
+    cell, again = made("__main__"), made("__main__")
+    add("mine")(cell)
+    add("mine")(again)
+    assert table["mine"] is again
+    for other in (made("elsewhere"), lambda: 0):
+        with pytest.raises(ValueError, match="two rules for loss mine"):
+            add("mine")(other)
 
 
 class Check(nn.Module):

@@ -558,7 +558,9 @@ def test_kernels_that_disagree_say_what_to_do(
     asked: Any, narrow: bool, remedy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(job, "sums_pairs_in_16_bits", lambda: narrow)
-    monkeypatch.setattr(job, "check_file", lambda *args: FileCheck(sqnr=10, simulated=40, agreement=10))
+    monkeypatch.setattr(
+        job, "check_file", lambda *args: FileCheck(sqnr=10, simulated=40, agreement=10, samples=4)
+    )
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4))
     with pytest.raises(QuantizeError, match=remedy):
         quantize(model, batches(shape=(8,)), QuantizeConfig(reduce_range=asked), out=tmp_path / "m.onnx")

@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from penjing.errors import QuantizeError, RecoverError
+from penjing.export.onnx import export_onnx
+from penjing.models.onnx_door import OnnxModel
 from penjing.quantize import QuantizeConfig, load_quantized, quantize, quantized_student
 from penjing.quantize.emit import emit
 from penjing.quantize.fake import fake_activation, fake_weight
@@ -295,3 +297,21 @@ def test_tables_and_recurrent_weights_are_rounded_while_training(
     quantize(trained, iter(data), out=tmp_path / "qat.onnx", time_it=False)
     assert db(simulated(tmp_path / "ptq.onnx", x.numpy()), before) > least
     assert db(simulated(tmp_path / "qat.onnx", x.numpy()), wanted) > least
+
+
+def test_the_source_of_a_module_is_not_replaced(tmp_path: Path) -> None:
+    """A student does not know the file that it was read from; what quantize did not write, it leaves."""
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), [torch.randn(8, 6)]
+    source = tmp_path / "model.onnx"
+    export_onnx(model, source, data[0])
+    before = source.read_bytes()
+    for module in (quantized_student(source, data), OnnxModel(source)):
+        with pytest.raises(QuantizeError, match="would replace a float network"):
+            quantize(module, data, out=source, time_it=False)
+    assert source.read_bytes() == before
+    for _ in range(2):  # its own files it writes anew
+        made = quantize(
+            quantized_student(source, data), data, out=tmp_path / "model.int8.onnx", time_it=False
+        )
+        made.weights_path.unlink()  # as after an interruption between the two

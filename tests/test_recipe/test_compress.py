@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from vector_data import halves
 
 import penjing as pj
 from penjing.cli.verbs.compress import command
+from penjing.cli.verbs.export import command as export_verb
 from penjing.errors import DataError, RecipeError, RunError
 from penjing.events import Event, Listener
+from penjing.export.export import export
 from penjing.recipe import Recipe
 from penjing.recipe.result import RunResult
-from penjing.recipe.schema import SearchConfig
+from penjing.recipe.schema import ExportConfig, SearchConfig
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,17 @@ def test_as_many_sizes_are_tried_however_it_is_asked() -> None:
     assert {inspect.signature(door).parameters["trials"].default for door in doors} == {SearchConfig().trials}
 
 
+def test_the_same_files_are_written_however_it_is_asked() -> None:
+    def default(door: Callable[..., Any]) -> Any:
+        return inspect.signature(door).parameters["formats"].default
+
+    written = ExportConfig().formats
+    assert default(pj.compress) == written
+    assert default(export) == written
+    for verb in (command, export_verb):
+        assert tuple(default(verb).split(",")) == written
+
+
 def test_own_network_and_loaders(network: nn.Module, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     data = (halves(200, 0), halves(100, 1), halves(100, 2))
@@ -40,7 +55,16 @@ def test_own_network_and_loaders(network: nn.Module, tmp_path: Path) -> None:
     config = pj.RecoverConfig(epochs=2, lr=0.02)
     budget = pj.Budget(params=0.3)
     options = {"export": {"batch_sizes": [1, 3]}, "measure": {"runs": 3}}
-    result = pj.compress(network, data, budget=budget, max_drop=0.2, recover=config, out=out, options=options)
+    result = pj.compress(
+        network,
+        data,
+        budget=budget,
+        max_drop=0.2,
+        recover=config,
+        formats=("onnx",),
+        out=out,
+        options=options,
+    )
     rows = {row.key: row for row in result.metrics.rows}
     assert rows["int8"].num_params <= 0.3 * rows["dense"].num_params
     assert rows["dense"].accuracy["test"].value > 0.9
@@ -52,7 +76,14 @@ def test_own_network_and_loaders(network: nn.Module, tmp_path: Path) -> None:
     assert sum(p.numel() for p in result.model.parameters()) == rows["recovered"].num_params
     # Again with the same network and data: nothing to do. With others: refused, or it would be made of two.
     again = partial(
-        pj.compress, budget=budget, max_drop=0.2, recover=config, out=out, options=options, resume=True
+        pj.compress,
+        budget=budget,
+        max_drop=0.2,
+        recover=config,
+        formats=("onnx",),
+        out=out,
+        options=options,
+        resume=True,
     )
     assert len(again(network, data).skipped) == len(result.metrics.seconds) + 1
     others = {
@@ -108,6 +139,7 @@ def test_a_network_that_knows_nothing_is_said_once(network: nn.Module, tmp_path:
             max_drop=None,
             quantize=None,
             recover=pj.RecoverConfig(epochs=1),
+            formats=("onnx",),
             out=tmp_path / folder,
             options={"export": {"batch_sizes": [1]}, "measure": {"runs": 3, "batches": [1]}},
             listen=listen,

@@ -143,6 +143,7 @@ def test_what_does_not_hold_at_the_budget_falls_back(network: nn.Module, tmp_pat
         max_drop=0.02,
         recover=config,
         quantize=False,
+        formats=("onnx",),
         out=tmp_path / "run",
         options=OPTIONS | {"baselines": True},
         trials=3,
@@ -172,7 +173,7 @@ def test_what_does_not_hold_at_the_budget_falls_back(network: nn.Module, tmp_pat
     # Done before: nothing is tried again.
     again = pj.compress(
         network, data, budget=pj.Budget(params=0.02), max_drop=0.02, recover=config, quantize=False,
-        out=tmp_path / "run", options=OPTIONS, trials=3, resume=True,
+        formats=("onnx",), out=tmp_path / "run", options=OPTIONS, trials=3, resume=True,
     )  # fmt: skip
     assert "search" in again.skipped
 
@@ -188,6 +189,7 @@ def test_smallest_within_the_drop_by_a_metric(network: nn.Module, tmp_path: Path
         smallest="macs",
         recover=pj.RecoverConfig(epochs=1, lr=0.02),
         quantize=False,
+        formats=("onnx",),
         out=tmp_path / "run",
         options=OPTIONS,
         trials=2,
@@ -245,7 +247,12 @@ def test_a_network_that_does_not_classify(tmp_path: Path) -> None:
             optimizer.zero_grad()
             nn.functional.mse_loss(model(x), y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    common: dict[str, Any] = {"budget": pj.Budget(macs=0.5), "max_drop": 0.1, "options": OPTIONS}
+    common: dict[str, Any] = {
+        "budget": pj.Budget(macs=0.5),
+        "max_drop": 0.1,
+        "options": OPTIONS,
+        "formats": ("onnx",),
+    }
     with pytest.raises(DataError, match=r"not one class for each sample.*metric="):
         pj.compress(model, data, out=tmp_path / "unsaid", **common)
     config = pj.RecoverConfig(epochs=3, lr=0.01)

@@ -49,6 +49,7 @@ def session(folder: Path, data: Any, stage: str, kind: str = "start", **argument
             budget=pj.Budget(params=0.3),
             recover=pj.RecoverConfig(epochs=2, lr=0.02),
             quantize=False,
+            formats=("onnx",),
             options={"data": {"calibration": 64}},
             out=folder,
             resume=True,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import penjing as pj
+from penjing.events import Event
 from penjing.measure.original import Answered, agreement, fidelity, needing_no_labels
 from penjing.report.metrics import Metrics
 
@@ -54,6 +55,7 @@ def test_compress_without_labels(outputs: int, what: str, tmp_path: Path) -> Non
         max_drop=0.9,
         trials=1,
         recover=pj.RecoverConfig(epochs=2),
+        formats=("onnx",),
         out=tmp_path / "out",
     )
     found = Metrics.read(tmp_path / "out")
@@ -75,6 +77,31 @@ def test_compress_without_labels(outputs: int, what: str, tmp_path: Path) -> Non
     assert result.met
 
 
+def test_one_answer_to_everything_is_told(tmp_path: Path) -> None:
+    """Agreement with it would be full whatever is done."""
+    heard: list[Event] = []
+    for at, bias in enumerate((0.0, 100.0)):
+        model = network(4)
+        with torch.no_grad():
+            model[-1].bias[2] += bias  # type: ignore[index]
+        pj.compress(
+            model,
+            {"train": batches(3, 1), "val": batches(2, 2)},
+            max_drop=None,
+            trials=1,
+            recover=pj.RecoverConfig(epochs=1),
+            quantize=None,
+            formats=("onnx",),
+            out=tmp_path / str(at),
+            listen=heard.append,
+        )
+        told = [
+            event.message for event in heard if "answers class 2 to all of 32 validation" in event.message
+        ]
+        assert bool(told) == bool(bias)
+        assert any("answers class 2" in note for note in Metrics.read(tmp_path / str(at)).notes) == bool(bias)
+
+
 def test_a_run_without_labels_goes_on(tmp_path: Path) -> None:
     data = {"train": batches(6, 1), "val": batches(3, 2)}
     options: dict[str, Any] = {
@@ -82,6 +109,7 @@ def test_a_run_without_labels_goes_on(tmp_path: Path) -> None:
         "trials": 1,
         "recover": pj.RecoverConfig(epochs=1),
         "quantize": None,
+        "formats": ("onnx",),
     }
     first = pj.compress(network(4), data, out=tmp_path / "out", **options)
     again = pj.compress(network(4), data, out=tmp_path / "out", resume=True, **options)
@@ -96,6 +124,7 @@ def test_labelled_data_can_be_judged_by_the_original(tmp_path: Path) -> None:
         "trials": 1,
         "recover": pj.RecoverConfig(epochs=1),
         "quantize": None,
+        "formats": ("onnx",),
     }
     pj.compress(model, data, metric="agreement", out=tmp_path / "out", **options)
     dense = Metrics.read(tmp_path / "out").rows[0]

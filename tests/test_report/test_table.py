@@ -19,6 +19,7 @@ from penjing.files import write_json
 from penjing.recipe import RunResult
 from penjing.report import Metrics, build_table, terminal_table, text, write_table
 from penjing.report.page import render
+from penjing.report.table import conditions as build_conditions
 
 
 @pytest.fixture
@@ -45,6 +46,20 @@ def test_metrics_that_are_none(tmp_path: Path, content: str | None) -> None:
         (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"metrics\.json"):
         Metrics.read(tmp_path)
+
+
+def test_a_busy_machine_is_told(metrics: Metrics) -> None:
+    """A short call falls between two interruptions, a long one does not: medians do not compare."""
+    assert "other work" not in text.headline(metrics) + build_conditions(metrics)
+    rows = []
+    for row in metrics.rows:
+        calm = {"quiet_ms": 3.0 if row.key == metrics.before else 1.0}
+        cells = tuple(cell.model_copy(update={**calm, "median_ms": 3.6}) for cell in row.latency)
+        rows.append(row.model_copy(update={"latency": cells}))
+    busy = metrics.model_copy(update={"rows": tuple(rows)})
+    told = "3.00 → 1.00 ms at batch 1 (3× faster, without the other work that ran beside)"
+    assert told in text.headline(busy)
+    assert "other work ran while latency was timed: medians are up to 3.6×" in build_conditions(busy)
 
 
 def test_a_metric_that_decides_beside_the_accuracy_is_shown(metrics: Metrics) -> None:

@@ -85,7 +85,7 @@ def _points(max_drop: str | None) -> float | None:
 
     if max_drop is None:
         return None
-    allowed, kind = allowed_drop(common.in_points(max_drop))
+    allowed, kind = allowed_drop(common.in_points(max_drop, relative=False))
     if kind == "relative":
         raise RecipeError(
             f"{max_drop!r} is relative, and a file has nothing to be relative to",

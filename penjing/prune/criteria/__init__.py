@@ -8,6 +8,7 @@ from penjing.prune.criteria.base import (
     all_criteria,
     criterion,
     make_criterion,
+    slot_sums,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "all_criteria",
     "criterion",
     "make_criterion",
+    "slot_sums",
 ]

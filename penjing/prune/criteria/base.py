@@ -214,12 +214,16 @@ def criterion(name: str) -> Callable[[C], C]:
 
 
 @cache
-def all_criteria() -> Mapping[str, type[Criterion]]:
-    """Every criterion by name: each module of `penjing.prune.criteria` is one."""
+def _read_own() -> None:
     import penjing.prune.criteria as package
 
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def all_criteria() -> Mapping[str, type[Criterion]]:
+    """Every criterion by name: each module of `penjing.prune.criteria` is one, and what users registered."""
+    _read_own()
     return dict(sorted(_REGISTRY.items()))
 
 

@@ -7,16 +7,20 @@ import pkgutil
 from functools import cache
 from typing import Any
 
-from penjing.quantize.observe.base import Observer
+from penjing.quantize.observe.base import Extremes, HistogramObserver, Observer
 
-__all__ = ["Observer", "make_observer", "observers"]
+__all__ = ["Extremes", "HistogramObserver", "Observer", "make_observer", "observers"]
 
 
 @cache
-def observers() -> dict[str, type[Observer]]:
-    """All observers by name; a new one is a new module in this package."""
+def _read_own() -> None:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
+
+
+def observers() -> dict[str, type[Observer]]:
+    """All observers by name: each module of this package is one, and so is every subclass with a ``name``."""
+    _read_own()
     base: type[Any] = Observer
     return {cls.name: cls for cls in _subclasses(base) if "name" in vars(cls)}
 

@@ -106,8 +106,8 @@ def _search(recipe: Recipe, feed: dict[str, Any]) -> list[Stage]:
     }
     return [
         Stage("search", "find the size that holds", search_size, config, ("train",)),
-        Stage("prune", "take the pruned network that held", adopt_pruned, None, ("search",)),
-        Stage("recover", "take the recovered network that held", adopt_recovered, None, ("search",)),
+        Stage("prune", "take the pruned network of that size", adopt_pruned, None, ("search",)),
+        Stage("recover", "take the recovered network of that size", adopt_recovered, None, ("search",)),
     ]
 
 

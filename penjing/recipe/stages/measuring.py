@@ -22,6 +22,7 @@ from penjing.recipe.stages.pruning import start_of_recovery
 from penjing.recipe.stages.quality import cell_of, quality
 from penjing.recipe.workspace import Workspace
 from penjing.recover import RecoverConfig
+from penjing.report.metrics import LatencyCell
 
 _BEFORE = "dense"
 _MOST_CHANGES = 12
@@ -240,12 +241,7 @@ def _latency(space: Workspace, paths: dict[str, Path]) -> dict[str, list[dict[st
         }
         for key, timed in latency(candidates, num_runs=config.runs, max_seconds=60.0).items():
             cell = plain(timed)
-            out[key].append(
-                {
-                    name: cell[name]
-                    for name in ("batch", "median_ms", "p95_ms", "threads", "runtime", "device", "num_runs")
-                }
-            )
+            out[key].append({name: cell[name] for name in LatencyCell.model_fields})
         del candidates
         gc.collect()
     return out

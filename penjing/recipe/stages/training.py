@@ -6,6 +6,7 @@ from typing import Any
 
 from penjing.events import Event, Listener
 from penjing.measure import accuracy
+from penjing.measure.original import Answered, agreement
 from penjing.recipe.stages.base import Output, plain
 from penjing.recipe.workspace import Workspace
 from penjing.recover import RecoverConfig, RecoverResult, train
@@ -13,9 +14,12 @@ from penjing.recover import RecoverConfig, RecoverResult, train
 _LOOK = 2000
 """Validation samples at most that tell whether a network as given knows anything."""
 
+_FEW = 8
+"""Fewer samples may all be of one class."""
+
 
 def take_dense(space: Workspace, listen: Listener) -> Output:
-    """Write the weights that the network came with, and say so if they are no better than chance.
+    """Write the weights that the network came with, and say so if they know nothing.
 
     Requires: the recipe's model. Ensures: ``work/dense.safetensors``.
     """
@@ -31,7 +35,7 @@ def _knows_nothing(space: Workspace, model: Any) -> str:
     answers, and would be done in vain. "" for one that does, and where there are no classes.
     """
     if not space.names_classes:
-        return ""
+        return _answers_one_class(space, model) if space.metric is agreement else ""
     found = accuracy(model, space.feed.split("val", _LOOK))
     if not found.is_chance:
         return ""
@@ -39,6 +43,23 @@ def _knows_nothing(space: Workspace, model: Any) -> str:
         f"the network as given is no better than chance: {found.value:.1%} of {found.n:,} validation samples "
         f"right, chance {found.by_chance:.1%}. Is it untrained (weights, --weights)? Is it fed as it was in "
         "training (mean and std, --data-option, --normalize), are the classes in the same order?"
+    )
+
+
+def _answers_one_class(space: Workspace, model: Any) -> str:
+    """What is to be said where the original has one class for everything: whatever has it, too, agrees."""
+    said: set[int] = set()
+    samples = 0
+    for _, answers in Answered(space.feed.split("val", _LOOK), lambda: model):
+        classes = answers.argmax(1)
+        said |= set(classes.tolist())
+        samples += len(classes)
+    if samples < _FEW or len(said) > 1:
+        return ""
+    return (
+        f"the network as given answers class {said.pop()} to all of {samples:,} validation samples, so that "
+        "agreement with it tells nothing. Is it untrained (weights, --weights)? Is it fed as in training "
+        "(mean and std, --data-option, --normalize)? The metric fidelity compares all scores"
     )
 
 
