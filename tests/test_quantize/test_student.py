@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from penjing.errors import QuantizeError, RecoverError
+from penjing.prune import prune
 from penjing.quantize import QuantizeConfig, load_quantized, quantize, quantized_student
 from penjing.quantize.emit import emit
 from penjing.quantize.fake import fake_activation, fake_weight
@@ -197,6 +199,25 @@ def test_features_of_layers_that_only_hold_weights_are_refused() -> None:
     config = RecoverConfig.parse({"epochs": 1, "losses": {"kd": 1, "mse": {"layers": ["features.0"]}}})
     with pytest.raises(RecoverError, match="did not call this layer"):
         recover(student, model, data, config)
+
+
+def test_a_plan_lines_up_no_blocks_of_a_network_in_int8_training() -> None:
+    """Its modules have the names of blocks, but are never called: default losses asked them for features."""
+    unit = (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    blocks = [nn.Sequential(*copy.deepcopy(unit)) for _ in range(2)]
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(*blocks), nn.Flatten(), nn.Linear(512, 10))
+    data = [torch.randn(8, 3, 8, 8) for _ in range(3)]
+    notes: list[str] = []
+    pruned = prune(model, data[0], ratio=0.25)
+    recover(
+        quantized_student(pruned.model, data),
+        model,
+        data,
+        {"epochs": 1},
+        plan=pruned.plan,
+        listen=lambda event: notes.append(event.message),
+    )
+    assert len([note for note in notes if "blocks are not held" in note]) == 1
 
 
 class Preactivation(nn.Module):
