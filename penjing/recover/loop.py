@@ -32,6 +32,7 @@ from penjing.batches import (
 from penjing.errors import RecoverError
 from penjing.events import Event
 from penjing.graph.inputs import required_inputs
+from penjing.models.onnx_door import OnnxModel
 from penjing.recover import chance
 from penjing.recover.checkpoint import (
     copied_tensors,
@@ -60,6 +61,10 @@ from penjing.recover.state import EpochSums, Progress
 from penjing.recover.supervision import Moment, Supervision, num_labels
 
 _SECONDS_BETWEEN_EVENTS = 0.25
+_INTERPRETED = (
+    "not compiled: networks read from ONNX files, and those that train in int8, are walked node by node, "
+    "which torch.compile takes minutes to break into pieces"
+)
 
 
 class Loop:
@@ -125,7 +130,9 @@ class Loop:
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.wrapped: nn.Module = self.accelerator.prepare_model(self.model)
         self.forward: Any = self.wrapped
-        if config.compile:
+        if config.compile and any(isinstance(part, OnnxModel) for part in self.model.modules()):
+            self._tell("note", message=_INTERPRETED)
+        elif config.compile:
             torch.compiler.reset()  # code compiled for an equal network does not know the hooks of this one
             self.forward = torch.compile(self.wrapped)
         self.stack.enter_context(dropout_at(self.model, config.dropout))

@@ -220,6 +220,20 @@ def test_a_plan_lines_up_no_blocks_of_a_network_in_int8_training() -> None:
     assert len([note for note in notes if "blocks are not held" in note]) == 1
 
 
+def test_a_network_in_int8_training_is_not_compiled_and_this_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of four steps went on for minutes."""
+    monkeypatch.setattr(torch, "compile", lambda model: pytest.fail("it was compiled"))
+    model, data = (
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)),
+        [torch.randn(8, 6) for _ in "abc"],
+    )
+    notes: list[str] = []
+    config = RecoverConfig(epochs=1, compile=True)
+    student = quantized_student(model, data)
+    recover(student, model, data, config, listen=lambda event: notes.append(event.message))
+    assert len([note for note in notes if note.startswith("not compiled")]) == 1
+
+
 class Preactivation(nn.Module):
     """Batch norms that no layer comes before, so that they stay."""
 
