@@ -15,6 +15,7 @@ from torch.nn import functional
 from penjing.errors import QuantizeError, RecoverError
 from penjing.prune import prune
 from penjing.quantize import QuantizeConfig, load_quantized, quantize, quantized_student
+from penjing.quantize.cpu import sums_pairs_in_16_bits
 from penjing.quantize.emit import emit
 from penjing.quantize.fake import fake_activation, fake_weight
 from penjing.quantize.scheme import LEVELS, ActivationParams, fake_quantize
@@ -232,6 +233,30 @@ def test_a_network_in_int8_training_is_not_compiled_and_this_is_said(monkeypatch
     student = quantized_student(model, data)
     recover(student, model, data, config, listen=lambda event: notes.append(event.message))
     assert len([note for note in notes if note.startswith("not compiled")]) == 1
+
+
+@pytest.mark.skipif(not sums_pairs_in_16_bits(), reason="only sums of 16 bits overflow")
+def test_kernels_that_overflow_are_found_however_far_training_led(tmp_path: Path) -> None:
+    """Far from the network before, overflowing kernels were as near to it as the simulation."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    data = [torch.rand(16, 64) for _ in range(6)]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.abs_()
+    for guard in ("off", "pairs"):
+        student = quantized_student(model, data, {"reduce_range": guard, "equalize": False})
+        with torch.no_grad():
+            for part in ("4.weight", "4.bias"):
+                student.get_parameter(part).neg_()
+        if guard == "off":
+            with pytest.raises(QuantizeError, match="int8 sums of this processor overflow"):
+                quantize(student, data, out=tmp_path / "m.onnx", time_it=False)
+        else:
+            made = quantize(student, data, out=tmp_path / "m.onnx", time_it=False)
+            assert made.agreement_db > 35
+            assert any("before training in int8" in note for note in made.notes)
+            assert not any("max_drop" in note for note in made.notes)
 
 
 class Preactivation(nn.Module):
