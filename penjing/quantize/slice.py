@@ -133,10 +133,14 @@ def prune_quantized(
     with temporary() as folder:
         fp32 = as_onnx(pruned, data, example_inputs, folder, dynamic_axes)
         job = Job(fp32, data, config, seed, listen)
-        others = []
+        known = {*plan.shapes, *(row[part] for row in header["layers"] for part in ("weight", "bias"))}
+        others, made = [], []
         for name, value in list(job.model.graph.initializers.items()):
             held = constant(value)
             if held is None or held.dtype != np.float32 or name not in floats:
+                continue
+            if floats[name].shape != held.shape and name not in known:
+                made.append(name)  # the exporter put it together of weights, which the pruned network has cut
                 continue
             if floats[name].shape != held.shape:
                 raise QuantizeError(
@@ -183,6 +187,8 @@ def prune_quantized(
         else:
             job.teach(job.model, placement, kept, scales, matrices)
         job.notes.append("levels and steps are slices of the quantized network's")
+        if made:
+            job.notes.append(f"constants made on export are the pruned network's own: {', '.join(made)}")
         if others:
             job.notes.append(
                 f"the pruned network has other weights ({', '.join(others[:3])}{', …' * (len(others) > 3)}), "

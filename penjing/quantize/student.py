@@ -355,6 +355,7 @@ def taught_job(
             raise QuantizeError(
                 "training left values that are not finite", layer=name, remedy="Train with a lower lr"
             )
+    job.trained = True
     job.notes.append("weights and steps were learned (quantization-aware training)")
     teach(job, student)
     return job

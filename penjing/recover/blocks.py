@@ -73,7 +73,11 @@ def _blocks(student: nn.Module, teacher: nn.Module) -> list[str]:
     there = (
         {name for name in modules if _gives(student, name)}
         if isinstance(student, GraphModel)
-        else {name for name, module in student.named_modules() if _num_weights(module) >= _WEIGHTS}
+        else {
+            name
+            for name, module in student.named_modules()
+            if _num_weights(module) >= _WEIGHTS and _is_called(module)
+        }
     )
     entries = [
         name
@@ -88,6 +92,11 @@ def _blocks(student: nn.Module, teacher: nn.Module) -> list[str]:
 
 def _gives(student: GraphModel, name: str) -> bool:
     return len(layers_of(student, name)) >= _WEIGHTS and exit_of(student.graph, name) is not None
+
+
+def _is_called(module: nn.Module) -> bool:
+    """Whether it computes: modules of networks read from files, or in int8 training, only hold weights."""
+    return getattr(module.forward, "__func__", None) is not nn.Module.forward
 
 
 def _num_weights(module: nn.Module) -> int:

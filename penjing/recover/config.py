@@ -94,7 +94,7 @@ class RecoverConfig(Config):
             at least 1.25 times as fast in it on this machine, in runs of 200 steps or more.
         channels_last: Memory format of 4-d inputs and weights; None decides by the model (on where it has 2-d
             convolutions).
-        compile: Use ``torch.compile``.
+        compile: Use ``torch.compile``; networks in int8 training or read from ONNX run without, with a note.
         losses: Terms of the loss; empty is cross-entropy for `train`, and for `recover` 0.1 ·
             cross-entropy + 0.9 · KD (labels present), KD alone (no labels) or, where the targets are no
             classes of the outputs, there is one score, or there are several outputs and no labels, the

@@ -60,6 +60,10 @@ from penjing.recover.state import EpochSums, Progress
 from penjing.recover.supervision import Moment, Supervision, num_labels
 
 _SECONDS_BETWEEN_EVENTS = 0.25
+_INTERPRETED = (
+    "not compiled: networks read from ONNX files, and those that train in int8, are walked node by node, "
+    "which torch.compile takes minutes to break into pieces"
+)
 
 
 class Loop:
@@ -125,7 +129,9 @@ class Loop:
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.wrapped: nn.Module = self.accelerator.prepare_model(self.model)
         self.forward: Any = self.wrapped
-        if config.compile:
+        if config.compile and _is_interpreted(self.model):
+            self._tell("note", message=_INTERPRETED)
+        elif config.compile:
             torch.compiler.reset()  # code compiled for an equal network does not know the hooks of this one
             self.forward = torch.compile(self.wrapped)
         self.stack.enter_context(dropout_at(self.model, config.dropout))
@@ -506,6 +512,13 @@ class Loop:
                     message,
                 )
             )
+
+
+def _is_interpreted(model: nn.Module) -> bool:
+    """Whether a graph of ONNX nodes is walked in it."""
+    from penjing.models.onnx_door import OnnxModel  # brings ONNX, which training does without
+
+    return any(isinstance(part, OnnxModel) for part in model.modules())
 
 
 def _windows(data: Iterable[Any], size: int, limit: int) -> Iterator[list[Any]]:

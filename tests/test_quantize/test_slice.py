@@ -229,3 +229,29 @@ def test_tables_keep_their_levels_and_steps(recalibrate: bool, tmp_path: Path) -
     assert again["table.weight"].shape[1] < 32
     for name in ("table.weight", "table.weight.scale"):
         np.testing.assert_array_equal(again[name], sliced[name])
+
+
+def test_constants_that_the_exporter_put_together_are_the_pruned_networks(tmp_path: Path) -> None:
+    """A norm over all channels scales by such a one, which no plan names: it was refused."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.GroupNorm(1, 16),
+        nn.Conv2d(16, 8, 1),
+        nn.Flatten(),
+        nn.Linear(512, 5),
+    ).eval()
+    with torch.no_grad():
+        model.get_parameter("1.weight").uniform_(0.5, 2.0)
+        model.get_parameter("1.bias").uniform_(-1.0, 1.0)
+    data = [torch.randn(8, 3, 8, 8) for _ in range(4)]
+    options = QuantizeConfig(equalize=False, align_inputs=False)
+    whole = quantize(model, data, options, out=tmp_path / "whole.onnx", time_it=False)
+    pruned = pj.prune(model, data[0], ratio=0.4)
+    made = prune_quantized(pruned.plan, whole.weights_path, pruned.model, data, out=tmp_path / "small.onnx")
+    session = ort.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: data[0].numpy()})[0]
+    with torch.no_grad():
+        wanted = pruned.model(data[0]).numpy()
+    assert 10 * np.log10(np.square(wanted).sum() / np.square(found - wanted).sum()) > 25
+    assert any("constants made on export" in note for note in made.notes)

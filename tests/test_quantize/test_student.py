@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch.nn import functional
 from penjing.errors import QuantizeError, RecoverError
 from penjing.export.onnx import export_onnx
 from penjing.models.onnx_door import OnnxModel
+from penjing.prune import prune
 from penjing.quantize import QuantizeConfig, load_quantized, quantize, quantized_student
+from penjing.quantize.cpu import sums_pairs_in_16_bits
 from penjing.quantize.emit import emit
 from penjing.quantize.fake import fake_activation, fake_weight
 from penjing.quantize.scheme import LEVELS, ActivationParams, fake_quantize
@@ -199,6 +202,63 @@ def test_features_of_layers_that_only_hold_weights_are_refused() -> None:
     config = RecoverConfig.parse({"epochs": 1, "losses": {"kd": 1, "mse": {"layers": ["features.0"]}}})
     with pytest.raises(RecoverError, match="did not call this layer"):
         recover(student, model, data, config)
+
+
+def test_a_plan_lines_up_no_blocks_of_a_network_in_int8_training() -> None:
+    """Its modules have the names of blocks, but are never called: default losses asked them for features."""
+    unit = (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    blocks = [nn.Sequential(*copy.deepcopy(unit)) for _ in range(2)]
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(*blocks), nn.Flatten(), nn.Linear(512, 10))
+    data = [torch.randn(8, 3, 8, 8) for _ in range(3)]
+    notes: list[str] = []
+    pruned = prune(model, data[0], ratio=0.25)
+    recover(
+        quantized_student(pruned.model, data),
+        model,
+        data,
+        {"epochs": 1},
+        plan=pruned.plan,
+        listen=lambda event: notes.append(event.message),
+    )
+    assert len([note for note in notes if "blocks are not held" in note]) == 1
+
+
+def test_a_network_in_int8_training_is_not_compiled_and_this_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of four steps went on for minutes."""
+    monkeypatch.setattr(torch, "compile", lambda model: pytest.fail("it was compiled"))
+    model, data = (
+        nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)),
+        [torch.randn(8, 6) for _ in "abc"],
+    )
+    notes: list[str] = []
+    config = RecoverConfig(epochs=1, compile=True)
+    student = quantized_student(model, data)
+    recover(student, model, data, config, listen=lambda event: notes.append(event.message))
+    assert len([note for note in notes if note.startswith("not compiled")]) == 1
+
+
+@pytest.mark.skipif(not sums_pairs_in_16_bits(), reason="only sums of 16 bits overflow")
+def test_kernels_that_overflow_are_found_however_far_training_led(tmp_path: Path) -> None:
+    """Far from the network before, overflowing kernels were as near to it as the simulation."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    data = [torch.rand(16, 64) for _ in range(6)]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.abs_()
+    for guard in ("off", "pairs"):
+        student = quantized_student(model, data, {"reduce_range": guard, "equalize": False})
+        with torch.no_grad():
+            for part in ("4.weight", "4.bias"):
+                student.get_parameter(part).neg_()
+        if guard == "off":
+            with pytest.raises(QuantizeError, match="int8 sums of this processor overflow"):
+                quantize(student, data, out=tmp_path / "m.onnx", time_it=False)
+        else:
+            made = quantize(student, data, out=tmp_path / "m.onnx", time_it=False)
+            assert made.agreement_db > 35
+            assert any("before training in int8" in note for note in made.notes)
+            assert not any("max_drop" in note for note in made.notes)
 
 
 class Preactivation(nn.Module):
