@@ -20,7 +20,7 @@ from penjing.prune.apply import carry_out
 from penjing.prune.budget import Budget, as_budget
 from penjing.prune.criteria import Criterion, Material, make_criterion
 from penjing.prune.follow import follow, settled
-from penjing.prune.granted import granted_widths
+from penjing.prune.granted import granted_widths, written_widths
 from penjing.prune.noted import noted
 from penjing.prune.plan import Plan, tensor_shapes
 from penjing.prune.ranges import Positions
@@ -39,6 +39,9 @@ _EVENED = 3
 """How often groups are made to keep equally many: where all share a ratio, the others change with it."""
 _WORTH = 0.5
 """What the class must lose at least, of the parameters that the graph loses, to be preferred to it."""
+_WORTH_WRITTEN = 0.8
+"""The same where what a forward writes into shapes as plain numbers stays whole: such a class can be served
+by little else, so that there is less to gain."""
 
 
 def prune(
@@ -249,6 +252,7 @@ def _narrow(
             again = made_with({**ratios, **fixed, **even}, result.sensitivity)
         return again
 
+    worth = _WORTH
     try:
         again = served(result, {})
         whole = dict.fromkeys(head_sizes(coupling.groups) - asked, 0.0)
@@ -259,9 +263,28 @@ def _narrow(
             again = served(made_with({**ratios, **kept_whole}, result.sensitivity), kept_whole)
             if again.in_place:
                 break
+        # not under a budget: what stayed whole would have to go elsewhere, at a loss that nothing shows
+        written = () if again.in_place or budget else written_widths(material.model, graph, coupling)
+        for widths in written:
+            kept_whole, worth = dict.fromkeys(widths - asked, 0.0), _WORTH_WRITTEN
+            again = served(made_with({**ratios, **kept_whole}, result.sensitivity), kept_whole)
+            if again.in_place:
+                break
     except BudgetError:  # out of reach for so few choices
         return result
-    return again if again.in_place and _removed(again) >= _WORTH * _removed(result) else result
+    if not again.in_place or _removed(again) < worth * _removed(result):
+        return result
+    return replace(again, adapted=_changes(result, again))
+
+
+def _changes(first: PruneResult, then: PruneResult) -> dict[str, tuple[int, int]]:
+    """Slots that each group keeps at first, and then, where the two differ."""
+    kept = [{key: len(edit.kept) for key, edit in one.plan.groups.items()} for one in (first, then)]
+    pairs = {
+        group.id: (kept[0].get(group.id, group.size), kept[1].get(group.id, group.size))
+        for group in first.groups
+    }
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _removed(result: PruneResult) -> int:
