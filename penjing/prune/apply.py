@@ -22,7 +22,7 @@ from penjing.graph import Coupling, Graph, GraphModel, count, couple, is_kept_wh
 from penjing.graph.branches import chosen, cut, find_branches
 from penjing.graph.source import is_users, short_place
 from penjing.graph.views import eval_view
-from penjing.prune.compare import compare, forward
+from penjing.prune.compare import Reference, compare, forward
 from penjing.prune.cost import count_all
 from penjing.prune.held import get, has, put
 from penjing.prune.layers import standard
@@ -125,12 +125,13 @@ def carry_out(
     if reason:
         return Applied(_as_model(sliced, model), (), values, False, reason)
     module = slice_module(model, graph, {**tensors, **values}, attributes)
+    reference = Reference(sliced.module, example_inputs)
 
     def refusal() -> tuple[str, float]:
         """Why it does not serve, or "", and how far it came: calls of torch, where it raised."""
         with _Calls() as calls:
             try:
-                reason = compare(module, sliced.module, example_inputs)
+                reason = compare(module, reference)
                 reason = reason or _heads_differ(module, graph, coupling, kept, example_inputs)
                 if not reason and graph.params.keys() - graph.read_names():
                     reason = _training_differs(model, module, example_inputs)
