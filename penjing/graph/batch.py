@@ -36,8 +36,8 @@ def batch_unit(graph: fx.Graph) -> int:
 def is_batched(node: fx.Node) -> bool:
     """Whether a value has the network's free batch, and nothing folded into it, as its first dimension."""
     inputs = (first for given in node.graph.find_nodes(op="placeholder") for first in _sizes(given)[:1])
-    batch = next((size.node.expr for size in inputs if _is_symbolic(size)), None)
-    return any(_is_symbolic(size) and size.node.expr == batch for size in _sizes(node)[:1])
+    batch = next((size.node.expr for size in inputs if is_symbolic(size)), None)
+    return any(is_symbolic(size) and size.node.expr == batch for size in _sizes(node)[:1])
 
 
 def _divisions(graph: fx.Graph) -> set[Any]:
@@ -46,13 +46,13 @@ def _divisions(graph: fx.Graph) -> set[Any]:
     others = _symbols(n for sizes in given for n in sizes[1:]) - _symbols(
         n for sizes in given for n in sizes[:1]
     )
-    made = (size for node in graph.nodes for size in _sizes(node) if _is_symbolic(size))
+    made = (size for node in graph.nodes for size in _sizes(node) if is_symbolic(size))
     found = {division for size in made for division in size.node.expr.atoms(FloorDiv)}
     return {division for division in found if not division.free_symbols & others}
 
 
 def _symbols(sizes: Iterable[Any]) -> set[Any]:
-    return {symbol for size in sizes if _is_symbolic(size) for symbol in size.node.expr.free_symbols}
+    return {symbol for size in sizes if is_symbolic(size) for symbol in size.node.expr.free_symbols}
 
 
 def _sizes(node: fx.Node) -> list[Any]:
@@ -62,13 +62,14 @@ def _sizes(node: fx.Node) -> list[Any]:
     return [size for tensor in tensors if isinstance(tensor, Tensor) for size in tensor.shape]
 
 
-def _is_symbolic(size: Any) -> bool:
-    return isinstance(size, torch.SymInt)
+def is_symbolic(size: Any) -> bool:
+    """Whether a size is really free: a SymInt that a guard has fixed is not."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def concrete(size: Any, standin: int) -> int:
     """A size as a number; symbols take the value of the stand-in."""
-    return _number(size.node.expr, standin) if _is_symbolic(size) else int(size)
+    return _number(size.node.expr, standin) if is_symbolic(size) else int(size)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from penjing.graph.batch import is_symbolic
 from penjing.graph.source import is_users, place, short_place
 
 FIXED = "the batch size is fixed"
@@ -70,8 +71,3 @@ def _fixed_at(size: torch.SymInt) -> str:
     if frame is None or not is_users(frame.filename):
         return ""
     return short_place(frame.filename, frame.lineno)
-
-
-def is_symbolic(size: Any) -> bool:
-    """Whether a size is really free: a SymInt that a guard has fixed is not."""
-    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None

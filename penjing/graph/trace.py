@@ -17,9 +17,10 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from penjing.errors import PenjingError, TraceError
+from penjing.graph.batch import is_symbolic
 from penjing.graph.data_written import DataFollowed, settles
 from penjing.graph.decisions import Decision, decide, replayed
-from penjing.graph.fixed_batch import FIXED, BatchWatch, is_symbolic, why_fixed
+from penjing.graph.fixed_batch import FIXED, BatchWatch, why_fixed
 from penjing.graph.inputs import bind_inputs
 from penjing.graph.kept_numbers import kept_numbers, told_numbers
 from penjing.graph.module_paths import name_modules_once_

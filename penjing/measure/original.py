@@ -35,7 +35,18 @@ def fidelity(outputs: Tensor, theirs: Tensor) -> float:
     theirs = theirs.double()
     error = (outputs.double() - theirs).square().sum()
     spread = (theirs - theirs.mean()).square().sum()
-    return 1.0 - float(error / spread.clamp_min(1e-12 * theirs.square().sum() + 1e-30))
+    return explained(float(error), float(spread), float(theirs.square().sum()))
+
+
+def explained(error: float, spread: float, squares: float) -> float:
+    """R² of sums over any number of outputs; outputs that do not vary count as if they did by rounding.
+
+    Args:
+        error: Squared differences from the original's outputs.
+        spread: Squared differences of these from their mean.
+        squares: Their squares.
+    """
+    return 1.0 - error / max(spread, 1e-12 * squares + 1e-30)
 
 
 BY_ORIGINAL: dict[str, Metric] = {"agreement": agreement, "fidelity": fidelity}

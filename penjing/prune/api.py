@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from penjing.prune.criteria import Criterion, Material, make_criterion
 from penjing.prune.follow import follow, settled
 from penjing.prune.granted import granted_widths, written_widths
 from penjing.prune.noted import noted
-from penjing.prune.plan import Plan, tensor_shapes
+from penjing.prune.plan import AttributeEdit, Plan, tensor_shapes
 from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
 from penjing.prune.shorten import best_depth, shorten
@@ -345,6 +345,19 @@ def checked_patterns(patterns: str | Sequence[str], model: nn.Module, what: str 
     return patterns
 
 
+_WIDER: tuple[dict[str, bool], ...] = ({}, {"given": True}, {"shared": True})
+"""What `follow` may take for a number that follows, beyond what is certain, in the order of trying."""
+
+
+def _distinct(choices: Iterable[tuple[AttributeEdit, ...]]) -> Iterator[tuple[AttributeEdit, ...]]:
+    """Each choice once, made when it is asked for."""
+    seen = set[tuple[AttributeEdit, ...]]()
+    for choice in choices:
+        if choice not in seen:
+            seen.add(choice)
+            yield choice
+
+
 def prune_slots(
     model: nn.Module,
     example_inputs: Any,
@@ -365,15 +378,8 @@ def prune_slots(
         made: What to record in the plan about how it was made.
     """
     leaves = by_leaf(coupling, kept)
-    attributes = follow(model, graph, coupling, leaves)
-    done = carry_out(model, graph, coupling, leaves, attributes, example_inputs)
-    tried = {attributes}
-    for wider in ({"given": True}, {"shared": True}):
-        more = attributes if done.in_place else follow(model, graph, coupling, leaves, **wider)
-        if more not in tried:
-            tried.add(more)
-            again = carry_out(model, graph, coupling, leaves, more, example_inputs)
-            done = again if again.in_place else done
+    found = (follow(model, graph, coupling, leaves, **wider) for wider in _WIDER)
+    done = carry_out(model, graph, coupling, leaves, _distinct(found), example_inputs)
     reason = done.reason and done.reason + blame(torn(model, graph, coupling, leaves))
     trials = Trials(done.model, example_inputs)
     plan = Plan(

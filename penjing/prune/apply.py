@@ -8,7 +8,7 @@ import copy
 import math
 import traceback
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from penjing.graph import Coupling, Graph, GraphModel, count, couple, is_kept_wh
 from penjing.graph.branches import chosen, cut, find_branches
 from penjing.graph.source import is_users, short_place
 from penjing.graph.views import eval_view
-from penjing.prune.compare import compare, forward
+from penjing.prune.compare import Reference, compare, forward
 from penjing.prune.cost import count_all
 from penjing.prune.held import get, has, put
 from penjing.prune.layers import standard
@@ -63,7 +63,7 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any) -> PruneResult:
     coupling = couple(graph, prune_outputs=True)
     kept = slots_of(plan, coupling)
     done = carry_out(
-        model, graph, coupling, kept, plan.attributes, example_inputs, graph_only=not plan.in_place
+        model, graph, coupling, kept, [plan.attributes], example_inputs, graph_only=not plan.in_place
     )
     if plan.in_place and not done.in_place:
         raise PruneError(
@@ -107,14 +107,15 @@ def carry_out(
     graph: Graph,
     coupling: Coupling,
     kept: Mapping[int, Positions],
-    attributes: tuple[AttributeEdit, ...],
+    choices: Iterable[tuple[AttributeEdit, ...]],
     example_inputs: Any,
     *,
     graph_only: bool = False,
 ) -> Applied:
     """Slice the graph, slice a copy of the module, run both on the example inputs and compare.
 
-    The user's class serves if it agrees; otherwise the graph does, and the reason says why.
+    The user's class serves with the first choice of edits with which it agrees; otherwise the graph does, and
+    the reason says why the first choice failed.
     """
     tensors = slice_tensors(graph, coupling, kept)
     sliced = slice_graph(graph, coupling, kept, tensors)
@@ -124,23 +125,45 @@ def carry_out(
     reason = _scale_changes(graph, coupling, kept)
     if reason:
         return Applied(_as_model(sliced, model), (), values, False, reason)
-    module = slice_module(model, graph, {**tensors, **values}, attributes)
+    reference = Reference(sliced.module, example_inputs)
+    for attributes in choices:
+        module = slice_module(model, graph, {**tensors, **values}, attributes)
+        followed, refused = _followed(module, model, graph, coupling, kept, attributes, reference)
+        if not refused:
+            return Applied(module, followed, values, True, "")
+        reason = reason or refused
+    if isinstance(model, GraphModel):
+        reason = "it is a traced graph itself, which holds its sizes as numbers"
+    return Applied(_as_model(sliced, model), (), values, False, reason)
+
+
+def _followed(
+    module: nn.Module,
+    model: nn.Module,
+    graph: Graph,
+    coupling: Coupling,
+    kept: Mapping[int, Positions],
+    attributes: tuple[AttributeEdit, ...],
+    reference: Reference,
+) -> tuple[tuple[AttributeEdit, ...], str]:
+    """The edits with which a sliced module agrees with the sliced graph; or why it does not."""
 
     def refusal() -> tuple[str, float]:
         """Why it does not serve, or "", and how far it came: calls of torch, where it raised."""
+        inputs = reference.inputs
         with _Calls() as calls:
             try:
-                reason = compare(module, sliced.module, example_inputs)
-                reason = reason or _heads_differ(module, graph, coupling, kept, example_inputs)
+                reason = compare(module, reference)
+                reason = reason or _heads_differ(module, graph, coupling, kept, inputs)
                 if not reason and graph.params.keys() - graph.read_names():
-                    reason = _training_differs(model, module, example_inputs)
+                    reason = _training_differs(model, module, inputs)
             except Exception as error:  # the user's forward may raise anything once its sizes are wrong
                 return f"its forward raises {_first_line(error)}{_raised_in(error, module)}", calls.number
         return reason, math.inf
 
     reason, reached = refusal()
     if not reason:
-        return Applied(module, attributes, values, True, "")
+        return attributes, ""
     left, by_chance = list(of_one_kind(module, attributes)), set[AttributeEdit]()
     while left:  # numbers that had a pruned size by chance: a layer's place, an image's height
         farthest: tuple[AttributeEdit, ...] = ()
@@ -149,8 +172,7 @@ def carry_out(
             still, now = refusal()
             if not still:
                 by_chance.update(same)
-                followed = tuple(edit for edit in attributes if edit not in by_chance)
-                return Applied(module, followed, values, True, "")
+                return tuple(edit for edit in attributes if edit not in by_chance), ""
             set_attributes(module, same)
             if now > reached:  # past where it raised: one such number, and there is another
                 reason, reached, farthest = still, now, same
@@ -159,9 +181,7 @@ def carry_out(
         left.remove(farthest)
         by_chance.update(farthest)
         set_attributes(module, tuple(replace(edit, new=edit.old) for edit in farthest))
-    if isinstance(model, GraphModel):
-        reason = "it is a traced graph itself, which holds its sizes as numbers"
-    return Applied(_as_model(sliced, model), (), values, False, reason)
+    return (), reason
 
 
 def of_one_kind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,21 +18,39 @@ from penjing.prune.lockstep import departure
 TOLERANCE = 1e-5  # the same ops on the same numbers: only the order of sums may differ
 
 
-def compare(module: nn.Module, reference: fx.GraphModule, example_inputs: Any) -> str:
+class Reference:
+    """A traced graph on inputs that several models are compared on; it is run whole once, if at all.
+
+    Args:
+        graph: The graph. It is not to change from then on.
+        inputs: As the original is called with.
+    """
+
+    def __init__(self, graph: fx.GraphModule, inputs: Any) -> None:
+        self.graph, self.inputs = graph, inputs
+
+    @cached_property
+    def outputs(self) -> Any:
+        """What it gives, flat."""
+        return interpret(self.graph, self.inputs)
+
+
+def compare(module: nn.Module, reference: Reference) -> str:
     """Run a model in eval mode and a traced graph on the same inputs; "" if they agree, else what differs.
 
     Where both make the very same calls on the same tensors, only one of them is computed; where they do but
     for a number, that number is what differs.
     """
-    with eval_view(module), put_back(reference):  # around all: what writes buffers back is no call of theirs
-        both = own_copies(example_inputs)
-        departed = departure(lambda: _forward(module, both), reference, flat_inputs(reference, both))
+    graph, inputs = reference.graph, reference.inputs
+    with eval_view(module), put_back(graph):  # around all: what writes buffers back is no call of theirs
+        both = own_copies(inputs)
+        departed = departure(lambda: _forward(module, both), graph, flat_inputs(graph, both))
     if departed is None or departed:
         return departed or ""
-    ours, theirs = run(module, example_inputs), interpret(reference, example_inputs)
-    error = relative_error(ours, theirs)
+    ours = run(module, inputs)
+    error = relative_error(ours, reference.outputs)
     if not error <= TOLERANCE:
-        apart = relative_error(run(module, example_inputs), ours)
+        apart = relative_error(run(module, inputs), ours)
         if apart > TOLERANCE:
             return f"its forward draws random numbers in eval mode: two runs differ by {apart:.1e} (relative)"
         return f"its output differs from the sliced graph's by {error:.1e} (relative)"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from penjing.batches import Batch, check, move, unpack
 from penjing.errors import DataError
 from penjing.graph.inputs import required_inputs
+from penjing.measure.original import explained
 from penjing.recover.teachers import Teacher, Teachers, check_alike
 
 
@@ -62,6 +63,5 @@ def fidelity(
         raise DataError("the validation data has no batches", remedy="Check its path, or leave val out")
     shares = []
     for n, total, squares, errors in (row.tolist() for row in sums):
-        spread = squares - total * total / n
-        shares.append(1.0 - errors / max(spread, 1e-12 * squares + 1e-30))
+        shares.append(explained(errors, squares - total * total / n, squares))
     return sum(shares) / len(shares), samples

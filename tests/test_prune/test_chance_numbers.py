@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 import penjing as pj
+from penjing.graph import couple, trace
+from penjing.prune.allocate import allocate
+from penjing.prune.apply import carry_out
+from penjing.prune.criteria import Material, make_criterion
+from penjing.prune.follow import follow
 from penjing.prune.masked import masked_equivalence
+from penjing.prune.slicing.graph import slice_graph
+from penjing.prune.slots import by_leaf
 
 
 class Patches(nn.Module):
@@ -63,3 +74,27 @@ def test_numbers_that_are_sizes_by_chance_are_given_back_one_after_another() -> 
     assert pruned.patches.width == pruned.patches.cut.out_channels < 32
     assert pruned.attention.head_width < 8
     assert masked_equivalence(model, result, x) < 1e-5
+
+
+def test_choices_of_numbers_are_tried_on_one_sliced_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    sliced: list[Any] = []
+
+    def counted(*given: Any) -> Any:
+        sliced.append(slice_graph(*given))
+        return sliced[-1]
+
+    monkeypatch.setattr(sys.modules["penjing.prune.apply"], "slice_graph", counted)
+    torch.manual_seed(0)
+    model, x = Both().eval(), torch.randn(2, 3, 32, 16)
+    graph = trace(model, x)
+    coupling = couple(graph)
+    scores = make_criterion("magnitude").scores(Material(model, graph, coupling))
+    kept = by_leaf(coupling, allocate(coupling.groups, scores, ratio=0.4))
+    right = follow(model, graph, coupling, kept)
+    done = carry_out(model, graph, coupling, kept, [(), right], x)
+    assert done.in_place
+    assert set(done.attributes) < set(right)  # without those that had a size by chance
+    assert len(sliced) == 1
+    failed = carry_out(model, graph, coupling, kept, [(), ()], x)
+    assert not failed.in_place
+    assert "test_chance_numbers.py" in failed.reason

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from penjing.graph import trace
 from penjing.graph.tree import attach_all, graph_module, held_tensors
-from penjing.prune.compare import compare, relative_error, run
+from penjing.prune.compare import Reference, compare, interpret, relative_error, run
 from penjing.prune.lockstep import departure, same
 
 
@@ -55,7 +55,7 @@ def holding(model: nn.Module, other: nn.Module) -> nn.Module:
 def test_a_model_is_like_its_own_graph() -> None:
     net, x = Net().eval(), torch.randn(2, 3, 8, 8)
     assert alike(net, net, x)
-    assert compare(net, trace(net, x).module, x) == ""
+    assert compare(net, Reference(trace(net, x).module, x)) == ""
 
 
 def test_only_one_of_them_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,29 @@ def test_only_one_of_them_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = Net().eval(), torch.randn(2, 3, 8, 8)
     graph = trace(net, x)
     monkeypatch.setattr(module, "interpret", never)
-    assert compare(net, graph.module, x) == ""
+    assert compare(net, Reference(graph.module, x)) == ""
+
+
+def test_the_graph_runs_once_however_many_models_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    import penjing.prune.compare as module
+
+    runs = 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        return interpret(*given)
+
+    monkeypatch.setattr(module, "interpret", counted)
+    net, x = Net().eval(), torch.randn(2, 3, 8, 8)
+    reference = Reference(trace(net, x).module, x)
+    others = [copy.deepcopy(net) for _ in range(3)]  # in other memory, so that each is compared by numbers
+    with torch.no_grad():
+        next(others[2].parameters()).mul_(2)
+    told = [compare(other, reference) for other in others]
+    assert told[:2] == ["", ""]
+    assert "differs from the sliced graph's" in told[2]
+    assert runs == 1
 
 
 def test_the_models_values_are_the_true_ones() -> None:
@@ -96,7 +118,8 @@ def test_a_call_more_departs_whatever_its_numbers(between: Callable[[Tensor], Te
     other = holding(net, Net(between))
     assert not alike(other, net, x)
     assert not alike(net, other, x)  # one call fewer
-    assert compare(other, trace(net, x).module, x) == ""  # told apart by numbers then, and they agree
+    # told apart by numbers then, and they agree
+    assert compare(other, Reference(trace(net, x).module, x)) == ""
 
 
 def test_another_constant_or_another_tensor_departs() -> None:
@@ -105,8 +128,8 @@ def test_another_constant_or_another_tensor_departs() -> None:
     assert alike(holding(net, scaled), net, x)
     assert not alike(holding(net, twice), net, x)
     assert not alike(copy.deepcopy(net), net, x)  # equal weights in other memory prove nothing
-    assert "differs" in compare(copy.deepcopy(twice), trace(net, x).module, x)
-    named = compare(twice, trace(net, x).module, x)  # on the same tensors the number is told
+    assert "differs" in compare(copy.deepcopy(twice), Reference(trace(net, x).module, x))
+    named = compare(twice, Reference(trace(net, x).module, x))  # on the same tensors the number is told
     assert re.fullmatch(r"it computes with 2 at \S*test_lockstep.py:\d+ where the original has 3", named)
 
 
@@ -128,7 +151,7 @@ def test_a_model_that_raises_says_so_itself() -> None:
     other = holding(net, Net(broken))
     assert not alike(other, net, x)
     with pytest.raises(RuntimeError, match="invalid for input"):
-        compare(other, trace(net, x).module, x)
+        compare(other, Reference(trace(net, x).module, x))
 
 
 def test_outputs_in_another_order_depart() -> None:
