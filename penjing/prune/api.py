@@ -274,17 +274,7 @@ def _narrow(
         return result
     if not again.in_place or _removed(again) < worth * _removed(result):
         return result
-    return replace(again, adapted=_changes(result, again))
-
-
-def _changes(first: PruneResult, then: PruneResult) -> dict[str, tuple[int, int]]:
-    """Slots that each group keeps at first, and then, where the two differ."""
-    kept = [{key: len(edit.kept) for key, edit in one.plan.groups.items()} for one in (first, then)]
-    pairs = {
-        group.id: (kept[0].get(group.id, group.size), kept[1].get(group.id, group.size))
-        for group in first.groups
-    }
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    return again
 
 
 def _removed(result: PruneResult) -> int:

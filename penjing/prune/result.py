@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -25,8 +25,6 @@ class PruneResult(InShort):
         frozen: What could not be pruned, with reasons.
         in_place: True if ``model`` is of the user's own class, False if it is the traced graph.
         reason: Why not in place, or "".
-        adapted: Groups that keep another number of slots than scores, ratio and budget say, so that the class
-            serves: that number, and the one they keep.
         groups: What could be pruned.
         before: Exact counts of the original: ``params`` and ``macs`` (of the example inputs).
         after: The same of ``model``.
@@ -49,7 +47,6 @@ class PruneResult(InShort):
     sensitivity: Any = None
     latency: Mapping[str, Any] | None = None
     depths: Mapping[int, float] | None = None
-    adapted: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, without weights."""
@@ -57,7 +54,6 @@ class PruneResult(InShort):
         return {
             "in_place": self.in_place,
             "reason": self.reason,
-            "adapted": {key: list(pair) for key, pair in self.adapted.items()},
             "before": dict(self.before),
             "after": dict(self.after),
             "removed_ratio": {
@@ -77,14 +73,13 @@ class PruneResult(InShort):
 
     def in_short(self) -> Brief:
         """Counts before and after; what every pruned group keeps."""
-        from penjing.report.text import adaptation, count, times
+        from penjing.report.text import count, times
 
         counts = (
             f"{count(n)} → {count(self.after[name])} {name} ({times(n, self.after[name])})"
             for name, n in self.before.items()
         )
         served = "" if self.in_place else f"; the traced graph serves it, because {self.reason}"
-        served += f"; {adaptation(self.adapted)}" if self.adapted else ""
         table = self.plan.in_short()
         return Brief(f"{', '.join(counts)}{served}", table.headers, table.rows)
 

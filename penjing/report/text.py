@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from penjing.report.metrics import AccuracyCell, Metrics, Row
-
-_FEW_GROUPS = 3
-"""As many are named, more are counted."""
-
 
 def count(value: float) -> str:
     """``102M``, ``9.87M``, ``512``: three significant digits."""
@@ -18,16 +12,6 @@ def count(value: float) -> str:
 def some(num: int, what: str, more: str = "") -> str:
     """``1 group``, ``2 groups``; ``2 branches`` with ``more="branches"``."""
     return f"{num:,} {what if num == 1 else more or what + 's'}"
-
-
-def adaptation(adapted: Mapping[str, Sequence[int]]) -> str:
-    """Which groups a class made keep another number of slots than was chosen (`PruneResult.adapted`)."""
-    if len(adapted) > _FEW_GROUPS:
-        return (
-            f"so that its class serves, {len(adapted):,} groups keep other numbers of slots than was chosen"
-        )
-    pairs = (f"{name} keeps {then} slots instead of {chosen}" for name, (chosen, then) in adapted.items())
-    return f"so that its class serves, {', '.join(pairs)}"
 
 
 def size(num_bytes: float) -> str:

@@ -63,9 +63,7 @@ def test_a_number_written_in_the_forward_stays_though_an_input_is_as_wide() -> N
     assert result.in_place, result.reason
     assert masked_equivalence(model, result, x) < 1e-5
     assert result.model[6].sides.weight.shape == (32, 20, 1)  # type: ignore[index]
-    said = result.in_short().title
-    assert "so that its class serves, 6.sides.weight:0#1 keeps 8 slots instead of 5" in said
-    assert result.to_dict()["adapted"] == {"6.sides.weight:0#1": [5, 8]}
+    assert "sides#1 8 instead of 5" in result.evened
 
 
 class Tutorial(nn.Module):
@@ -91,7 +89,7 @@ def test_a_class_is_no_reason_to_leave_most_of_a_network_as_it_is() -> None:
         "fc1.weight:0": 60,
         "fc2.weight:0": 42,
     }
-    assert not result.adapted
+    assert not result.evened
 
 
 def test_under_a_budget_numbers_written_in_a_forward_stop_nothing() -> None:

@@ -111,7 +111,7 @@ def _branches(given: str) -> Any:
 
 
 def _text(made: Any, out: Any) -> str:
-    from penjing.report.text import adaptation, count, times
+    from penjing.report.text import count, times
 
     pairs = [(name, made.before[name], made.after[name]) for name in made.before]
     lines = [f"{name}: {count(old)} → {count(new)} ({times(old, new)})" for name, old, new in pairs]
@@ -119,6 +119,4 @@ def _text(made: Any, out: Any) -> str:
     lines += [f"frozen: {one.reason}" for one in made.frozen]
     if not made.in_place:
         lines.append(f"the traced graph is what comes back: {made.reason}")
-    if made.adapted:
-        lines.append(adaptation(made.adapted))
     return "\n".join([*lines, f"written to {out}"])

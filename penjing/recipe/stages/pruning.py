@@ -189,7 +189,6 @@ def _facts(
         "after": dict(pruned.after),
         "in_place": pruned.in_place,
         "reason": pruned.reason,
-        "adapted": {key: list(pair) for key, pair in pruned.adapted.items()},
         "widths": widths,
         "frozen": frozen,
         "reconstruction": facts,

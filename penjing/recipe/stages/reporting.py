@@ -25,7 +25,6 @@ from penjing.recipe.stages.exporting import has_int8
 from penjing.recipe.stages.measuring import after_key
 from penjing.recipe.workspace import Workspace
 from penjing.report import Metrics, write_report
-from penjing.report.text import adaptation
 
 _CURVES = {
     "article": "article",
@@ -181,9 +180,6 @@ def _notes(space: Workspace, pruned: dict[str, Any]) -> list[str]:
     notes = []
     if not pruned["in_place"]:
         notes.append(f"The pruned network is the traced graph, not the original class: {pruned['reason']}")
-    if adapted := pruned.get("adapted"):  # a run of before has none
-        said = adaptation(adapted)
-        notes.append(f"{said[0].upper()}{said[1:]}")
     if pruned["after"]["params"] == pruned["before"]["params"]:
         notes.append("Nothing had to be removed: the original is within the budget")
     notes += space.result("train").get("notes", [])
