@@ -180,6 +180,8 @@ def _notes(space: Workspace, pruned: dict[str, Any]) -> list[str]:
     notes = []
     if not pruned["in_place"]:
         notes.append(f"The pruned network is the traced graph, not the original class: {pruned['reason']}")
+    if pruned.get("evened"):  # a run of before has none
+        notes.append(pruned["evened"])
     if pruned["after"]["params"] == pruned["before"]["params"]:
         notes.append("Nothing had to be removed: the original is within the budget")
     notes += space.result("train").get("notes", [])
