@@ -253,10 +253,13 @@ def examples(loaded: LoadedModel, feed: Feed | None = None) -> Any:
         )
     if loaded.example_inputs is not None:
         return loaded.example_inputs
+    both = "return model, torch.randn(2, 3, 32, 32)"
     raise RecipeError(
         "the model comes without example inputs",
         layer=loaded.source,
-        remedy="Let the factory return both: return model, torch.randn(2, 3, 32, 32)",
+        remedy=f"Let the factory return both: {both}"
+        if loaded.kind == "file"
+        else f"Write a function that loads it and ends with {both}; give that as the model: file.py:function",
     )
 
 

@@ -52,12 +52,6 @@ def explained(error: float, spread: float, squares: float) -> float:
 BY_ORIGINAL: dict[str, Metric] = {"agreement": agreement, "fidelity": fidelity}
 """Metrics by name whose targets are the original's outputs."""
 
-WHAT_IT_IS = {
-    "agreement": "the share of samples whose highest score is the original's",
-    "fidelity": "the share of the variance of the original's outputs that a network's outputs explain (R²)",
-}
-"""What they tell, for people."""
-
 
 def goes_by_original(metric: Metric | None) -> bool:
     """Whether a metric's targets are the original's outputs."""

@@ -12,7 +12,7 @@ from torch import nn
 from penjing.batches import check_reiterable
 from penjing.errors import BudgetError, PruneError
 from penjing.events import Event, Listener, silent
-from penjing.graph import Coupling, Graph, couple, trace
+from penjing.graph import Coupling, Graph, Group, couple, trace
 from penjing.graph.remembered import put_back
 from penjing.graph.solve import matches
 from penjing.prune.allocate import Scope, allocate, check_widths, matching, own_ratios
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 _EVENED = 3
 """How often groups are made to keep equally many: where all share a ratio, the others change with it."""
+_NAMED = 3
+"""Groups that are named where many are meant."""
 _WORTH = 0.5
 """What the class must lose at least, of the parameters that the graph loses, to be preferred to it."""
 _WORTH_WRITTEN = 0.8
@@ -272,9 +274,33 @@ def _narrow(
                 break
     except BudgetError:  # out of reach for so few choices
         return result
-    if not again.in_place or _removed(again) < worth * _removed(result):
+    if again is result or not again.in_place or _removed(again) < worth * _removed(result):
         return result
+    again = replace(again, evened=_evened(result, again))
+    if again.evened:
+        material.listen(Event("prune", "note", message=again.evened))
     return again
+
+
+def _evened(alone: PruneResult, served: PruneResult) -> str:
+    """What is said where groups keep other numbers than they would if the class did not count."""
+
+    from penjing.report import text
+
+    def kept(result: PruneResult, group: Group) -> int:
+        edit = result.plan.groups.get(group.id)
+        return group.size if edit is None else len(edit.kept)
+
+    changed = [
+        f"{text.group(group.id)} {kept(served, group)} instead of {kept(alone, group)}"
+        for group in served.groups
+        if kept(served, group) != kept(alone, group)
+    ]
+    if not changed:
+        return ""
+    named = ", ".join(changed[:_NAMED]) + (f" and {len(changed) - _NAMED} more" if changed[_NAMED:] else "")
+    said = f"so that the class serves, groups keep other numbers than scores alone give ({named})"
+    return f"{said}: {alone.reason}"
 
 
 def _removed(result: PruneResult) -> int:

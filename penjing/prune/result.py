@@ -25,6 +25,8 @@ class PruneResult(InShort):
         frozen: What could not be pruned, with reasons.
         in_place: True if ``model`` is of the user's own class, False if it is the traced graph.
         reason: Why not in place, or "".
+        evened: Which groups keep other numbers of slots than their scores and the ratio or budget alone give,
+            so that the user's class serves, and what it would not have served; or "".
         groups: What could be pruned.
         before: Exact counts of the original: ``params`` and ``macs`` (of the example inputs).
         after: The same of ``model``.
@@ -47,6 +49,7 @@ class PruneResult(InShort):
     sensitivity: Any = None
     latency: Mapping[str, Any] | None = None
     depths: Mapping[int, float] | None = None
+    evened: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, without weights."""
@@ -54,6 +57,7 @@ class PruneResult(InShort):
         return {
             "in_place": self.in_place,
             "reason": self.reason,
+            "evened": self.evened,
             "before": dict(self.before),
             "after": dict(self.after),
             "removed_ratio": {
@@ -80,6 +84,7 @@ class PruneResult(InShort):
             for name, n in self.before.items()
         )
         served = "" if self.in_place else f"; the traced graph serves it, because {self.reason}"
+        served += f"; {self.evened}" if self.evened else ""
         table = self.plan.in_short()
         return Brief(f"{', '.join(counts)}{served}", table.headers, table.rows)
 

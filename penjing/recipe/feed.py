@@ -79,8 +79,10 @@ class Feed:
         trains: bool = False,
         names: Sequence[str] = (),
     ) -> None:
-        mean, std = _statistics(config, bundle, source, trains=trains)
+        kind = _kind(config, bundle, source, trains=trains)
+        mean, std = _statistics(kind, bundle, source)
         self.config, self.bundle = config, replace(bundle, mean=mean, std=std)
+        self._as_opened, self._is_guess = bundle, kind == "unit" and config.normalize == "auto"
         self.layout, self.seed, self.names = layout, seed, tuple(names)
 
     def train(self, *, augment: bool = True) -> Iterable[Any]:
@@ -132,6 +134,16 @@ class Feed:
         bundle = self.bundle
         return {"mean": bundle.mean, "std": bundle.std} if bundle.mean else None
 
+    @property
+    def by_statistics(self) -> Feed | None:
+        """The same images fed with the mean and deviation of the training images, where they go in as [0, 1]
+        only because nobody says how.
+        """
+        if not self._is_guess:
+            return None
+        config = self.config.model_copy(update={"normalize": "mean_std"})
+        return Feed(config, self._as_opened, layout=self.layout, seed=self.seed, names=self.names)
+
     def has(self, which: str) -> bool:
         """Whether there is such a split."""
         return getattr(self.bundle, which) is not None
@@ -155,17 +167,22 @@ def _spread(size: int, limit: int) -> NDArray[np.int64]:
     return np.linspace(0, size - 1, min(limit, size)).round().astype(np.int64)
 
 
+def _kind(config: DataConfig, bundle: DataBundle, source: Normalize | None, *, trains: bool) -> str:
+    """How images are fed; see `DataConfig.normalize`."""
+    if config.normalize != "auto":
+        return config.normalize
+    users = config.spec.rpartition(":")[0].endswith(".py")  # a bundle that the user's own function made
+    if trains or users or not bundle.mean or {"mean", "std"} & config.options.keys():
+        return "mean_std"
+    return "model" if source is not None and len(source["mean"]) == len(bundle.mean) else "unit"
+
+
 def _statistics(
-    config: DataConfig, bundle: DataBundle, source: Normalize | None, *, trains: bool
+    kind: str, bundle: DataBundle, source: Normalize | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What is subtracted from images in [0, 1], and what they are divided by; see `DataConfig.normalize`."""
+    """What is subtracted from images in [0, 1], and what they are divided by."""
     channels = len(bundle.mean)
     known = 0 if source is None else len(source["mean"])
-    kind = config.normalize
-    if kind == "auto":
-        users = config.spec.rpartition(":")[0].endswith(".py")  # a bundle that the user's own function made
-        said = trains or users or bool({"mean", "std"} & config.options.keys())
-        kind = "mean_std" if said else "model" if known == channels else "unit"
     if kind == "mean_std" or not channels:
         return bundle.mean, bundle.std
     if kind == "unit":

@@ -26,7 +26,13 @@ from penjing.errors import DataError, RunError
 from penjing.files import atomic_write
 from penjing.graph.inputs import required_inputs
 from penjing.measure.metric import load_metric, name_of
-from penjing.measure.original import BY_ORIGINAL, Answered, goes_by_original, needing_no_labels
+from penjing.measure.original import (
+    BY_ORIGINAL,
+    Answered,
+    agreement,
+    goes_by_original,
+    needing_no_labels,
+)
 from penjing.models.spec import LoadedModel, files_of, load_model
 from penjing.prune import Budget, Plan, apply
 from penjing.recipe.feed import Feed, layout_of
@@ -83,7 +89,17 @@ class Workspace:
         """
         if self.named_metric is not None or self.has_targets:
             return self.named_metric
-        return needing_no_labels(next(iter(Answered(self._first, self.original)))[1])
+        return needing_no_labels(self._first_answers)
+
+    @cached_property
+    def _first_answers(self) -> torch.Tensor:
+        """The original's outputs on the first validation batch."""
+        return next(iter(Answered(self._first, self.original)))[1]
+
+    @cached_property
+    def is_share(self) -> bool:
+        """Whether the metric is a share of the samples: agreement, where each has one highest score."""
+        return self.metric is agreement and self._first_answers.ndim == 2
 
     @cached_property
     def has_targets(self) -> bool:

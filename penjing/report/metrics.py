@@ -14,13 +14,20 @@ from penjing.errors import ArtifactError
 class AccuracyCell(Config):
     """Share of samples answered right: value, how many samples, and the 95% Wilson interval.
 
-    Of a network that does not classify: the value of the user's metric, without an interval.
+    Without classes to be right about: the value of ``metric``, with an interval where that is a share of the
+    samples (``"agreement"`` of scores).
     """
 
     value: float
     n: int
     low: float | None
     high: float | None
+    metric: str = ""
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether it is the share answered right; metrics of runs of before have no name, and no interval."""
+        return not self.metric and self.low is not None
 
 
 _BUSY = 1.5
@@ -254,7 +261,7 @@ class Metrics(Config):
     @property
     def classifies(self) -> bool:
         """Whether quality is the share of samples answered right; else it is the user's metric."""
-        return all(cell.low is not None for row in self.rows for cell in row.accuracy.values())
+        return all(cell.is_accuracy for row in self.rows for cell in row.accuracy.values())
 
     @property
     def beside_accuracy(self) -> str:

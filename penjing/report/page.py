@@ -88,6 +88,7 @@ def render(metrics: Metrics) -> str:
         metrics=metrics,
         what="accuracy" if metrics.classifies else metrics.metric,
         judged=_judged(metrics),
+        intervals=_has_intervals(metrics),
         splits=[
             (split, name)
             for split, name in (("val", "validation"), ("test", "test"))
@@ -115,6 +116,10 @@ def _judged(metrics: Metrics) -> str:
     return "test" if any("test" in row.accuracy for row in metrics.rows) else "validation"
 
 
+def _has_intervals(metrics: Metrics) -> bool:
+    return any(cell.low is not None for row in metrics.rows for cell in row.accuracy.values())
+
+
 def _tradeoff(metrics: Metrics, places: Sequence[tuple[Row, float]], x_label: str) -> str:
     """Test quality (validation where there is no test set) of each row against a cost."""
     series = []
@@ -123,18 +128,18 @@ def _tradeoff(metrics: Metrics, places: Sequence[tuple[Row, float]], x_label: st
         if cell is None:
             continue
         title = f"{row.label}: {text.quality(cell)} ({text.interval(cell)})"
-        if cell.low is None or cell.high is None:
-            point = svg.Point(x, cell.value, label=row.label, title=title)
-        else:
-            point = svg.Point(x, 100 * cell.value, 100 * cell.low, 100 * cell.high, row.label, title)
+        unit = 100.0 if cell.is_accuracy else 1.0
+        low, high = (None if end is None else unit * end for end in (cell.low, cell.high))
+        point = svg.Point(x, unit * cell.value, low, high, row.label, title)
         series.append(svg.Series(row.label, (point,)))
     what = "accuracy, %" if metrics.classifies else metrics.metric
     return svg.chart(series, x_label=x_label, y_label=f"{_judged(metrics)} {what}", **_scatter(metrics))
 
 
 def _scatter(metrics: Metrics) -> dict[str, Any]:
-    """Quality against something that grows in powers; percentages end at 100."""
-    return {"lines": False, "log_x": True, "most": 100 if metrics.classifies else None}
+    """Quality against something that grows in powers; percentages end at 100, shares at 1."""
+    most = 100.0 if metrics.classifies else 1.0 if _has_intervals(metrics) else None
+    return {"lines": False, "log_x": True, "most": most}
 
 
 def _latencies(metrics: Metrics) -> list[tuple[Row, float]]:

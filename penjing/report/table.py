@@ -70,7 +70,13 @@ def terminal_table(metrics: Metrics) -> Group:
                 *(shown[column] for column in columns), style="bold" if row.key == metrics.after else ""
             )
         tables.append(table)
-    return Group(tables[0], "", tables[1], "", conditions(metrics))
+    return Group(tables[0], "", tables[1], "", conditions(metrics), *_meaning(metrics))
+
+
+def _meaning(metrics: Metrics) -> list[str]:
+    """The note on what the metric tells, where it goes by the original's answers."""
+    what = text.WHAT_IT_IS.get(metrics.metric)
+    return [f"{note}." for note in metrics.notes if what and what in note]
 
 
 def headers(metrics: Metrics) -> list[str]:
@@ -102,7 +108,7 @@ def cells(row: Row, metrics: Metrics) -> list[str]:
     return [
         row.label,
         *shown,
-        text.interval(last).partition("%")[0] if last and last.low is not None else "–",
+        (text.bounds(last) if last else "") or "–",
         *([_value(row.metric)] if metrics.beside_accuracy else []),
         text.count(row.num_params),
         text.count(row.num_macs),

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from penjing.report.metrics import AccuracyCell, Metrics, Row
 
+WHAT_IT_IS = {
+    "agreement": "the share of samples whose highest score is the original's",
+    "fidelity": "the share of the variance of the original's outputs that a network's outputs explain (R²)",
+}
+"""What metrics tell that go by the original's answers."""
+
+
 def count(value: float) -> str:
     """``102M``, ``9.87M``, ``512``: three significant digits."""
     return _scaled(value, (("G", 1e9), ("M", 1e6), ("k", 1e3)), "")
@@ -57,14 +64,22 @@ def group(name: str) -> str:
 
 def quality(cell: AccuracyCell) -> str:
     """``95.12%``, or the value of a metric as it is: ``0.8991``."""
-    return f"{cell.value:.4g}" if cell.low is None else percent(cell.value)
+    return percent(cell.value) if cell.is_accuracy else f"{cell.value:.4g}"
 
 
 def interval(cell: AccuracyCell) -> str:
-    """``94.1–95.9%, n=5000``; of a metric ``n=5000``."""
+    """``94.1–95.9%, n=5000``; of a metric that is a share ``0.941–0.959, n=5000``, of others ``n=5000``."""
+    ends = bounds(cell)
+    return f"{ends}{'%' if cell.is_accuracy else ''}, n={cell.n}" if ends else f"n={cell.n}"
+
+
+def bounds(cell: AccuracyCell) -> str:
+    """``94.1–95.9`` in percent, or ``0.941–0.959`` of a metric that is a share; "" where there are none."""
     if cell.low is None or cell.high is None:
-        return f"n={cell.n}"
-    return f"{100 * cell.low:.1f}–{100 * cell.high:.1f}%, n={cell.n}"
+        return ""
+    if cell.is_accuracy:
+        return f"{100 * cell.low:.1f}–{100 * cell.high:.1f}"
+    return f"{cell.low:.3f}–{cell.high:.3f}"
 
 
 def times(before: float, after: float) -> str:

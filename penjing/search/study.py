@@ -65,7 +65,7 @@ class Outcome:
 
     Attributes:
         accuracy: On the validation split; with a metric of the recipe's own, its value.
-        latency: Median milliseconds at the first batch size of the recipe.
+        latency: Milliseconds at the first batch size of the recipe, without other work that ran beside.
         size: Bytes on disk.
     """
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from penjing.cli.app import _carry_out, _how_to_resume, main
 from penjing.cli.common import budget_of, emit, in_points, names, pairs
@@ -86,6 +87,18 @@ def test_an_error_is_one_line_and_exit_code_2(
     assert "Traceback" not in err
     for word in words:
         assert word in err
+
+
+def test_a_pickled_model_without_inputs_is_told_how_to_have_some(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """There is no factory that could return them."""
+    torch.save(torch.nn.Linear(2, 3), tmp_path / "whole.pt")  # noqa: TID251
+    code, _, err = call(capsys, "inspect", str(tmp_path / "whole.pt"), "--trust")
+    assert code == 2
+    assert "the factory" not in err
+    assert "Write a function that loads it" in err
+    assert "file.py:function" in err
 
 
 def test_unknown_options_exit_2(capsys: pytest.CaptureFixture[str]) -> None:

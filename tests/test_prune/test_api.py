@@ -369,10 +369,23 @@ class Shaped(nn.Module):
 def test_heads_together_keep_the_width_of_the_stream(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model, x = HandWritten(), torch.randn(2, 4, 5)
-    result = prune(model, x, **options)
+    heard: list[Event] = []
+    result = prune(model, x, **options, listen=heard.append)
     assert result.in_place, result.reason
     small = result.model
     assert isinstance(small, HandWritten)
+    said = "so that the class serves, groups keep other numbers than scores alone give"
+    assert said in result.evened
+    assert result.to_dict()["evened"] == result.evened
+    assert result.evened in str(result)
+    assert [e.message for e in heard if e.kind == "note"] == [result.evened]
+    kept = {row["id"]: row["kept"] for row in result.to_dict()["groups"]}
+    named = re.findall(r"([\w.:#]+) (\d+) instead of (\d+)", result.evened)
+    assert named
+    for name, now, alone in named:
+        assert now != alone
+        assert int(now) in {n for key, n in kept.items() if key.replace(".weight:0", "") == name}
+    assert not prune(model.wide, torch.randn(2, 24), prune_outputs=True, ratio=0.5).evened
     width, heads = small.stem.out_features, small.attention.num_heads
     assert 1 <= heads < 6
     assert width < 24

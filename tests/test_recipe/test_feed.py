@@ -150,3 +150,16 @@ def test_loaders_of_the_wrong_number(data: Any) -> None:
 def test_generators_are_refused() -> None:
     with pytest.raises(DataError, match="only once"):
         as_bundle((iter([1]), [1]))
+
+
+def test_statistics_are_tried_only_where_nobody_says_how_images_are_fed() -> None:
+    guessed = feed().by_statistics
+    assert (feed().bundle.mean, guessed.bundle.mean, guessed.bundle.std) == (
+        (0.0,) * 3,
+        (0.5,) * 3,
+        (0.25,) * 3,
+    )
+    told = {"mean": (0.1,) * 3, "std": (0.2,) * 3}
+    for said in ({"source": told}, {"trains": True}, {"config": {"normalize": "unit"}}):
+        assert feed(**said).by_statistics is None
+    assert guessed.by_statistics is None

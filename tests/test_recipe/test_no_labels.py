@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import penjing as pj
 from penjing.events import Event
+from penjing.measure import wilson
 from penjing.measure.original import Answered, agreement, fidelity, needing_no_labels
 from penjing.report.metrics import Metrics
 
@@ -72,7 +73,11 @@ def test_compress_without_labels(outputs: int, what: str, tmp_path: Path) -> Non
     assert before is not None
     assert after is not None
     assert after > before - 1e-6
-    assert rows["int8"].accuracy["test"].n == 96
+    cell = rows["int8"].accuracy["test"]
+    assert cell.n == 96
+    ends = (cell.low, cell.high)
+    assert ends == (wilson(round(cell.value * 96), 96) if what == "agreement" else (None, None))
+    assert not found.classifies
     assert any(what in note for note in found.notes)
     assert result.met
 

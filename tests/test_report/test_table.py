@@ -97,6 +97,30 @@ def test_a_metric_is_not_called_accuracy_in_the_files() -> None:
     assert not [name for name in frame.columns if "accuracy" in name]
 
 
+def test_a_metric_that_is_a_share_has_its_interval_in_its_own_unit(metrics: Metrics) -> None:
+    rows = [
+        row.model_copy(
+            update={
+                "accuracy": {k: v.model_copy(update={"metric": "agreement"}) for k, v in row.accuracy.items()}
+            }
+        )
+        for row in metrics.rows
+    ]
+    note = f"The data has no labels: agreement is {text.WHAT_IT_IS['agreement']}; the original has 1"
+    shares = metrics.model_copy(update={"rows": tuple(rows), "metric": "agreement", "notes": (note,)})
+    assert metrics.classifies
+    assert not shares.classifies
+    out = io.StringIO()
+    Console(file=out, width=200).print(terminal_table(shares))
+    assert "0.934–0.947" in out.getvalue()
+    assert "%" not in out.getvalue().partition("params")[0].replace("95% interval", "")
+    assert f"{note}." in out.getvalue()  # what agreement is
+    assert build_table(shares)["test_low95"].tolist()[0] == 0.9343
+    assert text.interval(rows[0].accuracy["test"]) == "0.934–0.947, n=5000"
+    assert "Bars are 95% intervals" in render(shares)
+    assert "0.9412 (0.934–0.947, n=5000)" in render(shares)
+
+
 def test_terminal_fits_eighty_columns(metrics: Metrics) -> None:
     out = io.StringIO()
     Console(file=out, width=100).print(terminal_table(metrics))

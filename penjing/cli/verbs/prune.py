@@ -117,6 +117,8 @@ def _text(made: Any, out: Any) -> str:
     lines = [f"{name}: {count(old)} → {count(new)} ({times(old, new)})" for name, old, new in pairs]
     lines += [f"without {name}" for name in made.plan.branches]
     lines += [f"frozen: {one.reason}" for one in made.frozen]
+    if made.evened:
+        lines.append(made.evened)
     if not made.in_place:
         lines.append(f"the traced graph is what comes back: {made.reason}")
     return "\n".join([*lines, f"written to {out}"])

@@ -189,6 +189,7 @@ def _facts(
         "after": dict(pruned.after),
         "in_place": pruned.in_place,
         "reason": pruned.reason,
+        "evened": pruned.evened,
         "widths": widths,
         "frozen": frozen,
         "reconstruction": facts,

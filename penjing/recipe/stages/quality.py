@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from penjing.measure import Accuracy, accuracy
-from penjing.measure.metric import scored
+from penjing.measure import Accuracy, accuracy, wilson
+from penjing.measure.metric import name_of, scored
 from penjing.recipe.workspace import Workspace
 
 
@@ -22,7 +22,9 @@ def quality(space: Workspace, predict: Any, batches: Iterable[Any]) -> tuple[dic
         found = accuracy(predict, batches)
         return cell_of(found), found
     value, samples = scored(space.metric, predict, batches)
-    return {"value": value, "n": samples, "low": None, "high": None}, None
+    low, high = wilson(round(value * samples), samples) if space.is_share else (None, None)
+    name = name_of(space.metric)
+    return {"value": value, "n": samples, "low": low, "high": high, "metric": name}, None
 
 
 def cell_of(measured: Accuracy) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from penjing.files import move_into
 from penjing.manifest import MANIFEST_FILE, installed
 from penjing.measure import device_name
 from penjing.measure.metric import is_allowed, name_of
-from penjing.measure.original import WHAT_IT_IS, goes_by_original
+from penjing.measure.original import goes_by_original
 from penjing.prune.compare import relative_error
 from penjing.recipe.guard import drop_of
 from penjing.recipe.schema import Recipe
@@ -24,7 +24,7 @@ from penjing.recipe.stages.base import Output
 from penjing.recipe.stages.exporting import has_int8
 from penjing.recipe.stages.measuring import after_key
 from penjing.recipe.workspace import Workspace
-from penjing.report import Metrics, write_report
+from penjing.report import Metrics, text, write_report
 
 _CURVES = {
     "article": "article",
@@ -180,13 +180,15 @@ def _notes(space: Workspace, pruned: dict[str, Any]) -> list[str]:
     notes = []
     if not pruned["in_place"]:
         notes.append(f"The pruned network is the traced graph, not the original class: {pruned['reason']}")
+    if pruned.get("evened"):  # a run of before has none
+        notes.append(pruned["evened"])
     if pruned["after"]["params"] == pruned["before"]["params"]:
         notes.append("Nothing had to be removed: the original is within the budget")
     notes += space.result("train").get("notes", [])
     if goes_by_original(space.metric):
         name = name_of(space.metric)
         cause = "" if space.has_targets else "The data has no labels: "
-        notes.append(f"{cause}{name} is {WHAT_IT_IS[name]}; the original has 1")
+        notes.append(f"{cause}{name} is {text.WHAT_IT_IS[name]}; the original has 1")
     marker = space.store.read("quantize")
     if marker is not None:
         notes += marker.timing.get("notes", [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from penjing.events import Event, Listener
-from penjing.measure import accuracy
+from penjing.measure import Accuracy, accuracy
 from penjing.measure.original import Answered, agreement
 from penjing.recipe.stages.base import Output, plain
 from penjing.recipe.workspace import Workspace
@@ -37,12 +37,32 @@ def _knows_nothing(space: Workspace, model: Any) -> str:
     if not space.names_classes:
         return _answers_one_class(space, model) if space.metric is agreement else ""
     found = accuracy(model, space.feed.split("val", _LOOK))
+    if other := _wants_statistics(space, model, found):
+        return other
     if not found.is_chance:
         return ""
     return (
         f"the network as given is no better than chance: {found.value:.1%} of {found.n:,} validation samples "
         f"right, chance {found.by_chance:.1%}. Is it untrained (weights, --weights)? Is it fed as it was in "
         "training (mean and std, --data-option, --normalize), are the classes in the same order?"
+    )
+
+
+def _wants_statistics(space: Workspace, model: Any, found: Accuracy) -> str:
+    """What is to be said of a network that answers better where images are not fed as they are, though nobody
+    says how they were in training.
+    """
+    feed = space.feed.by_statistics
+    if feed is None:
+        return ""
+    other = accuracy(model, feed.split("val", _LOOK))
+    if other.low <= found.high:
+        return ""
+    return (
+        f"the network as given has {found.value:.1%} of {found.n:,} validation samples right with images in "
+        f"[0, 1], as they are fed, and {other.value:.1%} with the mean and deviation of the training images: "
+        "feed it as it was in training. Give its mean and std (--data-option 'mean=[…]' "
+        "--data-option 'std=[…]'), or --normalize mean_std"
     )
 
 
