@@ -243,8 +243,13 @@ def _narrow(
                 break
             kept, last = by_leaf(coupling, {key: edit.kept for key, edit in again.plan.groups.items()}), even
             found += torn(material.model, graph, coupling, kept)
-            even = even_ratios(found, free, kept, **options)
-            if even in ({}, last) or even.keys() & asked:
+            settled = {
+                group.id: 1 - len(kept[group.leaf]) / group.size if group.leaf in kept else 0.0
+                for group in coupling.groups
+                if group.id in asked
+            }
+            even = even_ratios(found, free, kept, settled=settled, **options)
+            if even in ({}, last):
                 break
             again = made_with({**ratios, **fixed, **even}, result.sensitivity)
         return again
