@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from penjing.batches import check_reiterable
-from penjing.errors import BudgetError, PruneError
+from penjing.errors import BudgetError, PruneError, TraceError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, couple, trace
 from penjing.graph.remembered import put_back
@@ -126,11 +126,12 @@ def prune(
     options: dict[str, Any] = {"round_to": round_to, "min_slots": min_slots}
 
     def narrow(model: nn.Module, budget: Budget | None, sensed: Sensitivity | None) -> PruneResult:
-        graph = trace(model, example_inputs)
+        graph = trace(model, example_inputs, by_example=True)
         coupling = couple(graph, ignore=ignore, prune_outputs=prune_outputs)
         material = Material(model, graph, coupling, data, loss, seed, listen)
         own = _present(ratios or {}, coupling, listen)
-        return _narrow(material, example_inputs, chosen, ratio, budget, scope, sensed, own, options)
+        result = _narrow(material, example_inputs, chosen, ratio, budget, scope, sensed, own, options)
+        return _served(result, graph)
 
     def shorten_first(branches: int | Sequence[str]) -> PruneResult:
         from penjing.search.fit import budget_after  # only searches measure
@@ -181,6 +182,21 @@ def _nothing_went(result: PruneResult, budget: Budget | None, round_to: int, min
         return f"nothing was removed: every group keeps round_to={round_to}, min_slots={min_slots}"
     return (
         f"nothing was removed; frozen axes: {len(result.frozen)}" if result.frozen else "nothing was removed"
+    )
+
+
+def _served(result: PruneResult, graph: Graph) -> PruneResult:
+    """The result, unless it is a graph that holds for the example inputs alone.
+
+    Raises:
+        TraceError: where it is.
+    """
+    if result.in_place or not graph.by_example:
+        return result
+    raise TraceError(
+        f"{graph.by_example}; pruned, its class does not serve, and a graph cannot: {result.reason}",
+        layer=type(result.model).__name__,
+        remedy="Make the forward free of data-dependent control flow, or prune a submodule that is",
     )
 
 
