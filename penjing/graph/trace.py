@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from penjing.errors import PenjingError, TraceError
 from penjing.graph.batch import is_symbolic
+from penjing.graph.by_example import by_sizes, real_values
 from penjing.graph.data_written import DataFollowed, settles
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.fixed_batch import FIXED, BatchWatch, why_fixed
@@ -53,6 +54,8 @@ class Graph:
             classifiers), so that their axes are solved too; else None.
         is_training_unknown: Whether parameters are left unread and training mode could not be traced.
         cumulative_norms: Names of the running means of batch norms whose momentum is None.
+        by_example: Why the graph holds for inputs alone of which the forward finds what it finds in those
+            of the example (as many boxes), and does not serve in the network's place; "" where it does.
     """
 
     module: fx.GraphModule
@@ -64,6 +67,7 @@ class Graph:
     training: Graph | None = None
     is_training_unknown: bool = False
     cumulative_norms: frozenset[str] = frozenset()
+    by_example: str = ""
 
     @property
     def fixed_batch(self) -> str:
@@ -96,7 +100,9 @@ class Graph:
         return source_of(node)
 
 
-def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) -> Graph:
+def trace(
+    model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True, by_example: bool = False
+) -> Graph:
     """Trace a model in eval mode with ``torch.export``; the model itself is left as it was.
 
     Args:
@@ -105,6 +111,8 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
             are not the forward's parameter names is passed as the one positional argument).
         dynamic_batch: Leave dimension 0 free on every input tensor that shares the first one's. Where the
             model does not allow it, the batch is fixed and `Graph.notes` says so.
+        by_example: Where the forward goes by sizes that values make (detectors, by what they find), let the
+            example inputs decide: the graph tells how weights hang together, see `Graph.by_example`.
 
     Raises:
         TraceError: weights that are not finite, names that a traced network needs itself (``graph``), inputs
@@ -124,10 +132,25 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = True) 
         raise TraceError("the example inputs hold no sample", remedy="Give at least one; two are better")
     notes: list[str] = []
     with eval_view(model), plain_outputs(model) as left_out:
-        program, is_dynamic = _export(model, args, kwargs, dynamic_batch, notes)
+        refused: TraceError | None = None
+        try:
+            program, is_dynamic = _export(model, args, kwargs, dynamic_batch, notes)
+        except TraceError as error:
+            if not (by_example and by_sizes(error)):
+                raise
+            refused = error
+            try:
+                with real_values():
+                    program, is_dynamic = _export(model, args, kwargs, dynamic_batch, notes)
+            except TraceError as remaining:  # about what this asks of the tracer
+                raise refused from remaining
         notes.extend(f"left out of the outputs, as no graph can give it: {kind}" for kind in sorted(left_out))
         graph = _graph(model, program.module(check_guards=False), is_dynamic, notes)
         unread = graph.params.keys() - graph.read_names()
+        if refused is not None:
+            if unread:  # by the other branch they may hang together with anything
+                raise refused
+            return replace(graph, by_example=refused.cause)
         if unread:
             training = _training_graph(model, args, kwargs)
             if training is None:

@@ -232,7 +232,7 @@ def inspect(
         TraceError: if the model cannot be traced.
         MeasureError: if its forward refuses the inputs.
     """
-    graph = trace(model, example_inputs)
+    graph = trace(model, example_inputs, by_example=True)
     coupling = couple(graph, ignore=ignore, prune_outputs=prune_outputs)
     counted = count(model, example_inputs)
     return describe(graph, coupling, counted)

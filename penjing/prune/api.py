@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from penjing.batches import check_reiterable
-from penjing.errors import BudgetError, PruneError
+from penjing.errors import BudgetError, PruneError, TraceError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, Group, couple, trace
 from penjing.graph.remembered import put_back
@@ -44,6 +44,7 @@ _WORTH = 0.5
 _WORTH_WRITTEN = 0.8
 """The same where what a forward writes into shapes as plain numbers stays whole: such a class can be served
 by little else, so that there is less to gain."""
+_BY_EXAMPLE = "the forward goes by what it finds in its inputs; what hangs together was seen where the example inputs lead"
 
 
 def prune(
@@ -131,11 +132,14 @@ def prune(
     options: dict[str, Any] = {"round_to": round_to, "min_slots": min_slots}
 
     def narrow(model: nn.Module, budget: Budget | None, sensed: Sensitivity | None) -> PruneResult:
-        graph = trace(model, example_inputs)
+        graph = trace(model, example_inputs, by_example=True)
+        if graph.by_example:
+            listen(Event("prune", "note", message=_BY_EXAMPLE))
         coupling = couple(graph, ignore=ignore, prune_outputs=prune_outputs)
         material = Material(model, graph, coupling, data, loss, seed, listen)
         own = _present(ratios or {}, coupling, listen)
-        return _narrow(material, example_inputs, chosen, ratio, budget, scope, sensed, own, options)
+        result = _narrow(material, example_inputs, chosen, ratio, budget, scope, sensed, own, options)
+        return _served(result, graph)
 
     def shorten_first(branches: int | Sequence[str]) -> PruneResult:
         from penjing.search.fit import budget_after  # only searches measure
@@ -186,6 +190,21 @@ def _nothing_went(result: PruneResult, budget: Budget | None, round_to: int, min
         return f"nothing was removed: every group keeps round_to={round_to}, min_slots={min_slots}"
     return (
         f"nothing was removed; frozen axes: {len(result.frozen)}" if result.frozen else "nothing was removed"
+    )
+
+
+def _served(result: PruneResult, graph: Graph) -> PruneResult:
+    """The result, unless it is a graph that holds for the example inputs alone.
+
+    Raises:
+        TraceError: where it is.
+    """
+    if result.in_place or not graph.by_example:
+        return result
+    raise TraceError(
+        f"{graph.by_example}; pruned, its class does not serve, and a graph cannot: {result.reason}",
+        layer=type(result.model).__name__,
+        remedy="Make the forward free of data-dependent control flow, or prune a submodule that is",
     )
 
 
@@ -248,8 +267,13 @@ def _narrow(
                 break
             kept, last = by_leaf(coupling, {key: edit.kept for key, edit in again.plan.groups.items()}), even
             found += torn(material.model, graph, coupling, kept)
-            even = even_ratios(found, free, kept, **options)
-            if even in ({}, last) or even.keys() & asked:
+            settled = {
+                group.id: 1 - len(kept[group.leaf]) / group.size if group.leaf in kept else 0.0
+                for group in coupling.groups
+                if group.id in asked
+            }
+            even = even_ratios(found, free, kept, settled=settled, **options)
+            if even in ({}, last):
                 break
             again = made_with({**ratios, **fixed, **even}, result.sensitivity)
         return again

@@ -58,7 +58,7 @@ def apply(model: nn.Module, plan: Plan, example_inputs: Any) -> PruneResult:
     if not isinstance(plan, Plan):
         raise PruneError(f"the plan is {plan!r}", remedy="Give a Plan; Plan.load reads one from a file")
     plan.check(model)
-    whole = trace(model, example_inputs)
+    whole = trace(model, example_inputs, by_example=True)
     graph = without_branches(whole, plan)
     coupling = couple(graph, prune_outputs=True)
     kept = slots_of(plan, coupling)

@@ -11,7 +11,7 @@ the end, what a forward writes into shapes as a number that its module does not 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 from torch import fx, nn
 
@@ -56,7 +56,9 @@ def granted_widths(model: nn.Module, graph: Graph, coupling: Coupling) -> Iterat
 def written_widths(model: nn.Module, graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
     """Ids of the groups to keep whole where none of `granted_widths` does: those of plain tensors, and what
     forwards write into shapes as numbers that are neither their module's nor the width of what it is given;
-    then these where they are such a width, maybe by chance. Nothing where there are none.
+    then these where they are such a width, maybe by chance; what forwards write into shapes by a number that
+    is also the size of something that stays (half of a split, where the other half is ignored). Nothing where
+    there are none.
 
     Args:
         model: The original model.
@@ -69,6 +71,8 @@ def written_widths(model: nn.Module, graph: Graph, coupling: Coupling) -> Iterat
     for found in (written[0], written[1] if written[1] != written[0] else set()):
         if found:
             yield plain | {ids[leaf] for leaf in found}
+    if beside := _beside_fixed(model, graph, coupling, ids.keys()):
+        yield plain | {ids[leaf] for leaf in beside}
 
 
 def _written(model: nn.Module, graph: Graph, coupling: Coupling, *, given: bool) -> set[int]:
@@ -94,6 +98,24 @@ def _written(model: nn.Module, graph: Graph, coupling: Coupling, *, given: bool)
                 if axis.size not in known[path]:
                     found |= {leaf.id for leaf in leaves(axis)}
     return found
+
+
+def _beside_fixed(model: nn.Module, graph: Graph, coupling: Coupling, free: Set[int]) -> set[int]:
+    """Leaves of the groups, ``free``, behind sizes that a forward writes by a number of its module, where the
+    same number is the size of a dimension that stays whole.
+    """
+    shaped: dict[tuple[str, int], list[set[int]]] = defaultdict(list)
+    for path, axis, weight, _ in made_axes(graph, coupling):
+        if weight == WEIGHT_SHAPE_OP:
+            shaped[path, axis.size].append({leaf.id for leaf in leaves(axis)} & free)
+    numbers = {
+        (path, value)
+        for path, module in model.named_modules()
+        for _, given in integers(module)
+        for value in (given if isinstance(given, tuple) else (given,))
+    }
+    torn = (found for key, found in shaped.items() if key in numbers and not all(found))
+    return set().union(*(group for found in torn for group in found))
 
 
 def _in_plain_tensors(model: nn.Module, coupling: Coupling) -> set[int]:

@@ -144,6 +144,7 @@ def even_ratios(
     groups: Sequence[Group],
     kept: Mapping[int, Positions],
     *,
+    settled: Mapping[str, float],
     round_to: int,
     min_slots: int,
 ) -> dict[str, float]:
@@ -153,40 +154,51 @@ def even_ratios(
         found: The numbers.
         groups: All groups that may change.
         kept: Slots kept now, by leaf id.
+        settled: Ratios by group id that stay as they are: what else is behind the number takes the same.
         round_to: Kept counts are multiples of this.
         min_slots: Slots that stay in any group.
 
     Returns:
-        Fraction to remove by group id, exact in slots; nothing where an even share would be all or none.
+        Fraction to remove by id of the other groups, exact in slots; nothing where an even share would be all
+        or none.
     """
     by_leaf = {group.leaf: group for group in groups}
     limits = {"round_to": round_to, "min_slots": min_slots}
     # the shares of heads and of their sizes multiply: no share is even where a single width is to be as many
-    plain = tuple(one for one in found if not (one.products and one.single))
-    ratios = _evened(plain, by_leaf, kept, **limits)
-    if len(plain) == len(found):
-        return ratios
-    matched = _as_products([one for one in found if one not in plain], by_leaf, kept, ratios, **limits)
-    return ratios | matched if matched else _evened(found, by_leaf, kept, **limits)
+    heads = tuple(one for one in found if one.products and one.single)
+    plain = tuple(one for one in found if one not in heads)
+    even = _evened(plain, by_leaf, kept, settled, **limits)
+    if heads:
+        matched = _as_products(heads, by_leaf, kept, even | dict(settled), **limits)
+        if any(settled.get(name, ratio) != ratio for name, ratio in matched.items()):
+            matched = {}
+        # what else has the size of such a width keeps as much as it does, which the heads say
+        even = _evened(plain, by_leaf, kept, matched | dict(settled), **limits) | matched
+        if not matched or matched != _as_products(heads, by_leaf, kept, even | dict(settled), **limits):
+            even = _evened(found, by_leaf, kept, settled, **limits)
+    return {name: ratio for name, ratio in even.items() if name not in settled}
 
 
 def _evened(
     found: Sequence[Torn],
     groups: Mapping[int, Group],
     kept: Mapping[int, Positions],
+    settled: Mapping[str, float],
     *,
     round_to: int,
     min_slots: int,
 ) -> dict[str, float]:
-    """Ratios with which all groups behind each number keep one share."""
+    """Ratios with which all groups behind each number keep one share: that of a ``settled`` one, if any."""
     sets: list[frozenset[int]] = []
     for one in found:  # numbers that share a group (one rotary embedding for all layers) go together
         joined = one.leaves.union(*(other for other in sets if other & one.leaves))
         sets = [other for other in sets if not other & one.leaves] + [joined]
     ratios: dict[str, float] = {}
-    for tied in ([groups[leaf] for leaf in sorted(one & groups.keys())] for one in sets):
+    for behind in sets:
+        tied = [groups[leaf] for leaf in sorted(behind & groups.keys())]
         if not tied:
             continue
+        given = {settled[group.id] for group in tied if group.id in settled}
         sizes = [group.size for group in tied]
         parts = math.gcd(*sizes)  # shares that are whole slots everywhere
         whole = [(math.lcm(round_to, group.step), group.size // parts) for group in tied]
@@ -196,6 +208,12 @@ def _evened(
         stay = step * math.ceil(share * parts / step - 1e-9)
         if stay >= parts and share < 1:  # the share below, where there is one
             stay = step * ((parts - 1) // step)
+        if given:
+            exact = (1 - min(given)) * parts
+            stay = round(exact)
+            multiplied = any(one.products and one.leaves & behind for one in found)
+            if multiplied or len(given) > 1 or abs(exact - stay) > 1e-6 or (stay < parts and stay % step):
+                continue  # no share is all of these, or it is no whole slots everywhere
         if stay * min(sizes) >= min_slots * parts and stay:
             ratios |= {group.id: 1 - min(stay, parts) / parts for group in tied}
     return ratios

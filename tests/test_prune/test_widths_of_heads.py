@@ -1,5 +1,7 @@
 """Numbers that a class writes into several shapes, and what is kept so that it can go on doing so."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -83,3 +85,38 @@ def test_layers_that_share_a_stream(scope: Scope) -> None:
     result = prune(model, x, ratio=0.4, scope=scope)
     assert result.in_place, result.reason
     assert masked_equivalence(model, result, x) < 1e-5
+
+
+class PartlyAttended(nn.Module):
+    """Splits what it is given in two by one number; attention sees the second part."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.narrow = width // 2
+        self.split, self.join = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)
+        self.attention = HeadsInTheShapeOfTheirInput(self.narrow, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain, seen = self.split(x).split((self.narrow, self.narrow), dim=1)
+        y: Tensor = self.join(torch.cat((plain, seen + self.attention(seen)), 1))
+        return y
+
+
+def test_what_has_the_size_of_a_width_that_is_settled_keeps_as_much() -> None:
+    """By heads, by a ratio of its own, or as it is ignored: the mean of both is not that in any round."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 128, 3), PartlyAttended(128), nn.Conv2d(128, 4, 1)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    options: dict[str, Any]
+    for options in (
+        {"ratios": {"1.attention.qkv.weight:0*": 0.0}},  # heads
+        {"ratios": {"1.attention.qkv*": 0.0}},  # and what they are given
+        {"ignore": "1.attention*"},
+    ):
+        result = prune(model, x, ratio=0.4, **options)
+        assert result.in_place, (options, result.reason)
+        assert masked_equivalence(model, result, x) < 1e-5
+        part = result.model[1]  # type: ignore[index]
+        assert isinstance(part, PartlyAttended)
+        assert (part.narrow, part.attention.qkv.in_channels, part.join.in_channels) == (64, 64, 128)
+        assert part.split.in_channels < 128

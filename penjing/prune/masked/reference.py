@@ -213,7 +213,7 @@ def masked_equivalence(model: nn.Module, pruned: PruneResult | Plan, inputs: Any
     from penjing.prune.slots import slots_of
 
     result = apply(model, pruned, inputs) if isinstance(pruned, Plan) else pruned
-    graph = trace(model, inputs)
+    graph = trace(model, inputs, by_example=True)
     coupling = couple(graph, prune_outputs=True)
     off = chosen(find_branches(graph), tuple(result.plan.branches)) if result.plan.branches else ()
     expected, leak = masked_output(graph, coupling, slots_of(result.plan, coupling), inputs, off)

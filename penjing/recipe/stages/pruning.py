@@ -132,7 +132,7 @@ def _budget(
     if original is None:
         from penjing.prune.cost import count_all
 
-        original = count_all(trace(model, space.examples))
+        original = count_all(trace(model, space.examples, by_example=True))
     limits = budget.limits(original)
     return budget.eased({name: original[name] for name in limits}, share)
 
