@@ -264,10 +264,26 @@ def translations(program: torch.export.ExportedProgram) -> dict[Any, Callable[..
     if any(_slides_over_free_sizes(node) for node in means):
         found |= dict.fromkeys(_ADAPTIVE_MEANS, adaptive_mean_pool)
     found |= {node.target: grouped_product for node in calls if is_grouped(node)}
+    clamps = [node for node in calls if node.target is aten.clamp.Tensor]
+    if clamps and all(map(_is_between_numbers, clamps)):
+        found[aten.clamp.Tensor] = _clip
     bags = [node for node in calls if node.target is aten.embedding_bag.padding_idx]
     if bags:
         found[aten.embedding_bag.padding_idx] = embedding_bag(even=all(map(are_even, bags)))
     return found
+
+
+def _is_between_numbers(clamp: torch.fx.Node) -> bool:
+    """Whether both bounds are single numbers of the type of what is clamped."""
+    values = [arg.meta["val"] for arg in clamp.args if isinstance(arg, torch.fx.Node)]
+    alike = len({value.dtype for value in values}) == 1
+    return len(values) == 3 and alike and all(value.dim() == 0 for value in values[1:])
+
+
+def _clip(x: Any, low: Any, high: Any) -> Any:
+    """``clamp(x, low, high)``. Torch writes it as a maximum and a minimum, which its optimizer puts together
+    under names made of x's: two of one x would share their bounds."""
+    return op.Clip(x, low, high)
 
 
 def _slides_over_free_sizes(pool: torch.fx.Node) -> bool:

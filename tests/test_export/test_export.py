@@ -434,6 +434,34 @@ def test_bounds_of_two_kinds(clamp: Callable[..., torch.Tensor], tmp_path: Path)
     assert pe.export(Bounded(), tmp_path, ["onnx"], example_inputs=X).ok
 
 
+def test_bounds_in_buffers(tmp_path: Path) -> None:
+    """One value between several bounds: an optimizer that names bounds by the value would mix them."""
+
+    class Bounded(nn.Module):
+        low: torch.Tensor
+        high: torch.Tensor
+
+        def __init__(self, high: float) -> None:
+            super().__init__()
+            self.register_buffer("low", torch.tensor(-1.0))
+            self.register_buffer("high", torch.tensor(high))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.clamp(x, self.low, self.high)
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = Bounded(0.5), Bounded(float("inf"))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = 2 * x
+            out: torch.Tensor = self.one(y) - 3 * self.two(y).abs()
+            return out
+
+    assert pe.export(Both(), tmp_path, ["onnx"], example_inputs=X).ok
+
+
 def test_large_weights_go_beside_the_file(
     small_net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
