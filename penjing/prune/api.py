@@ -44,7 +44,9 @@ _WORTH = 0.5
 _WORTH_WRITTEN = 0.8
 """The same where what a forward writes into shapes as plain numbers stays whole: such a class can be served
 by little else, so that there is less to gain."""
-_BY_EXAMPLE = "the forward goes by what it finds in its inputs; what hangs together was seen where the example inputs lead"
+_BY_EXAMPLE = (
+    "the forward goes by what it finds in its inputs; what hangs together was seen where the example leads it"
+)
 
 
 def prune(
