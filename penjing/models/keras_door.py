@@ -35,10 +35,13 @@ def import_keras() -> Any:
         ArtifactError: when Keras is missing, or already runs on another backend here.
     """
     if "keras" not in sys.modules:
+        from penjing.export.coexist import entering_tensorflow
+
         before = os.environ.get("KERAS_BACKEND")
         os.environ["KERAS_BACKEND"] = "torch"
         try:
-            import keras
+            with entering_tensorflow():  # Keras imports it on any backend, where it is installed
+                import keras
         except ImportError as error:
             raise ArtifactError("Keras is not installed", remedy="pip install penjing[keras]") from error
         finally:

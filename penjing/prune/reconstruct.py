@@ -28,6 +28,9 @@ from penjing.graph import Graph
 from penjing.graph.branches import chosen, cut, find_branches
 from penjing.graph.inputs import required_inputs
 
+_EQUAL = 1e-11
+"""Output error, squared and relative, up to which two networks of the same sizes answer alike."""
+
 
 class ReconstructConfig(Config):
     """Options of `reconstruct`.
@@ -179,10 +182,15 @@ def reconstruct(
     work = Refit(model, teacher, plan, batches, config, seed, listen)
     before = work.output_error()
     listen(Event("reconstruct", "start", 0, work.total, "layer", message=f"{work.num_samples} samples"))
-    layers = work.run()
-    after = work.output_error()
+    removes = bool(kept_positions(plan) or getattr(plan, "branches", None))
+    needed = removes or not before <= _EQUAL  # weights may have been changed without a plan
+    layers = work.run() if needed else []
+    after = work.output_error() if needed else before
     notes = [*told, *work.notes]
-    if not after < before and any(layer.method != "kept" for layer in layers):
+    if not needed:
+        notes.append("nothing to refit: the network answers as the original does")
+        listen(Event("reconstruct", "note", message=notes[-1]))
+    elif not after < before and any(layer.method != "kept" for layer in layers):
         # never hand back something worse than what came in
         notes.append("the refit did not lower the output error on held-back samples and was undone")
         model, after = copy.deepcopy(student), before
