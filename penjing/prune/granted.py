@@ -37,8 +37,9 @@ def granted_widths(model: nn.Module, graph: Graph, coupling: Coupling) -> Iterat
     """Ids of the groups to keep whole, the fewest first: the widths of plain tensors that modules keep; those
     and the widths over which computed values are multiplied (queries and keys, two feature maps); these, and
     what the forwards that make them write into shapes by the same number (the values, where one size serves
-    for both); these, and their heads, where the forward takes for granted what all heads hold together.
-    Nothing where there are none.
+    for both); these, and their heads, where the forward takes for granted what all heads hold together; what
+    forwards write into shapes by a number that is also the size of something that stays (half of a split,
+    where the other half is ignored). Nothing where there are none.
 
     Args:
         model: The original model.
@@ -51,14 +52,14 @@ def granted_widths(model: nn.Module, graph: Graph, coupling: Coupling) -> Iterat
         yield plain
     for widths in _multiplied_widths(graph, coupling, ids):
         yield plain | widths
+    if beside := _beside_fixed(model, graph, coupling, ids.keys()):
+        yield plain | {ids[leaf] for leaf in beside}
 
 
 def written_widths(model: nn.Module, graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
     """Ids of the groups to keep whole where none of `granted_widths` does: those of plain tensors, and what
     forwards write into shapes as numbers that are neither their module's nor the width of what it is given;
-    then these where they are such a width, maybe by chance; what forwards write into shapes by a number that
-    is also the size of something that stays (half of a split, where the other half is ignored). Nothing where
-    there are none.
+    then these where they are such a width, maybe by chance. Nothing where there are none.
 
     Args:
         model: The original model.
@@ -71,8 +72,6 @@ def written_widths(model: nn.Module, graph: Graph, coupling: Coupling) -> Iterat
     for found in (written[0], written[1] if written[1] != written[0] else set()):
         if found:
             yield plain | {ids[leaf] for leaf in found}
-    if beside := _beside_fixed(model, graph, coupling, ids.keys()):
-        yield plain | {ids[leaf] for leaf in beside}
 
 
 def _written(model: nn.Module, graph: Graph, coupling: Coupling, *, given: bool) -> set[int]:
