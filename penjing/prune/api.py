@@ -42,8 +42,7 @@ _NAMED = 3
 _WORTH = 0.5
 """What the class must lose at least, of the parameters that the graph loses, to be preferred to it."""
 _WORTH_WRITTEN = 0.8
-"""The same where what a forward writes into shapes as plain numbers stays whole: such a class can be served
-by little else, so that there is less to gain."""
+"""The same where more than what is multiplied has to stay whole (`written_widths`)."""
 _BY_EXAMPLE = (
     "the forward goes by what it finds in its inputs; what hangs together was seen where the example leads it"
 )
@@ -286,7 +285,7 @@ def _narrow(
         whole = dict.fromkeys(head_sizes(coupling.groups) - asked, 0.0)
         if whole and not again.in_place:  # attentions take head sizes for granted, numbers of heads seldom
             again = served(made_with({**ratios, **whole}, result.sensitivity), whole)
-        for widths in () if again.in_place else granted_widths(material.model, graph, coupling):
+        for widths in () if again.in_place else granted_widths(graph, coupling):
             kept_whole = dict.fromkeys(widths - asked, 0.0)
             again = served(made_with({**ratios, **kept_whole}, result.sensitivity), kept_whole)
             if again.in_place:

@@ -11,7 +11,7 @@ the end, what a forward writes into shapes as a number that its module does not 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 
 from torch import fx, nn
 
@@ -33,33 +33,40 @@ _WRITTEN = ("view", "reshape", "expand", "split", "unflatten", "repeat", "zeros"
 """Parts of the names of ops whose sizes a forward writes."""
 
 
-def granted_widths(model: nn.Module, graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
-    """Ids of the groups to keep whole, the fewest first: the widths of plain tensors that modules keep; those
-    and the widths over which computed values are multiplied (queries and keys, two feature maps); these, and
-    what the forwards that make them write into shapes by the same number (the values, where one size serves
-    for both); these, and their heads, where the forward takes for granted what all heads hold together; what
-    forwards write into shapes by a number that is also the size of something that stays (half of a split,
-    where the other half is ignored). Nothing where there are none.
+def granted_widths(graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
+    """Ids of the groups to keep whole, the fewest first: the widths over which computed values are multiplied
+    (queries and keys, two feature maps); these, and what the forwards that make them write into shapes by the
+    same number (the values, where one size serves for both); these, and their heads, where the forward takes
+    for granted what all heads hold together. Nothing where there are none.
 
     Args:
-        model: The original model.
-        graph: Its traced graph.
+        graph: The traced network.
         coupling: Its axes.
     """
     ids = {group.leaf: group.id for group in coupling.groups}
-    plain = {ids[leaf] for leaf in _in_plain_tensors(model, coupling) if leaf in ids}
-    if plain:
-        yield plain
-    for widths in _multiplied_widths(graph, coupling, ids):
-        yield plain | widths
-    if beside := _beside_fixed(model, graph, coupling, ids.keys()):
-        yield plain | {ids[leaf] for leaf in beside}
+    multiplied = {leaf for leaf in _multiplied(graph, coupling) if leaf in ids}
+    if not multiplied:
+        return
+    yield {ids[leaf] for leaf in multiplied}
+    shaped: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for path, axis, weight, _ in made_axes(graph, coupling):
+        if weight == WEIGHT_SHAPE_OP:
+            shaped[path, axis.size] |= {leaf.id for leaf in leaves(axis)} & ids.keys()
+    alike = multiplied.union(*(found for found in shaped.values() if found & multiplied))
+    if alike != multiplied:
+        yield {ids[leaf] for leaf in alike}
+    sizes = {ids[leaf] for leaf in alike}
+    heads = {other for group in coupling.groups if group.id in sizes for other in group.cofactors}
+    if not heads <= sizes:
+        yield sizes | heads
 
 
 def written_widths(model: nn.Module, graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
-    """Ids of the groups to keep whole where none of `granted_widths` does: those of plain tensors, and what
-    forwards write into shapes as numbers that are neither their module's nor the width of what it is given;
-    then these where they are such a width, maybe by chance. Nothing where there are none.
+    """Ids of the groups to keep whole where none of `granted_widths` is enough: the widths of tables that
+    modules keep as plain tensors, alone and with each of those; tables and what forwards write into shapes as
+    numbers that are neither their module's nor the width of what it is given; also where they are such a
+    width, maybe by chance; tables and what forwards write by a number that is also the size of something that
+    stays (half of a split, where the other half is ignored). Nothing where there are none.
 
     Args:
         model: The original model.
@@ -67,11 +74,18 @@ def written_widths(model: nn.Module, graph: Graph, coupling: Coupling) -> Iterat
         coupling: Its axes.
     """
     ids = {group.leaf: group.id for group in coupling.groups}
-    plain = {ids[leaf] for leaf in _in_plain_tensors(model, coupling) if leaf in ids}
-    written = [_written(model, graph, coupling, given=given) & ids.keys() for given in (False, True)]
-    for found in (written[0], written[1] if written[1] != written[0] else set()):
-        if found:
-            yield plain | {ids[leaf] for leaf in found}
+
+    def named(found: Set[int]) -> set[str]:
+        return {ids[leaf] for leaf in found & ids.keys()}
+
+    tables = named(_in_plain_tensors(model, coupling))
+    beside_tables = [set[str](), *granted_widths(graph, coupling)] if tables else []
+    written = [named(_written(model, graph, coupling, given=given)) for given in (False, True)]
+    tried: list[set[str]] = [set()]
+    for widths in (*beside_tables, *written, named(_beside_fixed(model, graph, coupling, ids.keys()))):
+        if (chosen := tables | widths) not in tried:
+            tried.append(chosen)
+            yield chosen
 
 
 def _written(model: nn.Module, graph: Graph, coupling: Coupling, *, given: bool) -> set[int]:
@@ -123,25 +137,6 @@ def _in_plain_tensors(model: nn.Module, coupling: Coupling) -> set[int]:
     named |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
     plain = (axes for name, axes in coupling.tensors.items() if name not in named)
     return {leaf.id for axes in plain for axis in axes for leaf in leaves(axis)}
-
-
-def _multiplied_widths(graph: Graph, coupling: Coupling, ids: Mapping[int, str]) -> Iterator[set[str]]:
-    """As `granted_widths`, of products alone."""
-    multiplied = {leaf for leaf in _multiplied(graph, coupling) if leaf in ids}
-    if not multiplied:
-        return
-    yield {ids[leaf] for leaf in multiplied}
-    shaped: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for path, axis, weight, _ in made_axes(graph, coupling):
-        if weight == WEIGHT_SHAPE_OP:
-            shaped[path, axis.size] |= {leaf.id for leaf in leaves(axis)} & ids.keys()
-    alike = multiplied.union(*(found for found in shaped.values() if found & multiplied))
-    if alike != multiplied:
-        yield {ids[leaf] for leaf in alike}
-    sizes = {ids[leaf] for leaf in alike}
-    heads = {other for group in coupling.groups if group.id in sizes for other in group.cofactors}
-    if not heads <= sizes:
-        yield sizes | heads
 
 
 def _multiplied(graph: Graph, coupling: Coupling) -> set[int]:

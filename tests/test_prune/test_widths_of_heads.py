@@ -105,7 +105,8 @@ class PartlyAttended(nn.Module):
 def test_what_has_the_size_of_a_width_that_is_settled_keeps_as_much() -> None:
     """By heads, by a ratio of its own, or as it is ignored: the mean of both is not that in any round."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 128, 3), PartlyAttended(128), nn.Conv2d(128, 4, 1)).eval()
+    body = (nn.Conv2d(3, 96, 3), nn.Conv2d(96, 96, 3, padding=1), nn.Conv2d(96, 128, 1))
+    model = nn.Sequential(nn.Sequential(*body), PartlyAttended(128), nn.Conv2d(128, 4, 1)).eval()
     x = torch.randn(2, 3, 6, 6)
     options: dict[str, Any]
     for options in (
