@@ -279,22 +279,25 @@ def _narrow(
             again = made_with({**ratios, **fixed, **even}, result.sensitivity)
         return again
 
+    def keeping(widths: set[str]) -> PruneResult:
+        """The same with these groups whole, but for those that have a ratio of their own."""
+        whole = dict.fromkeys(widths - asked, 0.0)
+        return served(made_with({**ratios, **whole}, result.sensitivity), whole)
+
     worth = _WORTH
     try:
         again = served(result, {})
-        whole = dict.fromkeys(head_sizes(coupling.groups) - asked, 0.0)
-        if whole and not again.in_place:  # attentions take head sizes for granted, numbers of heads seldom
-            again = served(made_with({**ratios, **whole}, result.sensitivity), whole)
+        heads = head_sizes(coupling.groups) - asked
+        if heads and not again.in_place:  # attentions take head sizes for granted, numbers of heads seldom
+            again = keeping(heads)
         for widths in () if again.in_place else granted_widths(graph, coupling):
-            kept_whole = dict.fromkeys(widths - asked, 0.0)
-            again = served(made_with({**ratios, **kept_whole}, result.sensitivity), kept_whole)
+            again = keeping(widths)
             if again.in_place:
                 break
         # not under a budget: what stayed whole would have to go elsewhere, at a loss that nothing shows
         written = () if again.in_place or budget else written_widths(material.model, graph, coupling)
         for widths in written:
-            kept_whole, worth = dict.fromkeys(widths - asked, 0.0), _WORTH_WRITTEN
-            again = served(made_with({**ratios, **kept_whole}, result.sensitivity), kept_whole)
+            again, worth = keeping(widths), _WORTH_WRITTEN
             if again.in_place:
                 break
     except BudgetError:  # out of reach for so few choices

@@ -17,7 +17,6 @@ from torch import fx, nn
 
 from penjing.graph import Coupling, Graph
 from penjing.graph.axes import leaves
-from penjing.graph.module_paths import module_stack
 from penjing.prune.follow import WEIGHT_SHAPE_OP, given_axes, integers, made_axes
 
 _PRODUCTS = {
@@ -104,12 +103,9 @@ def _written(model: nn.Module, graph: Graph, coupling: Coupling, *, given: bool)
     for path, axis in () if given else given_axes(graph, coupling):
         known[path].add(axis.size)
     found: set[int] = set()
-    for node in graph.module.graph.nodes:
-        if node.op == "call_function" and any(word in str(node.target) for word in _WRITTEN):
-            path = ("", *module_stack(node))[-1]
-            for axis in (axis for axes in coupling.values.get(node.name, ()) for axis in axes):
-                if axis.size not in known[path]:
-                    found |= {leaf.id for leaf in leaves(axis)}
+    for path, axis, _, op in made_axes(graph, coupling):
+        if axis.size not in known[path] and any(word in op for word in _WRITTEN):
+            found |= {leaf.id for leaf in leaves(axis)}
     return found
 
 
