@@ -2,47 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
 from penjing.batches import check_reiterable
-from penjing.errors import BudgetError, PruneError, TraceError
+from penjing.errors import PruneError, TraceError
 from penjing.events import Event, Listener, silent
-from penjing.graph import Coupling, Graph, Group, couple, trace
+from penjing.graph import Coupling, Graph, couple, trace
 from penjing.graph.remembered import put_back
-from penjing.graph.solve import matches
-from penjing.prune.allocate import Scope, allocate, check_widths, matching, own_ratios
-from penjing.prune.apply import carry_out
+from penjing.prune.allocate import Scope, check_widths, matching
 from penjing.prune.budget import Budget, as_budget
+from penjing.prune.checks import check_model, checked_patterns
 from penjing.prune.criteria import Criterion, Material, make_criterion
-from penjing.prune.follow import follow, settled
-from penjing.prune.granted import granted_widths, written_widths
-from penjing.prune.noted import noted
-from penjing.prune.plan import AttributeEdit, Plan, tensor_shapes
-from penjing.prune.ranges import Positions
-from penjing.prune.result import PruneResult, summarise
+from penjing.prune.narrow import Amount, narrow
+from penjing.prune.result import PruneResult
 from penjing.prune.shorten import best_depth, shorten
-from penjing.prune.slots import by_leaf, group_edits, index_values, renamed, tensor_edits
-from penjing.prune.torn import Torn, blame, even_ratios, head_sizes, torn
-from penjing.prune.trials import Trials
-from penjing.prune.worth import per_cost
 
 if TYPE_CHECKING:
     from penjing.prune.reconstruct import ReconstructConfig
     from penjing.search.sensitivity import Sensitivity
 
-_EVENED = 3
-"""How often groups are made to keep equally many: where all share a ratio, the others change with it."""
-_NAMED = 3
-"""Groups that are named where many are meant."""
-_WORTH = 0.5
-"""What the class must lose at least, of the parameters that the graph loses, to be preferred to it."""
-_WORTH_WRITTEN = 0.8
-"""The same where more than what is multiplied has to stay whole (`written_widths`)."""
 _BY_EXAMPLE = (
     "the forward goes by what it finds in its inputs; what hangs together was seen where the example leads it"
 )
@@ -130,26 +112,25 @@ def prune(
         raise PruneError("reconstruction needs data", remedy="Pass data=… (batches of the training set)")
     batches = () if data is None else data  # its truth is not asked: a stream has none, a tensor several
     listen(Event("prune", "start", message="trace and solve the axes"))
-    options: dict[str, Any] = {"round_to": round_to, "min_slots": min_slots}
 
-    def narrow(model: nn.Module, budget: Budget | None, sensed: Sensitivity | None) -> PruneResult:
+    def narrowed(model: nn.Module, budget: Budget | None, sensed: Sensitivity | None) -> PruneResult:
         graph = trace(model, example_inputs, by_example=True)
         if graph.by_example:
             listen(Event("prune", "note", message=_BY_EXAMPLE))
         coupling = couple(graph, ignore=ignore, prune_outputs=prune_outputs)
         material = Material(model, graph, coupling, data, loss, seed, listen)
         own = _present(ratios or {}, coupling, listen)
-        result = _narrow(material, example_inputs, chosen, ratio, budget, scope, sensed, own, options)
-        return _served(result, graph)
+        amount = Amount(ratio, budget, scope, own, round_to, min_slots)
+        return _served(narrow(material, example_inputs, chosen, amount, sensed), graph)
 
     def shorten_first(branches: int | Sequence[str]) -> PruneResult:
         from penjing.search.fit import budget_after  # only searches measure
 
         if not branches:
-            return narrow(model, budget, sensed)
+            return narrowed(model, budget, sensed)
         short = shorten(model, example_inputs, branches, data, ignore=ignore, listen=listen)
         left = budget and budget_after(budget, model, short.model, example_inputs)
-        result = narrow(short.model, left, None)
+        result = narrowed(short.model, left, None)
         plan = short.plan.then(result.plan)
         return replace(result, plan=plan, before=short.before, in_place=False, reason=plan.reason)
 
@@ -217,136 +198,6 @@ def _present(ratios: Mapping[str, float], coupling: Coupling, listen: Listener) 
     return found
 
 
-def _narrow(
-    material: Material,
-    example_inputs: Any,
-    criterion: Criterion,
-    ratio: float,
-    budget: Budget | None,
-    scope: Scope,
-    sensed: Sensitivity | None,
-    ratios: Mapping[str, float],
-    options: Mapping[str, Any],
-) -> PruneResult:
-    """Score, allocate and remove slots; again where the class could serve if groups kept equally many."""
-    graph, coupling = material.graph, material.coupling
-    scores = criterion.scores(material)
-    if budget is None and scope == "sensitivity":
-        raise PruneError("scope 'sensitivity' needs a budget", remedy="Pass budget=Budget(…)")
-    if budget is not None and criterion.adds_up and criterion.normalisation == "none":
-        scores = per_cost(graph, coupling, scores, budget)
-    made = {
-        "criterion": criterion.name,
-        "scope": scope,
-        **({"budget": budget.to_dict()} if budget else {"ratio": ratio}),
-        "seed": material.seed,
-    }
-
-    def made_with(ratios: Mapping[str, float], sensed: Sensitivity | None) -> PruneResult:
-        meter = None
-        if budget is None:
-            kept = allocate(coupling.groups, scores, ratio=ratio, scope=scope, ratios=ratios, **options)
-        else:
-            from penjing.search.fit import fit_to_budget  # only searches measure
-
-            kept, sensed, meter = fit_to_budget(
-                material, scores, example_inputs, budget, scope=scope, ratios=ratios, sensed=sensed, **options
-            )
-        result = prune_slots(material.model, example_inputs, graph, coupling, kept, made=made)
-        return replace(result, sensitivity=sensed, latency=meter)
-
-    result = made_with(ratios, sensed)
-    asked = {coupling.groups[at].id for at in own_ratios(coupling.groups, ratios)}
-
-    def served(again: PruneResult, fixed: Mapping[str, float]) -> PruneResult:
-        """Pruned again with even ratios until the class serves, or there is nothing to even."""
-        found: tuple[Torn, ...] = ()
-        even: dict[str, float] = {}
-        free = [group for group in coupling.groups if group.id not in fixed]
-        for _ in range(_EVENED):
-            if again.in_place:
-                break
-            kept, last = by_leaf(coupling, {key: edit.kept for key, edit in again.plan.groups.items()}), even
-            found += torn(material.model, graph, coupling, kept)
-            settled = {
-                group.id: 1 - len(kept[group.leaf]) / group.size if group.leaf in kept else 0.0
-                for group in coupling.groups
-                if group.id in asked
-            }
-            even = even_ratios(found, free, kept, settled=settled, **options)
-            if even in ({}, last):
-                break
-            again = made_with({**ratios, **fixed, **even}, result.sensitivity)
-        return again
-
-    def keeping(widths: set[str]) -> PruneResult:
-        """The same with these groups whole, but for those that have a ratio of their own."""
-        whole = dict.fromkeys(widths - asked, 0.0)
-        return served(made_with({**ratios, **whole}, result.sensitivity), whole)
-
-    worth = _WORTH
-    try:
-        again = served(result, {})
-        heads = head_sizes(coupling.groups) - asked
-        if heads and not again.in_place:  # attentions take head sizes for granted, numbers of heads seldom
-            again = keeping(heads)
-        for widths in () if again.in_place else granted_widths(graph, coupling):
-            again = keeping(widths)
-            if again.in_place:
-                break
-        # not under a budget: what stayed whole would have to go elsewhere, at a loss that nothing shows
-        written = () if again.in_place or budget else written_widths(material.model, graph, coupling)
-        for widths in written:
-            again, worth = keeping(widths), _WORTH_WRITTEN
-            if again.in_place:
-                break
-    except BudgetError:  # out of reach for so few choices
-        return result
-    if again is result or not again.in_place or _removed(again) < worth * _removed(result):
-        return result
-    again = replace(again, evened=_evened(result, again))
-    if again.evened:
-        material.listen(Event("prune", "note", message=again.evened))
-    return again
-
-
-def _evened(alone: PruneResult, served: PruneResult) -> str:
-    """What is said where groups keep other numbers than they would if the class did not count."""
-
-    from penjing.report import text
-
-    def kept(result: PruneResult, group: Group) -> int:
-        edit = result.plan.groups.get(group.id)
-        return group.size if edit is None else len(edit.kept)
-
-    changed = [
-        f"{text.group(group.id)} {kept(served, group)} instead of {kept(alone, group)}"
-        for group in served.groups
-        if kept(served, group) != kept(alone, group)
-    ]
-    if not changed:
-        return ""
-    named = ", ".join(changed[:_NAMED]) + (f" and {len(changed) - _NAMED} more" if changed[_NAMED:] else "")
-    said = f"so that the class serves, groups keep other numbers than scores alone give ({named})"
-    return f"{said}: {alone.reason}"
-
-
-def _removed(result: PruneResult) -> int:
-    return result.before["params"] - result.after["params"]
-
-
-def check_model(model: Any) -> None:
-    """Refuse what is no network.
-
-    Raises:
-        PruneError: naming its type.
-    """
-    if not isinstance(model, nn.Module):
-        exported = type(model).__name__ == "ExportedProgram"
-        instead = " or its .pt2 file (load_model with trust=True)" if exported else ""
-        raise PruneError(f"the model is a {type(model).__name__}", remedy=f"Give a torch.nn.Module{instead}")
-
-
 def _went(result: PruneResult) -> str:
     from penjing.report.text import some
 
@@ -364,77 +215,3 @@ def _refit_config(given: bool | ReconstructConfig | Mapping[str, Any]) -> Recons
     if not isinstance(given, (Mapping, ReconstructConfig)):
         raise PruneError(f"reconstruct is {given!r}", remedy="Give True, False, or a ReconstructConfig")
     return ReconstructConfig.of(given)
-
-
-def names_one(pattern: str, params: Sequence[str]) -> bool:
-    """Whether a glob matches a parameter, a module that holds one, or a group's id that begins with one."""
-    return any(matches(name, pattern.partition(":")[0]) for name in params)
-
-
-def checked_patterns(patterns: str | Sequence[str], model: nn.Module, what: str = "ignore") -> Sequence[str]:
-    """The patterns, each of which matches a parameter: any other is a misspelling.
-
-    Raises:
-        PruneError: naming the pattern, and the parameter that may be meant.
-    """
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    for pattern in patterns:
-        if not names_one(pattern, names):
-            near = difflib.get_close_matches(pattern, names, n=1)
-            raise PruneError(
-                f"{what} pattern {pattern!r} matches no parameter",
-                remedy=f"Did you mean {near[0]!r}?" if near else f"Names look like {names[0]!r}",
-            )
-    return patterns
-
-
-_WIDER: tuple[dict[str, bool], ...] = ({}, {"given": True}, {"shared": True})
-"""What `follow` may take for a number that follows, beyond what is certain, in the order of trying."""
-
-
-def _distinct(choices: Iterable[tuple[AttributeEdit, ...]]) -> Iterator[tuple[AttributeEdit, ...]]:
-    """Each choice once, made when it is asked for."""
-    seen = set[tuple[AttributeEdit, ...]]()
-    for choice in choices:
-        if choice not in seen:
-            seen.add(choice)
-            yield choice
-
-
-def prune_slots(
-    model: nn.Module,
-    example_inputs: Any,
-    graph: Graph,
-    coupling: Coupling,
-    kept: Mapping[str, Positions],
-    *,
-    made: Mapping[str, Any] | None = None,
-) -> PruneResult:
-    """Prune to chosen slots: for searches that choose by themselves.
-
-    Args:
-        model: The traced model.
-        example_inputs: What it was traced with.
-        graph: ``trace(model, example_inputs)``.
-        coupling: ``couple(graph)``.
-        kept: Kept slots (strictly increasing) by group id; groups that are missing stay whole.
-        made: What to record in the plan about how it was made.
-    """
-    leaves = by_leaf(coupling, kept)
-    found = (follow(model, graph, coupling, leaves, **wider) for wider in _WIDER)
-    done = carry_out(model, graph, coupling, leaves, _distinct(found), example_inputs)
-    reason = done.reason and done.reason + blame(torn(model, graph, coupling, leaves))
-    trials = Trials(done.model, example_inputs)
-    plan = Plan(
-        shapes=tensor_shapes(model),
-        groups=group_edits(coupling, kept),
-        tensors=tensor_edits(graph, coupling, leaves),
-        attributes=noted(trials, settled(trials, done.attributes)),
-        values=index_values(graph, done.values),
-        renamed=renamed(coupling, leaves),
-        in_place=done.in_place,
-        reason=reason,
-        created_by=dict(made or {}),
-    )
-    return summarise(done.model, plan, graph, coupling, leaves, in_place=done.in_place)

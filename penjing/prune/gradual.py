@@ -20,10 +20,11 @@ from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Group, couple, trace
 from penjing.measure.metric import is_allowed
 from penjing.prune.allocate import Kept, Scope, allocate
-from penjing.prune.api import checked_patterns, prune_slots
+from penjing.prune.checks import checked_patterns
 from penjing.prune.criteria import Criterion, Material, make_criterion
 from penjing.prune.plan import Plan
 from penjing.prune.reconstruct import reconstruct as refit
+from penjing.prune.remove import prune_slots
 from penjing.prune.schedule import Kind, schedule
 from penjing.recover import RecoverConfig, recover
 from penjing.recover.evaluate import share_right

@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 
 from penjing.batches import between, count_samples
 from penjing.errors import PruneError
-from penjing.prune.api import check_model
 from penjing.prune.apply import copied
+from penjing.prune.checks import check_model
 from penjing.prune.sparse_layers import sparsegpt, wanda
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]

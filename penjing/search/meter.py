@@ -15,9 +15,9 @@ from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph
 from penjing.measure.latency_lookup import OpTimings
 from penjing.prune.allocate import Kept, queue
-from penjing.prune.api import prune_slots
 from penjing.prune.budget import Budget, Precision
 from penjing.prune.cost import Cost
+from penjing.prune.remove import prune_slots
 from penjing.prune.slots import by_leaf
 from penjing.search.latency_model import Check, LatencyModel, whole_cache
 from penjing.search.whole import WholeTimer, require

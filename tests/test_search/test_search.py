@@ -251,7 +251,7 @@ class TestSensitivity:
         for g, group in enumerate(coupling.groups):
             for r, ratio in enumerate(found.ratios):
                 kept = {group.id: np.arange(int(ratio * group.size), group.size)}
-                from penjing.prune.api import prune_slots
+                from penjing.prune import prune_slots
 
                 small = prune_slots(net, images[:2], graph, coupling, kept).model
                 with torch.no_grad():

@@ -26,7 +26,7 @@ def command(
     Its groups, its frozen axes and why they are, parameters and MACs; for an artifact also its history.
     """
     from penjing.measure import inspect
-    from penjing.prune.api import checked_patterns
+    from penjing.prune.checks import checked_patterns
 
     loaded = common.load(model, weights=weights, options=option, trust=trust)
     found = inspect(

@@ -11,8 +11,8 @@ from penjing.errors import RecipeError
 from penjing.events import Listener
 from penjing.graph import Group, couple, trace
 from penjing.prune import Budget, Plan, PruneResult, prune
-from penjing.prune.api import names_one
 from penjing.prune.apply import without_branches
+from penjing.prune.checks import names_one
 from penjing.recipe.schema import PruneConfig
 from penjing.recipe.stages.base import Output, plain
 from penjing.recipe.workspace import Workspace
