@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,13 +20,14 @@ from penjing.errors import PruneError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Group, couple, trace
 from penjing.measure.metric import is_allowed
-from penjing.prune.allocate import Kept, Scope, allocate
+from penjing.prune.allocate import Scope, allocate
 from penjing.prune.checks import checked_patterns
 from penjing.prune.criteria import Criterion, Material, make_criterion
 from penjing.prune.plan import Plan
 from penjing.prune.reconstruct import reconstruct as refit
-from penjing.prune.remove import prune_slots
 from penjing.prune.schedule import Kind, schedule
+from penjing.prune.serve import Chosen, prune_served
+from penjing.prune.worth import weighed_scores
 from penjing.recover import RecoverConfig, recover
 from penjing.recover.evaluate import share_right
 
@@ -142,10 +144,12 @@ def prune_gradually(
         graph = trace(current, example_inputs)
         coupling = couple(graph, ignore=ignore)
         original = original or coupling
-        scores = chosen.scores(Material(current, graph, coupling, data, None, seed, listen))
-        kept = _choose(original.groups, plan, coupling.groups, scores, removed, scope)
+        material = Material(current, graph, coupling, data, None, seed, listen)
+        choose = partial(
+            _choose, original.groups, plan, coupling.groups, weighed_scores(chosen, material), removed, scope
+        )
         made = {"criterion": chosen.name, "scope": scope, "ratio": step, "seed": seed}
-        pruned = prune_slots(current, example_inputs, graph, coupling, kept, made=made)
+        pruned = prune_served(material, example_inputs, choose, made=made)
         whole = pruned.plan if plan is None else plan.then(pruned.plan, original)
         small = pruned.model
         if reconstruct:
@@ -173,11 +177,12 @@ def _choose(
     scores: Mapping[str, NDArray[np.float64]],
     removed: float,
     scope: Scope,
-) -> Kept:
+    ratios: Mapping[str, float],
+) -> Chosen:
     """Kept slots of what a plan has left, so that ``removed`` of the original's is gone: rounded once.
 
     The choice is made among the original's slots, where those that are gone already go first. Groups that the
-    original does not have stay whole.
+    original does not have stay whole. ``ratios`` are fractions of what is left of some groups, by their ids.
     """
     edits = {} if plan is None else plan.groups
     kept = {g.id: edits[g.id].kept if g.id in edits else np.arange(g.size) for g in original}
@@ -185,10 +190,17 @@ def _choose(
     known = {names.get(g.id, g.id): g for g in groups}
     known = {key: g for key, g in known.items() if key in kept and len(kept[key]) == g.size}
     of_original = {group.id: np.full(group.size, -np.inf) for group in original}
-    for key, slots in kept.items():
-        of_original[key][slots] = scores[known[key].id] if key in known else np.finfo(np.float64).max
-    chosen = allocate(original, of_original, ratio=removed, scope=scope)
-    return {
-        group.id: np.flatnonzero(np.isin(kept[key], chosen[key])).astype(np.int64)
-        for key, group in known.items()
-    }
+    own = dict[str, float]()
+    for group in original:
+        slots = kept[group.id]
+        now = known[group.id].id if group.id in known else None
+        of_original[group.id][slots] = np.finfo(np.float64).max if now is None else scores[now]
+        if now is not None and now in ratios:
+            own[group.id] = 1 - (1 - ratios[now]) * len(slots) / group.size
+    chosen = allocate(original, of_original, ratio=removed, scope=scope, ratios=own)
+    return Chosen(
+        {
+            group.id: np.flatnonzero(np.isin(kept[key], chosen[key])).astype(np.int64)
+            for key, group in known.items()
+        }
+    )

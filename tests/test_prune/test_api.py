@@ -714,6 +714,8 @@ def test_damage_at_many_positions_counts_less() -> None:
         saved = (cost.macs({}) - cost.macs(one_left)) / (group.size - 1)
         worth[group.size] = weighed[group.id][0] * saved
     assert worth[12] / worth[8] == pytest.approx((16 * 16 / (4 * 4)) ** 0.6)
+    by_slot = {group.size: per_cost(graph, coupling, scores, None)[group.id][0] for group in coupling.groups}
+    assert by_slot[12] / by_slot[8] == pytest.approx((16 * 16 / (4 * 4)) ** 0.6)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from penjing.prune import masked_equivalence, prune
+from penjing.prune import apply, masked_equivalence, prune
 from penjing.prune.criteria import Criterion, Material
 from penjing.prune.criteria.base import Scores
+from penjing.prune.gradual import prune_gradually
+from penjing.recover import RecoverConfig
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,25 @@ def test_only_the_sides_of_a_padding_are_made_even() -> None:
     others = {kept.get(name, 1.0) for name in ("stem.weight:0", "block.conv1.weight:0")}
     assert len(others) == 2, kept
     assert masked_equivalence(model, result, x) <= 1e-4
+
+
+def test_rounds_keep_the_class_as_one_step_does() -> None:
+    torch.manual_seed(0)
+    model, x = Padded(), torch.randn(8, 3, 8, 8)
+    data = [(x, torch.arange(8) % 4)]
+    done = prune_gradually(
+        model,
+        x[:2],
+        data,
+        data,
+        0.5,
+        rounds=2,
+        scope="global",
+        criterion=BySlot(normalisation="none"),
+        config=RecoverConfig(epochs=0),
+    )
+    assert done.plan is not None
+    assert done.plan.in_place, done.plan.reason
+    assert isinstance(done.model, Padded)
+    assert done.rounds[-1].params < done.rounds[0].params
+    torch.testing.assert_close(done.model(x), apply(model, done.plan, x[:2]).model(x))
