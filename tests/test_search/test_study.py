@@ -85,6 +85,31 @@ def test_what_is_not_said_again_stays(tmp_path: Path) -> None:
     assert Study.create(tmp_path / "new", StudyConfig(recipe=recipe)).config.trials == 20
 
 
+def test_a_space_that_is_not_said_again_stays(tmp_path: Path) -> None:
+    recipe, space = Recipe.parse(BASE), Space(left=(0.3, 0.4), quantize=(False,))
+    study = Study.create(tmp_path / "s", StudyConfig(recipe=recipe, space=space))
+    claim = study.claim()  # from here on another space is refused
+    assert claim is not None
+    claim.lease.close()
+    assert Study.create(tmp_path / "s", StudyConfig(recipe=recipe, trials=5)).config.space == space
+    with pytest.raises(RunError, match="another recipe or space"):
+        Study.create(tmp_path / "s", StudyConfig(recipe=recipe, space=Space()))
+
+
+def test_the_command_goes_on_without_its_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb = importlib.import_module("penjing.cli.verbs.study")
+    monkeypatch.setattr(verb, "_work", lambda folder, workers: work(folder, evaluate=made_up) > 0)
+    Recipe.parse(BASE).to_yaml(tmp_path / "recipe.yaml")
+    command = ["study", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "s"), "--trials"]
+    for arguments in ([*command, "1", "--space", "left=[0.3, 0.4]"], [*command, "2"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+    assert Study(tmp_path / "s").config.space == Space(left=(0.3, 0.4))
+
+
 def test_a_trial_whose_worker_is_gone_is_done_by_another(tmp_path: Path) -> None:
     first = Study.create(tmp_path / "s", config(2))
     lost = first.claim()

@@ -22,7 +22,10 @@ def command(
     ] = None,
     workers: Annotated[int, typer.Option(help="Workers to start here; 0 only makes the study.", min=0)] = 1,
     space: Annotated[
-        list[str] | None, typer.Option(help="key=value of the space, e.g. scope=[global].")
+        list[str] | None,
+        typer.Option(
+            help="key=value of the space, e.g. scope=[global]; by default the study's own, of a new one all."
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seeds the choice of trials; by default the study's own, or 0.", min=0)
@@ -42,9 +45,10 @@ def command(
     if recipe is None:
         study = Study(out)
     else:
-        ranges = Space.parse(common.pairs(space, "--space"))
-        said = {name: value for name, value in (("trials", trials), ("seed", seed)) if value is not None}
-        config = StudyConfig(recipe=Recipe.from_file(recipe), space=ranges, **said)
+        ranges = Space.parse(common.pairs(space, "--space")) if space else None
+        given = {"space": ranges, "trials": trials, "seed": seed}
+        said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        config = StudyConfig(recipe=Recipe.from_file(recipe), **said)
         study = Study.create(out, config)
         sound = _work(out, workers)
     rows, failures, counts = study.trials(), study.failures(), study.counts()
