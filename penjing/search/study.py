@@ -58,6 +58,15 @@ class StudyConfig(Config):
         """Whether the trials of both are of one kind, however many they are."""
         return (self.recipe, self.space) == (other.recipe, other.space)
 
+    def with_unsaid_of(self, old: StudyConfig) -> StudyConfig:
+        """This, where it says nothing as the study that is there has it.
+
+        Raises:
+            RecipeError: if the space that stays does not fit the recipe.
+        """
+        said = {name: getattr(self, name) for name in self.model_fields_set}
+        return StudyConfig.parse({name: getattr(old, name) for name in ("space", "trials", "seed")} | said)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -109,8 +118,8 @@ class Study:
     @classmethod
     def create(cls, folder: Path | str, config: StudyConfig) -> Study:
         """Make a study in a new folder, or go on with one of the same recipe and space. One in which no trial
-        was begun holds nobody to its recipe. Where ``config`` does not say how many trials or which seed, a
-        study that is there keeps its own.
+        was begun holds nobody to its recipe. Where ``config`` does not say how many trials, which seed or
+        which space, a study that is there keeps its own.
 
         Raises:
             RunError: if the folder holds another study, or other files.
@@ -124,13 +133,12 @@ class Study:
         if path.is_file():
             old = cls(folder)
             with old._alone():
+                config = config.with_unsaid_of(old.config)
                 if not old.config.tries_as(config) and old._study.get_trials(deepcopy=False):
                     raise RunError(
                         f"{folder} holds a study of another recipe or space", remedy="Choose another folder"
                     )
-                own = {"trials": old.config.trials, "seed": old.config.seed}
-                unsaid = {name: value for name, value in own.items() if name not in config.model_fields_set}
-                write_json(path, config.model_copy(update=unsaid).to_dict())
+                write_json(path, config.to_dict())
         elif others:
             raise RunError(f"{folder} holds other files", remedy="Choose a new or empty folder")
         else:

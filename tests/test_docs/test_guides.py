@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import shlex
 import subprocess
@@ -10,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer.main
 import yaml
+from torch import nn
 
+import penjing
 from penjing.cli.app import app
 from penjing.recipe import Recipe
 
@@ -41,6 +46,32 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     names: dict[str, Any] = {"__name__": "guide"}
     for block in blocks(path, "python"):
         exec(compile(block, f"{path.name}", "exec"), names)
+
+
+@pytest.mark.slow
+def test_the_readme_runs_with_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks take what a reader has; the second one halves a measured time, which no test can ask for."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    batches = [(torch.randn(16, 3, 8, 8), torch.randint(0, 4, (16,))) for _ in range(4)]
+    convolutions = (nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    model = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    names: dict[str, Any] = {
+        "model": model,
+        "example_inputs": batches[0][0],
+        "train_loader": batches[:3],
+        "val_loader": batches[3:],
+        "calibration_batches": batches[:3],
+    }
+    first, second = blocks(ROOT / "README.md", "python")
+    exec(compile(first, "README.md", "exec"), names)
+    for name in ("model.onnx", "saved_model", "model.int8.onnx"):
+        assert (tmp_path / "out" / name).exists()
+    call = ast.parse(second).body[0]
+    assert isinstance(call, ast.Assign)
+    assert isinstance(call.value, ast.Call)
+    given = inspect.signature(penjing.compress).parameters
+    assert {one.arg for one in call.value.keywords} <= set(given)
 
 
 def test_there_is_something_to_run() -> None:

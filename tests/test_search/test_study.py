@@ -85,6 +85,67 @@ def test_what_is_not_said_again_stays(tmp_path: Path) -> None:
     assert Study.create(tmp_path / "new", StudyConfig(recipe=recipe)).config.trials == 20
 
 
+def test_a_space_that_is_not_said_again_stays(tmp_path: Path) -> None:
+    recipe, space = Recipe.parse(BASE), Space(left=(0.3, 0.4), quantize=(False,))
+    study = Study.create(tmp_path / "s", StudyConfig(recipe=recipe, space=space))
+    claim = study.claim()  # from here on another space is refused
+    assert claim is not None
+    claim.lease.close()
+    assert Study.create(tmp_path / "s", StudyConfig(recipe=recipe, trials=5)).config.space == space
+    with pytest.raises(RunError, match="another recipe or space"):
+        Study.create(tmp_path / "s", StudyConfig(recipe=recipe, space=Space()))
+
+
+def test_the_command_goes_on_without_its_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb = importlib.import_module("penjing.cli.verbs.study")
+    monkeypatch.setattr(verb, "_work", lambda folder, *_: work(folder, evaluate=made_up) > 0)
+    Recipe.parse(BASE).to_yaml(tmp_path / "recipe.yaml")
+    command = ["study", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "s"), "--trials"]
+    for arguments in ([*command, "1", "--space", "left=[0.3, 0.4]"], [*command, "2"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+    assert Study(tmp_path / "s").config.space == Space(left=(0.3, 0.4))
+
+
+def test_the_command_says_how_far_its_workers_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are silent themselves: a study of hours would show nothing."""
+    verb = importlib.import_module("penjing.cli.verbs.study")
+    study = Study.create(tmp_path / "s", config(2))
+    heard: list[Event] = []
+
+    class Worker:
+        """A process that carries out one trial between two looks, and the last of them at the end."""
+
+        returncode: int | None = None
+
+        def __init__(self, *args: Any, **options: Any) -> None: ...
+
+        def poll(self) -> int | None:
+            return self.returncode
+
+        def wait(self, timeout: float | None = None) -> int:
+            claim = study.claim()
+            if claim is None:
+                self.returncode = 0
+                return 0
+            with claim.lease:
+                study.finish(claim, Outcome(accuracy=0.9, latency=1.0, size=10.0))
+            raise subprocess.TimeoutExpired("worker", 10)
+
+        def terminate(self) -> None: ...
+
+    monkeypatch.setattr(subprocess, "Popen", Worker)
+    assert verb._work(tmp_path / "s", 1, heard.append)
+    assert [(event.kind, event.step, event.total) for event in heard] == [
+        ("start", 0, 2),
+        ("progress", 1, 2),
+        ("progress", 2, 2),
+    ]
+
+
 def test_a_trial_whose_worker_is_gone_is_done_by_another(tmp_path: Path) -> None:
     first = Study.create(tmp_path / "s", config(2))
     lost = first.claim()
@@ -229,7 +290,7 @@ def test_the_study_says_why_trials_failed(
     def impossible(recipe: Recipe, folder: Path, listen: Listener) -> Outcome:
         raise PruneError("the budget is out of reach", remedy="Allow more")
 
-    def local(folder: Path, workers: int) -> bool:
+    def local(folder: Path, workers: int, listen: Listener) -> bool:
         return work(folder, evaluate=impossible) == 0
 
     monkeypatch.setattr(verb, "_work", local)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,11 @@ import typer
 
 from penjing.cli import common
 from penjing.cli.codes import Code
+from penjing.cli.progress import progress
+from penjing.events import Event, Listener
+
+_SECONDS_BETWEEN_LOOKS = 10.0
+"""No more often than lines are printed where there is no terminal: each of these tells something new."""
 
 
 def command(
@@ -22,7 +29,10 @@ def command(
     ] = None,
     workers: Annotated[int, typer.Option(help="Workers to start here; 0 only makes the study.", min=0)] = 1,
     space: Annotated[
-        list[str] | None, typer.Option(help="key=value of the space, e.g. scope=[global].")
+        list[str] | None,
+        typer.Option(
+            help="key=value of the space, e.g. scope=[global]; by default the study's own, of a new one all."
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seeds the choice of trials; by default the study's own, or 0.", min=0)
@@ -42,30 +52,52 @@ def command(
     if recipe is None:
         study = Study(out)
     else:
-        ranges = Space.parse(common.pairs(space, "--space"))
-        said = {name: value for name, value in (("trials", trials), ("seed", seed)) if value is not None}
-        config = StudyConfig(recipe=Recipe.from_file(recipe), space=ranges, **said)
+        ranges = Space.parse(common.pairs(space, "--space")) if space else None
+        given = {"space": ranges, "trials": trials, "seed": seed}
+        said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        config = StudyConfig(recipe=Recipe.from_file(recipe), **said)
         study = Study.create(out, config)
-        sound = _work(out, workers)
+        with progress(quiet=json) as listen:
+            sound = _work(out, workers, listen)
     rows, failures, counts = study.trials(), study.failures(), study.counts()
     found = {"folder": str(out), **counts, "trials": rows, "failures": failures}
     common.emit(found, _table(rows, failures, counts, study.config.recipe.metric), json)
     return Code.OK if sound and (rows or not failures) else Code.WRONG
 
 
-def _work(folder: Path, workers: int) -> bool:
-    """Start workers and wait for them; whether none ended with an error."""
+def _work(folder: Path, workers: int, listen: Listener) -> bool:
+    """Start workers, say how far the study is, and wait; whether none of them ended with an error."""
     command = [sys.executable, "-m", "penjing", "worker", "--study", str(folder), "--json"]
     running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(workers)]
     try:
-        for process in running:
-            process.wait()
+        if running:
+            _follow(folder, running, listen)
     finally:
         for process in running:
             process.terminate()  # of one that has ended this does nothing
         for process in running:
             process.wait()  # what they hold they give back: the study may be gone on with at once
     return all(process.returncode == Code.OK for process in running)
+
+
+def _follow(folder: Path, running: list[subprocess.Popen[bytes]], listen: Listener) -> None:
+    """Tell how many trials are done whenever that changes, until the workers have ended."""
+    from penjing.search.study import Study
+
+    study, said = Study(folder), ""
+    for kind in chain(["start"], repeat("progress")):
+        counts = study.counts()
+        now = ", ".join(f"{counts[name]} {name}" for name in ("failed", "running", "lost") if counts[name])
+        done = counts["finished"] + counts["failed"]
+        if f"{done} {now}" != said:
+            message = f"trials of {folder}" if kind == "start" else now
+            listen(Event("study", kind, step=done, total=counts["wanted"], unit="trial", message=message))
+        said = f"{done} {now}"
+        left = [process for process in running if process.poll() is None]
+        if not left:
+            return
+        with suppress(subprocess.TimeoutExpired):
+            left[0].wait(_SECONDS_BETWEEN_LOOKS)
 
 
 def _table(
