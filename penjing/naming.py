@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -25,6 +26,27 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def tensor_leaves(value: Any) -> list[tuple[str, Any]]:
     """The leaves that are tensors or arrays."""
     return [(path, leaf) for path, leaf in leaves(value) if isinstance(leaf, (Tensor, np.ndarray))]
+
+
+def given_leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """What any container that torch knows holds at its ends, with the keys to it.
+
+    Classes that were registered without keys, as diffusers' outputs are, go by their own where they are
+    mappings, else by the order of what they hold.
+    """
+    try:
+        found = pytree.tree_flatten_with_path(tree)[0]
+    except ValueError:
+        parts = pytree.tree_leaves(tree, is_leaf=lambda part: part is not tree)
+        is_keyed = isinstance(tree, Mapping) and len(tree) == len(parts)
+        keys = zip(tree if is_keyed else range(len(parts)), parts, strict=True)
+        return [((str(key), *path), leaf) for key, part in keys for path, leaf in given_leaves(part)]
+    return [(tuple(map(_text, path)), leaf) for path, leaf in found]
+
+
+def _text(key: Any) -> str:
+    """A key of a dict, a field or an index."""
+    return str(getattr(key, "key", getattr(key, "name", None) or getattr(key, "idx", "")))
 
 
 def lone(inputs: Any) -> Any:

@@ -24,6 +24,7 @@ from penjing.graph.data_written import DataFollowed
 from penjing.graph.decisions import Decision, decide, replayed
 from penjing.graph.fixed_batch import FIXED, BatchWatch, why_fixed
 from penjing.graph.kept_numbers import kept_numbers, told_numbers
+from penjing.graph.packed import Padded
 from penjing.graph.remembered import forgotten
 from penjing.graph.views import eval_view, plain_outputs
 from penjing.log import silenced
@@ -145,7 +146,7 @@ def _program(
         dyn_args, dyn_kwargs = torch.utils._pytree.tree_unflatten(given, spec)
         by_parameter = _by_parameter(model, *torch.utils._pytree.tree_unflatten(shapes, spec))
         lengths = traced_lengths() if free.axes else contextlib.nullcontext()
-        with replayed(decisions), forgotten(model), lengths, DataFollowed():
+        with replayed(decisions), forgotten(model), lengths, Padded(), DataFollowed():
             return torch.export.export(
                 model,
                 dyn_args,

@@ -13,7 +13,7 @@ from torch import nn
 
 from penjing.errors import ExportError
 from penjing.graph.inputs import bind_inputs
-from penjing.naming import by_name, tensor_leaves
+from penjing.naming import by_name, given_leaves, tensor_leaves
 
 Feeds = dict[str, np.ndarray]
 
@@ -92,16 +92,12 @@ def output_names(out: Any, taken: Iterable[str] = (), model: nn.Module | None = 
         taken: Names of the inputs, which outputs must not share.
         model: The module.
     """
-    leaves = torch.utils._pytree.tree_flatten_with_path(out)[0]
-    found = [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
+    found = [(path, leaf) for path, leaf in given_leaves(out) if isinstance(leaf, torch.Tensor)]
     if own := names_in_file(model):
         return [f"output_{name}" if name in set(taken) else name for name in own[1]]
     if len(found) == 1:
         return ["output"]
-    named = [
-        ".".join(str(getattr(k, "key", getattr(k, "name", None) or getattr(k, "idx", ""))) for k in path)
-        for path, _ in found
-    ]
+    named = [".".join(path) for path, _ in found]
     if any(name.replace(".", "").isdigit() or not name for name in named):
         return [f"output_{i}" for i in range(len(named))]
     inputs = set(taken)

@@ -8,7 +8,7 @@ would read them. And ``x.sub_(mean).div_(std)`` changes the caller's data, which
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,7 @@ def forgotten(model: nn.Module) -> Iterator[Callable[[], set[str]]]:
         for path, module in model.named_modules()
         for own in [_own(module)]
     ]
+    buffers = [(module, dict(module._buffers.items())) for module in model.modules()]
 
     def changed() -> set[str]:
         return {
@@ -62,6 +63,17 @@ def forgotten(model: nn.Module) -> Iterator[Callable[[], set[str]]]:
                 if tensor._version != version:
                     with torch.no_grad():
                         tensor.copy_(numbers)
+        for module, held_before in buffers:
+            _empty_buffers(module, held_before)
+
+
+def _empty_buffers(module: nn.Module, before: Mapping[str, Tensor | None]) -> None:
+    """Take out what was put into empty buffers, and buffers that are new: tables made at the first call."""
+    for name, buffer in dict(module._buffers.items()).items():
+        if name not in before:
+            delattr(module, name)
+        elif before[name] is None and buffer is not None:
+            module._buffers[name] = None
 
 
 @contextmanager

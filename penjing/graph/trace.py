@@ -25,6 +25,7 @@ from penjing.graph.fixed_batch import FIXED, BatchWatch, why_fixed
 from penjing.graph.inputs import bind_inputs
 from penjing.graph.kept_numbers import kept_numbers, told_numbers
 from penjing.graph.module_paths import name_modules_once_
+from penjing.graph.packed import Padded, check_shapes
 from penjing.graph.remembered import forgotten, own_copies
 from penjing.graph.source import raised_at, source_of
 from penjing.graph.tidy import tidy
@@ -281,6 +282,7 @@ def _run_export(
         torch.enable_grad(),
         forgotten(model),  # a recurrent layer keeps its weights in a list, too
         DropoutApart(),
+        Padded() as padded,
         DataFollowed() as assigned,
         replayed(decisions),
         watch or nullcontext(),
@@ -298,6 +300,11 @@ def _run_export(
             ) from error
     if assigned.read_at:
         _check_settles(model, args, kwargs, assigned.read_at)
+    if padded.met:
+        with torch.no_grad(), forgotten(model):
+            own = model(*own_copies(args), **own_copies(kwargs))
+            traced = program.module(check_guards=False)(*own_copies(args), **own_copies(kwargs))
+        check_shapes(own, traced, type(model).__name__)
     return program
 
 

@@ -31,6 +31,7 @@ from penjing.prune.ranges import Positions
 from penjing.prune.result import PruneResult, summarise
 from penjing.prune.slicing.graph import slice_graph, slice_tensor, slice_tensors
 from penjing.prune.slots import slots_of
+from penjing.prune.tables import plain_tables, set_tables
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def apply_(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
         for name, tensor in targets.items():
             tensor.data = sources[name].data
             tensor.grad = None
+    set_tables(model, sliced)
     set_attributes(model, plan.attributes)
     return model
 
@@ -322,6 +324,9 @@ def slice_module(
     for name, tensor in named:
         first = graph.aliases.get(name, name)
         memo[id(tensor)] = tensors[first] if first in tensors else slice_tensor(tensor, {})
+    for holder, attribute, name in plain_tables(model, graph):
+        if name in tensors:
+            memo[id(getattr(holder, attribute))] = tensors[name]
     module = copied(model, memo)
     set_attributes(module, attributes)
     return module

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from penjing.data import Split
+from penjing.naming import given_leaves
 from penjing.recipe.store import hash_json
 from penjing.recover.chance import private_globals, seed_globals
 
@@ -50,10 +50,7 @@ def loader_digest(batches: Iterable[Any]) -> str:
 
 def values_digest(values: Any) -> str:
     """Hash of the tensors, arrays, numbers and texts in nested containers; anything else is not looked at."""
-    named = {
-        "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): value
-        for path, value in pytree.tree_leaves_with_path(values)
-    }
+    named = {"/".join(path): value for path, value in given_leaves(values)}
     digest = hashlib.sha256()
     for name, value in sorted(named.items()):
         if isinstance(value, torch.Tensor):

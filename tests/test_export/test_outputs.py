@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,28 @@ def test_names_of_outputs_follow_the_structure() -> None:
     assert output_names(X) == ["output"]
     assert output_names((X, [X, X])) == ["output_0", "output_1", "output_2"]
     assert output_names({"b": X, "a": X}, taken=["a"]) == ["b", "output_a"]
+
+
+class Sample(OrderedDict[str, torch.Tensor]):
+    """Outputs of a library that tells torch how to take them apart, but not by which keys."""
+
+
+torch.utils._pytree.register_pytree_node(
+    Sample,
+    lambda held: (list(held.values()), list(held)),
+    lambda values, keys: Sample(zip(keys, values, strict=True)),
+)
+
+
+class Library(Many):
+    def forward(self, x: torch.Tensor) -> Sample:  # type: ignore[override]
+        return Sample(sample=x * self.scale, mean=x + self.scale)
+
+
+def test_outputs_of_a_class_without_keys_go_by_its_own(tmp_path: Path) -> None:
+    file = pe.export(Library(), tmp_path, ["onnx"], example_inputs=X)["onnx"]
+    assert pe.open_file(file.path).outputs == ("sample", "mean")
+    assert output_names([Sample(a=X, b=X), X]) == ["output_0", "output_1", "output_2"]
 
 
 @pytest.mark.tf

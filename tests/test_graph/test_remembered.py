@@ -157,6 +157,36 @@ def test_the_state_of_the_original_is_its_own(how: str) -> None:
     assert torch.equal(again.model.state, numbers)  # type: ignore[arg-type]
 
 
+class Table(nn.Module):
+    """Keeps the table of its first call in a buffer that was empty."""
+
+    bias: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 12)
+        self.outer = nn.Linear(12, 3)
+        self.register_buffer("bias", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is None:
+            self.register_buffer("bias", torch.arange(x.shape[1], dtype=x.dtype)[:, None], persistent=False)
+        assert self.bias is not None
+        found: Tensor = self.outer(torch.relu(self.inner(x) + self.bias))
+        return found
+
+
+def test_a_table_that_the_first_call_puts_into_an_empty_buffer_is_taken_out(tmp_path: Path) -> None:
+    model, x = Table().eval(), torch.randn(2, 5, 6)
+    result = pj.prune(model, x, ratio=0.5)
+    assert result.in_place, result.reason
+    assert masked_equivalence(model, result, x) < 1e-5
+    for network in (model, result.model):
+        pj.export(network, tmp_path, formats=("onnx",), example_inputs=x)
+        assert dict(network.named_buffers()) == {}
+    assert result.model(torch.randn(2, 7, 6)).shape == (2, 7, 3)
+
+
 def test_a_file_says_what_its_calls_start_from(tmp_path: Path) -> None:
     x = torch.randn(4, 6)
     for how in ("buffer", "anew"):

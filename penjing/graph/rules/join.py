@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from penjing.graph.axes import Axis, total
-from penjing.graph.rules.table import Axes, Op, has_free, rule
+from penjing.graph.rules.table import Axes, Op, Result, has_free, rule
 from penjing.graph.unify import resolve
 
 
@@ -175,7 +175,19 @@ def trace(op: Op) -> list[Axes]:
     return op.give_up(_PLACES, "structure")
 
 
-@rule("aten.tril", "aten.triu", "aten.linalg_matrix_exp", "aten.matrix_exp")
+@rule("aten.tril", "aten.triu")
+def triangle(op: Op) -> Result:
+    """The triangle at, or right beside, the diagonal of a square: it stays one where rows and columns go
+    together. Others depend on how far from the diagonal a slot was."""
+    (x,) = op.tensors()
+    beside = 1 if "triu" in str(op.node.target) else -1
+    if x[-1].size != x[-2].size or op.args.get("diagonal", 0) not in (0, beside):
+        return of_matrices(op)
+    op.unify(x[-2], x[-1])
+    return x
+
+
+@rule("aten.linalg_matrix_exp", "aten.matrix_exp")
 def of_matrices(op: Op) -> Axes:
     """Values depend on the position within each matrix; whole matrices may go."""
     (x,) = op.tensors()

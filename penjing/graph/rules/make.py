@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from penjing.graph.rules.table import Axes, Op, rule
+from penjing.graph.rules.table import Axes, Op, Result, rule
 
 
 @rule(
@@ -36,7 +36,6 @@ def constant(op: Op) -> Axes:
     "aten.arange",
     "aten.linspace",
     "aten.logspace",
-    "aten.eye",
     "aten.range",
     "aten.randperm",
     "aten.hann_window",
@@ -47,3 +46,13 @@ def constant(op: Op) -> Axes:
 def positions(op: Op) -> Axes:
     """Slot i holds a value that depends on i."""
     return tuple(op.fixed(size, "positions made in the forward") for size in op.shape)
+
+
+@rule("aten.eye")
+def eye(op: Op) -> Result:
+    """The same slots on both sides: what stays of a unit matrix is one."""
+    rows, columns = op.shape
+    if rows != columns:
+        return positions(op)
+    slots = op.free(rows)
+    return slots, slots
