@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +23,53 @@ _BATCH = 8
 
 
 class Powers:
-    """Running signal and error power, by name."""
+    """Running signal and error power, by name, over the values that are finite in the reference.
+
+    The others (the scores of what is masked out) must be the same: otherwise the error is infinite.
+    """
 
     def __init__(self) -> None:
         self.signal: dict[str, float] = {}
         self.noise: dict[str, float] = {}
+        self._counts: dict[str, tuple[int, int]] = {}
 
     def add(self, name: str, reference: NDArray[Any], other: NDArray[Any]) -> None:
         """Add one batch's ``reference²`` and ``(other − reference)²``."""
-        wanted = np.asarray(reference, np.float64)
+        wanted, found = np.asarray(reference, np.float64), np.asarray(other, np.float64)
+        finite = np.isfinite(wanted)
+        same = bool(np.isfinite(found[finite]).all())
+        if not finite.all():
+            same = same and np.array_equal(found[~finite], wanted[~finite], equal_nan=True)
+            wanted, found = wanted[finite], found[finite]
+        noise = float(np.square(found - wanted).sum()) if same else math.inf
         self.signal[name] = self.signal.get(name, 0.0) + float(np.square(wanted).sum())
-        self.noise[name] = self.noise.get(name, 0.0) + float(np.square(other - wanted).sum())
+        self.noise[name] = self.noise.get(name, 0.0) + noise
+        held, all_values = self._counts.get(name, (0, 0))
+        self._counts[name] = (held + wanted.size, all_values + finite.size)
 
     def db(self) -> dict[str, float]:
         """Signal to error of each name."""
         return {name: decibels(self.signal[name], self.noise[name]) for name in self.signal}
 
+    def left_out(self) -> dict[str, float]:
+        """Share of the reference's values that are not finite, of each name that has such."""
+        return {name: 1 - held / count for name, (held, count) in self._counts.items() if held < count}
+
     def worst(self) -> float:
         """The least of them.
 
         Raises:
-            QuantizeError: if nothing was added.
+            QuantizeError: if nothing was added, or no value of a name is finite.
         """
         if not self.signal:
             raise QuantizeError("the network has no float output", remedy="Quantize one with float outputs")
+        for name, share in self.left_out().items():
+            if share == 1:
+                raise QuantizeError(
+                    "in fp32 all of this output is NaN or infinite on the calibration data",
+                    layer=name,
+                    remedy="Check the network in fp32 on this data first",
+                )
         return min(self.db().values())
 
 
@@ -111,12 +135,14 @@ class FileCheck:
         simulated: The simulation against fp32.
         agreement: The int8 kernels against the simulation.
         samples: How many they are measured on.
+        left_out: Share of fp32's values that are not finite, which are not measured, by output.
     """
 
     sqnr: float
     simulated: float
     agreement: float
     samples: int
+    left_out: Mapping[str, float] = field(default_factory=dict)
 
     def sound(self, least: float) -> bool:
         """Whether the kernels compute what the file says.
@@ -201,4 +227,5 @@ def check_file(path: Path, reference: Session, feeds: Feeds, samples: int) -> Fi
             pairs["sqnr"].add(name, wanted[name], found[name])
             pairs["simulated"].add(name, wanted[name], imitated[name])
             pairs["agreement"].add(name, imitated[name], found[name])
-    return FileCheck(**{name: powers.worst() for name, powers in pairs.items()}, samples=measured)
+    found_db = {name: powers.worst() for name, powers in pairs.items()}
+    return FileCheck(**found_db, samples=measured, left_out=pairs["sqnr"].left_out())

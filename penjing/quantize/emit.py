@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from penjing.quantize.encode import EncodedLayer
 from penjing.quantize.graph import (
     Names,
+    constant,
     consumers,
     drop_unused_initializers,
     name_of,
@@ -27,6 +28,10 @@ from penjing.quantize.graph import (
 from penjing.quantize.place import Placement
 from penjing.quantize.rules import RULES, WEIGHT_OPS
 from penjing.quantize.scheme import ActivationParams
+
+_COMPLETED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_PASSED = frozenset({"Relu", "Clip", "Add", "Sum", "Sub", "Mul", "Div"})
+"""Ops whose float weights ONNX Runtime rounds by itself between DQ and Q, and what may stand before Q."""
 
 _ROUNDING = 1e-6
 """Of a bound: what its float32 share of a step may differ by."""
@@ -67,6 +72,7 @@ def emit(
             writer.emit_direct(node)
     _keep_norms_apart(graph)
     _keep_products_apart(graph)
+    _keep_floats_apart(graph)
     drop_unused_initializers(graph)
     model.producer_name = "penjing"
     model.ir_version = max(model.ir_version or 0, 7)
@@ -96,6 +102,48 @@ def _keep_products_apart(graph: ir.Graph) -> None:
     for node in graph:
         if node.op_type == "Add" and any(map(_makes_gemm, node.inputs)):
             node.op_type = "Sum"
+
+
+def _keep_floats_apart(graph: ir.Graph) -> None:
+    """Let Q read a copy (a Max of it alone) of what a float layer makes of restored values.
+
+    ONNX Runtime (1.32) takes a float Conv, ConvTranspose or Gemm between DQ and Q for an int8 layer whose
+    weight someone forgot, and rounds that weight to 8 bits with one step for all of it: layers that stay in
+    float on purpose would be the coarsest of the file. It does so past Relu and Clip, and past what it makes
+    part of such a layer first (a MatMul and its Add are a Gemm).
+    """
+    names = Names(graph)
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "QuantizeLinear" else None
+        if source is not None and _is_completed(source):
+            node.replace_input_with(0, _copy(graph, names, source))
+
+
+def _is_completed(value: ir.Value) -> bool:
+    """Whether what Q alone reads comes from a float layer that reads restored values."""
+    made: ir.Value | None = value
+    while made is not None and len(consumers(made)) == 1 and (maker := made.producer()) is not None:
+        if maker.op_type in _COMPLETED:
+            restored = maker.inputs[0]
+            restore = None if restored is None else restored.producer()
+            dequantizes = restore is not None and restore.op_type == "DequantizeLinear"
+            return dequantizes and constant(maker.inputs[1]) is not None
+        if maker.op_type not in _PASSED:
+            return False
+        data = [held for held in maker.inputs if held is not None and constant(held) is None]
+        made = data[0] if len(data) == 1 else None
+    return False
+
+
+def _copy(graph: ir.Graph, names: Names, value: ir.Value) -> ir.Value:
+    """The same values once more, by a Max of them alone."""
+    maker, stem = value.producer(), f"{name_of(value)}.apart"
+    assert maker is not None
+    node = ir.node("Max", [value], name=stem)
+    out = node.outputs[0]
+    out.name, out.shape, out.type = names.fresh(stem), value.shape, value.type
+    graph.insert_after(maker, node)
+    return out
 
 
 def _makes_gemm(value: ir.Value | None) -> bool:
@@ -239,11 +287,7 @@ class _Writer:
             or name_of(made) in self.placement.emitted
         ):
             return value
-        apart = ir.node("Max", [value], name=f"{name_of(value)}.apart")
-        out = apart.outputs[0]
-        out.name, out.shape, out.type = self.names.fresh(f"{name_of(value)}.apart"), value.shape, value.type
-        self.graph.insert_after(before, apart)
-        return out
+        return _copy(self.graph, self.names, value)
 
     def emit_direct(self, node: ir.Node) -> None:
         """Let Pad and Split act on the 8-bit tensor: ``Q → op → DQ``, no ``Q → DQ → op → Q → DQ``."""

@@ -326,11 +326,11 @@ class Job:
         value = mixed.measure(Session(self.rebuild(())), feeds, metric, reference)[0]
         if is_allowed(fp32 - value, limit):
             return fp32, value, count
-        order = self.measure_gains(self.placement.all_layers)
+        order = [item.layer for item in self.measure_gains(self.placement.all_layers)]
         values: dict[int, float] = {}
 
         def holds(number: int) -> bool:
-            tried = self.rebuild([item.layer for item in order[:number]])
+            tried = self.rebuild(order[:number])
             values[number] = mixed.measure(Session(tried), feeds, metric, reference)[0]
             return is_allowed(fp32 - values[number], limit)
 
@@ -338,6 +338,10 @@ class Job:
             return f"{100 * drop:.3g} points" if metric is None else f"{drop:.4g}"
 
         needed = mixed.fewest(len(order), holds)
+        if needed is None or needed == len(order):
+            samples = min(self.config.check_samples, 32)
+            order = mixed.alone(order, self.rebuild, reference, self.feeds, samples)
+            needed = mixed.fewest(len(order), holds)
         if needed is None or needed == len(order):
             raise Int8LossError(
                 f"the metric drops by {told(fp32 - value)} and no int8 layer can stay within {told(limit)} "
@@ -349,8 +353,8 @@ class Job:
                     else "calibrate with more samples, or train in int8: quantized_student"
                 ),
             )
-        for item in order[:needed]:
-            self.keep[item.layer] = f"returned to float for max_drop ({item.gain_db:+.2f} dB)"
+        for layer in order[:needed]:
+            self.keep[layer] = f"returned to float for max_drop ({self.gains[layer]:+.2f} dB)"
         self.placement = place(self.model.graph, self.config, self.keep)
         self.notes.append(
             f"{needed} of {len(order)} layers returned to float to hold the drop to {told(limit)}"
@@ -427,6 +431,11 @@ class Job:
             self.notes.append(
                 f"the int8 file is not smaller than the fp32 one ({written:,} and {self.fp32_bytes:,} "
                 "bytes): scales and nodes take more than such small weights save"
+            )
+        for output, share in measured.left_out.items():
+            self.notes.append(
+                f"{output}: {share:.2%} of its values are NaN or infinite in fp32 (n={measured.samples}); "
+                "the outputs were compared without them"
             )
         if any(None in spec.dims[1:] for spec in self.feeds.specs):  # else the network is not opened for it
             self.notes += check_sizes(

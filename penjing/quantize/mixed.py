@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from penjing.batches import IGNORED
-from penjing.errors import QuantizeError
+from penjing.errors import PenjingError, QuantizeError
 from penjing.events import Event, Listener, silent
 from penjing.quantize.check import compare
 from penjing.quantize.feeds import Feeds
@@ -92,7 +92,8 @@ def _are_classes(outputs: NDArray[Any], targets: NDArray[Any], axis: int) -> boo
 
 
 def agreement(outputs: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Share of samples with the same largest output; R² where the outputs are not scores ``(N, K)``."""
+    """Share of samples with the same largest output; R² where the outputs are not scores ``(N, K)``
+    (over what is finite)."""
     return _agreement([outputs], [wanted])
 
 
@@ -102,7 +103,13 @@ def _agreement(outputs: Sequence[NDArray[Any]], wanted: Sequence[NDArray[Any]]) 
         same = [z.argmax(axis=1) == y.argmax(axis=1) for z, y in zip(outputs, wanted, strict=True)]
         return float(np.concatenate(same).mean())
     found, exact = (np.concatenate([part.ravel() for part in parts]) for parts in (outputs, wanted))
-    exact = exact.astype(np.float64)
+    finite = np.isfinite(exact)
+    found, exact = found[finite], exact[finite].astype(np.float64)
+    if not exact.size:
+        raise QuantizeError(
+            "in fp32 all of the first output is NaN or infinite, so max_drop has nothing to go by",
+            remedy="Check the network in fp32 on this data first",
+        )
     return float(1.0 - np.square(found - exact).mean() / max(exact.var(), 1e-30))
 
 
@@ -112,12 +119,13 @@ def measure(session: Session, feeds: Feeds, metric: Metric | None, reference: Se
     Args:
         session: What is measured.
         feeds: The data.
-        metric: A function of outputs and targets; None is `top1`.
-        reference: The fp32 network. Where the data has no targets its largest outputs are; without a metric
-            the `agreement` with it is measured.
+        metric: A function of outputs and targets; None is `top1`, or where the data has no targets the
+            `agreement` with the reference.
+        reference: The fp32 network.
 
     Raises:
-        QuantizeError: for targets that some batches lack, or that the metric does not go with.
+        QuantizeError: for targets that some batches lack, or all where a metric is given, or that the metric
+            does not go with.
     """
     outputs, targets, wanted = [], [], []
     for feed, target in feeds.batches(64, targets=True):
@@ -133,12 +141,35 @@ def measure(session: Session, feeds: Feeds, metric: Metric | None, reference: Se
         )
     if metric is None:
         value = _agreement(outputs, wanted) if wanted else _top1(outputs, targets)
+    elif wanted:
+        raise QuantizeError(
+            "labels_metric compares outputs with targets, and the data has none",
+            remedy="Give batches of (inputs, target), as eval_data where calibration has no targets, or no "
+            "labels_metric: agreement with fp32 is measured then",
+        )
     else:
-        held = [part.argmax(axis=-1) for part in wanted] if wanted else targets
-        value = metric(_joined(outputs), _joined(held))
+        value = _judged(metric, _joined(outputs), _joined(targets), session.names)
     if not np.isfinite(value):
-        raise QuantizeError("the metric is not a finite number", remedy="Correct labels_metric")
+        raise QuantizeError(
+            "the metric is not a finite number",
+            remedy="Correct labels_metric" if metric is not None else "Check the network on this data first",
+        )
     return float(value), sum(map(len, outputs))
+
+
+def _judged(metric: Metric, outputs: NDArray[Any], targets: NDArray[Any], names: Sequence[str]) -> float:
+    try:
+        return metric(outputs, targets)
+    except PenjingError:
+        raise
+    except Exception as error:  # the user's own code
+        which = f" (the first of {', '.join(names)})" if len(names) > 1 else ""
+        raise QuantizeError(
+            f"labels_metric fails on outputs{which} of shape {list(outputs.shape)} and targets of shape "
+            f"{list(targets.shape)}: {type(error).__name__}: {error}",
+            remedy="Correct labels_metric"
+            + (", or let the network give what it judges first" if which else ""),
+        ) from error
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -171,6 +202,21 @@ def sensitivities(
         found.append(Sensitivity(layer, without - base, removed / max(macs[layer] / total, 1e-9)))
         listen(Event("quantize", "progress", index + 1, len(layers), "layer", {"gain_db": without - base}))
     return sorted(found, key=lambda s: -s.worth)
+
+
+def alone(
+    layers: Sequence[str], rebuild: Rebuild, reference: Session, feeds: Feeds, samples: int
+) -> list[str]:
+    """The layers by the error that each makes alone in 8 bits, the largest first.
+
+    Where several layers ruin the output, none of them gains much by going back alone, as `sensitivities`
+    measures it; which layers can stay is seen from the other side.
+    """
+    found = {}
+    for layer in layers:
+        others = [other for other in layers if other != layer]
+        found[layer] = compare(reference, Session(rebuild(others)), feeds, samples, batch=32)
+    return sorted(layers, key=lambda layer: found[layer])
 
 
 def fewest(count: int, holds: Callable[[int], bool]) -> int | None:

@@ -55,8 +55,8 @@ def quantize(
         out: The ONNX file to write; an artifact that it is put into lists it.
         example_inputs: What exports a module; by default the first batch.
         labels_metric: ``f(outputs, targets)`` of all samples, higher is better; by default top-1 accuracy.
-            Where the data has no targets, agreement with fp32: of the largest output, or R² where the outputs
-            are no scores of classes. Used with ``max_drop``.
+            Where the data has no targets, None alone is allowed: agreement with fp32, of the largest output,
+            or R² where the outputs are no scores of classes. Used with ``max_drop``.
         eval_data: Batches that ``max_drop`` is judged on; by default ``data``.
         time_it: Time the file against fp32 at the end, with one thread and one sample.
         seed: Of the draws that histograms are made from.

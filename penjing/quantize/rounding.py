@@ -28,6 +28,7 @@ _SAMPLES = 128
 _ROWS_PER_SAMPLE, _LEAST_ROWS, _INPUTS_PER_ROW = 32, 4, 8
 _LINEAR_ROWS_PER_SAMPLE = 128
 _DAMPING = 0.03
+_NOTHING = 1e-80
 _SWEEPS = 4
 """Visits of all weights where rounding is refined by `penjing.quantize.descent`."""
 _COLUMNS = 64
@@ -154,7 +155,8 @@ def _round(
 ) -> NDArray[np.int8]:
     size, top = h_GKK.shape[-1], highest(guard, top)
     # A share of the mean moment on the diagonal keeps rare inputs from taking wild corrections.
-    damp_G = np.maximum(_DAMPING * np.trace(h_GKK, axis1=1, axis2=2) / size, 1e-12)
+    mean_G = np.trace(h_GKK, axis1=1, axis2=2) / size
+    damp_G = np.where(mean_G > _NOTHING, _DAMPING * mean_G, 1.0)  # of inputs of any size, but not of none
     h_GKK = h_GKK + np.eye(size) * damp_G[:, None, None]
     upper_GKK = _inverse_factor(h_GKK)
     # Inputs before outputs, so that what one step touches lies together.

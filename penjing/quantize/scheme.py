@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,9 +63,11 @@ def fake_quantize(x: NDArray[np.floating], params: ActivationParams) -> NDArray[
 
 
 def decibels(signal: float, noise: float) -> float:
-    """``10·log10(signal/noise)`` of two powers; 200 dB stands for no measurable error, −200 for no signal."""
+    """``10·log10(signal/noise)`` of two powers; 200 dB stands for no measurable error, −200 for no signal or
+    an infinite error.
+    """
     if noise <= 0.0:
         return 200.0
-    if signal <= 0.0:
+    if signal <= 0.0 or math.isinf(noise):
         return -200.0
     return float(np.clip(10.0 * np.log10(signal / noise), -200.0, 200.0))

@@ -281,7 +281,8 @@ def quantized_student(
         penjing.quantize(trained.model, calibration, out="model.int8.onnx")
 
     Args:
-        model: A module or an fp32 ONNX file.
+        model: A module or an fp32 ONNX file. Weights and biases of a module that do not train (while others
+            do) do not train here; their steps do.
         data: Calibration batches, as for `penjing.quantize`.
         config: As for `penjing.quantize`.
         example_inputs: As for `penjing.quantize`.
@@ -302,7 +303,26 @@ def quantized_student(
         source = as_onnx(model, data, example_inputs, folder, config.dynamic_axes)
         job = Job(source, data, config, seed, listen)
         job.calibrate()
-        return student_of(job, folder / "prepared.onnx")
+        student = student_of(job, folder / "prepared.onnx")
+    if isinstance(model, nn.Module):
+        _keep_frozen(student, model)
+    return student
+
+
+def _keep_frozen(student: QuantizedStudent, model: nn.Module) -> None:
+    """Let layers that do not train stay, unless none trains: such a network is only at hand.
+
+    Biases go with their weights: a norm behind the layer became part of both.
+    """
+    trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    if not any(trains.values()):
+        return
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(trains.get(name, True))
+    for out in student.frame.layers:
+        weight, bias, _ = student.layer_parameters(out)
+        if bias is not None and not weight.requires_grad:
+            bias.requires_grad_(False)
 
 
 def student_of(job: Job, prepared: Path) -> QuantizedStudent:

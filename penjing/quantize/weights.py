@@ -20,6 +20,8 @@ _FEW_LEVELS = tuple(np.linspace(1.0, 0.4, 16))
 _FINE = (0.98, 1.02)
 
 _FEW_TOP = 15
+_SQUARES = 40
+"""Steps of 2 to this power, up or down, have squared errors that float32 holds."""
 
 Guard = Literal["off", "pairs", "full"]
 
@@ -123,6 +125,12 @@ def choose_scale(
     # A step that float32 rounded down would send the largest weight past the top level.
     if method == "absmax":
         return scale_O
+    exponent_O = np.where(np.isfinite(scale_O), np.frexp(scale_O)[1] - 1, 0)
+    if np.abs(exponent_O).max(initial=0) > _SQUARES:
+        unit_OK = np.ldexp(rows_OK, -exponent_O[:, None])
+        unit_O = None if least_O is None else np.ldexp(least_O, -exponent_O)
+        unit_steps_O = choose_scale(unit_OK, method, guard, unit_O, top)
+        return np.asarray(np.ldexp(unit_steps_O, exponent_O), np.float32)
     best_O = np.full(len(rows_OK), np.inf)
     chosen_O = scale_O.copy()
 

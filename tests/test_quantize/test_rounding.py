@@ -149,3 +149,16 @@ def test_layer_names_are_distinct_and_axes_right(tmp_path: Path) -> None:
     for node in graph:
         if name_of(node.outputs[0]) in names:
             assert weight_of(node).shape[weight_axis(node)] in (3, 6)
+
+
+@pytest.mark.parametrize("power", [-80, -40, 40])
+def test_the_size_of_inputs_does_not_matter(power: int) -> None:
+    """Of inputs of 1e-8 the moments are 1e-16, which is not nothing."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(64, 12)) @ draw.normal(size=(12, 12))
+    w = draw.normal(size=(8, 12)).astype(np.float32)
+    nearest, moments_GKK = quantize_weight(w, 0, top=7), (x.T @ x / len(x))[None]
+    found = second_order(w, nearest, moments_GKK, guard="off", top=7)
+    assert not np.array_equal(found.q, nearest.q)
+    sized = second_order(w, nearest, np.ldexp(moments_GKK, power), guard="off", top=7)
+    assert np.array_equal(sized.q, found.q)

@@ -204,7 +204,7 @@ def test_a_generator_is_read_once_and_no_farther_than_needed(make: Any, tmp_path
 def test_a_metric_over_batches_of_several_lengths_is_refused(tmp_path: Path) -> None:
     nodes = [helper.make_node("MatMul", ["x", "w1"], ["y"])]
     source = graph_file(tmp_path / "m.onnx", nodes, {"w1": weights(6, 8)}, {"x": ["n", "t", 6]})
-    lengths = [weights(4, length, 6) for length in (3, 5)]
+    lengths = [(weights(4, length, 6), np.zeros((4, length), int)) for length in (3, 5)]
     config, out = QuantizeConfig(max_drop=0.1, rounding="nearest"), tmp_path / "q.onnx"
     with pytest.raises(QuantizeError, match="batches differ in shape"):
         quantize(source, lengths, config, out=out, labels_metric=lambda z, y: 1.0, time_it=False)

@@ -375,3 +375,19 @@ def test_the_source_of_a_module_is_not_replaced(tmp_path: Path) -> None:
             quantized_student(source, data), data, out=tmp_path / "model.int8.onnx", time_it=False
         )
         made.weights_path.unlink()  # as after an interruption between the two
+
+
+@pytest.mark.parametrize("all_frozen", [False, True])
+def test_layers_that_do_not_train_do_not_train_in_int8(all_frozen: bool) -> None:
+    """Only of networks that train at all: one that is merely at hand is often frozen as a whole."""
+    model, data = build(Vgg), batches(2)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not (all_frozen or name.startswith("features")))
+    student = quantized_student(model, data, QuantizeConfig(rounding="nearest", equalize=False))
+    config = RecoverConfig(epochs=1, lr=1e-3, optimizer="adamw")
+    trained = recover(student, build(Vgg), [torch.from_numpy(x) for x in data], config).model
+    now = dict(trained.named_parameters())
+    moved = {name for name, p in student.named_parameters() if not torch.equal(p, now[name])}
+    assert any(name.startswith("classifier") for name in moved)
+    assert any(name.startswith("weight_steps") for name in moved)
+    assert any(name.startswith("features") for name in moved) == all_frozen, moved

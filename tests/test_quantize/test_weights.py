@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 
 from penjing.quantize.cpu import sums_pairs_in_16_bits
 from penjing.quantize.scheme import activation_params, fake_quantize
-from penjing.quantize.weights import PAIR_MAX, as_rows, from_rows, quantize_weight, shrink_pairs
+from penjing.quantize.weights import (
+    PAIR_MAX,
+    Guard,
+    as_rows,
+    choose_scale,
+    from_rows,
+    quantize_weight,
+    round_rows,
+    shrink_pairs,
+)
 
 SHAPES = [((8, 3, 3, 3), 0), ((6, 20), 0), ((20, 6), 1), ((4, 5, 1, 1), 0)]
 
@@ -113,3 +122,18 @@ def test_cpu_flags(tmp_path: Path, flags: str, machine: str, saturates: bool) ->
 
 def test_an_unknown_x86_counts_as_saturating(tmp_path: Path) -> None:
     assert sums_pairs_in_16_bits(tmp_path / "absent", "x86_64")
+
+
+@pytest.mark.parametrize("guard", ["off", "pairs", "full"])
+@pytest.mark.parametrize("top", [127, 7])
+@pytest.mark.parametrize("power", [-110, -45, 45, 100])
+def test_steps_follow_the_size_of_weights(guard: Guard, top: int, power: int) -> None:
+    """Squared errors of weights of 1e27 are not numbers of float32, and those of 1e-25 are zero."""
+    rows_OK = np.random.default_rng(0).standard_t(3, (8, 30)).astype(np.float32)
+    rows_OK[3] = 0
+    steps_O = choose_scale(rows_OK, "mse", guard, None, top)
+    sized_OK = np.ldexp(rows_OK, power)
+    sized_O = choose_scale(sized_OK, "mse", guard, None, top)
+    filled_O = rows_OK.any(axis=1)
+    assert np.array_equal(np.ldexp(steps_O, power)[filled_O], sized_O[filled_O])
+    assert np.array_equal(round_rows(rows_OK, steps_O, guard, top), round_rows(sized_OK, sized_O, guard, top))
