@@ -25,7 +25,9 @@ from penjing.export.exported import FreeSizes, first_line, inference, quiet, to_
 from penjing.export.folding import fold_weights
 from penjing.export.inputs import Feeds, as_call, output_names, tensors_of
 from penjing.export.inputs import input_names as default_input_names
+from penjing.export.onnx_affine import fold_affine
 from penjing.export.onnx_indices import widen_indices
+from penjing.export.onnx_layout import cancel_transposes
 from penjing.export.onnx_pads import merge_pads
 from penjing.export.onnx_softmax import floor_masked
 from penjing.export.program_ops import target_name
@@ -100,6 +102,8 @@ def export_onnx(
         with translated_lengths() if free.axes else contextlib.nullcontext():
             graph = _to_onnx(program, names, opset, model)
         _set_apart(graph.graph)
+        graph = cancel_transposes(graph)
+        fold_affine(graph.graph)
         merge_pads(graph.graph)
         floor_masked(graph.graph)
         widen_indices(graph.graph)

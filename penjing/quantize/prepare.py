@@ -12,6 +12,8 @@ from onnx import version_converter
 from onnx_ir.passes import common
 
 from penjing.errors import QuantizeError
+from penjing.export.onnx_affine import fold_affine
+from penjing.export.onnx_layout import cancel_transposes
 from penjing.export.onnx_pads import merge_pads
 from penjing.export.onnx_softmax import floor_masked
 from penjing.floats import only_other_floats
@@ -86,9 +88,9 @@ def _check_order(graph: ir.Graph) -> None:
 
 def prepare(model: ir.Model) -> ir.Model:
     """The same function with constants as initializers, no Identity or Dropout, and norms folded; padding of
-    convolutions in numbers, masked softmax where floats are normal.
+    convolutions in numbers, masked softmax where floats are normal, few transposes.
 
-    The model is changed and returned.
+    The model given may be changed, too.
     """
     first: list[ir.passes.PassBase] = [
         common.InlinePass(),
@@ -104,10 +106,12 @@ def prepare(model: ir.Model) -> ir.Model:
     _work_out_weights(model)
     for step in last:  # which leave every value with a name
         model = step(model).model
+    model = cancel_transposes(model)
     graph = model.graph
     _own_weights(graph)
     fold_gemm_factors(graph)
     fold_batch_norm(graph)
+    fold_affine(graph)
     merge_pads(graph)
     _write_pads(graph)
     _write_pools(graph)

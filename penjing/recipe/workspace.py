@@ -73,6 +73,7 @@ class Workspace:
         self.store = Store(folder)
         self._given = given or Given()
         self.sensed: Any = None
+        self._cut: tuple[bytes, nn.Module] | None = None
 
     @cached_property
     def named_metric(self) -> Any:
@@ -253,8 +254,14 @@ class Workspace:
 
     def student(self, weights: str, plan: str = "plan") -> nn.Module:
         """A pruned network: the original cut by a plan, with the weights of that name."""
-        shape = apply(self.original(), self.plan(plan), self.examples).model
-        return self.load_weights(shape, weights)
+        return self.load_weights(copy.deepcopy(self._shape(plan)), weights)
+
+    def _shape(self, plan: str) -> nn.Module:
+        """The original cut by a plan, which takes a trace; that of the last plan is kept."""
+        said = (self.work / f"{plan}.json").read_bytes()
+        if self._cut is None or self._cut[0] != said:
+            self._cut = said, apply(self.original(), self.plan(plan), self.examples).model
+        return self._cut[1]
 
     def weights_path(self, name: str) -> Path:
         """Where the weights of that name are."""

@@ -1,0 +1,160 @@
+"""Channels-last networks in a file: transposes around convolutions, moved until they meet and cancel.
+
+ONNX convolves channels first, so that a network that is written channels last (Keras) turns each
+convolution's result back. ONNX Runtime moves such transposes in float by itself; what reads 8-bit tensors
+sees them between a convolution and its activation, which then are rounded twice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+_ELEMENTWISE = frozenset(
+    ("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Selu", "LeakyRelu", "Gelu")
+    + ("Mish", "Softplus", "Erf", "Exp", "Sqrt", "Abs", "Neg", "Add", "Sub", "Mul", "Div", "Max", "Min")
+)  # fmt: skip
+
+_Order = tuple[int, ...]
+
+
+def cancel_transposes(model: ir.Model) -> ir.Model:
+    """The same function with fewer transposes, or the model itself where moving them gains nothing."""
+    if not any(_to_last(node) for node in model.graph):
+        return model
+    tried = model.clone()
+    for node in list(tried.graph):
+        if node.op_type == "Transpose":
+            _compose(node)
+        else:
+            _pass(tried.graph, node)
+    for node in reversed(list(tried.graph)):
+        if node.op_type == "Transpose" and not _is_read(node.outputs[0]):
+            tried.graph.remove(node, safe=True)
+    return tried if _count(tried) < _count(model) else model
+
+
+def _count(model: ir.Model) -> int:
+    return sum(node.op_type == "Transpose" for node in model.graph)
+
+
+def _is_read(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def _order(node: ir.Node | None) -> _Order:
+    """The ``perm`` of a Transpose; empty for any other node."""
+    if node is None or node.op_type != "Transpose" or "perm" not in node.attributes:
+        return ()
+    return tuple(int(axis) for axis in node.attributes["perm"].as_ints())
+
+
+def _to_last(node: ir.Node | None) -> _Order:
+    """The ``perm`` of a Transpose that puts channels last; empty for any other node."""
+    order = _order(node)
+    return order if len(order) > 2 and order == (0, *range(2, len(order)), 1) else ()
+
+
+def _compose(node: ir.Node) -> None:
+    """Read what a Transpose before it reads; what it gives is that itself where both cancel."""
+    source = node.inputs[0]
+    before = None if source is None else source.producer()
+    first, second = _order(before), _order(node)
+    if before is None or not first or not second:
+        return
+    both = [first[axis] for axis in second]
+    inner, out = before.inputs[0], node.outputs[0]
+    assert inner is not None
+    if both == sorted(both) and not out.is_graph_output():
+        out.replace_all_uses_with(inner)
+    else:
+        node.replace_input_with(0, inner)
+        node.attributes["perm"] = ir.AttrInt64s("perm", both)
+
+
+def _pass(graph: ir.Graph, node: ir.Node) -> None:
+    """Let a node read what stands before its transposes, and turn what it gives instead."""
+    if len(node.outputs) != 1:
+        return
+    data = [value for value in node.inputs if value is not None and not value.is_initializer()]
+    orders = {_to_last(value.producer()) for value in data}
+    if len(orders) != 1 or not (order := orders.pop()):
+        return
+    inverse = tuple(int(axis) for axis in np.argsort(order))
+    turned: dict[int, NDArray[np.generic]] = {}
+    axis_after: int | None = None
+    if node.op_type in _ELEMENTWISE:
+        for at, value in enumerate(node.inputs):
+            if value is not None and value.is_initializer():
+                array = _numbers(value)
+                if array is None or array.ndim > len(order):
+                    return
+                if array.size > 1:
+                    turned[at] = array.reshape([1] * (len(order) - array.ndim) + [*array.shape]).transpose(
+                        inverse
+                    )
+    elif node.op_type == "Concat":
+        axis_after = order[node.attributes["axis"].as_int() % len(order)]
+    elif node.op_type == "Pad":
+        amounts = _numbers(node.inputs[1]) if len(node.inputs) < 4 else None
+        if amounts is None or amounts.size != 2 * len(order):
+            return
+        turned[1] = amounts.reshape(2, -1)[:, inverse].reshape(-1)
+    elif node.op_type == "ReduceMean" and len(node.inputs) == 2:
+        axes = _numbers(node.inputs[1])
+        if axes is None:
+            return
+        gone = sorted(int(axis) % len(order) for axis in axes)
+        turned[1] = np.array([order[axis] for axis in gone], np.int64)
+        if not node.attributes.get_int("keepdims", 1):
+            left = [order[axis] for axis in range(len(order)) if axis not in gone]
+            if left == sorted(left):  # nothing to turn back
+                _read_before(graph, node, turned)
+            return
+    else:
+        return
+    if axis_after is not None:
+        node.attributes["axis"] = ir.AttrInt64("axis", axis_after)
+    _read_before(graph, node, turned)
+    _turn(graph, node, order)
+
+
+def _read_before(graph: ir.Graph, node: ir.Node, turned: dict[int, NDArray[np.generic]]) -> None:
+    for at, value in enumerate(node.inputs):
+        maker = None if value is None else value.producer()
+        if maker is not None:
+            node.replace_input_with(at, maker.inputs[0])
+        elif at in turned:
+            node.replace_input_with(at, _held(graph, f"{node.outputs[0].name}.input_{at}", turned[at]))
+
+
+def _turn(graph: ir.Graph, node: ir.Node, order: _Order) -> None:
+    """A Transpose behind the node gives what the node gave, under its name."""
+    old = node.outputs[0]
+    after = ir.node("Transpose", [old], {"perm": list(order)}, name=f"{node.name}.turned")
+    new = after.outputs[0]
+    new.shape, new.type = old.shape, old.type
+    after.metadata_props.update(node.metadata_props)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    after.replace_input_with(0, old)
+    new.name, old.name = old.name, f"{old.name}.channels_first"
+    if old.shape is not None:
+        dims = list(old.shape)
+        old.shape = ir.Shape([dims[order.index(axis)] for axis in range(len(order))])
+    graph.insert_after(node, after)
+
+
+def _numbers(value: ir.Value | None) -> NDArray[np.generic] | None:
+    if value is None or not value.is_initializer() or value.const_value is None or value.is_graph_input():
+        return None
+    return np.asarray(value.const_value.numpy())
+
+
+def _held(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
