@@ -36,7 +36,8 @@ class _Chain:
 def fold_affine(graph: ir.Graph) -> int:
     """Fold what scales and shifts the channels of a Conv, ConvTranspose or MatMul into its constants.
 
-    Weights that several nodes read are copied. A MatMul, which has no bias, keeps one Add.
+    Weights that several nodes read are copied. A MatMul, which has no bias, keeps one Add. Constants that
+    nothing reads go.
 
     Args:
         graph: Changed in place.
@@ -49,6 +50,9 @@ def fold_affine(graph: ir.Graph) -> int:
         weight = _floats(node.inputs[1]) if len(node.inputs) > 1 else None
         if weight is not None and (axis := _out_axis(node, weight)) is not None:
             gone += _fold(graph, node, weight, axis)
+    for name in [name for name, held in graph.initializers.items() if not held.uses()]:
+        if not graph.initializers[name].is_graph_output():
+            del graph.initializers[name]
     return gone
 
 

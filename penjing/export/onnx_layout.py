@@ -7,14 +7,11 @@ sees them between a convolution and its activation, which then are rounded twice
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-
-_ELEMENTWISE = frozenset(
-    ("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Selu", "LeakyRelu", "Gelu")
-    + ("Mish", "Softplus", "Erf", "Exp", "Sqrt", "Abs", "Neg", "Add", "Sub", "Mul", "Div", "Max", "Min")
-)  # fmt: skip
 
 _Order = tuple[int, ...]
 
@@ -75,58 +72,79 @@ def _compose(node: ir.Node) -> None:
 
 def _pass(graph: ir.Graph, node: ir.Node) -> None:
     """Let a node read what stands before its transposes, and turn what it gives instead."""
-    if len(node.outputs) != 1:
-        return
     data = [value for value in node.inputs if value is not None and not value.is_initializer()]
     orders = {_to_last(value.producer()) for value in data}
-    if len(orders) != 1 or not (order := orders.pop()):
+    rule = _RULES.get(node.op_type)
+    if rule is None or len(orders) != 1 or not (order := orders.pop()):
         return
-    inverse = tuple(int(axis) for axis in np.argsort(order))
-    turned: dict[int, NDArray[np.generic]] = {}
-    axis_after: int | None = None
-    if node.op_type in _ELEMENTWISE:
-        for at, value in enumerate(node.inputs):
-            if value is not None and value.is_initializer():
-                array = _numbers(value)
-                if array is None or array.ndim > len(order):
-                    return
-                if array.size > 1:
-                    turned[at] = array.reshape([1] * (len(order) - array.ndim) + [*array.shape]).transpose(
-                        inverse
-                    )
-    elif node.op_type == "Concat":
-        axis_after = order[node.attributes["axis"].as_int() % len(order)]
-    elif node.op_type == "Pad":
-        amounts = _numbers(node.inputs[1]) if len(node.inputs) < 4 else None
-        if amounts is None or amounts.size != 2 * len(order):
-            return
-        turned[1] = amounts.reshape(2, -1)[:, inverse].reshape(-1)
-    elif node.op_type == "ReduceMean" and len(node.inputs) == 2:
-        axes = _numbers(node.inputs[1])
-        if axes is None:
-            return
-        gone = sorted(int(axis) % len(order) for axis in axes)
-        turned[1] = np.array([order[axis] for axis in gone], np.int64)
-        if not node.attributes.get_int("keepdims", 1):
-            left = [order[axis] for axis in range(len(order)) if axis not in gone]
-            if left == sorted(left):  # nothing to turn back
-                _read_before(graph, node, turned)
-            return
-    else:
+    turned = rule(node, order)
+    if turned is None:
         return
-    if axis_after is not None:
-        node.attributes["axis"] = ir.AttrInt64("axis", axis_after)
-    _read_before(graph, node, turned)
-    _turn(graph, node, order)
-
-
-def _read_before(graph: ir.Graph, node: ir.Node, turned: dict[int, NDArray[np.generic]]) -> None:
     for at, value in enumerate(node.inputs):
         maker = None if value is None else value.producer()
         if maker is not None:
             node.replace_input_with(at, maker.inputs[0])
         elif at in turned:
             node.replace_input_with(at, _held(graph, f"{node.outputs[0].name}.input_{at}", turned[at]))
+    if not _drops_axes(node):
+        _turn(graph, node, order)
+
+
+_Turned = dict[int, NDArray[np.generic]]
+"""Constants as a node needs them channels first, by the place of the input."""
+
+
+def _elementwise(node: ir.Node, order: _Order) -> _Turned | None:
+    turned: _Turned = {}
+    for at, value in enumerate(node.inputs):
+        if value is not None and value.is_initializer():
+            array = _numbers(value)
+            if array is None or array.ndim > len(order):
+                return None
+            if array.size > 1:
+                whole = array.reshape([1] * (len(order) - array.ndim) + [*array.shape])
+                turned[at] = whole.transpose(np.argsort(order))
+    return turned
+
+
+def _concat(node: ir.Node, order: _Order) -> _Turned:
+    axis = node.attributes["axis"].as_int() % len(order)
+    node.attributes["axis"] = ir.AttrInt64("axis", order[axis])
+    return {}
+
+
+def _pad(node: ir.Node, order: _Order) -> _Turned | None:
+    amounts = _numbers(node.inputs[1]) if len(node.inputs) < 4 else None  # the fourth names axes
+    if amounts is None or amounts.size != 2 * len(order):
+        return None
+    return {1: amounts.reshape(2, -1)[:, np.argsort(order)].reshape(-1)}
+
+
+def _mean(node: ir.Node, order: _Order) -> _Turned | None:
+    axes = _numbers(node.inputs[1]) if len(node.inputs) == 2 else None
+    if axes is None:
+        return None
+    gone = sorted(int(axis) % len(order) for axis in axes)
+    left = [order[axis] for axis in range(len(order)) if axis not in gone]
+    if _drops_axes(node) and left != sorted(left):  # what is left would have to be turned by another order
+        return None
+    return {1: np.array([order[axis] for axis in gone], np.int64)}
+
+
+def _drops_axes(node: ir.Node) -> bool:
+    return node.op_type == "ReduceMean" and not node.attributes.get_int("keepdims", 1)
+
+
+_RULES: dict[str, Callable[[ir.Node, _Order], _Turned | None]] = {
+    **dict.fromkeys(
+        ("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Selu", "LeakyRelu", "Gelu")
+        + ("Mish", "Softplus", "Erf", "Exp", "Sqrt", "Abs", "Neg", "Add", "Sub", "Mul", "Div", "Max", "Min"),
+        _elementwise,
+    ),
+    "Concat": _concat,
+    "Pad": _pad,
+    "ReduceMean": _mean,
+}
 
 
 def _turn(graph: ir.Graph, node: ir.Node, order: _Order) -> None:

@@ -114,7 +114,9 @@ def test_files_compute_what_the_network_does(
 def test_norms_and_transposes_are_gone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = ChannelsLast(("relu6", "residual", "pad")).eval(), torch.randn(2, SIDE, SIDE, 3)
-    found = ops_of(export_onnx(model, tmp_path / "m.onnx", x))
+    path = export_onnx(model, tmp_path / "m.onnx", x)
+    found, graph = ops_of(path), onnx.load(path).graph
+    assert {held.name for held in graph.initializer} <= {name for node in graph.node for name in node.input}
     assert found["Transpose"] == 1, found  # of the input
     assert found["Add"] == 1, found  # the residual's
     assert not found["Mul"] + found["Sub"], found
