@@ -22,6 +22,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "latency_model": _RESNETS,
     "quantize": (_TRAIN, _TEST, *_RESNETS),
     "held_blocks": (_TRAIN, _RESNETS[0]),
+    "criteria": (_TRAIN, _TEST, _RESNETS[0]),
     "zoo": ("zoo.json",),
     "export": ("zoo.json",),
     "cifar10": (_TRAIN, _TEST, _RESNETS[1]),
@@ -36,11 +37,13 @@ def commands(data: Path, out: Path) -> dict[str, list[str]]:
     return {
         "scale": ["scale.py"],
         "training_step": ["training_step.py"],
+        "keras_files": ["keras_files.py"],
         "litert": ["litert.py", str(data)],
         "latency_model": ["latency_model.py", "--data", str(data)],
         "quantize": ["quantize.py", "--data", str(data), "--json", str(out / "quantize.json")],
         "planning_speed": ["planning_speed.py", "--out", str(out / "planning_speed.csv")],
         "held_blocks": ["held_blocks.py", "--data", str(data)],
+        "criteria": ["criteria.py", "--data", str(data)],
         "zoo": ["zoo.py", zoo, "--onnx", "--resume", "--out", str(out / "zoo.csv")],
         "export": [
             *("export.py", zoo, "--formats", "onnx,saved_model,litert,read", "--prune", "0.5", "--resume"),

@@ -137,7 +137,11 @@ class Bench:
 
     def calibration(self) -> list[Tensor]:
         """Training images without labels."""
-        return [x for x, _ in self._loader("train", self.setting.calibration, 256)]
+        return [x for x, _ in self.labelled()]
+
+    def labelled(self) -> list[tuple[Tensor, Tensor]]:
+        """The same images with their labels."""
+        return list(self._loader("train", self.setting.calibration, 256))
 
     def training(self, seed: int, *, taught: bool) -> Loader | Taught:
         """Augmented training batches, on request with the teacher's answers."""

@@ -63,7 +63,8 @@ def prune(
         criterion: A name (``"magnitude"``, ``"taylor"``, …), ``{"name": …, option: value}`` or a `Criterion`.
         scope: How groups share the ratio or budget; with "sensitivity" widths go by measured damage against
             measured cost (needs a budget and data). Where a criterion's scores are damages that add up
-            (``"obs"``), they are weighed by what a slot saves and where it is (see `penjing.prune.worth`).
+            (``"obs"``), a budget divides them by what a slot saves, and a ratio takes them relative to their
+            group (see `penjing.prune.worth`).
         ignore: Glob patterns on parameter names, or one of them; the axes of matching parameters stay whole,
             and a branch all of whose parameters match is not taken out unless it is named.
         data: Batches, for criteria that need them and for reconstruction.
