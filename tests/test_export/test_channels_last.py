@@ -134,6 +134,27 @@ def test_all_of_it_runs_in_int8(tmp_path: Path) -> None:
     assert found["QuantizeLinear"] <= found["Conv"] + 5, found
 
 
+@pytest.mark.parametrize(("norms", "left"), [(True, {"Add": 1}), (False, {"Add": 1, "Mul": 1})])
+def test_a_norm_behind_a_product_is_one_addition(tmp_path: Path, norms: bool, left: dict[str, int]) -> None:
+    """A layer scale stays: see `penjing.export.onnx_affine`."""
+
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense, self.norm = nn.Linear(6, 5), Norm(5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.dense(x)
+            return torch.tanh(self.norm(out) if norms else out * self.norm.factor)
+
+    torch.manual_seed(0)
+    model, x = Sequence().eval(), torch.randn(2, 7, 6)
+    path = export_onnx(model, tmp_path / "m.onnx", x)
+    assert ops_of(path) == {"MatMul": 1, "Tanh": 1, **left}
+    (found,) = Session(path).run({"input": x.numpy()}).values()
+    np.testing.assert_allclose(found, model(x).detach().numpy(), atol=1e-6)
+
+
 def test_a_weight_that_others_read_is_left_to_them(tmp_path: Path) -> None:
     """Two convolutions with one weight, of which one is scaled; a factor of the batch is none of channels."""
     rng = np.random.default_rng(0)
