@@ -14,27 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from torch import fx, nn
+from torch import nn
 
 from penjing.graph import Axis, Coupling, Graph, count, positions
-from penjing.graph.axes import Index, Product
-from penjing.graph.module_paths import module_stack
-from penjing.graph.shuffle import SPLITS
 from penjing.prune.apply import of_one_kind, set_attributes
 from penjing.prune.held import kept_integers
 from penjing.prune.layers import Own, normalised_dims, standard
+from penjing.prune.made import How, given_axes, made_axes, owner, padded, split_axes
 from penjing.prune.plan import AttributeEdit, Shape
 from penjing.prune.ranges import Positions
 from penjing.prune.trials import Trials
 
 Evidence = dict[int, Counter[int]]  # old size → new sizes, by weight
 
-# ops whose arguments a forward writes from its attributes
-_SHAPE_OPS = (
-    "view", "reshape", "expand", "split", "chunk", "unflatten", "repeat", "tile", "zeros", "full", "norm",
-    "conv", "pad", "slice", "shuffle",
-)  # fmt: skip
-_WEIGHT_OWN_TENSOR, WEIGHT_SHAPE_OP, _WEIGHT_OTHER = 10_000, 100, 1
+_WEIGHT_OWN_TENSOR, _WEIGHT_SHAPE_OP, _WEIGHT_OTHER = 10_000, 100, 1
 _NEVER = frozenset(
     {
         "training",
@@ -74,7 +67,7 @@ def follow(
     normalised: dict[str, list[tuple[Axis, ...]]] = defaultdict(list)
     for node in graph.module.graph.nodes:
         if node.op == "call_function" and "_norm" in str(node.target) and node.name in coupling.values:
-            normalised[_owner(node)].append(coupling.values[node.name][0])
+            normalised[owner(node)].append(coupling.values[node.name][0])
     edits: list[AttributeEdit] = []
     for path, module in model.named_modules():
         own = _from_tensors(path, module, graph, coupling, kept)
@@ -183,75 +176,16 @@ def _from_values(
 ) -> dict[str, Evidence]:
     """Sizes that values made inside each module's own forward, or given to it, had and get."""
     found: dict[str, Evidence] = defaultdict(lambda: defaultdict(Counter))
-    for path, axis, weight, _ in made_axes(graph, coupling):
+    for path, axis, how in made_axes(graph, coupling):
+        weight = _WEIGHT_OTHER if how is How.OTHER else _WEIGHT_SHAPE_OP
         found[path][axis.size][count(axis, kept)] += weight
     for path, axis, at in padded(graph, coupling):
-        found[path][len(at)][int(np.isin(at, positions(axis, kept)).sum())] += WEIGHT_SHAPE_OP
+        found[path][len(at)][int(np.isin(at, positions(axis, kept)).sum())] += _WEIGHT_SHAPE_OP
     for path, axis in given_axes(graph, coupling) if given else ():
         found[path][axis.size][count(axis, kept)] += _WEIGHT_OTHER
-    for path, axis in _split_axes(graph, coupling) if given else ():
-        found[path][axis.size][count(axis, kept)] += WEIGHT_SHAPE_OP
+    for path, axis in split_axes(graph, coupling) if given else ():
+        found[path][axis.size][count(axis, kept)] += _WEIGHT_SHAPE_OP
     return found
-
-
-def _split_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis]]:
-    """Each dim that a module's own forward splits, which it may write as ``width // heads``: a number that is
-    in no shape.
-    """
-    for node in graph.module.graph.nodes:
-        if str(node.target) not in SPLITS or node.name not in coupling.values:
-            continue
-        made = {axis.size for axes in coupling.values[node.name] for axis in axes}
-        for axes in coupling.values.get(node.args[0].name, ()):
-            for axis in axes:
-                if isinstance(axis, Product) and axis.size not in made:
-                    yield _owner(node), axis
-
-
-def given_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis]]:
-    """Each dim of each value that is made outside a module and read inside it, or in a module of it and read
-    in its own forward.
-    """
-    for node in graph.module.graph.nodes:
-        inside, own = set(module_stack(node)), _owner(node)
-        for source in node.all_input_nodes:
-            if source.op != "get_attr":
-                at_own = {own} if _owner(source) != own else set()
-                for path in at_own.union(inside.difference(module_stack(source))):
-                    for axes in coupling.values.get(source.name, ()):
-                        for axis in axes:
-                            yield path, axis
-
-
-def made_axes(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis, int, str]]:
-    """Each dim of each value, the module in whose forward it is made, its weight as evidence, and the op."""
-    for node in graph.module.graph.nodes:
-        if node.op != "call_function" or node.name not in coupling.values:
-            continue
-        path = _owner(node)
-        weight = WEIGHT_SHAPE_OP if any(word in str(node.target) for word in _SHAPE_OPS) else _WEIGHT_OTHER
-        for axes in coupling.values[node.name]:
-            for axis in axes:
-                yield path, axis, weight, str(node.target)
-
-
-def padded(graph: Graph, coupling: Coupling) -> Iterator[tuple[str, Axis, Index]]:
-    """The slots that each module's own forward pads with: module, axis of the result, positions in it."""
-    for node in graph.module.graph.nodes:
-        if not str(node.target).startswith(("aten.pad.", "aten.constant_pad_nd.")):
-            continue
-        amounts = node.args[1]
-        for axes in coupling.values.get(node.name, ()):
-            for axis, before, after in zip(reversed(axes), amounts[::2], amounts[1::2], strict=False):
-                if isinstance(before, int) and before > 1:
-                    yield _owner(node), axis, np.arange(before)
-                if isinstance(after, int) and after > 1:
-                    yield _owner(node), axis, np.arange(axis.size - after, axis.size)
-
-
-def _owner(node: fx.Node) -> str:
-    """Path of the module in whose forward the node was made."""
-    return ("", *module_stack(node))[-1]
 
 
 def _choose(value: int | Shape, own: Own, nearby: Evidence) -> int | Shape:
@@ -274,4 +208,4 @@ def _winner(value: int, votes: Evidence) -> int:
     best = max(changed, key=lambda new: changed[new])
     # an attribute that some shape op uses unchanged and none changed is left alone
     unchanged = votes[value].get(value, 0)
-    return best if changed[best] >= unchanged or changed[best] >= WEIGHT_SHAPE_OP else value
+    return best if changed[best] >= unchanged or changed[best] >= _WEIGHT_SHAPE_OP else value

@@ -17,7 +17,8 @@ from torch import fx, nn
 
 from penjing.graph import Coupling, Graph
 from penjing.graph.axes import leaves
-from penjing.prune.follow import WEIGHT_SHAPE_OP, given_axes, integers, made_axes
+from penjing.prune.follow import integers
+from penjing.prune.made import How, given_axes, made_axes
 
 _PRODUCTS = {
     "aten.matmul": 0,
@@ -28,8 +29,6 @@ _PRODUCTS = {
     "aten.scaled_dot_product_attention": 0,
 }
 """Products of two tensors, and the place of the first of them."""
-_WRITTEN = ("view", "reshape", "expand", "split", "unflatten", "repeat", "zeros", "ones", "full")
-"""Parts of the names of ops whose sizes a forward writes."""
 
 
 def granted_widths(graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
@@ -48,8 +47,8 @@ def granted_widths(graph: Graph, coupling: Coupling) -> Iterator[set[str]]:
         return
     yield {ids[leaf] for leaf in multiplied}
     shaped: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for path, axis, weight, _ in made_axes(graph, coupling):
-        if weight == WEIGHT_SHAPE_OP:
+    for path, axis, how in made_axes(graph, coupling):
+        if how is not How.OTHER:
             shaped[path, axis.size] |= {leaf.id for leaf in leaves(axis)} & ids.keys()
     alike = multiplied.union(*(found for found in shaped.values() if found & multiplied))
     if alike != multiplied:
@@ -103,8 +102,8 @@ def _written(model: nn.Module, graph: Graph, coupling: Coupling, *, given: bool)
     for path, axis in () if given else given_axes(graph, coupling):
         known[path].add(axis.size)
     found: set[int] = set()
-    for path, axis, _, op in made_axes(graph, coupling):
-        if axis.size not in known[path] and any(word in op for word in _WRITTEN):
+    for path, axis, how in made_axes(graph, coupling):
+        if axis.size not in known[path] and how in (How.SHAPED, How.SPLIT):
             found |= {leaf.id for leaf in leaves(axis)}
     return found
 
@@ -114,8 +113,8 @@ def _beside_fixed(model: nn.Module, graph: Graph, coupling: Coupling, free: Set[
     same number is the size of a dimension that stays whole.
     """
     shaped: dict[tuple[str, int], list[set[int]]] = defaultdict(list)
-    for path, axis, weight, _ in made_axes(graph, coupling):
-        if weight == WEIGHT_SHAPE_OP:
+    for path, axis, how in made_axes(graph, coupling):
+        if how is not How.OTHER:
             shaped[path, axis.size].append({leaf.id for leaf in leaves(axis)} & free)
     numbers = {
         (path, value)

@@ -19,13 +19,10 @@ from torch import nn
 
 from penjing.graph import Axis, Coupling, Graph, Group, count, positions
 from penjing.graph.axes import Index, Leaf, Product, leaves, slot_index
-from penjing.prune.follow import WEIGHT_SHAPE_OP, given_axes, integers, made_axes, padded
+from penjing.prune.follow import integers
 from penjing.prune.layers import standard
+from penjing.prune.made import How, given_axes, made_axes, padded
 from penjing.prune.ranges import Positions
-
-_BY_NUMBER = ("view", "reshape", "unflatten", "expand", "repeat", "tile", "zeros", "ones", "full")
-"""Ops into which a forward writes the width of what it was given. A convolution has its own: what it makes
-may have another width than what it reads."""
 
 _Shaped = dict[tuple[str, int], dict[int, set[int]]]
 """Groups behind a size that a module had, by module and size, and by the size it would get."""
@@ -67,12 +64,12 @@ def torn(
     shaped: _Shaped = defaultdict(lambda: defaultdict(set))
     by_number: _Shaped = defaultdict(lambda: defaultdict(set))
     made_of: dict[tuple[str, int], set[tuple[Leaf, ...]]] = defaultdict(set)
-    for path, axis, weight, op in made_axes(graph, coupling):
+    for path, axis, how in made_axes(graph, coupling):
         behind = _behind(axis, groups)
-        if behind and weight == WEIGHT_SHAPE_OP:
+        if behind and how is not How.OTHER:
             shaped[path, axis.size][count(axis, kept)] |= behind
             made_of[path, axis.size].add(_factors(axis))
-            if any(word in op for word in _BY_NUMBER):
+            if how is How.SHAPED:  # a convolution may make another width than it reads
                 by_number[path, axis.size][count(axis, kept)] |= behind
     for path, axis, at in padded(graph, coupling):
         behind = _behind(axis, groups, at)
