@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from penjing.data import open_data
 from penjing.data.split import ArraySplit, DataBundle, Loader, Split
+from penjing.factor import factorize, with_ranks
 from penjing.files import atomic_write, write_json
 from penjing.graph import trace
 from penjing.graph.branches import find_branches
@@ -237,6 +238,25 @@ def ours(*, stream: bool = False, shorter: bool = False, blocks: bool = False) -
     return make
 
 
+def thin() -> Maker:
+    """Two thin layers in the place of each, fitted block by block; without labels."""
+
+    def make(bench: Bench, seed: int) -> Network:
+        began, setting = time.perf_counter(), bench.setting
+        config = ReconstructConfig(max_samples=setting.calibration, block_steps=setting.block_steps)
+        done = factorize(
+            bench.dense,
+            torch.zeros(_EXAMPLE),
+            setting.budget,
+            bench.calibration(),
+            reconstruct=config,
+            seed=seed,
+        )
+        return Network(done.model, None, time.perf_counter() - began)
+
+    return make
+
+
 def plain(criterion: str) -> Maker:
     """One ratio for all blocks, by a criterion without data, nothing refitted."""
 
@@ -314,6 +334,7 @@ NETWORKS: dict[str, Maker] = {
     "penjing, by blocks": ours(blocks=True),
     "penjing, stream too": ours(stream=True),
     "penjing, shorter": ours(shorter=True),
+    "penjing, factorized": thin(),
     "torch-pruning global L2": peer(everywhere=True),
     "torch-pruning uniform L2": peer(everywhere=False),
     "uniform magnitude": plain("magnitude"),
@@ -390,6 +411,7 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("torch-pruning global L2", "mixed"),
     ("torch-pruning global L2", "guided"),
     ("penjing, by blocks", "held"),
+    ("penjing, factorized", "held"),
     ("torch-pruning global L2", "held"),
     ("uniform magnitude", "held"),
     ("random", "held"),
@@ -491,8 +513,14 @@ def recovered(bench: Bench, network: str, recovery: str, seed: int) -> nn.Module
 
 
 def _rebuilt(bench: Bench, plan: Path, weights: dict[str, Tensor]) -> nn.Module:
-    """A pruned network from its weights: by its plan, or, where another library made it, by their shapes."""
-    if plan.exists():
+    """A pruned network from its weights: by its plan, by its ranks, or, where another library made it, by their
+    shapes.
+    """
+    suffix = ".into.weight"
+    ranks = {name.removesuffix(suffix): len(weights[name]) for name in weights if name.endswith(suffix)}
+    if ranks:
+        model = with_ranks(bench.dense, ranks)
+    elif plan.exists():
         model = apply(bench.dense, Plan.load(plan), torch.zeros(_EXAMPLE)).model
     else:
         model = copy.deepcopy(bench.dense)

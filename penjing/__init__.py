@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from penjing.events import Event as Event
     from penjing.export.export import export as export
     from penjing.export.verify import verify as verify
+    from penjing.factor.api import FactorizeResult as FactorizeResult
+    from penjing.factor.api import factorize as factorize
     from penjing.graph import couple as couple
     from penjing.graph import trace as trace
     from penjing.measure.inspect import inspect as inspect
@@ -55,6 +57,7 @@ _HOMES = {
     "penjing.errors": ("PenjingError",),
     "penjing.events": ("Event",),
     "penjing.export": ("export", "verify"),
+    "penjing.factor": ("FactorizeResult", "factorize"),
     "penjing.graph": ("couple", "trace"),
     "penjing.measure": ("inspect",),
     "penjing.models": ("build",),
@@ -73,6 +76,7 @@ __all__ = [
     "Budget",
     "DataBundle",
     "Event",
+    "FactorizeResult",
     "Loader",
     "PenjingError",
     "Plan",
@@ -89,6 +93,7 @@ __all__ = [
     "compress",
     "couple",
     "export",
+    "factorize",
     "inspect",
     "load",
     "load_model",

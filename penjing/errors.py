@@ -52,6 +52,12 @@ class BudgetError(PruneError):
     """Raised when a budget is out of reach with everything removed that may go."""
 
 
+class FactorizeError(PenjingError):
+    """Raised when no layer can be split into two, or ranks cannot meet the budget."""
+
+    stage = "factorize"
+
+
 class RecoverError(PenjingError):
     """Raised by training and recovery: non-finite loss, labels out of range, a teacher of another shape."""
 

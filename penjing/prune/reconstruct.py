@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from typing import Annotated, Any, Literal
@@ -250,12 +250,13 @@ def counterparts(student: Graph, teacher: Graph, gone: Sequence[str] = ()) -> di
 
 def _aligned(student: Graph, teacher: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     mine, theirs = (list(module.graph.nodes) for module in (student.module, teacher))
-    keys = [_key(node) for node in mine], [_key(node) for node in theirs]
+    names = _renamed(student, {str(node.target) for node in theirs if node.op == "get_attr"})
+    keys = [_key(node, names) for node in mine], [_key(node, {}) for node in theirs]
     runs = SequenceMatcher(None, keys[0], keys[1], autojunk=False).get_matching_blocks()
     pairs = {mine[run.a + at]: theirs[run.b + at] for run in runs for at in range(run.size)}
     for node in mine:
         read = [str(source.target) for source in node.all_input_nodes if source.op == "get_attr"]
-        parameters = [name for name in read if name in student.params]
+        parameters = [name for name in read if name in student.params and name not in names]
         if node not in pairs and (parameters or node.op == "output"):
             raise PruneError(
                 f"student and teacher compute different things: {node.target} is only in the student",
@@ -265,7 +266,21 @@ def _aligned(student: Graph, teacher: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     return pairs
 
 
-def _key(node: fx.Node) -> tuple[str, ...]:
+def _renamed(student: Graph, theirs: Collection[str]) -> dict[str, str]:
+    """Parameters of layers that the student has as two (`penjing.factor`), and what the original calls them:
+    the second one gives what the layer gives, the first one what only the student has.
+    """
+    found: dict[str, str] = {}
+    for name in student.params.keys() - set(theirs):
+        path, _, kind = name.rpartition(".")
+        layer, _, half = path.rpartition(".")
+        if half in ("into", "out") and f"{layer}.weight" in theirs:
+            found[name] = f"{layer}.{kind}" if half == "out" else name
+    return found
+
+
+def _key(node: fx.Node, names: Mapping[str, str]) -> tuple[str, ...]:
     """What a node is: its op and the parameters that it reads."""
-    names = (str(source.target) for source in node.all_input_nodes if source.op == "get_attr")
-    return (node.op, "" if node.op == "output" else str(node.target), *names)
+    read = (str(source.target) for source in node.all_input_nodes if source.op == "get_attr")
+    op = "" if node.op == "output" else str(node.target)
+    return (node.op, names.get(op, op), *(names.get(name, name) for name in read))

@@ -84,7 +84,7 @@ class Refit:
         behind = (place.behind.norm for place in places.values() if len(place.calls) == 1)
         norms = [*find_norms(self.student), *(norm for norm in behind if norm is not None)]
         self.norms = {norm.first: norm for norm in norms} if config.rebase_norms else {}
-        self.total = len(chosen)
+        self.total = len({self.places[node].weight for node in self.places if node in self.twin})
         self.num_samples = sum(count_samples(batch) for batch in self.batches)
         self.done: list[LayerFit] = []
         counterpart = Counterpart(self.teacher, self.twin, whole)
@@ -158,7 +158,7 @@ class Refit:
 
     def _before(self, node: fx.Node) -> None:
         if node in self.places:
-            if self.places[node].weight not in self.refitted:
+            if node in self.twin and self.places[node].weight not in self.refitted:
                 self._refit(self.places[node])
         elif node in self.norms:
             norm = self.norms[node]
@@ -298,6 +298,8 @@ class Refit:
         """Positions of the teacher's outputs that the student has."""
         out = place.dims[0]
         kept = None if out is None else self.kept.get(place.weight, {}).get(out)
+        if place.weight not in self.teacher.params:  # the second of two layers in the place of one
+            return None
         theirs, mine = (place.kernel(graph.params) for graph in (self.teacher, self.student))
         expected = len(theirs) if kept is None else len(kept)
         if expected != len(mine):
