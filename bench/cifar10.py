@@ -513,9 +513,7 @@ def recovered(bench: Bench, network: str, recovery: str, seed: int) -> nn.Module
 
 
 def _rebuilt(bench: Bench, plan: Path, weights: dict[str, Tensor]) -> nn.Module:
-    """A pruned network from its weights: by its plan, by its ranks, or, where another library made it, by their
-    shapes.
-    """
+    """A pruned network from its weights: by plan or ranks, or, where another library made it, by shapes."""
     suffix = ".into.weight"
     ranks = {name.removesuffix(suffix): len(weights[name]) for name in weights if name.endswith(suffix)}
     if ranks:
