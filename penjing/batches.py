@@ -465,14 +465,30 @@ def _scores(output: Any, error: type[PenjingError]) -> Tensor:
     return output
 
 
+def check_batches(data: Any, name: str = "data") -> None:
+    """Refuse what gives no batches: a path, one batch, a set of single samples, a bundle of sets.
+
+    Raises:
+        DataError: naming the data.
+    """
+    from penjing.data.split import Split  # which reads batches itself
+
+    if isinstance(data, Iterable) and not isinstance(data, (Split, str, Mapping)):
+        return
+    raise DataError(
+        f"{name} is a {type(data).__name__}, not batches",
+        remedy="Give a list of batches, a DataLoader (of a Dataset), or pj.Loader(split, batch_size) (of a "
+        "Split of pj.open_data)",
+    )
+
+
 def check_reiterable(data: Any, name: str = "data") -> None:
     """Refuse what cannot be iterated again and again.
 
     Raises:
         DataError: naming the data.
     """
-    if not isinstance(data, Iterable):
-        raise used_up(f"{name} cannot be iterated")
+    check_batches(data, name)
     if isinstance(data, Iterator):  # making one to see would start a loader's workers, and draw
         raise used_up(f"{name} is an iterator: {name} can be iterated only once and is used up after a pass")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,38 @@ def run_users(call: Callable[[], Any], source: str, error: type[PenjingError]) -
             layer=source,
             remedy="Correct the file; --debug shows the line",
         ) from raised
+
+
+def run_factory(
+    factory: Callable[..., Any], options: Mapping[str, Any], source: str, error: type[PenjingError]
+) -> Any:
+    """Call a user's function with the options given for it.
+
+    Raises:
+        PenjingError: of class ``error``: it does not take them, or fails.
+    """
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # of compiled code, which tells by itself
+        return run_users(lambda: factory(**options), source, error)
+    try:
+        signature.bind(**options)
+    except TypeError as wrong:  # the options are to be corrected, not the file
+        raise error(f"its options do not fit: {wrong}", layer=source, remedy=_taken(signature)) from wrong
+    return run_users(lambda: factory(**options), source, error)
+
+
+def _taken(signature: inspect.Signature) -> str:
+    """The options of a function, those that it needs first."""
+    by_name = [one for one in signature.parameters.values() if one.kind in _BY_NAME]
+    needed = [one.name for one in by_name if one.default is one.empty]
+    free = [one.name for one in by_name if one.default is not one.empty]
+    both = (("needs", needed), ("may be given", free))
+    said = [f"{what} {', '.join(names)}" for what, names in both if names]
+    return f"It {' and '.join(said)}" if said else "It takes no options"
+
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import penjing as pj
 from penjing.batches import ask, first_samples, outputs_of, take_apart, unpack
+from penjing.data import ArraySplit
 from penjing.errors import DataError
 
 X, Y, Z = torch.zeros(4, 3), torch.arange(4), torch.ones(4, 5)
@@ -103,3 +106,28 @@ def test_a_pair_for_a_network_of_two_inputs_says_how_to_give_both() -> None:
     with pytest.raises(DataError, match=r"missing 1 required .*make it \(\(a, b\), target\) or a dict"):
         ask(Two(), batch.inputs, "model")
     assert torch.equal(ask(Two(), unpack(((X, X), Y)).inputs, "model"), X)
+
+
+class Samples(torch.utils.data.Dataset[Any]):
+    def __getitem__(self, index: int) -> Any:
+        return torch.zeros(3), 0
+
+
+SPLIT = ArraySplit(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "data", [SPLIT, Samples(), "images.npz", {"train": []}], ids=lambda one: type(one).__name__
+)
+def test_every_stage_tells_sets_and_paths_from_batches(data: Any, tmp_path: Path) -> None:
+    """A Split was refused for "a ndarray" in a batch, and what takes it was not named."""
+    net, x = nn.Linear(3, 2), torch.zeros(2, 3)
+    stages = (
+        lambda: pj.train(net, data),
+        lambda: pj.recover(net, net, [x], pj.RecoverConfig(epochs=1), val=data),
+        lambda: pj.prune(net, x, criterion="taylor", data=data),
+        lambda: pj.quantize(net, data, out=tmp_path / "q.onnx", example_inputs=x),
+    )
+    for stage in stages:
+        with pytest.raises(DataError, match=rf"{type(data).__name__}, not batches\. .*pj\.Loader\(split"):
+            stage()

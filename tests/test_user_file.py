@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from penjing.cli.app import main
-from penjing.errors import DataError, RunError
+from penjing.data import open_data
+from penjing.errors import ArtifactError, DataError, RunError
+from penjing.models.spec import load_model
 from penjing.recipe.lock import run_lock
 from penjing.user_file import named_function, users_fault
 
@@ -62,6 +66,35 @@ def test_a_file_that_fails_leaves_nothing_behind(folder: Path) -> None:
 def test_the_nearest_name_is_offered(folder: Path) -> None:
     with pytest.raises(DataError, match=r"no function 'at_imprt'.*Use one of at_import$"):
         named_function(folder / "mine.py", "at_imprt", DataError)
+
+
+@pytest.mark.parametrize(
+    ("signature", "given", "said"),
+    [
+        (
+            "width=4, *, depth=2",
+            {"with": 3},
+            "unexpected keyword argument 'with'. It may be given width, depth",
+        ),
+        ("width, depth=2", {}, "missing a required argument: 'width'. It needs width and may be given depth"),
+        ("", {"width": 3}, "unexpected keyword argument 'width'. It takes no options"),
+    ],
+)
+def test_of_wrong_options_the_file_is_not_blamed(
+    signature: str, given: dict[str, Any], said: str, folder: Path
+) -> None:
+    (folder / "net.py").write_text(f"import torch\ndef make({signature}): return torch.nn.Linear(2, 2)\n")
+    for read, error in ((load_model, ArtifactError), (lambda spec, **o: open_data(spec, **o), DataError)):
+        with pytest.raises(error, match=re.escape(said) + "$") as caught:
+            read(f"{folder / 'net.py'}:make", **given)
+        assert "Correct the file" not in str(caught.value)
+
+
+def test_a_factory_of_any_options_is_given_them(folder: Path) -> None:
+    (folder / "net.py").write_text(
+        "import torch\ndef make(**sizes): return torch.nn.Linear(2, sizes['out'])\n"
+    )
+    assert load_model(f"{folder / 'net.py'}:make", out=5).model.out_features == 5
 
 
 def test_what_it_raises_later_is_no_bug_of_ours(

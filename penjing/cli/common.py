@@ -53,13 +53,11 @@ Seed = Annotated[int, typer.Option(help="Seeds everything that draws.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")]
-Formats = Annotated[
-    str,
-    typer.Option(
-        help="Formats, with commas: onnx, saved_model, program, openvino, litert, litert_fp16, "
-        "litert_dynamic, or in int8 onnx_int8, saved_model_int8, litert_int8."
-    ),
-]
+FORMATS = (
+    "Formats, with commas: onnx, saved_model, program, openvino, litert, litert_fp16, litert_dynamic, or in "
+    "int8 onnx_int8, saved_model_int8, litert_int8."
+)
+Formats = Annotated[str, typer.Option(help=FORMATS)]
 DynamicAxes = Annotated[
     list[str] | None,
     typer.Option(
@@ -154,15 +152,20 @@ def budget_of(given: Sequence[str] | None) -> dict[str, Any] | None:
     return found or None
 
 
-def load(spec: str, *, weights: str | None, options: Sequence[str] | None, trust: bool) -> LoadedModel:
-    """The model of a spec, with its example inputs."""
+def load(
+    spec: str, *, weights: str | None, options: Sequence[str] | None, trust: bool, seed: int = 0
+) -> LoadedModel:
+    """The model of a spec, with its example inputs; what a factory draws for it follows from the seed."""
     from penjing.models.spec import load_model
+    from penjing.recover.chance import private_globals, seed_globals
 
-    return load_model(spec, weights=weights, trust=trust, **pairs(options, "--option"))
+    with private_globals():
+        seed_globals(seed)
+        return load_model(spec, weights=weights, trust=trust, **pairs(options, "--option"))
 
 
 def opened(
-    spec: str, *, weights: str | None, options: Sequence[str] | None, trust: bool
+    spec: str, *, weights: str | None, options: Sequence[str] | None, trust: bool, seed: int = 0
 ) -> tuple[Any, LoadedModel | None]:
     """What `export` and `quantize` take, and the loaded model it is of: an ONNX file stays a path.
 
@@ -178,7 +181,7 @@ def opened(
                     remedy="Leave it out",
                 )
         return Path(spec), None
-    loaded = load(spec, weights=weights, options=options, trust=trust)
+    loaded = load(spec, weights=weights, options=options, trust=trust, seed=seed)
     return loaded.model, loaded
 
 
@@ -235,9 +238,14 @@ def _declared(file: Path | None) -> Any:
     }
 
 
-def examples(loaded: LoadedModel, feed: Feed | None = None) -> Any:
+def examples(loaded: LoadedModel, feed: Feed | None = None, *, takes_data: bool = True) -> Any:
     """Example inputs: the model's own, else the first samples of the data. Where the model leaves sizes free,
     the data comes first, and what is assumed without it is said on standard error.
+
+    Args:
+        loaded: The model.
+        feed: The data, where there is some.
+        takes_data: Whether the verb has ``--data``.
 
     Raises:
         RecipeError: where there are neither.
@@ -257,9 +265,13 @@ def examples(loaded: LoadedModel, feed: Feed | None = None) -> Any:
     raise RecipeError(
         "the model comes without example inputs",
         layer=loaded.source,
-        remedy=f"Let the factory return both: {both}"
-        if loaded.kind == "file"
-        else f"Write a function that loads it and ends with {both}; give that as the model: file.py:function",
+        remedy=("Give --data, whose first samples are taken, or: " if takes_data else "")
+        + (
+            f"Let the factory return both: {both}"
+            if loaded.kind == "file"
+            else f"Write a function that loads it and ends with {both}; give that as the model: "
+            "file.py:function"
+        ),
     )
 
 

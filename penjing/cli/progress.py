@@ -54,10 +54,12 @@ def _number(value: float) -> str:
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        if not speed:
-            return Text("")
-        unit = task.fields.get("unit", "step")
-        return Text(f"{speed:.1f} {unit}/s" if speed >= 1 else f"{1 / speed:.1f} s/{unit}", style="dim")
+        return Text(_pace(speed, task.fields.get("unit", "step")) if speed else "", style="dim")
+
+
+def _pace(speed: float, unit: str) -> str:
+    """Units in a second, or where they are long the seconds of one."""
+    return f"{speed:.3g} {unit}/s" if speed >= 0.5 else f"{1 / speed:.3g} s/{unit}"
 
 
 def _live(console: Console) -> Progress:
@@ -142,11 +144,19 @@ class _Plain:
         self._stream = stream
         self._last = 0.0
         self._began: dict[str, tuple[float, int]] = {}  # when, and after how many steps (of a resumed stage)
+        self._fresh: set[str] = set()  # stages that have told of no step yet
 
     def __call__(self, event: Event) -> None:
         now = time.monotonic()
         if event.kind == "start":
             self._began[event.stage] = now, event.step
+            self._fresh.add(event.stage)
+        elif event.kind == "progress" and event.stage in self._fresh:
+            self._fresh.remove(event.stage)
+            if (
+                event.step == self._began[event.stage][1] + 1
+            ):  # much is set up in a first step: it tells no pace
+                self._began[event.stage] = now, event.step
         if event.kind == "progress" and event.stage != "run":
             if now - self._last < _SECONDS_BETWEEN_LINES or not event.total:
                 return
@@ -173,4 +183,4 @@ class _Plain:
         if event.stage == "run" or done <= 0 or spent < 1:
             return ""
         rate = done / spent
-        return f"({rate:.3g} {event.unit}/s, {(event.total - event.step) / rate:.0f} s left)"
+        return f"({_pace(rate, event.unit)}, {(event.total - event.step) / rate:.0f} s left)"

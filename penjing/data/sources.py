@@ -32,7 +32,7 @@ from penjing.data.split import (
 )
 from penjing.errors import DataError
 from penjing.files import check_permitted, from_home
-from penjing.user_file import named_function, run_users
+from penjing.user_file import named_function, run_factory
 
 T = TypeVar("T")
 Parts = dict[str, Split]  # "train" always; "val" and "test" where the source has them
@@ -338,7 +338,7 @@ def _as_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
 def _from_factory(path: Path, name: str, options: Mapping[str, Any]) -> DataBundle:
     source = f"{path}:{name}"
     factory = named_function(path, name, DataError)
-    given = run_users(lambda: factory(**options), source, DataError)
+    given = run_factory(factory, options, source, DataError)
     if isinstance(given, DataBundle):
         return given
     if not isinstance(given, (Mapping, tuple, list)):

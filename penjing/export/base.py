@@ -91,7 +91,7 @@ class Source:
         if self.int8 is None:
             raise ExportError(
                 f"format {name!r} was asked for, but there is no quantized model",
-                remedy="Quantize first and pass the file as int8=…",
+                remedy="Quantize first and pass that file: int8=…, on the command line --int8",
             )
         return self.int8
 

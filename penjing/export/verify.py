@@ -299,12 +299,16 @@ def verify(
         notes=tuple(notes),
     )
     if bad and raise_on_failure:
-        remedy = _DROPS if bad[0] in dropped else _REMEDY
+        remedy = _DROPS if bad[0] in dropped else _REMEDY_INT8 if quantized else _REMEDY
         raise VerifyError(_why(bad[0], measure, allowed, diverges), layer=str(runner.path), remedy=remedy)
     return result
 
 
 _REMEDY = "Do not deploy this file; look at the op named, or allow a larger tolerance"
+_REMEDY_INT8 = (
+    "Compare it on inputs like those that its ranges were taken from (on the command line --data). If these "
+    f"were such: {_REMEDY[0].lower()}{_REMEDY[1:]}"
+)
 _DROPS = (
     "The model drops a batch of one, as squeeze() does where no dimension is named: name it in the forward, "
     "x.squeeze(-1), or leave 1 out of batch_sizes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 _ROW, _BAR, _LANE = 26, 14, 9
 _WIDTH = 720
+_CHARACTER = 6.9  # mean width of a character in a wide sans-serif font of 12 px
 _STATES = {
     "prunable": "outputs can be pruned",
     "partly": "some outputs can be pruned",
@@ -108,10 +110,12 @@ def _lanes(arcs: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
 
 
 def _legend() -> str:
+    widths = [25 + _CHARACTER * len(text) for text in _STATES.values()]
+    starts = accumulate(widths[:-1], initial=12.0)
     return "".join(
-        f'<rect class="{state}" x="{x}" y="4" width="10" height="10" rx="2"/>'
-        f'<text x="{x + 15}" y="13">{escape(text)}</text>'
-        for x, (state, text) in zip((12, 175, 365, 530), _STATES.items(), strict=True)
+        f'<rect class="{state}" x="{x:g}" y="4" width="10" height="10" rx="2"/>'
+        f'<text x="{x + 15:g}" y="13">{escape(text)}</text>'
+        for x, (state, text) in zip(starts, _STATES.items(), strict=True)
     )
 
 

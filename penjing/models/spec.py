@@ -34,7 +34,7 @@ from penjing.errors import ArtifactError, PenjingError
 from penjing.files import from_home
 from penjing.models import hugging_face_door
 from penjing.models.weights import load_weights, opened
-from penjing.user_file import folder_importable, named_function, run_users
+from penjing.user_file import folder_importable, named_function, run_factory
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _from_file(spec: str, trust: bool, options: dict[str, Any]) -> LoadedModel:
             remedy=f"Write {file}:NAME, e.g. {file}:build",
         )
     build = named_function(Path(file), factory, ArtifactError)
-    made = run_users(lambda: build(**options), spec, ArtifactError)
+    made = run_factory(build, options, spec, ArtifactError)
     model, examples = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ArtifactError(

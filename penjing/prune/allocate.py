@@ -15,10 +15,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.errors import BudgetError, PruneError
+from penjing.errors import PruneError
 from penjing.graph import Group
 from penjing.graph.solve import matches
-from penjing.prune.budget import Budget, in_words
+from penjing.prune.budget import Budget, out_of_reach
 from penjing.prune.ranges import Positions
 
 Scope = Literal["local", "global", "isomorphic", "sensitivity"]
@@ -279,15 +279,9 @@ def _meet(
     def excess(amounts: Mapping[str, float]) -> dict[str, float]:
         return {name: amount for name, amount in amounts.items() if amount > limits[name]}
 
-    over = excess(spent(steps(len(line))))
-    if over:
-        what = ", ".join(
-            f"{name} {in_words(name, count)} > {in_words(name, limits[name])}" for name, count in over.items()
-        )
-        raise BudgetError(
-            f"the budget is out of reach: with everything removed that may go, {what}",
-            remedy="Allow more, lower min_slots, or ignore fewer layers (inspect shows what is frozen)",
-        )
+    least = spent(steps(len(line)))
+    if excess(least):
+        raise out_of_reach(least, limits)
     low, high = 0, len(line)
     while low < high:
         middle = (low + high) // 2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from penjing.batches import check_reiterable
+from penjing.batches import check_batches, check_reiterable
 from penjing.errors import PruneError, TraceError
 from penjing.events import Event, Listener, silent
 from penjing.graph import Coupling, Graph, couple, trace
@@ -93,7 +93,7 @@ def prune(
         TraceError: if the model cannot be traced.
         PruneError: for bad options, a budget out of reach, or scores that are not finite.
         RecipeError: for a budget or reconstruction options with an unknown or wrong entry.
-        DataError: for data that is needed again and can be iterated only once.
+        DataError: for data that are no batches, or are needed again and can be iterated only once.
     """
     check_model(model)
     chosen = make_criterion(criterion)
@@ -104,6 +104,8 @@ def prune(
     if branches == "auto" and (budget is None or data is None):
         raise PruneError("branches 'auto' needs a budget and data", remedy="Pass both, or a number")
     counted = isinstance(branches, int) and branches > 0
+    if data is not None:
+        check_batches(data)
     passes = (chosen.needs_data, reconstruct, counted, scope == "sensitivity" and sensed is None)
     if data is not None and (branches == "auto" or sum(map(bool, passes)) > 1):
         check_reiterable(data)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from penjing.config import Config
-from penjing.errors import PruneError
+from penjing.errors import BudgetError, PruneError
 
 BOUNDS = ("params", "macs", "bytes", "latency")
 """What can be bounded; the rest of a budget says how latency is measured."""
@@ -23,6 +23,19 @@ _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 def in_words(name: str, amount: float) -> str:
     """An amount of what a budget bounds, with its unit: ``"2,348"`` (of counts), ``"0.0212 ms"``."""
     return f"{1e3 * amount:.4g} ms" if name == "latency" else f"{round(amount):,}"
+
+
+def out_of_reach(least: Mapping[str, float], limits: Mapping[str, float]) -> BudgetError:
+    """The error for limits under the least that can be left, both in absolute amounts."""
+    over = {name: limit for name, limit in limits.items() if least[name] > limit}
+    said = ", ".join(f"{name} {in_words(name, least[name])} > {in_words(name, over[name])}" for name in over)
+    percent = any(1 < limit <= 100 for name, limit in over.items() if name != "latency")
+    more = "Write a share as a fraction (0.5 is half; above 1 it is a count), or allow more"
+    return BudgetError(
+        f"the budget is out of reach: with everything removed that may go, {said}",
+        remedy=f"{more if percent else 'Allow more'}, lower min_slots, or ignore fewer layers (inspect shows "
+        "what is frozen)",
+    )
 
 
 class Budget(Config):

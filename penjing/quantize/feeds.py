@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from penjing.batches import take_apart
+from penjing.batches import check_batches, take_apart
 from penjing.class_order import class_by_class, plain_labels
 from penjing.errors import QuantizeError
 from penjing.naming import by_name, leaves, lone
@@ -53,14 +53,11 @@ def rereadable(data: Iterable[Any], samples: int) -> Iterable[Any]:
     """Batches to be read more than once: of an iterator a list, cut to ``samples``; an array is one batch.
 
     Raises:
-        QuantizeError: if it is not iterable.
+        DataError: if it gives no batches.
     """
     if _is_array(data):
         return [data]
-    if not isinstance(data, Iterable):
-        raise QuantizeError(
-            f"data is {type(data).__name__!r}, not batches", remedy="Give an iterable of batches of inputs"
-        )
+    check_batches(data)
     if not isinstance(data, Iterator):
         return data
     kept, count = [], 0

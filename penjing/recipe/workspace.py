@@ -234,7 +234,9 @@ class Workspace:
             channels, height = (*self.bundle.image_shape, 0, 0)[:2]
             fitting = {"num_classes": self.bundle.num_classes, "in_channels": channels, "image_size": height}
             options = {"seed": self.recipe.seed, **{k: v for k, v in fitting.items() if v}, **options}
-        return load_model(config.spec, weights=config.weights, trust=config.trust, **options)
+        with chance.private_globals():  # a factory draws weights from the global generators
+            chance.seed_globals(self.recipe.seed, *b"model")
+            return load_model(config.spec, weights=config.weights, trust=config.trust, **options)
 
     def original(self) -> nn.Module:
         """A fresh copy of the network as its spec gives it: untrained, or with the weights it came with."""

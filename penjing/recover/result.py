@@ -85,6 +85,14 @@ class RecoverResult(InShort):
         title = f"{self.steps:,} steps in {duration(self.seconds)}, {self.precision}; kept: {self.kept}{best}"
         return Brief(title, ("epoch", "train loss", "train", "validation"), rows[:1] + rows[1:][-10:])
 
+    @property
+    def reached(self) -> Mapping[str, float]:
+        """The entry of ``history``, or ``start``, whose weights came back; empty where there is none."""
+        if self.kept == "start":
+            return self.start
+        at = self.best_epoch if self.kept == "best" else None
+        return self.history[-1 if at is None else at - 1] if self.history else {}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; what depends on the clock is under ``"timing"``."""
         return {

@@ -192,7 +192,10 @@ def _x_scale(points: Sequence[Point], log: bool, left: float) -> Scale:
     if log:
         low, high = low / 1.6, high * 1.6
     elif low == high:
-        low, high = low - 1, high + 1
+        low, high = (
+            low - 0.5,
+            high + 0.5,
+        )  # of whole numbers, such as the one epoch of a run, no other is in it
     return Scale(low, high, left, WIDTH - _RIGHT, log)
 
 
@@ -251,11 +254,12 @@ def _mark(point: Point, x: Scale, y: Scale, colour: str, *, small: bool, name: s
 
 def _labels(series: Sequence[Series], x: Scale, y: Scale) -> list[str]:
     """Names beside the points, in their colours: as near as they lie neither on a point nor on a name, nor on
-    the numbers of an axis.
+    the numbers of an axis; where there is room near by, not across an interval either.
     """
     points = [(p, f"c{index % NUM_COLOURS + 1}") for index, s in enumerate(series) for p in s.points]
     # x start, x end, y of the text: of the dots, and of the labels already placed
     taken = [(x(p.x) - _DOT, x(p.x) + _DOT, y(p.y) + 4) for p, _ in points]
+    intervals = [(x(p.x), y(p.high), y(p.low)) for p, _ in points if p.low is not None and p.high is not None]
     parts = []
     for point, colour in sorted(points, key=lambda pair: y(pair[0].y)):
         width = _CHARACTER * len(point.label)
@@ -267,13 +271,23 @@ def _labels(series: Sequence[Series], x: Scale, y: Scale) -> list[str]:
                 for begin, end, other in taken
             )
 
+        def clear(start: float, at: float, width: float = width) -> bool:
+            return not any(
+                start < across < start + width and top - _ABOVE < at < bottom + _LINE
+                for across, top, bottom in intervals
+            )
+
         sides = (x(point.x) + 9, "start"), (x(point.x) - 9 - width, "end")
         places = [
             (start, y(point.y) + 4 + move * _LINE, anchor)
             for move in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5)
             for start, anchor in sides
         ]
-        start, at, anchor = next((place for place in places if free(*place[:2])), places[0])
+        room = [place for place in places if free(*place[:2])] or places[:1]
+        near = [
+            place for place in room if abs(place[1] - room[0][1]) <= 2 * _LINE
+        ]  # farther off, whose is it?
+        start, at, anchor = next((place for place in near if clear(*place[:2])), room[0])
         taken.append((start, start + width, at))
         edge = start if anchor == "start" else start + width
         parts.append(

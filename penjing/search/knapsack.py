@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.errors import BudgetError
-from penjing.prune.budget import in_words
+from penjing.prune.budget import out_of_reach
 
 Floats = NDArray[np.float64]
 Levels = tuple[int, ...]
@@ -106,13 +105,7 @@ def spend(damage: Sequence[Floats], costs: Costs, limits: Mapping[str, float]) -
     lowest: Levels = tuple(len(one) - 1 for one in damage)
     (floor,) = costs([lowest])
     if any(floor[name] > limit for name, limit in limits.items()):
-        over = ", ".join(
-            f"{n} {in_words(n, floor[n])} > {in_words(n, m)}" for n, m in limits.items() if floor[n] > m
-        )
-        raise BudgetError(
-            f"the budget is out of reach: with everything removed that may go, {over}",
-            remedy="Allow more, lower min_slots, or ignore fewer layers (inspect shows what is frozen)",
-        )
+        raise out_of_reach(floor, limits)
     candidates = [lowest]
     for start in (tuple(0 for _ in damage), lowest):
         candidates += _relinearised(start, damage, costs, limits)

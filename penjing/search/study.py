@@ -26,6 +26,9 @@ from penjing.recipe.schema import Recipe
 from penjing.recipe.store import hash_json
 from penjing.search.space import Space
 
+STUDY_FILE = "study.json"
+"""What a study does, in its folder."""
+
 _NAME = "penjing"
 _DIRECTIONS = ("maximize", "minimize", "minimize")
 _MOST_LOSSES = 10
@@ -126,7 +129,7 @@ class Study:
             RecipeError: without Optuna.
         """
         folder = Path(folder)
-        path = folder / "study.json"
+        path = folder / STUDY_FILE
         _optuna()
         # looked at first: whoever is making the same study now writes its `study.json` before all else
         others = any(not one.name.startswith(".") for one in folder.glob("*"))
@@ -237,7 +240,7 @@ class Study:
         return [{**row, "front": row_on} for row, row_on in zip(rows, front, strict=True)]
 
     def _read(self) -> StudyConfig:
-        path = self.folder / "study.json"
+        path = self.folder / STUDY_FILE
         try:
             return StudyConfig.model_validate_json(path.read_bytes())
         except OSError as error:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import penjing.export as pe
 from penjing.cli.app import _carry_out, _how_to_resume, main
 from penjing.cli.common import budget_of, emit, in_points, names, pairs
 from penjing.cli.verbs.bench import _table
@@ -99,6 +100,12 @@ def test_a_pickled_model_without_inputs_is_told_how_to_have_some(
     assert "the factory" not in err
     assert "Write a function that loads it" in err
     assert "file.py:function" in err
+    assert "--data" not in err
+    code, _, err = call(
+        capsys, "export", str(tmp_path / "whole.pt"), "--trust", "--out", str(tmp_path / "out")
+    )
+    assert code == 2
+    assert "Give --data, whose first samples are taken, or: Write a function" in err
 
 
 def test_unknown_options_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,6 +263,46 @@ def test_tables_are_not_cut_off_in_a_pipe(capsys: pytest.CaptureFixture[str]) ->
     ]
     emit({}, _table([{**row, "median_ms": 1.5, "p95_ms": 2.5} for row in rows]), False)
     assert {"f" * 90, "28.6", "kB", "1.32.0"} <= set(capsys.readouterr().out.split())
+
+
+def test_a_size_that_no_file_leaves_free_is_no_size(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "m.onnx"
+    pe.export_onnx(torch.nn.Conv1d(4, 3, 3), file, torch.randn(2, 4, 8), dynamic_axes={"*": {2: "length"}})
+    timed = ["bench", str(file), "--batch", "1", "--runs", "2", "--json", "--size"]
+    code, _, err = call(capsys, *timed, "length=16", "--size", "lenght=8")
+    assert code == 2
+    assert "no file leaves lenght free" in err
+    assert call(capsys, *timed, "length=16")[0] == call(capsys, *timed, "*:2=16")[0] == 0
+
+
+def test_the_report_of_a_study_is_elsewhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text("{}")
+    code, _, err = call(capsys, "report", str(tmp_path))
+    assert code == 2
+    assert f"penjing study --out {tmp_path}" in err
+
+
+def test_what_a_factory_draws_follows_from_the_seed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = (
+        "from torch import nn, zeros\ndef make():\n    return nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))"
+    )
+    (tmp_path / "net.py").write_text(text + ", zeros(2, 4)\n")
+
+    def weights(seed: int, name: str) -> Any:
+        prune = ("prune", f"{tmp_path / 'net.py'}:make", "--out", str(tmp_path / name), "--seed", str(seed))
+        assert call(capsys, *prune)[0] == 0
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    torch.manual_seed(5)
+    one = weights(0, "one")
+    torch.manual_seed(6)
+    before = torch.get_rng_state()
+    assert weights(0, "two") == one != weights(1, "three")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_study_goes_on_when_given_again() -> None:

@@ -58,6 +58,33 @@ def test_the_pace_of_a_resumed_stage_counts_its_own_steps(monkeypatch: pytest.Mo
     assert "[recover] 110/200 step (0.5 step/s, 180 s left)" in stream.getvalue()
 
 
+def test_the_first_step_tells_no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is set up in it, and validated before it, made "324 s left" of two seconds."""
+    clock = [0.0]
+    monkeypatch.setattr("penjing.cli.progress.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    with progress(stream=stream) as listen:
+        listen(Event("recover", "start", 0, 200))
+        for step in range(1, 22):
+            clock[0] = 20.0 + 0.5 * step
+            listen(Event("recover", "progress", step, 200))
+    assert stream.getvalue().splitlines() == [
+        "[recover] 1/200 step",
+        "[recover] 21/200 step (2 step/s, 90 s left)",
+    ]
+
+
+def test_the_pace_of_long_steps_is_told_by_their_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("penjing.cli.progress.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    with progress(stream=stream) as listen:
+        listen(Event("study", "start", 2, 8, "trial"))
+        clock[0] = 60.0
+        listen(Event("study", "progress", 4, 8, "trial"))
+    assert "4/8 trial (30 s/trial, 120 s left)" in stream.getvalue()
+
+
 def test_plain_lines_have_no_control_signs() -> None:
     text = shown(io.StringIO())
     assert "\x1b" not in text

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from penjing.cli.app import main
+from penjing.cli.verbs.recover import _text
 from penjing.recover.loop import Loop
+from penjing.recover.result import RecoverResult, StopReason
 
 NETWORK = """
 import torch
@@ -90,3 +94,16 @@ def test_what_ends_before_its_first_epoch_leaves_nothing(
 ) -> None:
     interrupted(call, monkeypatch, after=0)
     assert not list(tmp_path.glob("parts*"))
+
+
+def test_the_last_line_tells_of_the_weights_that_came_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It gave the accuracy of the last epoch, whose weights were thrown away."""
+    start, last = {"val_accuracy": 0.75}, {"val_accuracy": 0.25}
+    made = RecoverResult(
+        torch.nn.Identity(), [last], [], 1, 1, 1.0, StopReason.EPOCHS, "fp32", {}, start, "start"
+    )
+    assert "1 step in 1.0 s, validation accuracy 75.00% (the weights from before); " in _text(made, tmp_path)
+    said = _text(replace(made, kept="last", steps=2), tmp_path)
+    assert "2 steps in 1.0 s, validation accuracy 25.00%; " in said

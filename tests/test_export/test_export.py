@@ -386,6 +386,43 @@ def test_files_already_written_are_verified_by_the_command_line(onnx_file: Path,
     assert json.loads(again.stdout)["files"][0]["ok"]
 
 
+@needs_tensorflow
+def test_without_formats_what_is_there_is_verified(onnx_file: Path, tmp_path: Path) -> None:
+    """Files of other formats than the default ones were left out without a word."""
+    from typer.testing import CliRunner
+
+    from penjing.cli.app import app
+
+    def ask(*more: str) -> Any:
+        return CliRunner().invoke(app, ["export", str(onnx_file), "--out", str(out), *more])
+
+    out = tmp_path / "files"
+    assert ask("--formats", "onnx,litert").exit_code == 0
+    shutil.copyfile(onnx_file, out / "model.int8.onnx")
+    found = json.loads(ask("--verify-only", "--json").stdout)
+    assert [Path(file["path"]).name for file in found["files"]] == [
+        "model.tflite",
+        "model.onnx",
+    ]  # by their formats' names
+    (note,) = found["notes"]
+    assert "model.int8.onnx: not compared" in note
+    assert "--data" in note
+    for file in ("model.tflite", "model.onnx"):
+        (out / file).unlink()
+    assert "int8 files alone" in str(ask("--verify-only").exception)
+    (out / "model.int8.onnx").unlink()
+    assert "no exported file" in str(ask("--verify-only").exception)
+
+
+def test_an_int8_file_that_differs_is_to_be_shown_real_inputs(small_net: nn.Module, onnx_file: Path) -> None:
+    with pytest.raises(VerifyError, match=r"Compare it on inputs like those .* --data") as caught:
+        pe.verify(onnx_file, nn.Sequential(small_net, nn.Softmax(1)), X, quantized=True)
+    assert "do not deploy" in caught.value.remedy
+    with pytest.raises(VerifyError) as caught:
+        pe.verify(onnx_file, nn.Sequential(small_net, nn.Softmax(1)), X)
+    assert "--data" not in caught.value.remedy
+
+
 def test_verification_refuses_values_that_are_not_finite(small_net: nn.Module, onnx_file: Path) -> None:
     model = onnx.load(str(onnx_file))
     bias = next(t for t in model.graph.initializer if list(t.dims) == [10])

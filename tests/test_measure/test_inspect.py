@@ -83,6 +83,16 @@ def test_it_prints_as_text_table_json_and_picture(vgg: Inspection, resnet: Inspe
         assert "http://" not in found.html().replace("http://www.w3.org/2000/svg", "")
 
 
+def test_the_keys_of_the_picture_lie_apart(vgg: Inspection) -> None:
+    """In a wide font one ended in the next one's box."""
+    items = list(ET.fromstring(vgg.svg()).iter())
+    boxes = [float(item.attrib["x"]) for item in items if item.get("height") == "10"]
+    texts = [item for item in items if item.tag.endswith("text") and item.get("y") == "13"]
+    ends = [float(text.attrib["x"]) + 6.9 * len(text.text or "") for text in texts]
+    assert len(boxes) == len(ends) == 4
+    assert all(end < box for end, box in zip(ends, [*boxes[1:], 720], strict=True))
+
+
 def test_names_are_escaped_in_the_picture() -> None:
     model = nn.Sequential()
     model.add_module("a<b>&", nn.Linear(3, 4))

@@ -143,6 +143,16 @@ def test_budget_out_of_reach() -> None:
         allocate(groups, scores_of(groups), budget=Budget(params=0.05), cost=slots)
 
 
+def test_a_percentage_for_a_budget_is_told_of_shares() -> None:
+    groups = [group("a", 10), group("bb", 300)]
+    with pytest.raises(BudgetError, match=r"params 2 > 1\. Allow more"):
+        allocate(groups, scores_of(groups), budget=Budget(params=0.005), cost=slots)
+    with pytest.raises(
+        BudgetError, match=r"params 8 > 2\. Write a share as a fraction \(0\.5 is half; above 1"
+    ):
+        allocate(groups, scores_of(groups), budget=Budget(params=2), cost=slots, min_slots=4)
+
+
 def test_own_ratios_the_last_match_wins() -> None:
     groups = [group("a", 10), group("bb", 10), group("ccc", 10)]
     kept = allocate(groups, scores_of(groups), ratio=0.5, ratios={"*b*": 0.2, "bb*": 0.0, "ccc.weight": 0.8})

@@ -586,6 +586,21 @@ def build():
 """
 
 
+def test_the_weights_that_a_factory_draws_follow_from_the_seed(
+    tiny_values: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of a factory that sets no seed, each process trained another network."""
+    (tmp_path / "net.py").write_text(RESIDUAL)
+    values = tiny_values | {"model": {"spec": f"{tmp_path / 'net.py'}:build"}}
+
+    def drawn(seed: int) -> Any:
+        torch.manual_seed(torch.seed())
+        space = Workspace(Recipe.parse(values | {"seed": seed}), tmp_path / "run")
+        return [weight.tolist() for weight in space.original().parameters()]
+
+    assert drawn(3) == drawn(3) != drawn(4)
+
+
 def test_branches_go_whole(tiny_values: dict[str, Any], tmp_path: Path) -> None:
     """A shorter network goes through every stage, and its artifact loads without the class."""
     (tmp_path / "net.py").write_text(RESIDUAL, encoding="utf-8")

@@ -34,6 +34,7 @@ def test_recovery_that_harms_gives_back_what_came_and_says_so(keep: str) -> None
     warning = next(event.message for event in said if event.kind == "warning")
     assert warning.startswith("training did not help")
     assert result.to_dict()["kept"] == "start"
+    assert result.reached is result.start
 
 
 def test_resumed_recovery_gives_back_the_same_start(tmp_path: Path) -> None:
@@ -49,6 +50,7 @@ def test_resumed_recovery_gives_back_the_same_start(tmp_path: Path) -> None:
 def test_what_helps_is_kept_and_training_and_sparse_training_are_not_guarded() -> None:
     helped = recover(network(seed=5), good(), Batches(20), RecoverConfig(epochs=3, lr=0.05), val=Batches(4))
     assert helped.kept == "last"
+    assert helped.reached is helped.history[-1]
     assert helped.history[-1]["val_accuracy"] > helped.start["val_accuracy"]
     assert train(good(), Batches(), RecoverConfig.parse(HARMFUL), val=Batches(4)).kept == "last"
     sparse = RecoverConfig.parse({**HARMFUL, "regularize": {"soft": {"ratio": 0.8}}})

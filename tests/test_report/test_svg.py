@@ -61,6 +61,25 @@ def test_whole_ticks_only() -> None:
     assert below == ["1", "2"]
 
 
+def test_one_epoch_is_the_only_tick() -> None:
+    """The axis went from 0 to 2."""
+    root = ET.fromstring(chart([Series("a", (Point(1, 0.5),))], x_label="epoch", y_label="y", whole_x=True))
+    ticks = [t.text for t in root.findall("text") if t.get("class") == "tick"]
+    assert [t for t in ticks if t in {"0", "1", "2"}] == ["1"]
+
+
+def test_a_name_lies_across_no_interval_where_there_is_room_beside() -> None:
+    places = (("dense, as given", 89e-3, 54.6), ("int8", 0.115, 53.2), ("recovered", 0.119, 53.4))
+    series = [Series(name, (Point(x, y, y - 4, y + 4, name),)) for name, x, y in places]
+    root = ET.fromstring(chart(series, x_label="ms", y_label="%", lines=False, log_x=True))
+    (name,) = (t for t in root.findall("text") if t.text == "dense, as given")
+    bars = [
+        float(line.attrib["x1"]) for line in root.findall("line") if "c" in line.get("class", "").split()[-1]
+    ]
+    assert name.get("text-anchor") == "end"
+    assert float(name.attrib["x"]) < min(bars)
+
+
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=5))
 def test_the_label_of_y_lies_on_no_number(values: list[float]) -> None:
     points = tuple(Point(float(at), value) for at, value in enumerate(values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,12 +29,34 @@ def command(
     """
     from penjing.measure import latency, size_bytes
 
-    rows, sizes = [], dict(map(_size, size or ()))
+    rows, sizes = [], _Sizes(map(_size, size or ()))
     for samples in batch or [1, 32]:
         candidates = {str(file): _candidate(file, samples, threads, sizes) for file in files}
+        sizes.check_all_taken()
         for name, timed in latency(candidates, num_runs=runs).items():
             rows.append({"file": name, "size_bytes": size_bytes(Path(name)), **timed.to_dict()})
     common.emit({"rows": rows}, _table(rows), json)
+
+
+class _Sizes(dict[str, int]):
+    """Sizes by what they are of, that know which of them some file has taken."""
+
+    def __init__(self, given: Iterable[tuple[str, int]]) -> None:
+        super().__init__(given)
+        self._taken: set[str] = set()
+
+    def __getitem__(self, name: str) -> int:
+        self._taken.add(name)
+        return super().__getitem__(name)
+
+    def check_all_taken(self) -> None:
+        """Refuse one that no file leaves free: a misspelt name would change nothing, without a word."""
+        if idle := [name for name in self if name not in self._taken]:
+            raise MeasureError(
+                f"no file leaves {', '.join(idle)} free",
+                layer="--size",
+                remedy="Correct the name, or leave it out",
+            )
 
 
 def _size(text: str) -> tuple[str, int]:

@@ -15,7 +15,12 @@ from penjing.cli.progress import progress, without_notes
 def command(
     model: common.Model,
     out: common.Out,
-    formats: common.Formats = "onnx,saved_model",
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            help=common.FORMATS, show_default="onnx,saved_model; with --verify-only those that are there"
+        ),
+    ] = None,
     int8: Annotated[Path | None, typer.Option(help="An int8 ONNX file for the int8 formats.")] = None,
     dynamic_axis: common.DynamicAxes = None,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set.")] = None,
@@ -55,11 +60,14 @@ def command(
         )
         batches = feed.calibration()
     inputs = None if loaded is None else common.examples(loaded, feed)
-    chosen = common.names(formats)
+    chosen = common.names("onnx,saved_model" if formats is None else formats)
     if verify_only:
+        left: list[str] = []
+        if formats is None:
+            chosen, left = _there(out, with_data=feed is not None)
         found = _verify(source, out, chosen, inputs, batches)
-        lines = _lines((one, one.notes) for one in found)
-        common.emit({"files": [one.to_dict() for one in found]}, lines, json)
+        lines = "\n".join([*_lines((one, one.notes) for one in found), *left])
+        common.emit({"files": [one.to_dict() for one in found], "notes": left}, lines, json)
         return
     with progress(quiet=json) as listen:
         made = export(
@@ -73,12 +81,39 @@ def command(
             opset=opset,
             listen=without_notes(listen),
         )
-    common.emit(made, _lines((file.verification, file.notes) for file in made.files), json)
+    common.emit(made, "\n".join(_lines((file.verification, file.notes) for file in made.files)), json)
 
 
-def _lines(told: Iterable[tuple[Any, Iterable[str]]]) -> str:
+def _lines(told: Iterable[tuple[Any, Iterable[str]]]) -> list[str]:
     """What each file's check found, and its notes."""
-    return "\n".join(line for found, notes in told for line in (_line(found), *notes))
+    return [line for found, notes in told for line in (_line(found), *notes)]
+
+
+def _there(out: Path, *, with_data: bool) -> tuple[tuple[str, ...], list[str]]:
+    """The formats whose files are in a folder, and what is said of those left out.
+
+    Raises:
+        ExportError: where none can be compared.
+    """
+    from penjing.errors import ExportError
+    from penjing.export.base import formats
+
+    there = {
+        name: exporter for name, exporter in sorted(formats().items()) if (out / exporter.filename).exists()
+    }
+    if not there:
+        raise ExportError(
+            "there is no exported file", layer=str(out), remedy="Give the folder that they are in"
+        )
+    left = [] if with_data else [name for name, exporter in there.items() if exporter.quantized]
+    why = "not compared: its ranges are those of real inputs, which --data gives"
+    if len(left) == len(there):
+        raise ExportError(
+            "there are int8 files alone", layer=str(out), remedy="Give --data: they know real inputs"
+        )
+    return tuple(name for name in there if name not in left), [
+        f"{out / there[name].filename}: {why}" for name in left
+    ]
 
 
 def _verify(source: Any, out: Path, chosen: tuple[str, ...], inputs: Any, batches: Any) -> list[Any]:

@@ -30,7 +30,9 @@ def command(
 
     loaded = common.load(model, weights=weights, options=option, trust=trust)
     found = inspect(
-        loaded.model, common.examples(loaded), ignore=checked_patterns(ignore or (), loaded.model)
+        loaded.model,
+        common.examples(loaded, takes_data=False),
+        ignore=checked_patterns(ignore or (), loaded.model),
     )
     history = _history(model, trust)
     if html is not None:

@@ -62,7 +62,7 @@ def command(
             "a ratio and a budget both say how much goes", layer="--ratio", remedy="Give one of the two"
         )
     check_replaceable(out)
-    loaded = common.load(model, weights=weights, options=option, trust=trust)
+    loaded = common.load(model, weights=weights, options=option, trust=trust, seed=seed)
     limits = common.budget_of(budget)
     feed = None
     if data is not None:

@@ -54,7 +54,7 @@ def command(
     if out.suffix.lower() != ".onnx":
         out = out / "model.int8.onnx"
     check_folder(out.parent)
-    source, loaded = common.opened(model, weights=weights, options=option, trust=trust)
+    source, loaded = common.opened(model, weights=weights, options=option, trust=trust, seed=seed)
     feed = common.feed_of(
         data,
         data_option,

@@ -44,8 +44,8 @@ def command(
     from penjing.recover import RecoverConfig, recover
 
     check_replaceable(out)
-    small = common.load(student, weights=None, options=None, trust=trust)
-    large = common.load(teacher, weights=teacher_weights, options=option, trust=trust)
+    small = common.load(student, weights=None, options=None, trust=trust, seed=seed)
+    large = common.load(teacher, weights=teacher_weights, options=option, trust=trust, seed=seed)
     config = RecoverConfig.parse({"epochs": epochs, "lr": lr, **common.pairs(set_, "--set")})
     feed = common.feed_of(
         data,
@@ -115,7 +115,8 @@ def _text(made: Any, out: Path) -> str:
     from penjing.recover.quality import quality, quality_name, shown
     from penjing.report.text import duration
 
-    last = made.history[-1] if made.history else {}
-    found = quality(last)
-    reached = "" if found is None else f", validation {quality_name(last)} {shown(last, found)}"
-    return f"{made.steps} steps in {duration(made.seconds)}{reached}; {made.stopped.value}\nwritten to {out}"
+    found = quality(made.reached)
+    value = "" if found is None else f", validation {quality_name(made.reached)} {shown(made.reached, found)}"
+    before = " (the weights from before)" if made.kept == "start" else ""
+    steps = f"{made.steps} step{'s' * (made.steps != 1)}"
+    return f"{steps} in {duration(made.seconds)}{value}{before}; {made.stopped.value}\nwritten to {out}"

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from penjing.cli import common
+from penjing.errors import ArtifactError
 
 
 def command(
@@ -26,8 +27,22 @@ def command(
     from penjing.report import Metrics, terminal_table, write_report
     from penjing.report.text import headline, verdict
 
+    if not (folder / "metrics.json").exists():
+        _check_is_run(folder)
     metrics = Metrics.read(folder)
     page = write_report(out or folder, metrics)
     said = {"headline": headline(metrics), "verdict": verdict(metrics)}
     text = Group(terminal_table(metrics), "", *(line for line in said.values() if line), str(page))
     common.emit({**metrics.to_dict(), **said, "page": str(page)}, text, json)
+
+
+def _check_is_run(folder: Path) -> None:
+    """Tell how a study is looked at, which is no run."""
+    from penjing.search.study import STUDY_FILE  # loads much
+
+    if (folder / STUDY_FILE).is_file():
+        raise ArtifactError(
+            "it is a study, whose trials have a report each",
+            layer=str(folder),
+            remedy=f"Its front: penjing study --out {folder}; a trial's page: {folder}/trials/…/report.html",
+        )

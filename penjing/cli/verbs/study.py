@@ -109,8 +109,8 @@ def _table(
     from penjing.report.text import milliseconds, percent, size
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for head in ("trial", "val", "ms", "size", "left", "criterion", "scope", "folder"):
-        table.add_column(head, no_wrap=True)
+    for head in ("trial", "val", "ms", "size", "int8", "left", "criterion", "scope", "folder"):
+        table.add_column(head, no_wrap=head != "folder", overflow="fold")
     for row in sorted((r for r in rows if r["front"]), key=lambda r: r["latency_ms"]):
         values = row["values"]
         table.add_row(
@@ -118,6 +118,7 @@ def _table(
             percent(row["accuracy"]) if metric is None else f"{row['accuracy']:.4g}",
             milliseconds(row["latency_ms"]),
             size(row["size_bytes"]),
+            "yes" if values["quantize"] else "no",
             f"{values['left']:.2f}",
             values["criterion"],
             values["scope"],
