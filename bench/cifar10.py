@@ -243,7 +243,9 @@ def thin() -> Maker:
 
     def make(bench: Bench, seed: int) -> Network:
         began, setting = time.perf_counter(), bench.setting
-        config = ReconstructConfig(max_samples=setting.calibration, block_steps=setting.block_steps)
+        config = ReconstructConfig(
+            max_samples=setting.calibration, block_steps=setting.block_steps, max_memory=12.0
+        )
         done = factorize(
             bench.dense,
             torch.zeros(_EXAMPLE),

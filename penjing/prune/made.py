@@ -26,13 +26,13 @@ class How(Enum):
     """The forward writes into what sizes it is cut."""
     WORKED = ("chunk", "norm", "conv", "pad", "slice", "shuffle")
     """The forward may give a size, its modules or their weights may have one."""
-    OTHER = ()
-    """Its size is what that of its inputs was."""
+    OTHER = ("",)
+    """Its size is what that of its inputs was; any name has this part."""
 
     @classmethod
     def of(cls, op: str) -> How:
         """How an op, by its full name, comes to its sizes."""
-        return next((how for how in cls if any(part in op for part in how.value)), cls.OTHER)
+        return next(how for how in cls if any(part in op for part in how.value))
 
 
 class Made(NamedTuple):
