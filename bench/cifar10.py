@@ -49,9 +49,9 @@ from penjing.recover.augment import make_augment
 from penjing.search.whole import REFERENCE, WholeTimer
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_EXAMPLE = (2, 3, 32, 32)
+EXAMPLE = (2, 3, 32, 32)
 # what the residual stream runs through: leaving these whole prunes inside the blocks only
-_STREAM = ("bn1.weight", "layer*.bn2.weight")
+STREAM = ("bn1.weight", "layer*.bn2.weight")
 _PEER_STEPS = 400
 
 
@@ -91,8 +91,8 @@ class Bench:
         self.teacher = self.dense if setting.teacher is None else self._given(setting.teacher)
         self.bundle = self._open()
         self.val = list(self._loader("val", setting.val_limit, 250))
-        self.macs = count(self.dense, torch.zeros(_EXAMPLE)).num_macs
-        self._timer = WholeTimer(self.dense, torch.zeros(_EXAMPLE), batch=1, threads=1)
+        self.macs = count(self.dense, torch.zeros(EXAMPLE)).num_macs
+        self._timer = WholeTimer(self.dense, torch.zeros(EXAMPLE), batch=1, threads=1)
 
     def _given(self, depth: int) -> nn.Module:
         """A ResNet of this depth with the weights it comes with."""
@@ -220,14 +220,14 @@ def ours(*, stream: bool = False, shorter: bool = False, blocks: bool = False) -
         began, data = time.perf_counter(), bench.calibration()
         pruned = prune(
             bench.dense,
-            torch.zeros(_EXAMPLE),
+            torch.zeros(EXAMPLE),
             criterion="obs",
             scope="global" if bench.setting.latency is None else "sensitivity",
             budget=bench.setting.budget,
-            ignore=() if stream else _STREAM,
+            ignore=() if stream else STREAM,
             data=data,
             min_slots=2,
-            branches=len(find_branches(trace(bench.dense, torch.zeros(_EXAMPLE)))) // 3 if shorter else 0,
+            branches=len(find_branches(trace(bench.dense, torch.zeros(EXAMPLE)))) // 3 if shorter else 0,
             seed=seed,
         )
         steps = bench.setting.block_steps if blocks else 0
@@ -248,7 +248,7 @@ def thin() -> Maker:
         )
         done = factorize(
             bench.dense,
-            torch.zeros(_EXAMPLE),
+            torch.zeros(EXAMPLE),
             setting.budget,
             bench.calibration(),
             reconstruct=config,
@@ -266,11 +266,11 @@ def plain(criterion: str) -> Maker:
         began = time.perf_counter()
         done = prune(
             bench.dense,
-            torch.zeros(_EXAMPLE),
+            torch.zeros(EXAMPLE),
             criterion=criterion,
             scope="local",
             budget=bench.setting.budget,
-            ignore=_STREAM,
+            ignore=STREAM,
             seed=seed,
         )
         return Network(done.model, done.plan, time.perf_counter() - began)
@@ -290,7 +290,7 @@ def peer(*, everywhere: bool) -> Maker:
         import torch_pruning as tp
 
         began = time.perf_counter()
-        example = torch.zeros(_EXAMPLE)
+        example = torch.zeros(EXAMPLE)
 
         def after(steps: int, max_macs: float = 0.0) -> nn.Module:
             """The network after so many steps, or once it has few enough MACs."""
@@ -454,7 +454,7 @@ def row(bench: Bench, network: str, recovery: str, seed: int) -> dict[str, Any]:
         listen=lambda event: _say(name, event.kind, dict(event.metrics)),
     )
     _save(done.model, place.with_suffix(".safetensors"))
-    counted = count(done.model, torch.zeros(_EXAMPLE))
+    counted = count(done.model, torch.zeros(EXAMPLE))
     found = {
         "network": network,
         "recovery": recovery,
@@ -521,7 +521,7 @@ def _rebuilt(bench: Bench, plan: Path, weights: dict[str, Tensor]) -> nn.Module:
     if ranks:
         model = with_ranks(bench.dense, ranks)
     elif plan.exists():
-        model = apply(bench.dense, Plan.load(plan), torch.zeros(_EXAMPLE)).model
+        model = apply(bench.dense, Plan.load(plan), torch.zeros(EXAMPLE)).model
     else:
         model = copy.deepcopy(bench.dense)
         for name, value in weights.items():

@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10 import Bench, Setting
+from cifar10 import EXAMPLE, STREAM, Bench, Setting
 
 from penjing.measure import count, wilson
 from penjing.prune import Budget, prune
 from penjing.recover import evaluate
-
-_EXAMPLE = (2, 3, 32, 32)
-_STREAM = ("bn1.weight", "layer*.bn2.weight")
 
 
 def main() -> None:
@@ -60,17 +57,17 @@ def main() -> None:
         for scope in args.scopes:
             done = prune(
                 bench.dense,
-                torch.zeros(_EXAMPLE),
+                torch.zeros(EXAMPLE),
                 criterion=criterion,
                 scope=scope,
-                ignore=_STREAM,
+                ignore=STREAM,
                 data=images,
                 reconstruct=True,
                 **amount,
             )
             right, total, _ = evaluate(done.model, bench.val)
             low, high = wilson(int(right), total)
-            counted = count(done.model, torch.zeros(_EXAMPLE))
+            counted = count(done.model, torch.zeros(EXAMPLE))
             params = counted.num_params / done.before["params"]
             print(
                 f"{criterion:12} {scope:11} {counted.num_macs / bench.macs:6.3f} {params:7.3f}  "

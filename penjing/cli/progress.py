@@ -153,9 +153,8 @@ class _Plain:
             self._fresh.add(event.stage)
         elif event.kind == "progress" and event.stage in self._fresh:
             self._fresh.remove(event.stage)
-            if (
-                event.step == self._began[event.stage][1] + 1
-            ):  # much is set up in a first step: it tells no pace
+            # much is set up in a first step: it tells no pace
+            if event.step == self._began[event.stage][1] + 1:
                 self._began[event.stage] = now, event.step
         if event.kind == "progress" and event.stage != "run":
             if now - self._last < _SECONDS_BETWEEN_LINES or not event.total:

@@ -143,17 +143,17 @@ def factorize(
     student = copy.deepcopy(model)
     config = _config(reconstruct)
     batches = calibration_batches(data, config.max_samples, required_inputs(model))
-    layers, whole = _layers(student, before, checked_patterns(ignore, model))
+    layers, whole = _layers(student, checked_patterns(ignore, model))
     seen = _seen(student, layers, batches, seed)
-    for name in layers.keys() - seen.keys():
-        whole[name] = "the forward does not call it"
-    layers = {name: layer for name, layer in layers.items() if name in seen}
+    macs = {one.name: one.num_macs for one in before.layers if one.num_macs}
+    called = seen.keys() & macs.keys()
+    whole |= {name: "the forward does not call it" for name in layers if name not in called}
+    layers = {name: layer for name, layer in layers.items() if name in called}
     if not layers:
         raise FactorizeError(
             "no layer can be split" + "".join(f"; {name}: {why}" for name, why in [*whole.items()][:3]),
             remedy="Give the network as its class, with plain nn.Linear, nn.Conv1d or nn.Conv2d in it",
         )
-    macs = {one.name: one.num_macs for one in before.layers}
     choices = {
         name: seen[name].by_macs(macs[name]) if cost == "macs" else seen[name].by_params() for name in layers
     }
@@ -193,17 +193,20 @@ def with_ranks(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
         FactorizeError: for a name that is no layer that can be split, or a rank that it cannot have.
     """
     student = copy.deepcopy(model)
+    modules = dict(student.named_modules())
     for name, rank in ranks.items():
-        layer = dict(student.named_modules()).get(name)
+        layer = modules.get(name)
         why = "there is no such module" if layer is None else refusal(layer)
         if why or not isinstance(layer, Layer):
             raise FactorizeError(str(why), layer=name, remedy="Give the ranks that `factorize` gave")
-        full = Columns(layer).full_rank
-        if not 1 <= rank <= full:
+        columns = Columns(layer)
+        if not 1 <= rank <= columns.full_rank:
             raise FactorizeError(
-                f"rank {rank} of 1 to {full}", layer=name, remedy="Give the ranks it was made with"
+                f"rank {rank} of 1 to {columns.full_rank}",
+                layer=name,
+                remedy="Give the ranks it was made with",
             )
-        _replace(student, layer, Columns(layer).pair(rank))
+        _replace(student, layer, columns.pair(rank))
     return student
 
 
@@ -213,9 +216,7 @@ def _config(given: bool | ReconstructConfig | Mapping[str, Any]) -> ReconstructC
     return ReconstructConfig.of(given)
 
 
-def _layers(
-    model: nn.Module, counted: Count, ignore: Sequence[str]
-) -> tuple[dict[str, Layer], dict[str, str]]:
+def _layers(model: nn.Module, ignore: Sequence[str]) -> tuple[dict[str, Layer], dict[str, str]]:
     """What may be split, and what may not, and why."""
     layers: dict[str, Layer] = {}
     whole: dict[str, str] = {}
@@ -232,8 +233,6 @@ def _layers(
             why = "its weight is shared"
         if why is None and any(matches(f"{name}.weight", pattern) for pattern in ignore):
             why = "it is to be left alone"
-        if why is None and not any(one.name == name and one.num_macs for one in counted.layers):
-            why = "the forward does not call it"
         if why is None and isinstance(layer, Layer):
             layers[name] = layer
         else:

@@ -45,11 +45,11 @@ class Columns:
             generator: Draws them.
         """
         if isinstance(self.layer, nn.Linear):
-            positions, flat = None, x.reshape(-1, x.shape[-1])
-            self._between += len(flat)
-            self._outputs += len(flat)
-            some = thin_out(len(flat), wanted, generator)
-            rows = flat if some is None else flat[some]
+            rows = x.reshape(-1, x.shape[-1])
+            self._between += len(rows)
+            self._outputs += len(rows)
+            some = thin_out(len(rows), wanted, generator)
+            rows = rows if some is None else rows[some]
         else:
             space = len(self.layer.kernel_size)
             x, y = (value if value.dim() == space + 2 else value[None] for value in (x, y))

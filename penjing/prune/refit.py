@@ -296,10 +296,10 @@ class Refit:
 
     def kept_outputs(self, place: Place) -> Tensor | None:
         """Positions of the teacher's outputs that the student has."""
-        out = place.dims[0]
-        kept = None if out is None else self.kept.get(place.weight, {}).get(out)
         if place.weight not in self.teacher.params:  # the second of two layers in the place of one
             return None
+        out = place.dims[0]
+        kept = None if out is None else self.kept.get(place.weight, {}).get(out)
         theirs, mine = (place.kernel(graph.params) for graph in (self.teacher, self.student))
         expected = len(theirs) if kept is None else len(kept)
         if expected != len(mine):

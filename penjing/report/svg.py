@@ -192,10 +192,8 @@ def _x_scale(points: Sequence[Point], log: bool, left: float) -> Scale:
     if log:
         low, high = low / 1.6, high * 1.6
     elif low == high:
-        low, high = (
-            low - 0.5,
-            high + 0.5,
-        )  # of whole numbers, such as the one epoch of a run, no other is in it
+        # of whole numbers, such as the one epoch of a run, no other is in it
+        low, high = low - 0.5, high + 0.5
     return Scale(low, high, left, WIDTH - _RIGHT, log)
 
 
@@ -284,9 +282,8 @@ def _labels(series: Sequence[Series], x: Scale, y: Scale) -> list[str]:
             for start, anchor in sides
         ]
         room = [place for place in places if free(*place[:2])] or places[:1]
-        near = [
-            place for place in room if abs(place[1] - room[0][1]) <= 2 * _LINE
-        ]  # farther off, whose is it?
+        # farther off, whose is it?
+        near = [place for place in room if abs(place[1] - room[0][1]) <= 2 * _LINE]
         start, at, anchor = next((place for place in near if clear(*place[:2])), room[0])
         taken.append((start, start + width, at))
         edge = start if anchor == "start" else start + width

@@ -11,6 +11,8 @@ import typer
 from penjing.cli import common
 from penjing.cli.progress import progress, without_notes
 
+_DEFAULT = "onnx,saved_model"
+
 
 def command(
     model: common.Model,
@@ -18,7 +20,7 @@ def command(
     formats: Annotated[
         str | None,
         typer.Option(
-            help=common.FORMATS, show_default="onnx,saved_model; with --verify-only those that are there"
+            help=common.FORMATS, show_default=f"{_DEFAULT}; with --verify-only those that are there"
         ),
     ] = None,
     int8: Annotated[Path | None, typer.Option(help="An int8 ONNX file for the int8 formats.")] = None,
@@ -60,7 +62,7 @@ def command(
         )
         batches = feed.calibration()
     inputs = None if loaded is None else common.examples(loaded, feed)
-    chosen = common.names("onnx,saved_model" if formats is None else formats)
+    chosen = common.names(_DEFAULT if formats is None else formats)
     if verify_only:
         left: list[str] = []
         if formats is None:
