@@ -11,18 +11,17 @@ import typer
 from penjing.cli import common
 from penjing.cli.progress import progress, without_notes
 
-_DEFAULT = "onnx,saved_model"
-
 
 def command(
+    context: typer.Context,
     model: common.Model,
     out: common.Out,
     formats: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help=common.FORMATS, show_default=f"{_DEFAULT}; with --verify-only those that are there"
+            help=common.FORMATS, show_default="onnx,saved_model; with --verify-only those that are there"
         ),
-    ] = None,
+    ] = "onnx,saved_model",
     int8: Annotated[Path | None, typer.Option(help="An int8 ONNX file for the int8 formats.")] = None,
     dynamic_axis: common.DynamicAxes = None,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set.")] = None,
@@ -62,10 +61,11 @@ def command(
         )
         batches = feed.calibration()
     inputs = None if loaded is None else common.examples(loaded, feed)
-    chosen = common.names(_DEFAULT if formats is None else formats)
+    chosen = common.names(formats)
     if verify_only:
         left: list[str] = []
-        if formats is None:
+        asked = context.get_parameter_source("formats")
+        if asked is not None and asked.name == "DEFAULT":
             chosen, left = _there(out, with_data=feed is not None)
         found = _verify(source, out, chosen, inputs, batches)
         lines = "\n".join([*_lines((one, one.notes) for one in found), *left])
