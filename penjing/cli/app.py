@@ -22,6 +22,7 @@ from penjing.user_file import users_fault
 VERBS = (
     "inspect",
     "prune",
+    "factorize",
     "recover",
     "quantize",
     "export",
@@ -34,7 +35,15 @@ VERBS = (
     "worker",
 )
 _RESUMABLE = ("compress", "demo", "recover", "run", "study")
-_STAGES = ("inspect", "prune", "recover", "quantize", "export", "report")  # verbs that are one stage
+_STAGES = (
+    "inspect",
+    "prune",
+    "factorize",
+    "recover",
+    "quantize",
+    "export",
+    "report",
+)  # verbs that are one stage
 _BY_THEMSELVES = ("recover", "study")  # go on where they are given again
 
 app = typer.Typer(

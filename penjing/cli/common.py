@@ -164,6 +164,15 @@ def load(
         return load_model(spec, weights=weights, trust=trust, **pairs(options, "--option"))
 
 
+def history(spec: str, *, trust: bool) -> list[dict[str, Any]]:
+    """The stages an artifact went through, oldest first; none of any other model."""
+    if not (Path(spec) / "manifest.json").is_file():
+        return []
+    from penjing.artifact import read_artifact
+
+    return [dict(stage) for stage in read_artifact(spec, trust=trust).stages]
+
+
 def opened(
     spec: str, *, weights: str | None, options: Sequence[str] | None, trust: bool, seed: int = 0
 ) -> tuple[Any, LoadedModel | None]:
@@ -194,9 +203,10 @@ def feed_of(
     batch_size: int,
     normalize: str,
     seed: int,
+    samples: int | None = None,
 ) -> Feed:
     """The data of a spec as batches in the layout of the model, or of the ONNX file that is the ``source``,
-    normalised as it is used to.
+    normalised as it is used to; so many samples of it for statistics, or as many as are usual.
     """
     from penjing.data import open_data
     from penjing.graph.inputs import required_inputs
@@ -209,6 +219,7 @@ def feed_of(
             "options": pairs(options, "--data-option"),
             "batch_size": batch_size,
             "normalize": normalize,
+            **({} if samples is None else {"calibration": samples}),
         }
     )
     bundle = open_data(spec, **config.options)

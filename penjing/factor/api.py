@@ -133,7 +133,7 @@ def factorize(
     bounds = as_budget(budget)
     if bounds is None or len(bounds.bounds) != 1 or bounds.bounds[0] not in _COSTS:
         raise FactorizeError(
-            f"the budget is {bounds.bounds if bounds else budget!r}",
+            f"the budget bounds {' and '.join(bounds.bounds) if bounds else 'nothing'}",
             remedy="Give one of macs and params, as in Budget(macs=0.5): what a rank costs is counted in it",
         )
     (cost,) = bounds.bounds

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import penjing.export as pe
-from penjing.cli.app import _carry_out, _how_to_resume, main
+from penjing.cli.app import VERBS, _carry_out, _how_to_resume, main
 from penjing.cli.common import budget_of, emit, in_points, names, pairs
 from penjing.cli.verbs.bench import _table
 from penjing.cli.verbs.quantize import _text
@@ -44,14 +44,14 @@ def test_import_is_light() -> None:
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    for verb in ("inspect", "prune", "recover", "quantize", "export", "compress", "report", "bench", "demo"):
+    for verb in VERBS:
         assert verb in out
 
 
 @pytest.mark.parametrize(
     "verb",
     [
-        *("inspect", "prune", "recover", "quantize", "export", "compress"),
+        *("inspect", "prune", "factorize", "recover", "quantize", "export", "compress"),
         *("report", "bench", "demo", "run", "study", "worker"),
     ],
 )
@@ -114,10 +114,10 @@ def test_unknown_options_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--ful" in err
 
 
-@pytest.mark.parametrize("verb", ["prune", "recover", "quantize", "compress"])
+@pytest.mark.parametrize("verb", ["prune", "factorize", "recover", "quantize", "compress"])
 def test_a_negative_seed_is_a_wrong_option(capsys: pytest.CaptureFixture[str], verb: str) -> None:
-    teacher = ["--teacher", "t"] if verb == "recover" else []
-    code, _, err = call(capsys, verb, "m", "--data", "d", "--out", "o", "--seed", "-1", *teacher)
+    needed = {"recover": ["--teacher", "t"], "factorize": ["--budget", "macs=0.5"]}.get(verb, [])
+    code, _, err = call(capsys, verb, "m", "--data", "d", "--out", "o", "--seed", "-1", *needed)
     assert code == 2
     assert "--seed" in err
 

@@ -55,7 +55,7 @@ def command(
         normalize=normalize,
         seed=seed,
     )
-    inputs = common.examples(small, feed)
+    inputs, plan = common.examples(small, feed), _plan(student)
     depends = {"student": small, "teacher": large, "data": feed, "metric": metric}
     with (
         progress(quiet=json) as listen,
@@ -67,7 +67,7 @@ def command(
             feed.train(),
             config,
             val=feed.split("val"),
-            plan=_plan(student),
+            plan=plan,
             metric=None if metric is None else load_metric(metric),
             checkpoint=checkpoint,
             seed=seed,
@@ -75,13 +75,13 @@ def command(
         )
         if distributed.is_initialized() and distributed.get_rank() > 0:
             return  # of torchrun's processes the first one writes and tells
-        plan = Path(student) / "plan.json"
+        pruned = [] if plan is None else [{"stage": "prune"}]
         save_artifact(
             out,
             made.model,
             example_inputs=inputs,
-            plan=_plan(student),
-            stages=[*(["prune"] if plan.is_file() else []), "recover"],
+            plan=plan,
+            stages=[*(common.history(student, trust=trust) or pruned), "recover"],
             normalize=feed.normalize,
         )
     common.emit({**made.to_dict(), "folder": str(out)}, _text(made, out), json)
