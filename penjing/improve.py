@@ -39,16 +39,18 @@ def improved(
     loss: Callable[[], Tensor],
     judged: Callable[[], float],
     before: float,
+    optimizer: Callable[[Any], torch.optim.Optimizer] = torch.optim.Adam,
 ) -> float:
-    """Train by Adam with cosine decay; keep the result only where it is judged better.
+    """Train with cosine decay; keep the result only where it is judged better.
 
     Args:
         every: All parameters.
-        groups: Adam's groups, with a rate each: what is trained.
+        groups: The optimizer's groups, with a rate each: what is trained.
         steps: How often.
         loss: Of the next batch.
         judged: What decides; less is better.
         before: What it gives for the parameters as they are.
+        optimizer: Takes the groups.
 
     Returns:
         What it gives afterwards: less than before, or before, and then nothing has changed.
@@ -56,12 +58,12 @@ def improved(
     chosen: list[Tensor] = [value for group in groups for value in group["params"]]
     start = [value.detach().clone() for value in chosen]
     with _training_only(every, chosen):
-        optimizer = torch.optim.Adam(groups)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        stepper = optimizer(groups)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, steps)
         for _ in range(steps):
-            optimizer.zero_grad(set_to_none=True)
+            stepper.zero_grad(set_to_none=True)
             loss().backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            stepper.step()
             schedule.step()
     after = judged()
     if after < before:  # false where it is not a number

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isnan
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from penjing.batches import Inputs, call_model
 from penjing.errors import FactorizeError
 from penjing.events import Event, Listener, silent
 from penjing.factor.columns import Columns
+from penjing.factor.gains import output_gains
 from penjing.factor.pair import Layer, refusal
-from penjing.factor.ranks import choose
+from penjing.factor.ranks import Choice, choose
 from penjing.graph.inputs import required_inputs
 from penjing.graph.solve import matches
 from penjing.graph.views import eval_view
@@ -29,6 +31,7 @@ from penjing.prune.reconstruct import reconstruct as refit
 
 _COSTS = ("macs", "params")
 _STEPS = 100  # in which each block is fitted as a whole
+_LEAST = 1e-6  # of the largest gain: no layer is free to lose all
 _ROWS = 65_536  # of a layer's input, about, that its moments are taken of
 
 
@@ -103,8 +106,9 @@ def factorize(
     A layer's weight, as a matrix, is replaced by the product of rank r that changes its output least on the
     data: the singular values of the weight times the root of the inputs' covariance (Zhang et al. 2015,
     "Accelerating very deep convolutional networks"; of a convolution wider than one column, the covariance
-    within a column). Ranks come from one price for all layers. Then all layers are refitted to the original's
-    outputs, and the layers of each block together (`penjing.reconstruct`).
+    within a column). Ranks come from one price for all layers, where an error counts by the root of how far
+    the outputs follow it (`penjing.factor.gains`). Then all layers are refitted to the original's outputs,
+    and the layers of each block together (`penjing.reconstruct`).
 
     It takes parameters and MACs where no channel can be spared, goes with pruning (before or after it), and
     keeps the widths of all values between layers, so features are compared without a plan in recovery. Two
@@ -154,8 +158,12 @@ def factorize(
             "no layer can be split" + "".join(f"; {name}: {why}" for name, why in [*whole.items()][:3]),
             remedy="Give the network as its class, with plain nn.Linear, nn.Conv1d or nn.Conv2d in it",
         )
+    weights = _weights(output_gains(student, layers, batches, torch.Generator().manual_seed(seed)), layers)
     choices = {
-        name: seen[name].by_macs(macs[name]) if cost == "macs" else seen[name].by_params() for name in layers
+        name: _weighed(
+            seen[name].by_macs(macs[name]) if cost == "macs" else seen[name].by_params(), weights[name]
+        )
+        for name in layers
     }
     rest = total - sum(max(one.cost for one in each) for each in choices.values())
     chosen = choose(choices, limit - rest)
@@ -172,7 +180,7 @@ def factorize(
             whole[name] = "a low rank of it would cost more than it saves"
             continue
         _replace(student, layer, seen[name].pair(one.rank))
-        done.append(LowRank(name, one.rank, seen[name].full_rank, one.error))
+        done.append(LowRank(name, one.rank, seen[name].full_rank, one.error / weights[name]))
     listen(Event("factorize", "note", message=f"{len(done)} layers split, {len(whole)} stay whole"))
     fit = None
     if reconstruct is not False:
@@ -238,6 +246,20 @@ def _layers(model: nn.Module, ignore: Sequence[str]) -> tuple[dict[str, Layer], 
         else:
             whole[name] = str(why)
     return layers, whole
+
+
+def _weights(gains: Mapping[str, float], layers: Collection[str]) -> dict[str, float]:
+    """What a layer's error counts: the root of how far the outputs follow it, as the refit then takes most of
+    the loudest errors away; the same for all where that is not known.
+    """
+    largest = max(gains.values(), default=0.0)
+    if not 0 < largest < float("inf") or any(isnan(gain) for gain in gains.values()):
+        return dict.fromkeys(layers, 1.0)
+    return {name: max(gains.get(name, 0.0) / largest, _LEAST) ** 0.5 for name in layers}
+
+
+def _weighed(choices: Sequence[Choice], weight: float) -> list[Choice]:
+    return [replace(one, error=weight * one.error) for one in choices]
 
 
 @torch.no_grad()

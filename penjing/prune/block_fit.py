@@ -20,6 +20,7 @@ from penjing.graph.axes import count
 from penjing.graph.batch import batch_unit, is_batched
 from penjing.graph.sections import Section, find_sections
 from penjing.improve import improved
+from penjing.muon import Muon
 from penjing.prune.nodes import only_reader, shape_of
 from penjing.prune.places import Place
 from penjing.prune.plan import Plan
@@ -32,7 +33,7 @@ from penjing.prune.walk import attribute, called
 _BATCH = 64
 _LAYERS = 2  # a single layer has its least-squares fit already
 _RATES = {"weights": 0.03, "vectors": 0.005}
-"""Adam's rates, relative to the size of a tensor's values."""
+"""Rates of `Muon`, relative to the size of a tensor's values."""
 
 
 class Counterpart:
@@ -201,7 +202,7 @@ class Blocks:
             return loss(batch, torch.from_numpy(rows.reshape(-1)))
 
         before = judged()
-        after = improved(self.student.params.values(), groups, self.steps, drawn, judged, before)
+        after = improved(self.student.params.values(), groups, self.steps, drawn, judged, before, Muon)
         names = tuple(self.places[self.by_name[name]].weight for name in section.layers)
         return BlockFit(names, before, after)
 

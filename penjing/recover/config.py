@@ -67,10 +67,11 @@ class RecoverConfig(Config):
             clock stood.
         steps_per_epoch: Optimizer steps taken in each epoch; None takes the whole data, 1 is "one
             optimizer step an epoch".
-        optimizer: ``"sgd"`` or ``"adamw"``.
-        lr: Peak learning rate; under AdamW, of the steps of a network in int8 relative to their size.
+        optimizer: ``"sgd"``, ``"adamw"`` or ``"muon"`` (steps as long in every direction of a weight).
+        lr: Peak learning rate; under Muon relative to the size of each parameter, under AdamW that of the
+            steps of a network in int8.
         momentum, nesterov: For SGD.
-        betas: For AdamW.
+        betas: For AdamW, and for what Muon leaves to Adam.
         weight_decay: Not applied to biases, normalisation weights and other parameters of at most one
             dimension.
         schedule: ``"onecycle"`` (cosine up, cosine down), ``"cosine"``, ``"linear"`` (linear warmup then
@@ -130,7 +131,7 @@ class RecoverConfig(Config):
     max_steps: int | None = Field(default=None, ge=0)
     max_seconds: float | None = Field(default=None, gt=0)
     steps_per_epoch: int | None = Field(default=None, ge=1)
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: float = Field(default=0.02, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = True

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import RecoverError
+from penjing.muon import Muon
 from penjing.recover.config import RecoverConfig
 
 _SIZE = "size"
+_VECTORS = 1 / 6  # of the rate of matrices, under Muon
 
 
 def build_optimizer(model: nn.Module, config: RecoverConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters that require gradients.
+    """The configured optimizer over the parameters that require gradients.
 
     Parameters of at most one dimension (biases, normalisation scales) get no weight decay. AdamW, whose
     updates do not know how large a parameter is, trains those that a module names in ``scale_parameters`` at
-    rates that are shares of their mean size at the start.
+    rates that are shares of their mean size at the start; Muon trains all at such rates.
 
     Raises:
         RecoverError: when no parameter requires a gradient.
@@ -30,6 +32,8 @@ def build_optimizer(model: nn.Module, config: RecoverConfig) -> torch.optim.Opti
             "no parameter of the model requires a gradient",
             remedy="Call model.requires_grad_(True), or train at least one layer",
         )
+    if config.optimizer == "muon":
+        return Muon([_relative(p, config) for p in params], lr=config.lr, betas=config.betas)
     named = [p for module in model.modules() for p in getattr(module, "scale_parameters", ())]
     scales = {id(p) for p in named if config.optimizer == "adamw"}
     rest = [p for p in params if id(p) not in scales]
@@ -49,6 +53,14 @@ def build_optimizer(model: nn.Module, config: RecoverConfig) -> torch.optim.Opti
     return torch.optim.SGD(
         groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused
     )
+
+
+def _relative(param: nn.Parameter, config: RecoverConfig) -> dict[str, Any]:
+    """A group whose steps are shares of a parameter's root mean square; of 0.1 where it is all zeros."""
+    size = float(param.detach().square().mean().sqrt()) or 0.1
+    if param.dim() > 1:
+        return {"params": [param], "scale": size, "weight_decay": config.weight_decay}
+    return {"params": [param], "scale": _VECTORS * size, "weight_decay": 0.0}
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

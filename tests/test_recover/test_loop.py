@@ -36,6 +36,7 @@ def interrupt_at(epoch: int) -> Any:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "sgd": {},
+    "muon": {"optimizer": "muon", "lr": 0.01},
     "adamw, average, best": {"optimizer": "adamw", "lr": 0.01, "ema": 0.9, "keep": "best"},
     "accumulated, mixed": {"grad_accumulation": 4, "mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1},
     "steps end within an epoch": {"max_steps": 16, "schedule": "cosine", "warmup": 0.2},
