@@ -35,15 +35,7 @@ VERBS = (
     "worker",
 )
 _RESUMABLE = ("compress", "demo", "recover", "run", "study")
-_STAGES = (
-    "inspect",
-    "prune",
-    "factorize",
-    "recover",
-    "quantize",
-    "export",
-    "report",
-)  # verbs that are one stage
+_STAGES = ("inspect", "prune", "factorize", "recover", "quantize", "export", "report")  # of one stage
 _BY_THEMSELVES = ("recover", "study")  # go on where they are given again
 
 app = typer.Typer(

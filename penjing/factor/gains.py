@@ -1,4 +1,7 @@
-"""How far the network's output follows an error in a layer's."""
+"""How far the network's output follows an error in a layer's.
+
+`penjing.prune.output_gain` asks the same for each channel of a traced graph; here a module is enough.
+"""
 
 from __future__ import annotations
 
