@@ -58,6 +58,11 @@ class Muon(torch.optim.Optimizer):
         return loss
 
 
+def size_of(value: Tensor) -> float:
+    """Root mean square of a parameter, the unit of its rate; 0.1 where it is all zeros."""
+    return float(value.detach().square().mean().sqrt()) or 0.1
+
+
 def _is_matrix(value: Tensor) -> bool:
     return value.dim() == 2 or (value.dim() > 2 and value.shape[1] > 1)
 

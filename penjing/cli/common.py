@@ -164,13 +164,12 @@ def load(
         return load_model(spec, weights=weights, trust=trust, **pairs(options, "--option"))
 
 
-def history(spec: str, *, trust: bool) -> list[dict[str, Any]]:
-    """The stages an artifact went through, oldest first; none of any other model."""
-    if not (Path(spec) / "manifest.json").is_file():
-        return []
-    from penjing.artifact import read_artifact
+def history(spec: str) -> list[dict[str, Any]]:
+    """The stages an artifact went through, oldest first, as its manifest says; none of any other model."""
+    from penjing.manifest import MANIFEST_FILE, read_manifest
 
-    return [dict(stage) for stage in read_artifact(spec, trust=trust).stages]
+    folder = Path(spec)
+    return list(read_manifest(folder)["stages"]) if (folder / MANIFEST_FILE).is_file() else []
 
 
 def opened(

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from penjing.batches import Inputs, between, call_model, count_samples
 from penjing.factor.pair import Layer
 from penjing.graph.views import eval_view
+from penjing.prune.output_gain import projected
 
 _SAMPLES = 256
 _SIGNS = 4  # draws for each batch
@@ -46,12 +47,11 @@ def output_gains(
         tapped, outputs = _forward(model, layers, batch)
         if not tapped or not outputs:
             break
+        values = [value for _, value in tapped]
         for draw in range(_SIGNS):
-            signs = [torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1 for y in outputs]
-            projected = torch.stack([(y * v).sum() for y, v in zip(outputs, signs, strict=True)]).sum()
-            values = [value for _, value in tapped]
+            seen = projected(outputs, generator)
             more = draw + 1 < _SIGNS
-            grads = torch.autograd.grad(projected, values, retain_graph=more, allow_unused=True)
+            grads = torch.autograd.grad(seen, values, retain_graph=more, allow_unused=True)
             for (name, value), grad in zip(tapped, grads, strict=True):
                 if grad is not None:
                     totals[name] = totals.get(name, 0.0) + _moved(layers[name], value, grad) / _SIGNS

@@ -20,7 +20,7 @@ from penjing.graph.axes import count
 from penjing.graph.batch import batch_unit, is_batched
 from penjing.graph.sections import Section, find_sections
 from penjing.improve import improved
-from penjing.muon import Muon
+from penjing.muon import Muon, size_of
 from penjing.prune.nodes import only_reader, shape_of
 from penjing.prune.places import Place
 from penjing.prune.plan import Plan
@@ -188,7 +188,7 @@ class Blocks:
             return sum(float(loss(index, rows)) * samples for index, rows, samples in held) / max(total, 1)
 
         groups = [
-            {"params": [value], "lr": _RATES[kind] * (float(value.detach().square().mean().sqrt()) or 0.1)}
+            {"params": [value], "lr": _RATES[kind] * size_of(value)}
             for kind, values in (("weights", weights), ("vectors", vectors))
             for value in values
         ]

@@ -40,12 +40,11 @@ def output_gains(
         tapped, outputs = _forward(graph, nodes, batch)
         called = [node for node in nodes if node in tapped]
         with torch.enable_grad():
-            signs = [torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1 for y in outputs]
-            projected = torch.stack([(y * v).sum() for y, v in zip(outputs, signs, strict=True)]).sum()
+            seen = projected(outputs, generator)
         tensors = [tapped[node] for node in called]
         grads: tuple[Tensor | None, ...] = ()
         if tensors:  # there are none where all weights are computed
-            grads = torch.autograd.grad(projected, tensors, allow_unused=True)
+            grads = torch.autograd.grad(seen, tensors, allow_unused=True)
         for node, grad in zip(called, grads, strict=True):
             if grad is None:  # nothing of it reaches the output
                 continue
@@ -60,6 +59,12 @@ def output_gains(
     mean = torch.stack(sums).sum(0) / samples
     variance = squares / samples - float(mean.square().sum())
     return {name: total / samples for name, total in totals.items()}, max(variance, 1e-30)
+
+
+def projected(outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    """The outputs' sum under random signs ``v``, whose gradients are ``vᵀ J``."""
+    signs = [torch.randint(0, 2, y.shape, generator=generator).to(y) * 2 - 1 for y in outputs]
+    return torch.stack([(y * v).sum() for y, v in zip(outputs, signs, strict=True)]).sum()
 
 
 def _forward(

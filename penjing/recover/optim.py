@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import RecoverError
-from penjing.muon import Muon
+from penjing.muon import Muon, size_of
 from penjing.recover.config import RecoverConfig
 
 _SIZE = "size"
@@ -56,8 +56,8 @@ def build_optimizer(model: nn.Module, config: RecoverConfig) -> torch.optim.Opti
 
 
 def _relative(param: nn.Parameter, config: RecoverConfig) -> dict[str, Any]:
-    """A group whose steps are shares of a parameter's root mean square; of 0.1 where it is all zeros."""
-    size = float(param.detach().square().mean().sqrt()) or 0.1
+    """A group whose steps are shares of a parameter's size."""
+    size = size_of(param)
     if param.dim() > 1:
         return {"params": [param], "scale": size, "weight_decay": config.weight_decay}
     return {"params": [param], "scale": _VECTORS * size, "weight_decay": 0.0}

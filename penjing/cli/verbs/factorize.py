@@ -78,7 +78,7 @@ def command(
         out,
         made.model,
         example_inputs=examples,
-        stages=[*common.history(model, trust=trust), {"stage": "factorize", "ranks": made.ranks}],
+        stages=[*common.history(model), {"stage": "factorize", "ranks": made.ranks}],
         normalize=feed.normalize,
     )
     common.emit({**made.to_dict(), "folder": str(out)}, _text(made, out), json)

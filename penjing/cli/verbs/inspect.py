@@ -34,7 +34,7 @@ def command(
         common.examples(loaded, takes_data=False),
         ignore=checked_patterns(ignore or (), loaded.model),
     )
-    history = common.history(model, trust=trust)
+    history = _history(model, trust)
     if html is not None:
         from penjing.files import atomic_write
 
@@ -42,6 +42,14 @@ def command(
             aside.write_text(found.html(), encoding="utf-8")
     result = {**found.to_dict(), **({"history": history} if history else {})}
     common.emit(result, _text(found, history), json)
+
+
+def _history(model: str, trust: bool) -> list[Any]:
+    if not (Path(model) / "manifest.json").is_file():
+        return []
+    from penjing.artifact import read_artifact
+
+    return [dict(stage) for stage in read_artifact(model, trust=trust).stages]
 
 
 def _text(found: Any, history: list[Any]) -> Any:

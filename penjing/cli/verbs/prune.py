@@ -96,7 +96,7 @@ def command(
         made.model,
         example_inputs=examples,
         plan=made.plan,
-        stages=[*common.history(model, trust=trust), "prune"],
+        stages=[*common.history(model), "prune"],
         normalize=feed.normalize if feed else loaded.normalize,
     )
     result = {key: value for key, value in made.to_dict().items() if key != "plan"} | {"folder": str(out)}

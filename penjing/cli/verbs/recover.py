@@ -81,7 +81,7 @@ def command(
             made.model,
             example_inputs=inputs,
             plan=plan,
-            stages=[*(common.history(student, trust=trust) or pruned), "recover"],
+            stages=[*(common.history(student) or pruned), "recover"],
             normalize=feed.normalize,
         )
     common.emit({**made.to_dict(), "folder": str(out)}, _text(made, out), json)
